@@ -1,0 +1,130 @@
+"""Stage align: teach the projector to write in the language model's own token embeddings.
+
+Each projected audio frame f is read as a distribution over the tokens of the training transcripts by its squared
+distance to their embeddings, p(v | f) ∝ exp(−s/2 · |f − e_v|²), and trained with CTC (Graves et al. 2006) against the
+tokenised transcript. Only the projector learns, so the language model meets vectors it already understands.
+"""
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leaf.config import AlignConfig
+from leaf.errors import DataError
+from leaf.run import RunDirectory
+from leaf.speech.policy import Policy
+from leaf.training import batch_indices, build_optimizer, build_schedule, take
+
+
+class CtcAligner(nn.Module):
+    """Score projected frames against token embeddings.
+
+    Args:
+        policy: gives tokenizer, embeddings and projected frames.
+        texts: transcripts whose tokens make up the output vocabulary.
+
+    The blank is the embedding of a lone space: a filler the language model reads over.
+    """
+
+    def __init__(self, policy: Policy, texts: list[str]):
+        super().__init__()
+        self.tokenizer = policy.tokenizer
+        blank = self.tokenizer(" ", add_special_tokens=False)["input_ids"][0]
+        used = sorted({token for text in texts for token in self._encode(text)} - {blank})
+        self.vocabulary = [blank, *used]
+        self.index = {token: i for i, token in enumerate(self.vocabulary)}
+        embeddings = policy.base.get_input_embeddings().weight.detach()
+        self.register_buffer("embeddings", embeddings[self.vocabulary].float())
+        self.log_scale = nn.Parameter(torch.zeros((), device=embeddings.device))
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def targets(self, text: str) -> list[int]:
+        """Return a transcript as indices into the aligner's vocabulary, tokens it does not know left out."""
+        return [self.index[token] for token in self._encode(text) if token in self.index]
+
+    def log_probs(self, frames: Tensor) -> Tensor:
+        """Return (F, V) log-probabilities for frames (F, D)."""
+        embeddings: Tensor = self.get_buffer("embeddings")
+        logits = frames.float() @ embeddings.T - 0.5 * embeddings.square().sum(-1)
+        return (self.log_scale.exp() * logits).log_softmax(-1)
+
+    def forward(self, frames: list[Tensor], texts: list[str]) -> Tensor:
+        """Return the mean CTC loss per target token in nats."""
+        logs = [self.log_probs(frame) for frame in frames]
+        padded = nn.utils.rnn.pad_sequence(logs)  # (F, B, V)
+        targets = [torch.tensor(self.targets(text)) for text in texts]
+        return nn.functional.ctc_loss(
+            padded,
+            torch.cat(targets).to(padded.device),
+            torch.tensor([len(log) for log in logs]),
+            torch.tensor([len(target) for target in targets]),
+            blank=0,
+            zero_infinity=True,
+        )
+
+    def decode(self, frames: Tensor) -> list[int]:
+        """Return the best path as vocabulary indices, repeats merged and blanks dropped."""
+        path = torch.unique_consecutive(self.log_probs(frames).argmax(-1)).tolist()
+        return [index for index in path if index != 0]
+
+
+def token_error_rate(aligner: CtcAligner, frames: list[Tensor], texts: list[str]) -> float:
+    """Return edit distance over target length between best paths and transcripts, in tokens."""
+    import jiwer
+
+    pairs = [(aligner.targets(text), aligner.decode(frame)) for frame, text in zip(frames, texts, strict=True)]
+    return float(jiwer.wer([" ".join(map(str, want)) for want, _ in pairs], [" ".join(map(str, got)) for _, got in pairs]))
+
+
+def align(config: AlignConfig, policy: Policy, train_rows, eval_rows, run: RunDirectory, report=print) -> dict[str, float]:
+    """Train the projector; rows need `prompt`, `audio` and `reference` (the transcript).
+
+    Writes metrics.jsonl, validation.jsonl and projector.safetensors; returns the last validation.
+    """
+    texts = [row["reference"] for row in train_rows]
+    if not all(text.strip() for text in texts):
+        raise DataError("A training row has an empty transcript; CTC needs the spoken words of every row.")
+    aligner = CtcAligner(policy, texts).to(policy.device)
+    projector = policy.unfreeze_projector()
+    optimizer = build_optimizer([*projector, *aligner.parameters()], config)
+    schedule = build_schedule(optimizer, config)
+    eval_rows = take(eval_rows, range(min(len(eval_rows), config.eval_items or len(eval_rows))))
+    # The encoder is frozen, so its output is computed once, not once per epoch.
+    report(f"align: encoding {len(train_rows)} + {len(eval_rows)} recordings")
+    features, eval_features = _features(policy, train_rows), _features(policy, eval_rows)
+    started, scores = time.perf_counter(), {}
+    for step in range(config.max_steps):
+        batch = batch_indices(len(train_rows), config.batch_size, step, config.seed)
+        loss = aligner(_project(policy, [features[i] for i in batch]), [texts[i] for i in batch])
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(projector, config.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        seconds = time.perf_counter() - started
+        run.append("metrics.jsonl", {"step": step + 1, "loss": loss.item(), "grad_norm": norm.item(), "seconds": seconds})
+        if (step + 1) % 50 == 0:
+            report(f"align {step + 1}/{config.max_steps}  ctc {loss.item():.3f}  {seconds:.0f} s")
+        if (config.eval_every and (step + 1) % config.eval_every == 0) or step + 1 == config.max_steps:
+            with torch.no_grad():
+                frames = _project(policy, eval_features)
+                scores = {"token_error_rate": token_error_rate(aligner, frames, [row["reference"] for row in eval_rows])}
+            run.append("validation.jsonl", {"step": step + 1, **scores})
+            policy.save_projector(run.path / "projector.safetensors")
+            report(f"align {step + 1}/{config.max_steps}  token error rate {scores['token_error_rate']:.4f}")
+    return scores
+
+
+def _features(policy: Policy, rows: Any, batch_size: int = 16) -> list[Tensor]:
+    """Encode all rows, in half precision to save memory."""
+    batches = (take(rows, range(at, min(at + batch_size, len(rows)))) for at in range(0, len(rows), batch_size))
+    return [frames.half() for batch in batches for frames in policy.audio_features(batch)]
+
+
+def _project(policy: Policy, features: list[Tensor]) -> list[Tensor]:
+    frames = policy.projector(torch.cat(features).to(policy.base.dtype))
+    return list(frames.split([len(part) for part in features]))

@@ -1,0 +1,100 @@
+"""The clipped policy loss with the k3 divergence, per token, and its reductions."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from leaf.errors import ConfigError
+
+Reduction = Literal["completion_mean", "token_mean", "constant"]
+
+
+def k3(new_logp: Float[Tensor, "K T"], ref_logp: Float[Tensor, "K T"]) -> Float[Tensor, "K T"]:
+    """Return the k3 estimate of KL(π_new ‖ π_ref) per token: e^d − d − 1 with d = log π_ref − log π_new, at least 0.
+
+    Source: Schulman, "Approximating KL divergence" (2020). Inputs in nats.
+    """
+    d = ref_logp - new_logp
+    return torch.expm1(d) - d
+
+
+def token_weights(
+    masks: Sequence[Bool[Tensor, "K T"]],
+    *,
+    reduction: Reduction = "completion_mean",
+    constant_length: int | None = None,
+) -> list[Float[Tensor, "K T"]]:
+    """Return the weight of every token in the loss of one update, so that micro-batches may be summed.
+
+    Args:
+        masks: per group (K, T), True at real tokens, for all groups of the update.
+        reduction: "completion_mean": mean over the tokens of each completion, then over the non-empty completions
+            (published); "token_mean": mean over all tokens; "constant": sum over tokens divided by the number of
+            non-empty completions times `constant_length` (Dr. GRPO).
+        constant_length: divisor of "constant", in tokens.
+    """
+    completions = sum(int(mask.any(1).sum()) for mask in masks)
+    tokens = sum(int(mask.sum()) for mask in masks)
+    if reduction == "token_mean":
+        return [mask.float() / max(tokens, 1) for mask in masks]
+    if reduction == "constant":
+        if not constant_length or constant_length < 1:
+            raise ConfigError(f"The reduction constant needs constant_length of at least 1; got {constant_length}.")
+        return [mask.float() / (max(completions, 1) * constant_length) for mask in masks]
+    if reduction != "completion_mean":
+        raise ConfigError(f"The reduction {reduction!r} is unknown; allowed are completion_mean, token_mean, constant.")
+    return [mask.float() / (mask.sum(1, keepdim=True).clamp_min(1) * max(completions, 1)) for mask in masks]
+
+
+def policy_loss(
+    new_logp: Float[Tensor, "K T"],
+    old_logp: Float[Tensor, "K T"],
+    advantages: Float[Tensor, "K T"],
+    mask: Bool[Tensor, "K T"],
+    *,
+    weights: Float[Tensor, "K T"] | None = None,
+    clip: float = 0.2,
+    clip_high: float | None = None,
+    ref_logp: Float[Tensor, "K T"] | None = None,
+    kl_coef: float = 0.02,
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Return Σ weight · [−min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) + β k3] and its statistics (arXiv 2606.07610).
+
+    Args:
+        new_logp: (K, T) log-probabilities under the policy, with graph.
+        old_logp: (K, T) the same when the completions were sampled.
+        advantages: (K, T).
+        mask: (K, T) True at real tokens; whatever stands elsewhere has no effect, not on the gradient either.
+        weights: (K, T) from `token_weights`; default this group alone, "completion_mean".
+        clip, clip_high: ε below and above; `clip_high` defaults to `clip`.
+        ref_logp: (K, T) log-probabilities under the reference model; None leaves the divergence out.
+        kl_coef: β.
+
+    Returns:
+        The scalar loss and detached means over the real tokens: kl, clip_fraction, ratio_mean, and ratio_max.
+    """
+    if weights is None:
+        weights = token_weights([mask])[0]
+    new, old, advantage = (x.masked_fill(~mask, 0.0) for x in (new_logp, old_logp, advantages))
+    ratio = torch.exp(new - old)
+    high = clip if clip_high is None else clip_high
+    clipped = ratio.clamp(1 - clip, 1 + high)
+    per_token = -torch.minimum(ratio * advantage, clipped * advantage)
+    divergence = torch.zeros_like(new)
+    if ref_logp is not None:
+        divergence = k3(new, ref_logp.masked_fill(~mask, 0.0))
+        per_token = per_token + kl_coef * divergence
+    loss = (weights * per_token).masked_fill(~mask, 0.0).sum()
+    with torch.no_grad():
+        count = mask.sum().clamp_min(1)
+        binding = (clipped * advantage < ratio * advantage) & mask
+        stats = {
+            "kl": divergence.masked_fill(~mask, 0.0).sum() / count,
+            "clip_fraction": binding.sum() / count,
+            "ratio_mean": ratio.masked_fill(~mask, 0.0).sum() / count,
+            "ratio_max": ratio.masked_fill(~mask, 0.0).max() if mask.any() else torch.zeros(()),
+        }
+    return loss, stats

@@ -1,0 +1,157 @@
+"""The prefix tree of a group: built once from token ids, it serves credit, the packed forward and the report."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from leaf.errors import DataError
+
+
+@dataclass(frozen=True)
+class PrefixTree:
+    """Hold the trie of K completions: one node per distinct prefix, N nodes in depth-first order.
+
+    Completions are sorted as rows, and the common prefix of neighbours is found; a token opens a new node exactly where
+    it lies beyond the prefix shared with the row above. Numbering these cells row by row is a depth-first preorder.
+
+    Attributes:
+        tokens: (K, T) int64 token ids, right-padded.
+        lengths: (K,) int64.
+        node: (K, T) int64 node of every token, −1 at padding.
+        token: (N,) int64 token id of a node.
+        parent: (N,) int64 parent node, −1 where the parent is the prompt.
+        depth: (N,) int64 position of the node's token in its completions, from 0.
+        count: (N,) int64 number of completions through the node.
+    """
+
+    tokens: Int[Tensor, "K T"]
+    lengths: Int[Tensor, " K"]
+    node: Int[Tensor, "K T"]
+    token: Int[Tensor, " N"]
+    parent: Int[Tensor, " N"]
+    depth: Int[Tensor, " N"]
+    count: Int[Tensor, " N"]
+
+    @classmethod
+    def build(cls, tokens: Int[Tensor, "K T"], lengths: Int[Tensor, " K"]) -> "PrefixTree":
+        """Build the tree of completions `tokens` (K, T), right-padded, of `lengths` (K,); 0 ≤ length ≤ T.
+
+        Raises:
+            DataError: shapes do not fit or a length is out of range.
+        """
+        if tokens.ndim != 2 or lengths.shape != tokens.shape[:1]:
+            raise DataError(
+                f"A group needs tokens of shape (K, T) and lengths of shape (K,); got {tuple(tokens.shape)} and "
+                f"{tuple(lengths.shape)}."
+            )
+        size, width = tokens.shape
+        ids = tokens.detach().cpu().numpy().astype(np.int64)
+        ends = lengths.detach().cpu().numpy().astype(np.int64)
+        if size and (ends.min() < 0 or ends.max() > width):
+            raise DataError(f"Lengths must lie in 0..{width}, the width of tokens; got {ends.min()}..{ends.max()}.")
+        real = np.arange(width)[None] < ends[:, None]
+        ids = np.where(real, ids, np.int64(-1))
+        order = _sorted_rows(ids)
+        rows, row_real = ids[order], real[order]
+
+        differs = rows[1:] != rows[:-1]  # padding is −1: a row that ended differs from one that goes on
+        common = np.where(differs.any(1), differs.argmax(1), width)
+        common = np.concatenate([np.zeros(min(size, 1), np.int64), common])
+        opens = row_real & (np.arange(width)[None] >= common[:, None])
+        number = opens.ravel().cumsum().reshape(size, width) - 1
+        # A shared cell takes the node of the row above; ids only grow downwards, so a running maximum carries them.
+        node = np.maximum.accumulate(np.where(opens, number, -1), axis=0) if size else number
+        node = np.where(row_real, node, -1)
+
+        at_row, at_column = opens.nonzero()
+        parent = np.where(at_column > 0, node[at_row, np.maximum(at_column - 1, 0)], -1)
+        count = np.bincount(node[row_real], minlength=len(at_row))
+        back = np.empty_like(order)
+        back[order] = np.arange(size)
+
+        def tensor(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(tokens.device)
+
+        return cls(
+            tokens=tokens.long(),
+            lengths=lengths.long(),
+            node=tensor(node[back]),
+            token=tensor(rows[at_row, at_column]),
+            parent=tensor(parent),
+            depth=tensor(at_column),
+            count=tensor(count),
+        )
+
+    @property
+    def num_nodes(self) -> int:
+        """Return N."""
+        return self.token.shape[0]
+
+    @cached_property
+    def is_leaf(self) -> Bool[Tensor, " N"]:
+        """Return (N,) True where a node has no children."""
+        leaf = torch.ones(self.num_nodes, dtype=torch.bool, device=self.parent.device)
+        leaf[self.parent[self.parent >= 0]] = False
+        return leaf
+
+    @cached_property
+    def subtree_end(self) -> Int[Tensor, " N"]:
+        """Return (N,) the exclusive end of each subtree in preorder: j descends from i or is i iff i ≤ j < end[i].
+
+        The end is the next node that is not deeper.
+        """
+        depth = self.depth.cpu().numpy()
+        size = len(depth)
+        # Nodes of one row's run have rising depth, so only run starts close subtrees: depth d is closed by the first
+        # later run that starts at depth ≤ d. Runs are at most K, so this loop is over completions, not tokens.
+        starts = np.flatnonzero(np.concatenate([[True], depth[1:] <= depth[:-1]])) if size else np.zeros(0, np.int64)
+        closes = np.full(int(depth.max()) + 1 if size else 0, size, dtype=np.int64)
+        end = np.empty(size, dtype=np.int64)
+        for start, stop in zip(starts[::-1], np.append(starts[1:], size)[::-1], strict=True):
+            end[start:stop] = closes[depth[start:stop]]
+            closes[depth[start] :] = start
+        return torch.from_numpy(end).to(self.depth.device)
+
+    def prefix_group(self, boundary: int) -> Int[Tensor, " K"]:
+        """Return (K,) ids of the groups of completions whose first `boundary` tokens are equal, exactly.
+
+        A completion that ended at or before the boundary takes part with its whole token sequence. Ids are node
+        numbers (of the prefix's last token); −1 is the empty prefix.
+        """
+        last = self.lengths.clamp_max(boundary) - 1
+        node = self.node.gather(1, last.clamp_min(0)[:, None]).squeeze(1) if self.node.shape[1] else last
+        return torch.where(last >= 0, node, torch.full_like(node, -1))
+
+    def node_count(self, scored: Bool[Tensor, " K"]) -> Float[Tensor, " N"]:
+        """Return (N,) how many of the `scored` completions pass through each node, as float64."""
+        return self._sum(scored.double())
+
+    def node_mean(self, rewards: Float[Tensor, " K"]) -> Float[Tensor, " N"]:
+        """Return (N,) V̂, the mean reward of the completions through each node, in float64.
+
+        A NaN reward leaves its completion out; a node with no scored completion has NaN.
+        """
+        scored = ~rewards.isnan()
+        return self._sum(torch.where(scored, rewards.double(), 0.0)) / self.node_count(scored)
+
+    def _sum(self, values: Float[Tensor, " K"]) -> Float[Tensor, " N"]:
+        total = torch.zeros(self.num_nodes, dtype=torch.float64, device=self.node.device)
+        real = self.node >= 0
+        spread = values.to(self.node.device)[:, None].expand_as(self.node)
+        return total.index_add_(0, self.node[real], spread[real])
+
+
+def _sorted_rows(ids: np.ndarray) -> np.ndarray:
+    """Return a stable order in which rows that share a prefix are neighbours.
+
+    Rows are compared as big-endian bytes of the shifted ids, which is their lexicographic order.
+    """
+    if ids.shape[0] < 2 or ids.shape[1] == 0:
+        return np.arange(ids.shape[0])
+    width = np.uint32 if ids.max() < 2**32 - 2 else np.uint64
+    keys = np.ascontiguousarray((ids + 1).astype(np.dtype(width).newbyteorder(">")))
+    return np.argsort(keys.view(np.dtype((np.void, keys.shape[1] * keys.itemsize))).ravel(), kind="stable")

@@ -1,0 +1,400 @@
+"""The policy: a speech-aware LLM of transformers with LoRA on its language model.
+
+A prompt (audio and text) is embedded once; the embeddings serve sampling, old and reference log-probabilities and the
+update. Scoring runs one tree-packed forward per micro-batch of groups. The reference model is the adapter switched off.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoProcessor
+
+from leaf.credit.tree import PrefixTree
+from leaf.errors import ModelError
+from leaf.speech.audio import load_audio
+from leaf.speech.families import Family, family_of
+from leaf.speech.packing import collate, micro_batches, pack, unpack
+
+LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Hold one embedded prompt: `embeddings` (P, D); `is_audio` (P,) is True where they came from audio."""
+
+    embeddings: Tensor
+    is_audio: Tensor
+
+    @property
+    def length(self) -> int:
+        """Return P, the number of positions."""
+        return self.embeddings.shape[0]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Hold per-group (K, T) tensors: log-probabilities and entropies in nats at the policy's temperature, 0 at padding.
+
+    `packed_tokens` counts the rows the forward ran, `plain_tokens` those that K separate copies would have needed.
+    """
+
+    log_probs: list[Tensor]
+    entropies: list[Tensor]
+    packed_tokens: int
+    plain_tokens: int
+
+
+class _Reached(Exception):
+    """Carries a submodule's inputs out of the outer forward, which then stops."""
+
+
+class Policy(nn.Module):
+    """Wrap a speech-aware LLM for RL: embed prompts, score prefix trees, save the adapter.
+
+    Args:
+        model: a transformers model of a known family, already wrapped by peft or plain (then nothing is trainable).
+        processor: its processor.
+        temperature: divides the logits wherever log-probabilities are taken; in (0, inf).
+        token_budget: largest padded size (rows × longest row) of one scoring forward.
+        logit_rows: rows of the head computed at once; more are chunked and recomputed in the backward pass.
+        max_prompt_tokens: longest prompt accepted, audio and text together; None for no limit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        *,
+        temperature: float = 1.0,
+        token_budget: int = 4096,
+        logit_rows: int = 1024,
+        max_prompt_tokens: int | None = None,
+    ):
+        super().__init__()
+        self.model = model
+        self.processor = processor
+        self.temperature = temperature
+        self.token_budget = token_budget
+        self.logit_rows = logit_rows
+        self.max_prompt_tokens = max_prompt_tokens
+        self.family: Family = family_of(self.base.config)
+        self.logits_scale = self.family.logits_scale(self.base.config)
+        layer_types = set(getattr(self.text_config, "layer_types", None) or ["full_attention"])
+        if layer_types != {"full_attention"}:
+            raise ModelError(
+                f"This language model has layers of type {sorted(layer_types)}; the tree-packed forward is right for "
+                "full attention only. Use a model with full-attention layers."
+            )
+        self.audio_token_id = self.tokenizer.convert_tokens_to_ids(self.family.audio_token)
+        self.eos_token_ids = _eos_ids(self.base, self.tokenizer)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        lora: peft.LoraConfig | None = None,
+        adapter: str | Path | None = None,
+        dtype: str = "float32",
+        device: str | torch.device = "cpu",
+        gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> "Policy":
+        """Load a checkpoint directory or hub id, with a fresh LoRA (`lora`), a saved one (`adapter`) or none."""
+        name = str(path)
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+        family = family_of(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
+        model = family.auto_model.from_pretrained(
+            name, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        )
+        return cls.wrap(
+            model.to(device),
+            processor,
+            lora=lora,
+            adapter=adapter,
+            gradient_checkpointing=gradient_checkpointing,
+            **options,
+        )
+
+    @classmethod
+    def wrap(
+        cls,
+        model: nn.Module,
+        processor: Any,
+        *,
+        lora: peft.LoraConfig | None = None,
+        adapter: str | Path | None = None,
+        gradient_checkpointing: bool = False,
+        **options: Any,
+    ) -> "Policy":
+        """Freeze a loaded model, put LoRA on its language model and wrap both; see `load`."""
+        model.requires_grad_(False)
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if adapter is not None:
+            model = peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=lora is not None)
+        elif lora is not None:
+            family = family_of(model.config)
+            if isinstance(lora.target_modules, set | list | tuple):
+                lora.target_modules = family.lora_targets(tuple(sorted(lora.target_modules)))
+            model = peft.get_peft_model(model, lora)
+        return cls(model, processor, **options).eval()
+
+    # -- parts ---------------------------------------------------------------------------------------------------------
+    @property
+    def base(self) -> Any:
+        """Return the transformers model without the peft wrapper."""
+        return self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
+
+    @property
+    def tokenizer(self) -> Any:
+        """Return the processor's tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def text_config(self) -> Any:
+        """Return the configuration of the language model."""
+        return self.base.config.get_text_config(decoder=True)
+
+    @property
+    def language_model(self) -> Any:
+        """Return the decoder stack that takes embeddings."""
+        return self.family.module(self.base, self.family.language_model)
+
+    @property
+    def projector(self) -> nn.Module:
+        """Return the projector from audio features into the embedding space."""
+        return self.family.module(self.base, self.family.projector)
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the language model's embeddings."""
+        return self.base.get_input_embeddings().weight.device
+
+    def unfreeze_projector(self) -> list[nn.Parameter]:
+        """Make the projector trainable in float32, whatever the precision around it, and return its parameters."""
+        dtype = self.base.dtype
+        projector = self.projector.float().requires_grad_(True)
+        projector.register_forward_pre_hook(lambda module, args: tuple(x.float() for x in args))
+        projector.register_forward_hook(lambda module, args, output: output.to(dtype))
+        return list(projector.parameters())
+
+    def train(self, mode: bool = True) -> "Policy":
+        """Switch dropout and gradient checkpointing of the language model; the audio side always stays in eval."""
+        super().train(mode)
+        self.family.module(self.base, self.family.audio_tower).eval()
+        self.projector.eval()
+        return self
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Switch the adapter off for the time of the block: the policy is then the reference model."""
+        if not isinstance(self.model, peft.PeftModel):
+            raise ModelError("This policy has no adapter, so it has no reference model. Load it with `lora=`.")
+        with self.model.disable_adapter():
+            yield
+
+    def describe(self) -> dict[str, int]:
+        """Count parameters: trainable, in all, and by part (audio tower, projector, language model)."""
+        parts = {"audio_tower": self.family.audio_tower, "projector": self.family.projector}
+        parts["language_model"] = self.family.language_model
+        counts = {name: _count(self.family.module(self.base, path)) for name, path in parts.items()}
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return {"trainable": trainable, "total": _count(self), **counts}
+
+    # -- prompts -------------------------------------------------------------------------------------------------------
+    def render(self, prompt: str | Sequence[Mapping[str, Any]]) -> str:
+        """Render a prompt as model input text: a plain instruction, a string with the placeholder, or messages."""
+        if not isinstance(prompt, str):
+            messages = list(prompt)
+        elif self.family.audio_token in prompt:
+            return prompt
+        else:
+            content = [{"type": "audio", "audio": ""}, {"type": "text", "text": prompt}]
+            messages = [{"role": "user", "content": content}]
+        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def inputs(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Turn rows with `prompt` and `audio` into the processor's tensors; refuse what would lose audio."""
+        rate = self.processor.feature_extractor.sampling_rate
+        texts = [self.render(example["prompt"]) for example in examples]
+        audio = [load_audio(example["audio"], sampling_rate=rate) for example in examples]
+        longest = self.family.max_seconds(self.processor)
+        for example, text, wave in zip(examples, texts, audio, strict=True):
+            name = example.get("id", str(example["prompt"])[:40])
+            if text.count(self.family.audio_token) != 1:
+                raise ModelError(
+                    f"The prompt of {name!r} has {text.count(self.family.audio_token)} audio placeholders "
+                    f"({self.family.audio_token}); exactly one is allowed, one recording per prompt."
+                )
+            if len(wave) > longest * rate:
+                raise ModelError(
+                    f"The audio of {name!r} lasts {len(wave) / rate:.1f} s; this model takes at most {longest:g} s and "
+                    "would cut the rest. Shorten it or leave the row out."
+                )
+        batch = self.processor(
+            text=texts,
+            audio=audio,
+            text_kwargs={"padding": True},  # of the text alone: features keep the encoder's own window
+            audio_kwargs={"sampling_rate": rate},
+            return_tensors="pt",
+        )
+        lengths = batch["attention_mask"].sum(-1)
+        if self.max_prompt_tokens is not None and int(lengths.max()) > self.max_prompt_tokens:
+            worst = examples[int(lengths.argmax())]
+            raise ModelError(
+                f"The prompt of {worst.get('id', worst['prompt'])!r} has {int(lengths.max())} tokens, audio included; "
+                f"at most {self.max_prompt_tokens} are allowed (max_prompt_tokens). Nothing is cut: raise the limit or "
+                "shorten the row."
+            )
+        return {
+            key: value.to(self.device, self.base.dtype if value.is_floating_point() else None)
+            for key, value in batch.items()
+            if isinstance(value, Tensor)
+        }
+
+    def embed(self, examples: Sequence[Mapping[str, Any]]) -> list[Prompt]:
+        """Embed prompts, audio encoded once; the graph is kept only where the audio side is being trained."""
+        inputs = self.inputs(examples)
+        trained = any(p.requires_grad for p in self.projector.parameters())
+        with nullcontext() if trained else torch.no_grad():
+            embeddings, mask = self._language_inputs(inputs)
+        is_audio = inputs["input_ids"] == self.audio_token_id
+        return [
+            Prompt(row[keep], audio[keep])
+            for row, keep, audio in zip(embeddings, mask.bool(), is_audio, strict=True)
+        ]
+
+    @torch.no_grad()
+    def audio_features(self, examples: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+        """Return what the projector is given for each row's audio, (F, width): the frozen encoder's output.
+
+        For projectors that map frame by frame, one frame per audio position of the prompt.
+        """
+        inputs = self.inputs(examples)
+        counts = (inputs["input_ids"] == self.audio_token_id).sum(-1).tolist()
+        frames = self._stopped_at(self.projector, inputs)[0][0]
+        if frames.ndim != 3 or frames.shape[0] != len(counts) or frames.shape[1] < max(counts):
+            raise ModelError(
+                f"The projector of {type(self.base).__name__} takes {tuple(frames.shape)}, not one frame per audio "
+                "position; features can be cached for frame-wise projectors only."
+            )
+        return [row[:count] for row, count in zip(frames, counts, strict=True)]
+
+    def _language_inputs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Run the outer forward up to the language model and return its embeddings and attention mask."""
+        _, given = self._stopped_at(self.language_model, inputs)
+        return given["inputs_embeds"], given["attention_mask"]
+
+    def _stopped_at(self, module: nn.Module, inputs: dict[str, Tensor]) -> tuple[tuple, dict[str, Any]]:
+        """Run the outer forward until it calls `module`, and return what it is called with."""
+
+        def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            raise _Reached(args, kwargs)
+
+        handle = module.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.base(**inputs, use_cache=False)
+        except _Reached as caught:
+            return caught.args[0], caught.args[1]
+        finally:
+            handle.remove()
+        raise ModelError(f"The forward of {type(self.base).__name__} never reached its {type(module).__name__}.")
+
+    # -- scoring -------------------------------------------------------------------------------------------------------
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return float32 logits at the policy's temperature for hidden states (..., D)."""
+        head = self.family.module(self.base, self.family.head)
+        return head(hidden).float() / (self.logits_scale * self.temperature)
+
+    def forward(self, prompts: Sequence[Prompt], trees: Sequence[PrefixTree]) -> Scores:
+        """Score the completions of each prompt's group in packed forwards within the token budget."""
+        packed = [pack(prompt.length, tree) for prompt, tree in zip(prompts, trees, strict=True)]
+        log_probs: list[Tensor] = [torch.empty(0)] * len(packed)
+        entropies: list[Tensor] = [torch.empty(0)] * len(packed)
+        for batch in micro_batches([group.length for group in packed], self.token_budget):
+            rows = collate([prompts[i].embeddings for i in batch], [packed[i] for i in batch], self._embed_tokens)
+            hidden = self.language_model(
+                inputs_embeds=rows.embeddings,
+                attention_mask=rows.mask,
+                position_ids=rows.position,
+                use_cache=False,
+            ).last_hidden_state
+            nodes = torch.cat([trees[i].token.to(self.device) for i in batch])
+            values, entropy = self._node_log_probs(hidden.flatten(0, 1)[rows.parents], torch.cat(rows.parent_of), nodes)
+            sizes = [trees[i].num_nodes for i in batch]
+            for i, value, spread in zip(batch, values.split(sizes), entropy.split(sizes), strict=True):
+                log_probs[i], entropies[i] = unpack(value, trees[i]), unpack(spread, trees[i])
+        plain = sum(
+            prompt.length * tree.lengths.shape[0] + int((tree.lengths - 1).clamp_min(0).sum())
+            for prompt, tree in zip(prompts, trees, strict=True)
+        )
+        return Scores(log_probs, entropies, sum(group.length for group in packed), plain)
+
+    def _embed_tokens(self, tokens: Tensor) -> Tensor:
+        return self.base.get_input_embeddings()(tokens)
+
+    def _node_log_probs(self, hidden: Tensor, parent_of: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Read log-probability and entropy of every node at its parent's row, (N,) each, in chunks of rows."""
+        order = torch.argsort(parent_of, stable=True)
+        values, entropies = [], []
+        chunks = torch.arange(0, max(hidden.shape[0], 1), self.logit_rows).tolist()
+        bounds = torch.searchsorted(parent_of[order], torch.tensor([*chunks, hidden.shape[0]], device=order.device))
+        for first, low, high in zip(chunks, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            at = order[low:high]
+            arguments = (hidden[first : first + self.logit_rows], parent_of[at] - first, tokens[at])
+            if len(chunks) > 1 and torch.is_grad_enabled():
+                value, entropy = checkpoint(self._read_logits, *arguments, use_reentrant=False)  # type: ignore[misc]
+            else:
+                value, entropy = self._read_logits(*arguments)
+            values.append(value)
+            entropies.append(entropy)
+        back = torch.argsort(order)
+        return torch.cat(values)[back], torch.cat(entropies)[back]
+
+    def _read_logits(self, hidden: Tensor, row: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.logits(hidden)
+        normaliser = logits.logsumexp(-1)
+        with torch.no_grad():
+            entropy = normaliser - (logits.softmax(-1) * logits).sum(-1)
+        return logits[row, tokens] - normaliser[row], entropy[row]
+
+    # -- saving --------------------------------------------------------------------------------------------------------
+    def save_adapter(self, directory: str | Path) -> None:
+        """Write the adapter as peft does (safetensors), so that plain transformers + peft loads it."""
+        if not isinstance(self.model, peft.PeftModel):
+            raise ModelError("This policy has no adapter to save. Load it with `lora=`.")
+        self.model.save_pretrained(str(directory), safe_serialization=True)
+
+    def save_projector(self, file: str | Path) -> None:
+        """Write the projector's weights as safetensors."""
+        save_file({key: value.detach().cpu().contiguous() for key, value in self.projector.state_dict().items()}, file)
+
+    def load_projector(self, file: str | Path) -> None:
+        """Read projector weights written by `save_projector`; other shapes or names are a ModelError."""
+        try:
+            self.projector.load_state_dict(load_file(file))
+        except (RuntimeError, OSError) as error:
+            raise ModelError(f"The projector file {file} does not fit this model: {error}") from error
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Return the token ids that end a completion: the generation config's, else the tokenizer's."""
+    ids = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = tokenizer.eos_token_id if ids is None else ids
+    if ids is None:
+        raise ModelError("Neither the generation config nor the tokenizer names an end-of-sequence token; set one.")
+    return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)

@@ -1,0 +1,95 @@
+"""Data sets: rows {prompt, audio, reference, ...} by task name, or from a user's own manifest."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from leaf.errors import DataError
+from leaf.tasks import asterisk
+from leaf.tasks.manifest import read_manifest
+
+__all__ = ["TASKS", "Task", "check_leakage", "load"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Describe one data set: what it is, its licence, its splits, and the function that makes the rows of a split."""
+
+    description: str
+    licence: str
+    splits: tuple[str, ...]
+    rows: Callable[[str], list[dict[str, Any]]]
+
+
+_ASTERISK = {
+    "qa": "spoken QA on telephone prompts, free-form English answers",
+    "fr": "speech translation of telephone prompts, English to French",
+    "it": "speech translation of telephone prompts, English to Italian",
+    "asr": "transcription of telephone prompts",
+}
+TASKS: dict[str, Task] = {
+    f"asterisk_{variant}": Task(text, asterisk.LICENCE, asterisk.SPLITS, partial(asterisk.rows, variant))
+    for variant, text in _ASTERISK.items()
+}
+
+
+def load(name: str, split: str, *, limit: int | None = None, columns: dict[str, str] | None = None) -> Any:
+    """Return a split as a `datasets.Dataset` with at least the columns prompt, audio and reference.
+
+    Args:
+        name: a task's name, or the path of a JSONL, CSV or TSV manifest.
+        split: one of the task's splits; of a manifest: its `split` column, or train/validation/test by audio file.
+        limit: keep the first rows only.
+        columns: of a manifest: ours → theirs, e.g. {"reference": "answer"}.
+
+    Raises:
+        DataError: unknown task or split, or a manifest that cannot be used.
+    """
+    from datasets import Dataset
+
+    if name in TASKS:
+        task = TASKS[name]
+        if split not in task.splits:
+            raise DataError(f"The task {name} has no split {split!r}; allowed are {', '.join(task.splits)}.")
+        rows = task.rows(split)
+    elif Path(name).suffix in (".jsonl", ".csv", ".tsv"):
+        rows = read_manifest(Path(name), split, columns or {})
+    else:
+        close = difflib.get_close_matches(name, TASKS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise DataError(
+            f"The task {name!r} is unknown.{hint} Allowed are {', '.join(sorted(TASKS))}, or the path of a .jsonl, "
+            ".csv or .tsv manifest."
+        )
+    return Dataset.from_list(rows[:limit])
+
+
+def check_leakage(
+    splits: dict[str, Sequence[dict[str, Any]]], *, key: str = "utterance", training: str = "train"
+) -> list[str]:
+    """Return what training shares with the other splits: one line per shared key or shared whole recording.
+
+    A row whose audio is a single file is a recording of its own; it may be heard in no training row at all, joined
+    or alone. An empty list means no leak.
+    """
+    keys = {row[key] for row in splits[training]}
+    heard = {path for row in splits[training] for path in _files(row)}
+    leaks = []
+    for name, rows in splits.items():
+        if name == training:
+            continue
+        leaks += [f"{name}: {row[key]!r} is in {training} too" for row in rows if row[key] in keys]
+        leaks += [
+            f"{name}: the recording {Path(_files(row)[0]).name} is heard in {training} too"
+            for row in rows
+            if len(_files(row)) == 1 and _files(row)[0] in heard
+        ]
+    return leaks
+
+
+def _files(row: dict[str, Any]) -> list[str]:
+    audio = row["audio"]
+    return [audio] if isinstance(audio, str) else list(audio)

@@ -1,0 +1,71 @@
+"""Pieces every stage trains with: device, optimiser, learning-rate schedule, order of the data."""
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from leaf.config import RunConfig
+from leaf.errors import ConfigError, DataError
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device a recipe names; `auto` is CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {name!r}; allowed are auto, cpu, cuda, cuda:0, ...") from error
+
+
+def build_optimizer(parameters: Iterable[Any], config: RunConfig) -> torch.optim.AdamW:
+    """Return AdamW over parameters or parameter groups with the recipe's learning rate and weight decay."""
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: RunConfig, total_steps: int | None = None
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return warm-up and then cosine, linear or constant down to `min_lr_ratio` of the peak."""
+    total = max(total_steps or config.max_steps, 1)
+
+    def factor(step: int) -> float:
+        if step < config.warmup_steps:
+            return (step + 1) / (config.warmup_steps + 1)
+        progress = min((step - config.warmup_steps) / max(total - config.warmup_steps, 1), 1.0)
+        decay = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
+        return config.min_lr_ratio + (1 - config.min_lr_ratio) * decay[config.schedule]
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """Return the rows of one step: epoch after epoch of seeded permutations, cut into batches.
+
+    A function of its arguments alone, so that the position in the data is the step number.
+    """
+    if num_rows < 1:
+        raise DataError("The training split has no rows; give it at least one.")
+    indices = []
+    position = step * batch_size
+    while len(indices) < batch_size:
+        epoch, offset = divmod(position + len(indices), num_rows)
+        order = list(range(num_rows))
+        random.Random(f"{seed}/{epoch}").shuffle(order)
+        indices += order[offset : offset + batch_size - len(indices)]
+    return indices
+
+
+def take(rows: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
+    """Return rows of a data set (or list) as dictionaries."""
+    return [dict(rows[i]) for i in indices]
+
+
+def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
+    """Return the random generator of one step: a function of seed, step and stream, so that resuming needs no state."""
+    generator = torch.Generator()
+    generator.manual_seed(random.Random(f"{seed}/{step}/{stream}").getrandbits(63))
+    return generator
