@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint setup clean
+.PHONY: demo demo-model test test-slow lint setup clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"leaf needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
@@ -15,3 +15,28 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 setup: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/leaf demo
+
+# The projector and adapter of the embedded model, made again from nothing (align, then sft).
+demo-model: $(STAMP)
+	$(BIN)/leaf align recipes/align.yaml
+	$(BIN)/leaf sft recipes/sft.yaml
+	$(BIN)/python tools/ship_demo_weights.py runs/align runs/sft
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build runs .pytest_cache .ruff_cache .hypothesis

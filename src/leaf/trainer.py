@@ -141,7 +141,7 @@ class LeafTrainer:
             RunError: the run directory exists already and is not being resumed.
         """
         args = self.args
-        start = self._open_run(resume_from_checkpoint)
+        start = self.start(resume_from_checkpoint)
         assert self.run is not None
         first = take(self.train_rows, range(min(2, len(self.train_rows))))
         for line in check_policy(self.policy, first):
@@ -167,6 +167,18 @@ class LeafTrainer:
         if args.track_with:
             self.accelerator.end_training()
         return self.run
+
+    def start(self, resume: bool | str | Path = False) -> int:
+        """Make the run directory (or reopen it) ahead of `train`, and return the last step done."""
+        if resume:
+            self.run = RunDirectory.open(self.args.output_dir or "runs/run" if resume is True else resume)
+            return self._restore()
+        if self.run is None:
+            if self.accelerator.is_main_process:
+                self.run = RunDirectory.create(self.args)
+            self.accelerator.wait_for_everyone()
+            self.run = self.run or RunDirectory(self.args.output_dir or "runs/run")
+        return 0
 
     def rollout(self, step: int) -> Rollout:
         """Embed this step's prompts, sample groups, score them with rewards and credit."""
@@ -305,7 +317,7 @@ class LeafTrainer:
                 what = (rollout.rows[i], rollout.groups[i], rollout.rewards[i], rollout.advantages[i])
                 self.run.append("groups.jsonl", {"step": step, **group_record(*what, self.policy.tokenizer)})
         self._say(
-            f"step {step}/{args.max_steps}  reward {record['reward_mean']:.3f}  kl {record.get('kl', 0.0):.4f}  "
+            f"step {step}/{args.max_steps}  reward {_number(record['reward_mean'])}  kl {record.get('kl', 0.0):.4f}  "
             f"grad {record['grad_norm']:.2f}  len {record['length_mean']:.1f}  "
             f"usable forks {record['usable_fork_rate']:.2f}  {record['seconds/step']:.1f} s"
         )
@@ -337,17 +349,6 @@ class LeafTrainer:
             max_new_tokens=args.max_new_tokens,
             metrics=metrics,
         )
-
-    def _open_run(self, resume: bool | str | Path) -> int:
-        """Make or reopen the run directory; return the last step done."""
-        if not resume:
-            if self.run is None and self.accelerator.is_main_process:
-                self.run = RunDirectory.create(self.args)
-            self.accelerator.wait_for_everyone()
-            self.run = self.run or RunDirectory(self.args.output_dir or "runs/run")
-            return 0
-        self.run = RunDirectory.open(self.args.output_dir or "runs/run" if resume is True else resume)
-        return self._restore()
 
     def _save(self, step: int) -> None:
         """Write last/ (adapter) and checkpoint/ (adapter, optimiser, schedule, step)."""
@@ -405,6 +406,10 @@ def _parts(rollout: Rollout, size: int | None) -> Iterator[Rollout]:
 
 def _select(tensors: list[Tensor] | None, chosen: dict[int, list[int]]) -> list[Tensor] | None:
     return None if tensors is None else [tensors[i][ks] for i, ks in chosen.items()]
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
 
 
 def _line(result: Evaluation) -> str:

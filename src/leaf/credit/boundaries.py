@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from leaf.errors import ConfigError
+from leaf.errors import ConfigError, DataError
 
 
 def select_boundaries(
@@ -28,6 +28,10 @@ def select_boundaries(
 
     Returns:
         (≤ B,) int64 positions, ascending.
+
+    Raises:
+        ConfigError: max_boundaries or min_prefix is negative.
+        DataError: shapes do not fit, or a candidate's surprisal is NaN.
     """
     return _greedy(surprisal, lengths, max_boundaries, min_prefix)
 
@@ -46,23 +50,25 @@ def random_boundaries(
     max_boundaries: int = 2,
     min_prefix: int = 1,
 ) -> Int[Tensor, " B"]:
-    """Select positions uniformly at random under the same spacing rule (ablation)."""
+    """Select candidates (i, t) uniformly at random from the same pool under the same spacing rule (ablation)."""
     width = int(lengths.max()) if lengths.numel() else 0
-    score = torch.rand((lengths.shape[0], width), generator=generator)
-    return _greedy(score, lengths.cpu(), max_boundaries, min_prefix)
+    score = torch.rand((lengths.shape[0], width), generator=generator, device=generator.device)
+    return _greedy(score, lengths, max_boundaries, min_prefix)
 
 
-def even_boundaries(
-    lengths: Int[Tensor, " K"], *, max_boundaries: int = 2, min_prefix: int = 1
-) -> Int[Tensor, " B"]:
-    """Cut the shortest non-empty completion into B + 1 stretches of like length (ablation)."""
+def even_boundaries(lengths: Int[Tensor, " K"], *, max_boundaries: int = 2, min_prefix: int = 1) -> Int[Tensor, " B"]:
+    """Cut the shortest non-empty completion into B + 1 stretches of like length (ablation).
+
+    A cut that is no candidate, or nearer than 2 tokens to the one before, is left out.
+    """
     _check(max_boundaries, min_prefix)
-    alive = lengths[lengths > 0]
-    if alive.numel() == 0 or max_boundaries == 0:
-        return torch.zeros(0, dtype=torch.long)
-    shortest = int(alive.min())
-    cuts = {shortest * (i + 1) // (max_boundaries + 1) for i in range(max_boundaries)}
-    return torch.tensor(sorted(t for t in cuts if max(1, min_prefix) <= t < shortest), dtype=torch.long)
+    shortest = _shortest(lengths)
+    taken: list[int] = []
+    for i in range(1, max_boundaries + 1):
+        t = shortest * i // (max_boundaries + 1)
+        if max(1, min_prefix) <= t < shortest and (not taken or t - taken[-1] >= 2):
+            taken.append(t)
+    return torch.tensor(taken, dtype=torch.long, device=lengths.device)
 
 
 def _greedy(score: Tensor, lengths: Tensor, max_boundaries: int, min_prefix: int) -> Tensor:
@@ -72,19 +78,28 @@ def _greedy(score: Tensor, lengths: Tensor, max_boundaries: int, min_prefix: int
     by the completion that reaches them first, as in the pool of all candidates.
     """
     _check(max_boundaries, min_prefix)
-    none = torch.zeros(0, dtype=torch.long, device=score.device)
-    alive = lengths[lengths > 0]
-    if max_boundaries == 0 or alive.numel() == 0 or score.shape[1] == 0:
-        return none
+    lengths = lengths.to(score.device)
+    if score.ndim != 2 or lengths.shape != score.shape[:1] or bool((lengths > score.shape[1]).any()):
+        raise DataError(
+            f"Scores must have the shape (K, T) of the tokens, with T at least the longest completion; got "
+            f"{tuple(score.shape)} for lengths {lengths.tolist()}."
+        )
+    shortest = _shortest(lengths)
+    if max_boundaries == 0 or shortest == 0:
+        return torch.zeros(0, dtype=torch.long, device=score.device)
     position = torch.arange(score.shape[1], device=score.device)
-    candidate = (position[None] >= max(1, min_prefix)) & (position[None] < lengths[:, None])
-    best = score.masked_fill(~candidate, -torch.inf).amax(0)
-    first = (score == best).logical_and(candidate).int().argmax(0)  # max() does not promise the lowest index
+    candidate = (position >= max(1, min_prefix)) & (position < lengths[:, None])
+    pool = score.detach().masked_fill(~candidate, -torch.inf)
+    best = pool.amax(0)
+    if bool(best.isnan().any()):
+        raise DataError("A surprisal (or score) inside a completion is NaN; every sampled token needs a number.")
+    # The lowest completion that reaches the best score; max() itself does not promise the lowest index.
+    first = ((pool == best) & candidate).byte().argmax(0)
     usable = candidate.any(0).nonzero().squeeze(1)
     # Stable sorts from the last key to the first: position (already ascending), completion, score.
     order = usable[torch.argsort(first[usable], stable=True)]
     order = order[torch.argsort(best[order], descending=True, stable=True)]
-    spacing = max(2, int(alive.min()) // (max_boundaries + 1))
+    spacing = max(2, shortest // (max_boundaries + 1))
     taken: list[int] = []
     for t in order.tolist():
         if all(abs(t - other) >= spacing for other in taken):
@@ -92,6 +107,12 @@ def _greedy(score: Tensor, lengths: Tensor, max_boundaries: int, min_prefix: int
             if len(taken) == max_boundaries:
                 break
     return torch.tensor(sorted(taken), dtype=torch.long, device=score.device)
+
+
+def _shortest(lengths: Tensor) -> int:
+    """Return ℓ_min, the length of the shortest non-empty completion; 0 if all are empty."""
+    alive = lengths[lengths > 0]
+    return int(alive.min()) if alive.numel() else 0
 
 
 def _check(max_boundaries: int, min_prefix: int) -> None:

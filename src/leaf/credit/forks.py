@@ -1,13 +1,15 @@
 """Forkability: at the selected boundaries, do completions share prefixes, and do those groups' rewards differ?"""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from leaf.credit.tree import PrefixTree
+from leaf.credit.values import scored_completions
 from leaf.errors import DataError
 
 
@@ -35,7 +37,7 @@ def forks(tree: PrefixTree, rewards: Float[Tensor, " K"], boundaries: Int[Tensor
         boundaries: (B,) positions from `select_boundaries`.
     """
     found = []
-    scored = ~rewards.isnan() & (tree.lengths.cpu() > 0)
+    scored = scored_completions(tree, rewards)
     for t in boundaries.tolist():
         members: dict[int, list[float]] = {}
         for node, reward, known in zip(tree.prefix_group(t).tolist(), rewards.tolist(), scored.tolist(), strict=True):
@@ -60,15 +62,38 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
 
 
 def fork_rates(found: Iterable[Fork]) -> dict[str, float | int | tuple[float, float]]:
-    """Return fire and usable rates over forks with their Wilson 95 % intervals."""
+    """Return how often forks fire and are usable, with Wilson 95 % intervals, and what the shared groups look like.
+
+    Returns:
+        boundaries (their number), fire_rate, fire_interval, usable_rate, usable_interval, groups (number of shared
+        groups), group_size and reward_spread (means over the shared groups, 0 without any).
+    """
     found = list(found)
     fires, usable, total = sum(f.fires for f in found), sum(f.usable for f in found), len(found)
+    sizes = [size for f in found for size in f.sizes]
+    spreads = [spread for f in found for spread in f.spreads]
     return {
         "boundaries": total,
         "fire_rate": fires / total if total else 0.0,
         "fire_interval": wilson(fires, total),
         "usable_rate": usable / total if total else 0.0,
         "usable_interval": wilson(usable, total),
+        "groups": len(sizes),
+        "group_size": sum(sizes) / len(sizes) if sizes else 0.0,
+        "reward_spread": sum(spreads) / len(spreads) if spreads else 0.0,
+    }
+
+
+def fork_rates_by_position(
+    found: Iterable[Fork], *, edges: Sequence[int] = (1, 5, 10, 20, 50, 100)
+) -> dict[tuple[int, int | None], dict[str, float | int | tuple[float, float]]]:
+    """Return `fork_rates` of the boundaries in each stretch of positions [edge, next edge); the last one is open."""
+    _check_edges(edges)
+    found = list(found)
+    ends = [*edges[1:], None]
+    return {
+        (first, end): fork_rates(f for f in found if first <= f.position and (end is None or f.position < end))
+        for first, end in zip(edges, ends, strict=True)
     }
 
 
@@ -77,12 +102,40 @@ def credit_mass(
 ) -> Float[Tensor, " bins"]:
     """Return the share of Σ|A| that lies in each fifth (or bin) of the completions' relative positions.
 
-    Token t of ℓ lies in bin ⌊t · bins / ℓ⌋. Zeros if there is no credit at all.
+    Token t of ℓ lies in bin ⌊t · bins / ℓ⌋. Zeros if there is no credit at all. A group of one-token completions has
+    all its mass in the first bin, so read this beside `credit_mass_by_position`.
     """
+    if bins < 1:
+        raise DataError(f"bins is {bins}; at least 1 is needed.")
     position = torch.arange(advantages.shape[1], device=advantages.device)[None]
     length = lengths.to(advantages.device).clamp_min(1)[:, None]
-    index = (position * bins // length).clamp_max(bins - 1)
-    mass = advantages.abs().double().masked_fill(position >= lengths.to(advantages.device)[:, None], 0.0)
-    total = torch.zeros(bins, dtype=torch.float64, device=advantages.device)
-    total.index_add_(0, index.flatten(), mass.flatten())
-    return total / total.sum() if float(total.sum()) > 0 else total
+    return _shares(advantages, lengths, (position * bins // length).clamp_max(bins - 1), bins)
+
+
+def credit_mass_by_position(
+    advantages: Float[Tensor, "K T"], lengths: Int[Tensor, " K"], *, edges: Sequence[int] = (0, 5, 10, 20, 50, 100)
+) -> Float[Tensor, " bins"]:
+    """Return the share of Σ|A| that lies in each stretch of token positions [edge, next edge); the last one is open.
+
+    The objection to prefix-tree credit is that completions part early, so that only early tokens gain: hold the rule's
+    shares against GRPO's on the same group. Zeros if there is no credit at all.
+    """
+    _check_edges(edges)
+    if edges[0] != 0:
+        raise DataError(f"The edges {list(edges)} leave out the first tokens; begin with 0.")
+    inner = torch.tensor(list(edges[1:]), device=advantages.device, dtype=torch.long)
+    position = torch.arange(advantages.shape[1], device=advantages.device)
+    index = torch.bucketize(position, inner, right=True)[None].expand(advantages.shape)
+    return _shares(advantages, lengths, index, len(edges))
+
+
+def _shares(advantages: Tensor, lengths: Tensor, index: Tensor, bins: int) -> Tensor:
+    real = torch.arange(advantages.shape[1], device=advantages.device) < lengths.to(advantages.device)[:, None]
+    mass = torch.zeros(bins, dtype=torch.float64, device=advantages.device)
+    mass.index_add_(0, index[real], advantages.abs().double()[real])
+    return mass / mass.sum() if float(mass.sum()) > 0 else mass
+
+
+def _check_edges(edges: Sequence[int]) -> None:
+    if not edges or any(b <= a for a, b in pairwise(edges)):
+        raise DataError(f"Edges must be ascending token positions, each once; got {list(edges)}.")

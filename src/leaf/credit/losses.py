@@ -10,6 +10,8 @@ from torch import Tensor
 from leaf.errors import ConfigError
 
 Reduction = Literal["completion_mean", "token_mean", "constant"]
+# Beyond e^60 a ratio may overflow, and inf times an advantage of 0 is NaN. A token clamped here has no gradient.
+_LOG_LIMIT = 60.0
 
 
 def k3(new_logp: Float[Tensor, "K T"], ref_logp: Float[Tensor, "K T"]) -> Float[Tensor, "K T"]:
@@ -17,24 +19,33 @@ def k3(new_logp: Float[Tensor, "K T"], ref_logp: Float[Tensor, "K T"]) -> Float[
 
     Source: Schulman, "Approximating KL divergence" (2020). Inputs in nats.
     """
-    d = ref_logp - new_logp
+    d = (ref_logp - new_logp).clamp_max(_LOG_LIMIT)
     return torch.expm1(d) - d
 
 
 def token_weights(
-    masks: Sequence[Bool[Tensor, "K T"]],
+    masks: Sequence[Bool[Tensor, "_ _"]],
     *,
     reduction: Reduction = "completion_mean",
     constant_length: int | None = None,
-) -> list[Float[Tensor, "K T"]]:
+) -> list[Float[Tensor, "_ _"]]:
     """Return the weight of every token in the loss of one update, so that micro-batches may be summed.
 
+    Weights are taken over the whole update batch; `policy_loss` of each part with its own weights then adds up to the
+    loss of the whole, however the parts are cut.
+
     Args:
-        masks: per group (K, T), True at real tokens, for all groups of the update.
+        masks: per group (K, T), True at real tokens, for all groups of the update. K and T may differ.
         reduction: "completion_mean": mean over the tokens of each completion, then over the non-empty completions
             (published); "token_mean": mean over all tokens; "constant": sum over tokens divided by the number of
             non-empty completions times `constant_length` (Dr. GRPO).
-        constant_length: divisor of "constant", in tokens.
+        constant_length: divisor of "constant", in tokens, e.g. the longest completion allowed.
+
+    Returns:
+        For every mask its (K, T) float32 weights, 0 at padding.
+
+    Raises:
+        ConfigError: the reduction is unknown, or "constant" came without a length.
     """
     completions = sum(int(mask.any(1).sum()) for mask in masks)
     tokens = sum(int(mask.sum()) for mask in masks)
@@ -56,6 +67,8 @@ def policy_loss(
     mask: Bool[Tensor, "K T"],
     *,
     weights: Float[Tensor, "K T"] | None = None,
+    reduction: Reduction = "completion_mean",
+    constant_length: int | None = None,
     clip: float = 0.2,
     clip_high: float | None = None,
     ref_logp: Float[Tensor, "K T"] | None = None,
@@ -68,18 +81,29 @@ def policy_loss(
         old_logp: (K, T) the same when the completions were sampled.
         advantages: (K, T).
         mask: (K, T) True at real tokens; whatever stands elsewhere has no effect, not on the gradient either.
-        weights: (K, T) from `token_weights`; default this group alone, "completion_mean".
+        weights: (K, T) from `token_weights` over a whole update; default this batch alone under `reduction`.
+        reduction, constant_length: see `token_weights`; only without weights.
         clip, clip_high: ε below and above; `clip_high` defaults to `clip`.
         ref_logp: (K, T) log-probabilities under the reference model; None leaves the divergence out.
         kl_coef: β.
 
     Returns:
-        The scalar loss and detached means over the real tokens: kl, clip_fraction, ratio_mean, and ratio_max.
+        The scalar loss, and detached over the real tokens: mean kl, clip_fraction, ratio_mean, and ratio_max.
+        clip_fraction counts tokens where the clipped term is the smaller one, so that their gradient is cut off.
+
+    Raises:
+        ConfigError: clip, clip_high or kl_coef is out of range, or the reduction is unknown.
     """
+    if not (0 <= clip < 1 and (clip_high is None or clip_high >= 0) and kl_coef >= 0):
+        raise ConfigError(
+            f"clip is {clip}, clip_high {clip_high} and kl_coef {kl_coef}; allowed are 0 ≤ clip < 1, clip_high ≥ 0 and "
+            "kl_coef ≥ 0."
+        )
     if weights is None:
-        weights = token_weights([mask])[0]
+        weights = token_weights([mask], reduction=reduction, constant_length=constant_length)[0]
+    # Padding is blanked before any exp, so that garbage there reaches neither the loss nor a gradient.
     new, old, advantage = (x.masked_fill(~mask, 0.0) for x in (new_logp, old_logp, advantages))
-    ratio = torch.exp(new - old)
+    ratio = torch.exp((new - old).clamp_max(_LOG_LIMIT))
     high = clip if clip_high is None else clip_high
     clipped = ratio.clamp(1 - clip, 1 + high)
     per_token = -torch.minimum(ratio * advantage, clipped * advantage)
@@ -95,6 +119,6 @@ def policy_loss(
             "kl": divergence.masked_fill(~mask, 0.0).sum() / count,
             "clip_fraction": binding.sum() / count,
             "ratio_mean": ratio.masked_fill(~mask, 0.0).sum() / count,
-            "ratio_max": ratio.masked_fill(~mask, 0.0).max() if mask.any() else torch.zeros(()),
+            "ratio_max": ratio.masked_fill(~mask, 0.0).max() if mask.any() else ratio.new_zeros(()),
         }
     return loss, stats

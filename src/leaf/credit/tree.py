@@ -11,12 +11,14 @@ from torch import Tensor
 from leaf.errors import DataError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PrefixTree:
     """Hold the trie of K completions: one node per distinct prefix, N nodes in depth-first order.
 
     Completions are sorted as rows, and the common prefix of neighbours is found; a token opens a new node exactly where
     it lies beyond the prefix shared with the row above. Numbering these cells row by row is a depth-first preorder.
+
+    Trees are compared and hashed by identity: they hold tensors.
 
     Attributes:
         tokens: (K, T) int64 token ids, right-padded.
@@ -38,10 +40,14 @@ class PrefixTree:
 
     @classmethod
     def build(cls, tokens: Int[Tensor, "K T"], lengths: Int[Tensor, " K"]) -> "PrefixTree":
-        """Build the tree of completions `tokens` (K, T), right-padded, of `lengths` (K,); 0 ≤ length ≤ T.
+        """Build the tree of a group's completions.
+
+        Args:
+            tokens: (K, T) token ids of at least 0, right-padded; whatever stands in the padding is ignored.
+            lengths: (K,) tokens per completion, 0 ≤ length ≤ T.
 
         Raises:
-            DataError: shapes do not fit or a length is out of range.
+            DataError: shapes do not fit, or a length or an id is out of range.
         """
         if tokens.ndim != 2 or lengths.shape != tokens.shape[:1]:
             raise DataError(
@@ -49,29 +55,31 @@ class PrefixTree:
                 f"{tuple(lengths.shape)}."
             )
         size, width = tokens.shape
-        ids = tokens.detach().cpu().numpy().astype(np.int64)
+        ids = tokens.detach().cpu().numpy()
         ends = lengths.detach().cpu().numpy().astype(np.int64)
         if size and (ends.min() < 0 or ends.max() > width):
             raise DataError(f"Lengths must lie in 0..{width}, the width of tokens; got {ends.min()}..{ends.max()}.")
-        real = np.arange(width)[None] < ends[:, None]
-        ids = np.where(real, ids, np.int64(-1))
-        order = _sorted_rows(ids)
-        rows, row_real = ids[order], real[order]
+        order, common = _sort_rows(ids, ends)
 
-        differs = rows[1:] != rows[:-1]  # padding is −1: a row that ended differs from one that goes on
-        common = np.where(differs.any(1), differs.argmax(1), width)
-        common = np.concatenate([np.zeros(min(size, 1), np.int64), common])
-        opens = row_real & (np.arange(width)[None] >= common[:, None])
-        number = opens.ravel().cumsum().reshape(size, width) - 1
-        # A shared cell takes the node of the row above; ids only grow downwards, so a running maximum carries them.
-        node = np.maximum.accumulate(np.where(opens, number, -1), axis=0) if size else number
-        node = np.where(row_real, node, -1)
+        # Row r opens its tokens from common[r] on; before them it shares the nodes of the row above.
+        opened = ends[order] - common
+        first = np.cumsum(opened) - opened
+        total = int(opened.sum())
+        node = np.full((size, width), -1, dtype=np.int64)
+        number = np.arange(total, dtype=np.int64)
+        above = number[:0]  # the first row shares nothing
+        for row, shared, end, start in zip(
+            order.tolist(), common.tolist(), ends[order].tolist(), first.tolist(), strict=True
+        ):
+            node[row, :shared] = above[:shared]
+            node[row, shared:end] = number[start : start + end - shared]
+            above = node[row]
 
-        at_row, at_column = opens.nonzero()
-        parent = np.where(at_column > 0, node[at_row, np.maximum(at_column - 1, 0)], -1)
-        count = np.bincount(node[row_real], minlength=len(at_row))
-        back = np.empty_like(order)
-        back[order] = np.arange(size)
+        depth = number - np.repeat(first - common, opened)
+        parent = number - 1
+        opens = opened > 0
+        parent[first[opens]] = np.where(common[opens] > 0, node[order[opens], np.maximum(common[opens] - 1, 0)], -1)
+        opener = np.repeat(order, opened)
 
         def tensor(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(tokens.device)
@@ -79,11 +87,11 @@ class PrefixTree:
         return cls(
             tokens=tokens.long(),
             lengths=lengths.long(),
-            node=tensor(node[back]),
-            token=tensor(rows[at_row, at_column]),
+            node=tensor(node),
+            token=tensor(ids[opener, depth]),
             parent=tensor(parent),
-            depth=tensor(at_column),
-            count=tensor(count),
+            depth=tensor(depth),
+            count=tensor(np.bincount(node[node >= 0], minlength=total)),
         )
 
     @property
@@ -145,13 +153,24 @@ class PrefixTree:
         return total.index_add_(0, self.node[real], spread[real])
 
 
-def _sorted_rows(ids: np.ndarray) -> np.ndarray:
-    """Return a stable order in which rows that share a prefix are neighbours.
+def _sort_rows(ids: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a stable order in which rows that share a prefix are neighbours, and what each shares with the row above.
 
-    Rows are compared as big-endian bytes of the shifted ids, which is their lexicographic order.
+    Rows are compared as big-endian bytes of id + 1, which is their lexicographic order; padding is 0, so a row that
+    ended comes before those that go on from it, whatever ids stand in its padding.
     """
-    if ids.shape[0] < 2 or ids.shape[1] == 0:
-        return np.arange(ids.shape[0])
-    width = np.uint32 if ids.max() < 2**32 - 2 else np.uint64
-    keys = np.ascontiguousarray((ids + 1).astype(np.dtype(width).newbyteorder(">")))
-    return np.argsort(keys.view(np.dtype((np.void, keys.shape[1] * keys.itemsize))).ravel(), kind="stable")
+    size, width = ids.shape
+    real = np.arange(width) < ends[:, None]
+    shifted = np.where(real, ids, 0)
+    lowest, highest = (int(shifted.min()), int(shifted.max())) if shifted.size else (0, 0)
+    if lowest < 0:
+        raise DataError(f"Token ids must be at least 0 within a completion; got {lowest}.")
+    kind = np.dtype(np.uint32 if highest < 2**32 - 1 else np.uint64)
+    keys = np.add(shifted, real, dtype=np.int64).astype(kind.newbyteorder(">"))
+    if size < 2 or width == 0:
+        return np.arange(size), np.zeros(size, dtype=np.int64)
+    order = np.argsort(keys.view(np.dtype((np.void, width * kind.itemsize))).ravel(), kind="stable")
+    rows = keys.view(kind)[order]
+    differs = rows[1:] != rows[:-1]
+    common = np.where(differs.any(1), differs.argmax(1), ends[order[1:]])
+    return order, np.concatenate([[0], common])

@@ -5,6 +5,7 @@ position P + depth and sees the prompt and its ancestors. A node without childre
 log-probability is read at its parent. Siblings share one row of logits.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -79,7 +80,9 @@ class PackedBatch:
     parent_of: list[Tensor]
 
 
-def collate(prompts: list[Tensor], groups: list[PackedGroup], embed_tokens: torch.nn.Module) -> PackedBatch:
+def collate(
+    prompts: list[Tensor], groups: list[PackedGroup], embed_tokens: Callable[[Tensor], Tensor]
+) -> PackedBatch:
     """Right-pad packed groups to one batch; `prompts[i]` is the (P, D) embedding matrix of group i's prompt."""
     size = max(group.length for group in groups)
     device = prompts[0].device

@@ -139,7 +139,7 @@ class Policy(nn.Module):
         """Freeze a loaded model, put LoRA on its language model and wrap both; see `load`."""
         model.requires_grad_(False)
         if gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         if adapter is not None:
             model = peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=lora is not None)
         elif lora is not None:

@@ -1,0 +1,84 @@
+"""What the completions of a group earned: who counts, V̂ of a set of completions, V̂ of every prefix.
+
+All rules read rewards through these functions. A NaN reward ("could not be scored") and an empty completion are left
+out of every mean and every count. Arithmetic is float64.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from leaf.credit.tree import PrefixTree
+from leaf.errors import DataError
+
+
+def scored_completions(tree: PrefixTree, rewards: Float[Tensor, " K"]) -> Bool[Tensor, " K"]:
+    """Return (K,) True where a completion has a reward and at least one token.
+
+    Raises:
+        DataError: not one reward per completion, or an infinite one.
+    """
+    if rewards.shape != tree.lengths.shape:
+        raise DataError(
+            f"A group of {tree.lengths.shape[0]} completions came with rewards of shape {tuple(rewards.shape)}; give "
+            "one reward per completion, NaN where it could not be scored."
+        )
+    if bool(rewards.isinf().any()):
+        raise DataError(
+            f"Rewards must be finite, or NaN where a completion could not be scored; got {rewards.tolist()}."
+        )
+    return ~rewards.isnan().to(tree.lengths.device) & (tree.lengths > 0)
+
+
+def known_rewards(rewards: Float[Tensor, " K"], scored: Bool[Tensor, " K"]) -> Float[Tensor, " K"]:
+    """Return (K,) the rewards in float64 on the device of `scored`, 0 where unscored."""
+    return rewards.to(scored.device).double().masked_fill(~scored, 0.0)
+
+
+def nothing_to_learn(rewards: Float[Tensor, " K"], scored: Bool[Tensor, " K"]) -> bool:
+    """Return whether fewer than two completions are scored or all scored rewards are equal.
+
+    Such a group gets exactly 0. This is asked of the rewards themselves, because a mean in floating point may differ
+    from its equal terms in the last bit.
+    """
+    known = rewards.to(scored.device)[scored]
+    return known.numel() < 2 or bool((known == known[0]).all())
+
+
+def group_means(
+    group: Int[Tensor, " K"], reward: Float[Tensor, " K"], part: Bool[Tensor, " K"]
+) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
+    """Return n and V̂ of every completion's group: how many of its members are in `part`, and their mean reward.
+
+    Args:
+        group: (K,) group ids, e.g. from `PrefixTree.prefix_group`.
+        reward: (K,) from `known_rewards`.
+        part: (K,) True for the completions that count. A group without any has n = 0 and V̂ = 0.
+    """
+    index = group.unique(return_inverse=True)[1]
+    count = torch.zeros_like(reward).index_add_(0, index, part.to(reward.dtype))
+    total = torch.zeros_like(reward).index_add_(0, index, reward.masked_fill(~part, 0.0))
+    return count[index], (total / count.clamp_min(1))[index]
+
+
+def root_mean(reward: Float[Tensor, " K"], scored: Bool[Tensor, " K"]) -> Float[Tensor, ""]:
+    """Return V̂ of the root, the mean over all scored completions; 0 without any."""
+    return reward.sum() / scored.sum().clamp_min(1)
+
+
+def prefix_values(
+    tree: PrefixTree, reward: Float[Tensor, " K"], scored: Bool[Tensor, " K"]
+) -> tuple[Float[Tensor, "K L"], Float[Tensor, "K L"]]:
+    """Return n and V̂ of every prefix of every completion, (K, T + 1) by prefix length; column 0 is the root.
+
+    So column t belongs to the prefix before token t and column t + 1 to the prefix through it. Beyond a completion's
+    end, and for prefixes nobody scored shares, the values mean nothing.
+    """
+    count, value = tree.node_count(scored), tree.node_mean(reward.masked_fill(~scored, torch.nan))
+    total, mean = scored.sum().double(), root_mean(reward, scored)
+    # Where everybody scored passes, V̂ is the root's to the last bit, so that no credit arises from rounding.
+    value = torch.where(count == total, mean, value)
+    # A last entry for the empty prefix serves index −1 too: padding reads the root.
+    count, value = torch.cat([count, total[None]]), torch.cat([value, mean[None]])
+    prefix = torch.nn.functional.pad(tree.node, (1, 0), value=-1)
+    return count[prefix], value[prefix]

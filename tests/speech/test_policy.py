@@ -1,0 +1,231 @@
+import numpy as np
+import peft
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForSeq2SeqLM
+
+from leaf.checks import check_policy, plain_log_probs
+from leaf.credit import PrefixTree
+from leaf.errors import ModelError
+from leaf.speech.policy import LORA_LAYERS, Policy
+from leaf.speech.sampling import _choose, sample
+
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": list(LORA_LAYERS), "init_lora_weights": False}
+
+
+@pytest.fixture
+def policy():
+    model, processor = tiny.tiny_model()
+    return Policy.wrap(model, processor, lora=peft.LoraConfig(**LORA), temperature=0.7)
+
+
+def groups_of(policy, count=3, seed=0, **options):
+    prompts = policy.embed(tiny.rows(count))
+    generator = torch.Generator().manual_seed(seed)
+    options = {"num_completions": 5, "max_new_tokens": 9, "temperature": 0.7, "generator": generator} | options
+    return prompts, sample(policy, prompts, **options)
+
+
+def gradient(policy, loss):
+    policy.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.requires_grad}
+
+
+def test_embeddings_equal_the_stock_forward(policy):
+    """Each prompt's unpadded embeddings give the stock model's logits for the whole padded batch."""
+    inputs = policy.inputs(tiny.rows())
+    with torch.no_grad():
+        stock = policy.base(**inputs).logits
+        for i, prompt in enumerate(policy.embed(tiny.rows())):
+            assert int(prompt.is_audio.sum()) == int((inputs["input_ids"][i] == policy.audio_token_id).sum()) > 0
+            hidden = policy.language_model(inputs_embeds=prompt.embeddings[None], use_cache=False).last_hidden_state
+            got = policy.logits(hidden)[0] * policy.temperature
+            assert torch.allclose(got, stock[i, -prompt.length :], atol=1e-4)
+
+
+@pytest.mark.parametrize("token_budget", [1, 60, 4096])
+@pytest.mark.parametrize("logit_rows", [3, 1024])
+def test_packed_equals_plain_in_log_probs_and_gradients(policy, token_budget, logit_rows):
+    policy.token_budget, policy.logit_rows = token_budget, logit_rows
+    prompts, groups = groups_of(policy)
+    weight = torch.Generator().manual_seed(1)
+    weights = [torch.randn(g.tokens.shape, generator=weight) * (g.tree.node >= 0) for g in groups]
+    packed = policy(prompts, [g.tree for g in groups])
+    loss = sum((w * p).sum() for w, p in zip(weights, packed.log_probs, strict=True))
+    fast = gradient(policy, loss)
+    plain = [plain_log_probs.__wrapped__(policy, g.prompt, g.tokens, g.lengths) for g in groups]
+    slow = gradient(policy, sum((w * p).sum() for w, p in zip(weights, plain, strict=True)))
+    for a, b in zip(packed.log_probs, plain, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+    for name, value in slow.items():
+        assert float((fast[name] - value).abs().max()) <= 1e-4 * float(value.abs().max()), name
+    assert packed.packed_tokens < packed.plain_tokens
+
+
+def test_gradient_checkpointing_changes_nothing():
+    results = []
+    for checkpointing in (False, True):
+        model, processor = tiny.tiny_model()
+        torch.manual_seed(1)
+        policy = Policy.wrap(
+            model, processor, lora=peft.LoraConfig(**LORA), gradient_checkpointing=checkpointing, temperature=0.7
+        )
+        prompts, groups = groups_of(policy)
+        policy.train()
+        results.append(gradient(policy, policy(prompts, [g.tree for g in groups]).log_probs[0].sum()))
+    for name, value in results[0].items():
+        assert float((results[1][name] - value).abs().max()) <= 1e-5 * float(value.abs().max()), name
+
+
+def test_entropy_is_that_of_the_next_token_distribution(policy):
+    prompts, groups = groups_of(policy, count=1)
+    got = policy(prompts, [groups[0].tree]).entropies[0]
+    hidden = policy.language_model(inputs_embeds=prompts[0].embeddings[None], use_cache=False).last_hidden_state
+    p = policy.logits(hidden[:, -1]).softmax(-1)
+    assert torch.allclose(got[:, 0], -(p * p.log()).sum().expand(5), atol=1e-4)
+
+
+def test_greedy_tokens_equal_stock_generate(policy):
+    rows = tiny.rows()
+    prompts = policy.embed(rows)
+    groups = sample(policy, prompts, num_completions=2, max_new_tokens=12, greedy=True)
+    with torch.no_grad():
+        stock = policy.base.generate(**policy.inputs(rows), max_new_tokens=12, do_sample=False)
+    for i, group in enumerate(groups):
+        length = int(group.lengths[0])
+        want = stock[i, -stock.shape[1] :]
+        want = want[policy.inputs(rows)["input_ids"].shape[1] :][:length]
+        assert group.tokens[0, :length].tolist() == want.tolist()
+        assert torch.equal(group.tokens[0], group.tokens[1])
+
+
+def test_surprisal_is_that_of_the_sampling_distribution(policy):
+    """Without top-p it equals the scored log-probability; with top-p it is never larger."""
+    prompts, groups = groups_of(policy)
+    scores = policy(prompts, [g.tree for g in groups]).log_probs
+    for group, score in zip(groups, scores, strict=True):
+        assert torch.allclose(group.surprisal, -score.detach(), atol=1e-4)
+    prompts, groups = groups_of(policy, top_p=0.6)
+    scores = policy(prompts, [g.tree for g in groups]).log_probs
+    for group, score in zip(groups, scores, strict=True):
+        assert bool((group.surprisal <= -score.detach() + 1e-4).all())
+        assert bool((group.surprisal >= 0).all())
+
+
+def test_draws_do_not_depend_on_the_rest_of_the_batch(policy):
+    """The same uniform numbers give the same completions, however rows leave the batch."""
+    _, groups = groups_of(policy, count=3)
+    _, again = groups_of(policy, count=3)
+    for a, b in zip(groups, again, strict=True):
+        assert torch.equal(a.tokens, b.tokens)
+    ended = [int(length) for group in groups for length in group.lengths]
+    assert all(int(g.tokens[i, n - 1]) in policy.eos_token_ids or bool(g.truncated[i])
+               for g in groups for i, n in enumerate(g.lengths.tolist()))
+    assert max(ended) <= 9
+
+
+def test_top_p_keeps_the_smallest_nucleus():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(1000, 1)
+    draws = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    tokens, nats = _choose(logits, 0.7, False, draws)
+    counts = torch.bincount(tokens, minlength=4).tolist()
+    assert counts == [625, 375, 0, 0]
+    assert torch.allclose(nats[tokens == 0], -torch.tensor(0.625).log().expand(625))
+    every, _ = _choose(logits, 1.0, False, draws)
+    assert torch.bincount(every, minlength=4).tolist() == [500, 300, 150, 50]
+    wide = torch.zeros(1, 1000)  # a nucleus wider than the fast path's top tokens
+    assert _choose(wide, 0.9, False, torch.tensor([0.999], dtype=torch.float64))[0].item() < 1000
+    assert _choose(wide, 0.9, False, torch.tensor([0.0], dtype=torch.float64))[1].item() == pytest.approx(np.log(900), abs=2e-3)
+
+
+def test_only_the_language_model_gets_adapters_and_reference_is_the_base(policy):
+    trained = {name for name, p in policy.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("language_model" in name and "lora_" in name for name in trained)
+    counts = policy.describe()
+    assert counts["trainable"] == sum(p.numel() for n, p in policy.named_parameters() if n in trained)
+    prompts, groups = groups_of(policy)
+    with torch.no_grad(), policy.reference():
+        reference = policy(prompts, [g.tree for g in groups]).log_probs[0]
+    plain = Policy.wrap(*tiny.tiny_model(), temperature=0.7)
+    assert torch.allclose(reference, plain(prompts, [g.tree for g in groups]).log_probs[0], atol=1e-5)
+    with pytest.raises(ModelError, match="no adapter"), plain.reference():
+        pass
+
+
+def test_saved_adapter_loads_in_plain_transformers_and_peft(policy, tmp_path):
+    prompts, groups = groups_of(policy, count=1)
+    want = policy(prompts, [groups[0].tree]).log_probs[0].detach()
+    model, _ = tiny.tiny_model()
+    model.save_pretrained(tmp_path / "base")
+    policy.save_adapter(tmp_path / "adapter")
+    assert not list((tmp_path / "adapter").glob("*.bin"))
+    plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
+    loaded = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+    row = groups[0].tokens[0, : groups[0].lengths[0]]
+    embedded = torch.cat([prompts[0].embeddings, loaded.get_input_embeddings()(row[:-1])])
+    with torch.no_grad():
+        logits = loaded(inputs_embeds=embedded[None]).logits[0, prompts[0].length - 1 :] / 0.7
+    got = logits.log_softmax(-1).gather(-1, row[:, None]).squeeze(1)
+    assert torch.allclose(got, want[0, : len(row)], atol=1e-4)
+
+
+def test_start_up_checks_pass_and_fire(policy, monkeypatch):
+    lines = check_policy(policy, tiny.rows(2))
+    assert len(lines) == 3
+    assert "trainable" in lines[0]
+    with torch.no_grad():
+        policy.projector.linear_2.weight.zero_()
+    with pytest.raises(ModelError, match="audio does not reach"):
+        check_policy(policy, tiny.rows(2))
+
+
+def test_start_up_check_refuses_a_model_that_ignores_the_tree_mask(policy, monkeypatch):
+    forward = type(policy.language_model).forward
+
+    def blind(self, *args, attention_mask=None, **kwargs):
+        keep = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
+        return forward(self, *args, attention_mask=keep, **kwargs)
+
+    monkeypatch.setattr(type(policy.language_model), "forward", blind)
+    with pytest.raises(ModelError, match="does not honour the tree mask"):
+        check_policy(policy, tiny.rows(2))
+
+
+def test_audio_integrity_is_refused_in_one_sentence(policy):
+    row = tiny.rows(1)[0]
+    with pytest.raises(ModelError, match="2 audio placeholders"):
+        policy.embed([{**row, "prompt": "<sound> and <sound>"}])
+    long = {"array": np.full(16000 * 3, 0.1, np.float32), "sampling_rate": 16000}
+    with pytest.raises(ModelError, match=r"lasts 3\.0 s; this model takes at most 2 s"):
+        policy.embed([{**row, "audio": long}])
+    policy.max_prompt_tokens = 10
+    with pytest.raises(ModelError, match="at most 10 are allowed"):
+        policy.embed([row])
+
+
+def test_prompt_shapes_of_the_ecosystem_are_the_same(policy):
+    content = [{"type": "audio", "audio": ""}, {"type": "text", "text": "hello"}]
+    assert policy.render("hello") == policy.render([{"role": "user", "content": content}])
+    ready = policy.render("hello")
+    assert policy.render(ready) == ready
+
+
+def test_an_unknown_family_and_sliding_windows_are_refused():
+    model, processor = tiny.tiny_model()
+    model.config.text_config.layer_types = ["sliding_attention", "full_attention"]
+    with pytest.raises(ModelError, match="full attention only"):
+        Policy.wrap(model, processor)
+    model.config.model_type = "whisper"
+    with pytest.raises(ModelError, match="known are audioflamingo3"):
+        Policy.wrap(model, processor)
+
+
+def test_empty_and_single_completions_score(policy):
+    prompts = policy.embed(tiny.rows(1))
+    tree = PrefixTree.build(torch.tensor([[5, 6], [0, 0]]), torch.tensor([2, 0]))
+    scores = policy(prompts, [tree]).log_probs[0]
+    assert bool((scores[0] < 0).all())
+    assert bool((scores[1] == 0).all())

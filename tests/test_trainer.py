@@ -1,0 +1,174 @@
+import json
+
+import peft
+import pytest
+import tiny
+import torch
+
+from leaf.config import LeafConfig
+from leaf.credit import CREDIT_RULES
+from leaf.errors import ConfigError, DataError, RewardError, RunError
+from leaf.speech.policy import LORA_LAYERS, Policy
+from leaf.trainer import LeafTrainer
+
+
+def length_reward(completions, **columns):
+    """Something that differs between random completions."""
+    return [len(text) / 20 for text in completions]
+
+
+def recipe(tmp_path, **changes):
+    values = {
+        "output_dir": str(tmp_path / "run"), "max_steps": 3, "prompts_per_rollout": 2, "num_completions": 4,
+        "max_new_tokens": 6, "learning_rate": 1e-2, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0,
+        "eval_every": 2, "save_every": 1, "record_every": 1, "device": "cpu", "eval_items": 2,
+    }  # fmt: skip
+    return LeafConfig(**(values | changes))
+
+
+def trainer(config, seed=0, **options):
+    model, processor = tiny.tiny_model()
+    rows = tiny.rows(5)
+    options = {"reward_funcs": [length_reward], "train_dataset": rows, "eval_dataset": rows[:2]} | options
+    return LeafTrainer(model, args=config, processing_class=processor, report=lambda line: None, **options)
+
+
+def lines(path, name):
+    return [json.loads(line) for line in (path / name).read_text().splitlines()]
+
+
+def weights(directory):
+    return peft.utils.load_peft_weights(str(directory))
+
+
+def without_times(records):
+    return [{k: v for k, v in record.items() if not k.startswith("seconds")} for record in records]
+
+
+@pytest.mark.parametrize("credit", list(CREDIT_RULES))
+def test_every_rule_trains_and_leaves_a_whole_run_directory(tmp_path, credit):
+    run = trainer(recipe(tmp_path, credit=credit)).train()
+    metrics = lines(run.path, "metrics.jsonl")
+    assert [record["step"] for record in metrics] == [1, 2, 3]
+    for key in (
+        "reward_mean", "reward_std", "kl", "clip_fraction", "grad_norm", "entropy", "length_mean", "truncated",
+        "zero_variance_groups", "usable_fork_rate", "credit_mass/0", "seconds/sample", "seconds/update", "packed_tokens",
+    ):  # fmt: skip
+        assert all(key in record for record in metrics), key
+    assert metrics[0]["kl"] == pytest.approx(0.0, abs=1e-5)
+    assert metrics[-1]["kl"] > 0  # the policy has left the reference
+    assert metrics[0]["packed_tokens"] < metrics[0]["plain_tokens"]
+    assert [record["step"] for record in lines(run.path, "validation.jsonl")] == [0, 2, 3]
+    group = lines(run.path, "groups.jsonl")[0]
+    assert len(group["completions"]) == len(group["rewards"]) == 4
+    assert [len(ids) for ids in group["token_ids"]] == [len(a) for a in group["advantages"]]
+    for name in ("recipe.yaml", "versions.json", "best/adapter_model.safetensors", "last/adapter_model.safetensors"):
+        assert (run.path / name).is_file()
+    assert any(bool(value.abs().max() > 0) for name, value in weights(run.path / "last").items() if "lora_B" in name)
+
+
+def test_resume_equals_uninterrupted(tmp_path):
+    whole = trainer(recipe(tmp_path, output_dir=str(tmp_path / "whole"), max_steps=4)).train()
+    config = recipe(tmp_path, output_dir=str(tmp_path / "cut"), max_steps=4)
+    first = trainer(config)
+    save, stopped = first._save, RuntimeError("killed")
+
+    def save_and_die(step):
+        save(step)
+        if step == 2:
+            raise stopped
+
+    first._save = save_and_die
+    with pytest.raises(RuntimeError, match="killed"):
+        first.train()
+    cut = trainer(config).train(resume_from_checkpoint=True)
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        assert without_times(lines(cut.path, name)) == without_times(lines(whole.path, name))
+    ours, theirs = weights(cut.path / "last"), weights(whole.path / "last")
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_small_updates_and_off_policy_passes(tmp_path):
+    config = recipe(tmp_path, completions_per_update=3, passes_per_rollout=2, max_steps=2)
+    leaf_trainer = trainer(config)
+    assert leaf_trainer.updates_per_rollout == 6  # 8 completions in parts of 3, twice
+    assert not leaf_trainer.on_policy
+    run = leaf_trainer.train()
+    metrics = lines(run.path, "metrics.jsonl")
+    assert metrics[0]["ratio_max"] > 1.0
+    assert "seconds/old" in metrics[0]
+
+
+def test_on_policy_gradient_equals_that_with_stored_old_log_probs(tmp_path):
+    """Leaving out the old forward changes nothing; nor do micro-batches."""
+    gradients = []
+    for name, on_policy, budget in (("a", True, 4096), ("b", False, 4096), ("c", True, 1)):
+        one = trainer(recipe(tmp_path, output_dir=str(tmp_path / name), token_budget=budget))
+        one.on_policy = on_policy
+        seen, clip = {}, one.accelerator.clip_grad_norm_
+
+        def look(parameters, norm, one=one, seen=seen, clip=clip):
+            seen.update({n: p.grad.clone() for n, p in one.policy.named_parameters() if p.requires_grad})
+            return clip(parameters, norm)
+
+        rollout = one.rollout(1)
+        assert (rollout.old_log_probs is None) == on_policy
+        one.accelerator.clip_grad_norm_ = look
+        one.update(rollout)
+        gradients.append(seen)
+    for other in gradients[1:]:
+        for name, value in gradients[0].items():
+            assert torch.allclose(value, other[name], rtol=1e-3, atol=1e-6), name
+
+
+def test_dropout_needs_an_old_forward(tmp_path):
+    assert not trainer(recipe(tmp_path, lora_dropout=0.1)).on_policy
+
+
+def test_unscored_and_equal_rewards_leave_the_weights(tmp_path):
+    config = recipe(tmp_path, kl_coef=0.0, max_steps=2, eval_every=0)
+    run = trainer(config, reward_funcs=[lambda completions, **_: [None] * len(completions)]).train()
+    metrics = lines(run.path, "metrics.jsonl")
+    assert metrics[0]["reward_mean"] is None
+    assert metrics[0]["unscored"] == 8
+    assert metrics[0]["grad_norm"] == 0.0
+    assert all(bool((v == 0).all()) for name, v in weights(run.path / "last").items() if "lora_B" in name)
+
+
+def test_an_own_policy_and_an_own_credit_rule(tmp_path):
+    calls = []
+
+    def rule(tree, rewards, *, surprisal=None):
+        calls.append(rewards)
+        return torch.ones(tree.tokens.shape, dtype=torch.float64) * (tree.node >= 0)
+
+    model, processor = tiny.tiny_model()
+    lora = peft.LoraConfig(r=2, target_modules=list(LORA_LAYERS))
+    policy = Policy.wrap(model, processor, lora=lora)
+    config = recipe(tmp_path, max_steps=1)
+    LeafTrainer(policy, ["bleu", length_reward], config, tiny.rows(4), credit=rule, report=lambda line: None).train()
+    assert len(calls) == 2
+
+
+def test_refusals(tmp_path):
+    config = recipe(tmp_path)
+    trainer(config).train()
+    with pytest.raises(RunError, match="exists already"):
+        trainer(config).train()
+    with pytest.raises(DataError, match="no training rows"):
+        trainer(config, train_dataset=[])
+    with pytest.raises(ConfigError, match="processing_class"):
+        LeafTrainer(tiny.tiny_model()[0], ["bleu"], config, tiny.rows(2))
+    with pytest.raises(RewardError, match="short"):
+        def short(completions, **_):
+            return [1.0]
+        trainer(recipe(tmp_path, output_dir=str(tmp_path / "other")), reward_funcs=[short]).train()
+    with pytest.raises(RunError, match="no checkpoint"):
+        fresh = trainer(recipe(tmp_path, output_dir=str(tmp_path / "third")))
+        fresh.start()
+        trainer(recipe(tmp_path, output_dir=str(tmp_path / "third"))).train(resume_from_checkpoint=True)
+
+
+def test_tensorboard_tracking_writes_events(tmp_path):
+    run = trainer(recipe(tmp_path, track_with="tensorboard", max_steps=1)).train()
+    assert list(run.path.rglob("events.out.tfevents.*"))
