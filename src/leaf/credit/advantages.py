@@ -21,12 +21,7 @@ from leaf.errors import ConfigError, DataError
 @rule(options_of=cut_spans)
 def leaf(tree: PrefixTree, rewards: Float[Tensor, " K"], *, surprisal: Any = None, **options: Any) -> Tensor:
     """Give every token its span's z-scored credit (LEAF, arXiv 2606.07610); `cut_spans` has formula and options."""
-    table = cut_spans(tree, rewards, surprisal=surprisal, **options)
-    grid = torch.zeros(tree.node.shape, dtype=torch.float64, device=tree.node.device)
-    # The spans cover exactly the tokens of the scored completions, in the same order.
-    cells = (tree.node >= 0) & table.scored[:, None]
-    grid[cells] = table.advantage.repeat_interleave(table.end - table.start)
-    return grid
+    return cut_spans(tree, rewards, surprisal=surprisal, **options).paint(tree.tokens.shape[1])
 
 
 @rule()

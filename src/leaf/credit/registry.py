@@ -30,7 +30,7 @@ def credit_rule(rule: str | CreditRule, **options: Any) -> CreditRule:
         rule = CREDIT_RULES[rule]
     if not options:
         return rule
-    _check_options(rule, options)
+    _check_options(rule, _option_names(rule), options)
     return partial(rule, **options)
 
 
@@ -47,13 +47,14 @@ def rule(*, options_of: Callable[..., Any] | None = None) -> Callable[[CreditRul
     def register(formula: CreditRule) -> CreditRule:
         @wraps(formula)
         def checked(tree: PrefixTree, rewards: Tensor, *, surprisal: Tensor | None = None, **options: Any) -> Tensor:
-            _check_options(checked, options)
+            _check_options(checked, allowed, options)
             scored = scored_completions(tree, rewards)
             advantages = formula(tree, rewards, surprisal=surprisal, **options)
             cells = (tree.node >= 0) & scored[:, None] & (not nothing_to_learn(rewards, scored))
             return torch.where(cells, advantages, 0.0)
 
         checked.__signature__ = _signature(formula, options_of)  # type: ignore[attr-defined]
+        allowed = _option_names(checked)
         CREDIT_RULES[formula.__name__] = checked
         return checked
 
@@ -71,12 +72,16 @@ def _signature(formula: CreditRule, options_of: Callable[..., Any] | None) -> in
     return own.replace(parameters=[*named, *more])
 
 
-def _check_options(rule: CreditRule, options: dict[str, Any]) -> None:
+def _option_names(rule: CreditRule) -> list[str] | None:
+    """Return the options a rule takes, or None if it takes any."""
     parameters = inspect.signature(rule).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return
-    allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "surprisal"]
-    unknown = [option for option in options if option not in allowed]
+        return None
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "surprisal"]
+
+
+def _check_options(rule: CreditRule, allowed: list[str] | None, options: dict[str, Any]) -> None:
+    unknown = [] if allowed is None else [option for option in options if option not in allowed]
     if unknown:
         takes = f"allowed are {', '.join(allowed)}" if allowed else "it takes none"
         name = getattr(rule, "__name__", repr(rule))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,23 +35,31 @@ class Span:
     advantage: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SpanTable:
-    """Hold the M spans of a group, completion after completion and in order, with the fields of `Span` as columns.
+    """Hold the spans of a group, one row per completion and in order, with the fields of `Span` as (K, J) columns.
 
-    Together the spans of a scored completion cover exactly its tokens. Unscored and empty completions have none.
+    J is B + 1. Where `kept` is False there is no span: start and end mean nothing and the advantage is 0. Together the
+    spans of a scored completion cover exactly its tokens; unscored and empty completions have none.
     """
 
     boundaries: Int[Tensor, " B"]
-    scored: Bool[Tensor, " K"]
-    completion: Int[Tensor, " M"]
-    start: Int[Tensor, " M"]
-    end: Int[Tensor, " M"]
-    node: Int[Tensor, " M"]
-    size: Int[Tensor, " M"]
-    value: Float[Tensor, " M"]
-    raw: Float[Tensor, " M"]
-    advantage: Float[Tensor, " M"]
+    kept: Bool[Tensor, "K J"]
+    start: Int[Tensor, "K J"]
+    end: Int[Tensor, "K J"]
+    node: Int[Tensor, "K J"]
+    size: Float[Tensor, "K J"]
+    value: Float[Tensor, "K J"]
+    raw: Float[Tensor, "K J"]
+    advantage: Float[Tensor, "K J"]
+
+    def paint(self, width: int) -> Float[Tensor, "K width"]:
+        """Return (K, width) every token with its span's advantage, 0 elsewhere."""
+        size = self.kept.shape[0]
+        covered = torch.where(self.kept, self.end - self.start, 0)
+        widths = torch.cat([covered, width - covered.sum(1, keepdim=True)], 1)
+        values = torch.nn.functional.pad(self.advantage, (0, 1))
+        return values.flatten().repeat_interleave(widths.flatten(), output_size=size * width).reshape(size, width)
 
 
 def cut_spans(
@@ -114,29 +122,20 @@ def cut_spans(
     no_node, one = torch.full_like(start, -1), torch.ones_like(reward)
     columns.append((tail, start, tree.lengths, no_node, one, reward, above))
 
-    # (K, B + 1), read off completion after completion.
     kept, start, end, node, size, value, above = (torch.stack(column, 1) for column in zip(*columns, strict=True))
     of_root, of_parent = _TERMS[terms]
-    credit = of_root * (value - root) + of_parent * (value - above)
-    raw = (credit / size.clamp_min(1).sqrt() if sqrt_count else credit)[kept]
+    raw = of_root * (value - root) + of_parent * (value - above)
+    if sqrt_count:
+        raw = raw / size.clamp_min(1).sqrt()
     if nothing_to_learn(rewards, scored):
         raw = torch.zeros_like(raw)
         advantage = raw
     else:
+        credit = raw[kept]
         # Two scored completions have at least two spans, so the deviation exists.
-        advantage = (raw - raw.mean()) / raw.std().clamp_min(1e-6) if normalize else raw
-    return SpanTable(
-        boundaries=boundaries,
-        scored=scored,
-        completion=kept.nonzero()[:, 0],
-        start=start[kept],
-        end=end[kept],
-        node=node[kept],
-        size=size[kept].long(),
-        value=value[kept],
-        raw=raw,
-        advantage=advantage,
-    )
+        advantage = (raw - credit.mean()) / credit.std().clamp_min(1e-6) if normalize else raw
+    advantage = advantage.masked_fill(~kept, 0.0)
+    return SpanTable(boundaries, kept, start, end, node, size, value, raw, advantage)
 
 
 def leaf_spans(
@@ -144,15 +143,13 @@ def leaf_spans(
     rewards: Float[Tensor, " K"],
     *,
     surprisal: Float[Tensor, "K T"] | None = None,
-    **options: object,
+    **options: Any,
 ) -> tuple[Int[Tensor, " B"], list[list[Span]]]:
     """Return the boundaries used and, for every completion, its spans in order; for options see `cut_spans`."""
-    table = cut_spans(tree, rewards, surprisal=surprisal, **options)  # type: ignore[arg-type]
-    fields = (table.start, table.end, table.node, table.size, table.value, table.raw, table.advantage)
-    spans: list[list[Span]] = [[] for _ in range(tree.lengths.shape[0])]
-    for i, *values in zip(table.completion.tolist(), *(column.tolist() for column in fields), strict=True):
-        spans[i].append(Span(*values))
-    return table.boundaries, spans
+    table = cut_spans(tree, rewards, surprisal=surprisal, **options)
+    fields = (table.start, table.end, table.node, table.size.long(), table.value, table.raw, table.advantage)
+    flat = zip(*(column[table.kept].tolist() for column in fields), strict=True)
+    return table.boundaries, [[Span(*next(flat)) for _ in range(n)] for n in table.kept.sum(1).tolist()]
 
 
 def _choose(tree: PrefixTree, surprisal: Tensor | None, max_boundaries: int, min_prefix: int) -> Tensor:

@@ -1,0 +1,169 @@
+"""Time one rl step against the same step done with stock parts, in one process with the same model and prompts.
+
+    python benchmarks/rl_step.py [--model demo] [--prompts 6] [--completions 8] [--repeats 5] [--dtype bfloat16]
+
+leaf: prompts embedded once, prefilled once, tree-packed scoring. Stock: `generate(num_return_sequences=K)`, then a
+padded batch of K copies of every prompt (audio included) for reference and update, logits at completion positions only.
+Both sample at T = 1, top-p 0.9, and take one gradient of the same loss on the same tokens (leaf's). Repeats alternate;
+medians with quartiles. Results go to benchmarks/results/rl_step.json.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import peft
+import torch
+from transformers.utils import logging
+
+from leaf.credit import credit_rule, policy_loss, token_weights
+from leaf.demo_model import resolve_model
+from leaf.rewards import RewardSum
+from leaf.speech.policy import LORA_LAYERS, Policy
+from leaf.speech.sampling import sample
+from leaf.tasks import load
+from leaf.training import step_generator
+
+MAX_NEW = 48
+
+
+def leaf_sample(policy, rows, completions, step):
+    prompts = policy.embed(rows)
+    return sample(
+        policy, prompts, num_completions=completions, max_new_tokens=MAX_NEW, top_p=0.9,
+        generator=step_generator(0, step),
+    )  # fmt: skip
+
+
+def leaf_update(policy, groups, advantages):
+    prompts, trees = [g.prompt for g in groups], [g.tree for g in groups]
+    with torch.no_grad(), policy.reference():
+        reference = policy(prompts, trees).log_probs
+    new = policy(prompts, trees).log_probs
+    masks = [tree.node >= 0 for tree in trees]
+    return new, reference, masks, advantages
+
+
+def stock_sample(policy, rows, completions, step):
+    torch.manual_seed(step)
+    with torch.no_grad():
+        return policy.base.generate(
+            **policy.inputs(rows), num_return_sequences=completions, do_sample=True, temperature=1.0, top_p=0.9,
+            top_k=0, max_new_tokens=MAX_NEW,
+        )  # fmt: skip
+
+
+def stock_update(policy, rows, groups, advantages):
+    completions = groups[0].tokens.shape[0]
+    width = max(group.tokens.shape[1] for group in groups)
+    inputs = {k: v.repeat_interleave(completions, 0) for k, v in policy.inputs(rows).items()}
+    tokens = torch.cat([torch.nn.functional.pad(g.tokens, (0, width - g.tokens.shape[1])) for g in groups])
+    mask = torch.arange(width)[None] < torch.cat([g.lengths for g in groups])[:, None]
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], tokens], 1)
+    inputs["attention_mask"] = torch.cat([inputs["attention_mask"], mask.long()], 1)
+
+    def log_probs():
+        logits = policy.base(**inputs, logits_to_keep=width + 1, use_cache=False).logits[:, :-1].float()
+        return logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
+
+    with torch.no_grad(), policy.reference():
+        reference = log_probs()
+    new = log_probs()
+    flat = torch.cat([torch.nn.functional.pad(a, (0, width - a.shape[1])) for a in advantages])
+    return [new], [reference], [mask], [flat]
+
+
+def gradient(policy, new, reference, masks, advantages):
+    policy.zero_grad()
+    weights = token_weights(masks)
+    parts = zip(new, reference, masks, advantages, weights, strict=True)
+    loss = sum(policy_loss(n, n.detach(), a, m, weights=w, ref_logp=r)[0] for n, r, m, a, w in parts)
+    loss.backward()
+    return {n: p.grad.clone() for n, p in policy.named_parameters() if p.requires_grad}
+
+
+def summary(values):
+    low, middle, high = statistics.quantiles(values, n=4)
+    return {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--prompts", type=int, default=6)
+    parser.add_argument("--completions", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    logging.disable_progress_bar()
+    lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules=list(LORA_LAYERS))
+    policy = Policy.load(resolve_model(args.model), lora=lora, dtype=args.dtype, token_budget=2048)
+    data = load("asterisk_qa", "train").shuffle(seed=0)
+    reward = RewardSum(["bleu"])
+    seconds = {f"{side}_{stage}": [] for side in ("leaf", "stock") for stage in ("sample", "update", "step")}
+    seconds["leaf_credit"] = []
+    error = prompt_tokens = completion_tokens = 0.0
+    for repeat in range(args.repeats + 1):  # the first is a warm-up
+        rows = data.select(range(repeat * args.prompts, (repeat + 1) * args.prompts)).to_list()
+        marks = [time.perf_counter()]
+        groups = leaf_sample(policy, rows, args.completions, repeat)
+        marks.append(time.perf_counter())
+        advantages = []
+        for row, group in zip(rows, groups, strict=True):
+            texts = group.texts(policy.tokenizer)
+            totals = reward(completions=texts, reference=[row["reference"]] * len(texts)).totals
+            began = time.perf_counter()
+            values = credit_rule("leaf")(group.tree, torch.from_numpy(totals), surprisal=group.surprisal)
+            credit = time.perf_counter() - began
+            advantages.append(values.float())
+        marks.append(time.perf_counter())
+        fast = gradient(policy, *leaf_update(policy, groups, advantages))
+        marks.append(time.perf_counter())
+        stock_sample(policy, rows, args.completions, repeat)
+        marks.append(time.perf_counter())
+        slow = gradient(policy, *stock_update(policy, rows, groups, advantages))
+        marks.append(time.perf_counter())
+        error = max(
+            error,
+            max(float((fast[n] - g).norm()) for n, g in slow.items()) / max(float(g.norm()) for g in slow.values()),
+        )
+        prompt_tokens += sum(group.prompt.length for group in groups) / len(groups) / (args.repeats + 1)
+        completion_tokens += float(torch.cat([g.lengths for g in groups]).double().mean()) / (args.repeats + 1)
+        if repeat == 0:
+            continue
+        between = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+        for name, value in {
+            "leaf_sample": between[0], "leaf_update": between[2], "leaf_step": sum(between[:3]),
+            "stock_sample": between[3], "stock_update": between[4],
+            "stock_step": between[3] + between[1] + between[4], "leaf_credit": credit * len(rows),
+        }.items():  # fmt: skip
+            seconds[name].append(value)
+        print(f"repeat {repeat}: leaf {sum(between[:3]):.1f} s, stock {between[3] + between[1] + between[4]:.1f} s", flush=True)
+    ratios = {
+        stage: summary([s / f for s, f in zip(seconds[f"stock_{stage}"], seconds[f"leaf_{stage}"], strict=True)])
+        for stage in ("sample", "update", "step")
+    }
+    result = {
+        "machine": f"{platform.machine()}, {args.threads} threads, torch {torch.__version__}, {args.dtype}",
+        "model": args.model,
+        "prompts": args.prompts,
+        "completions": args.completions,
+        "mean_prompt_tokens": round(prompt_tokens, 1),
+        "mean_completion_tokens": round(completion_tokens, 1),
+        "seconds": {name: summary(values) for name, values in seconds.items()},
+        "times_faster": ratios,
+        "credit_share_of_step": summary([c / s for c, s in zip(seconds["leaf_credit"], seconds["leaf_step"], strict=True)]),
+        "largest_gradient_difference": error,
+    }
+    Path(__file__).with_name("results").mkdir(exist_ok=True)
+    Path(__file__).with_name("results").joinpath("rl_step.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

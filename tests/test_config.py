@@ -1,0 +1,72 @@
+import pytest
+
+from leaf.config import AlignConfig, LeafConfig, SftConfig, from_dict, load_recipe, to_dict
+from leaf.errors import ConfigError
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_the_published_protocol():
+    config = LeafConfig()
+    got = (config.num_completions, config.temperature, config.top_p, config.max_new_tokens, config.kl_coef, config.clip)
+    assert got == (8, 1.0, 0.9, 200, 0.02, 0.2)
+    assert (config.lora_r, config.lora_alpha, config.lora_dropout, config.learning_rate) == (64, 128, 0.05, 5e-6)
+    assert (config.prompts_per_rollout, config.reduction, config.max_grad_norm) == (6, "completion_mean", 1.0)
+    assert (config.eval_items, config.eval_temperature, config.eval_top_p) == (256, 0.9, 0.9)
+
+
+def test_extends_and_overrides(tmp_path):
+    write(tmp_path / "base.yaml", "seed: 3\nlearning_rate: 1e-4\ncredit: grpo\n")
+    recipe = write(tmp_path / "mine.yaml", "extends: base.yaml\ncredit: leaf\ncredit_options: {max_boundaries: 4}\n")
+    config = load_recipe(recipe, ["num_completions=16", "rewards=[bleu, chrf]", "lora_dropout=0"])
+    assert isinstance(config, LeafConfig)
+    assert (config.seed, config.learning_rate, config.credit, config.num_completions) == (3, 1e-4, "leaf", 16)
+    assert config.credit_options == {"max_boundaries": 4}
+    assert config.rewards == ["bleu", "chrf"]
+    assert config.lora_dropout == 0.0
+    assert config.output_dir == "runs/mine"
+    assert from_dict(to_dict(config)) == config
+
+
+def test_the_stage_picks_the_dataclass():
+    assert isinstance(from_dict({"stage": "sft"}), SftConfig)
+    assert isinstance(from_dict({"stage": "align", "max_steps": 5}), AlignConfig)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"learning_rat": 1}, "Did you mean 'learning_rate'"),
+        ({"stage": "ppo"}, "allowed are rl, sft, align"),
+        ({"seed": "three"}, "seed is 'three', a str; allowed is a value of type int"),
+        ({"seed": True}, "seed is True"),
+        ({"top_p": 1.5}, "from 1e-06 to 1.0"),
+        ({"num_completions": 0}, "at least 1"),
+        ({"num_completions": 2.5}, "type int"),
+        ({"learning_rate": float("nan")}, "at least 0.0"),
+        ({"reduction": "sum"}, "completion_mean"),
+        ({"rewards": "bleu"}, "type list"),
+        ({"rewards": [1]}, "rewards"),
+        ({"columns": {"audio": 3}}, "columns.audio"),
+    ],
+)
+def test_mistakes_are_one_clear_sentence(values, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        from_dict(values)
+    assert "\n" not in str(error.value)
+
+
+def test_unreadable_recipes_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="as YAML"):
+        load_recipe(write(tmp_path / "bad.yaml", "a: [1"))
+    with pytest.raises(ConfigError, match="holds a list"):
+        load_recipe(write(tmp_path / "list.yaml", "- a"))
+    with pytest.raises(ConfigError, match="extends itself"):
+        load_recipe(write(tmp_path / "loop.yaml", "extends: loop.yaml"))
+    with pytest.raises(ConfigError, match="key=value"):
+        load_recipe(write(tmp_path / "ok.yaml", "seed: 1"), ["seed"])
