@@ -87,18 +87,22 @@ def _greedy(score: Tensor, lengths: Tensor, max_boundaries: int, min_prefix: int
     shortest = _shortest(lengths)
     if max_boundaries == 0 or shortest == 0:
         return torch.zeros(0, dtype=torch.long, device=score.device)
-    position = torch.arange(score.shape[1], device=score.device)
-    candidate = (position >= max(1, min_prefix)) & (position < lengths[:, None])
-    pool = score.detach().masked_fill(~candidate, -torch.inf)
+    low, longest = max(1, min_prefix), int(lengths.max())
+    position = torch.arange(longest, device=score.device)
+    candidate = (position >= low) & (position < lengths[:, None])
+    pool = score.detach()[:, :longest].masked_fill(~candidate, -torch.inf)
     best = pool.amax(0)
     if bool(best.isnan().any()):
         raise DataError("A surprisal (or score) inside a completion is NaN; every sampled token needs a number.")
-    # The lowest completion that reaches the best score; max() itself does not promise the lowest index.
-    first = ((pool == best) & candidate).byte().argmax(0)
-    usable = candidate.any(0).nonzero().squeeze(1)
-    # Stable sorts from the last key to the first: position (already ascending), completion, score.
-    order = usable[torch.argsort(first[usable], stable=True)]
-    order = order[torch.argsort(best[order], descending=True, stable=True)]
+    # Every position from `low` to the longest completion's last has a candidate. Sorts are stable: lower position first.
+    order = position[low:]
+    order = order[best[order].argsort(descending=True, stable=True)]
+    ranked = best[order]
+    if bool((ranked[1:] == ranked[:-1]).any()):
+        # Equal scores go to the lowest completion that reaches them (max() itself does not promise the lowest index).
+        first = ((pool == best) & candidate).byte().argmax(0)
+        order = order[first[order].argsort(stable=True)]
+        order = order[best[order].argsort(descending=True, stable=True)]
     spacing = max(2, shortest // (max_boundaries + 1))
     taken: list[int] = []
     for t in order.tolist():
