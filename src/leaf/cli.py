@@ -27,6 +27,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, laid ove
 
 def main() -> None:
     """Run the command; a mistake of the user's is one sentence on standard error and exit code 2."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # its bars are about loading files; ours are lines about the run
     try:
         app()
     except LeafError as error:
@@ -140,7 +143,7 @@ def demo(
     before.write(run.path / "test_before.jsonl")
     after.write(run.path / "test_after.jsonl")
     groups = [row["utterance"] for row in rows]
-    table = Table("held-out test, greedy", "before", "after", "gain (95 % interval)", "p")
+    table = Table("metric", "before", "after", "gain (95 % interval)", "p", title="held-out test, greedy decoding")
     for name in before.scores:
         pair = (before.passes[0], after.passes[0], [row["reference"] for row in rows])
         gain, low, high, p = paired_bootstrap(*pair, name, groups=groups)

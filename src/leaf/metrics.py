@@ -1,28 +1,28 @@
 """Corpus metrics with the signature that reproduces them, and bootstrap intervals over items or whole utterances.
 
-A metric is written as statistics per item, summed over the corpus, and a function of the sum. So a bootstrap resample is
-a weighted sum of rows, not a second scoring.
+A metric is written as statistics per item, summed over the corpus, and a function of the sum. So a bootstrap resample
+is a weighted sum of rows, not a second scoring.
 """
 
 import math
 import string
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
-from typing import Any
 
 import jiwer
 import numpy as np
 from rouge_score import rouge_scorer
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
 from leaf.errors import ConfigError, DataError
 
-# Corpus BLEU without effective order, as sacrebleu.corpus_bleu; the sentence form has its own object (rewards.py).
-_BLEU = BLEU()
-_CHRF = CHRF()
+# Counts held at once while resampling: 32 MB, however many samples and items.
+_COUNTS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,32 @@ class Metric:
     Attributes:
         items: (predictions, references) → (items, statistics) array.
         total: sum of the statistics over the corpus → value.
-        signature: name, settings and versions.
+        signature: whether both sides were lower-cased first → name, settings and versions.
     """
 
     items: Callable[[Sequence[str], Sequence[str]], np.ndarray]
     total: Callable[[np.ndarray], float]
-    signature: Callable[[], str]
+    signature: Callable[[bool], str]
+
+
+def fold_whitespace(text: str) -> str:
+    """Return the text with every run of white space as one space, none at the ends: what every score compares."""
+    return " ".join(text.split())
 
 
 def normalise(text: str) -> str:
-    """Return lower-case text without punctuation, white space folded: the form exact match and token F1 compare."""
-    return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
+    """Return lower-case text without punctuation (Unicode), white space folded: what exact match and token F1 compare.
+
+    A text of nothing but punctuation keeps it: it must differ from the empty text.
+    """
+    lower = text.lower()
+    kept = (c for c in lower if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
+    return fold_whitespace("".join(kept)) or fold_whitespace(lower)
+
+
+def exact_match(prediction: str, reference: str) -> float:
+    """Return 1.0 if both texts are the same after `normalise`, else 0.0."""
+    return float(normalise(prediction) == normalise(reference))
 
 
 def token_f1(prediction: str, reference: str) -> float:
@@ -79,61 +94,71 @@ def rouge(name: str) -> rouge_scorer.RougeScorer:
 
 
 def rouge_f(name: str, prediction: str, reference: str) -> float:
-    """Return ROUGE F1 in [0, 1]."""
+    """Return ROUGE F1 in [0, 1].
+
+    rouge-score lower-cases and compares runs of a-z and 0-9 only: other letters separate words, and a text without any
+    of these scores 0 even against itself. For other scripts take chrF.
+    """
     return float(rouge(name).score(reference, prediction)[name].fmeasure)
 
 
-def _sacrebleu_items(metric: Any) -> Callable[[Sequence[str], Sequence[str]], np.ndarray]:
+def _sacrebleu(name: str, kind: type[BLEU] | type[CHRF]) -> Metric:
+    """Define corpus BLEU or chrF with sacreBLEU's defaults (BLEU without effective order, as corpus_bleu)."""
+    scorer = kind()
+
     def items(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
         # sacreBLEU's own per-sentence statistics: the sums corpus_score takes.
-        return np.array(metric._extract_corpus_statistics(list(predictions), [list(references)]), dtype=np.float64)
+        return np.array(scorer._extract_corpus_statistics(list(predictions), [list(references)]), dtype=np.float64)
 
-    return items
+    def total(sums: np.ndarray) -> float:
+        return float(scorer._aggregate_and_compute([np.rint(sums).astype(int).tolist()]).score)
 
+    def signature(lowercase: bool) -> str:
+        cased = kind(lowercase=lowercase)
+        cased.corpus_score(["a"], [["a"]])  # sacreBLEU knows the number of references only after scoring
+        return f"{name}|{cased.get_signature()}"
 
-def _sacrebleu_total(metric: Any) -> Callable[[np.ndarray], float]:
-    return lambda total: float(metric._aggregate_and_compute([np.rint(total).astype(int).tolist()]).score)
-
-
-def _sacrebleu_signature(name: str, metric: Any) -> Callable[[], str]:
-    def signature() -> str:
-        metric.corpus_score(["a"], [["a"]])  # sacreBLEU knows the number of references only after scoring
-        return f"{name}|{metric.get_signature()}"
-
-    return signature
+    return Metric(items, total, signature)
 
 
-def _mean(function: Callable[[str, str], float], scale: float = 100.0) -> tuple[Any, Any]:
+def _mean(function: Callable[[str, str], float], signature: str, package: str) -> Metric:
+    """Define the mean of a value per item, times 100. These functions fold case themselves."""
+
     def items(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
         return np.array([[function(p, r), 1.0] for p, r in zip(predictions, references, strict=True)])
 
-    return items, lambda total: float(scale * total[0] / total[1])
+    return Metric(items, _per_cent, lambda lowercase: f"{signature}|{package}:{metadata.version(package)}")
 
 
-def _error_rate(characters: bool) -> tuple[Any, Any]:
+def _error_rate(name: str, *, characters: bool) -> Metric:
+    """Define all edits over all reference words or characters, times 100."""
+
     def items(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
         pairs = zip(predictions, references, strict=True)
         return np.array([edits(p, r, characters=characters) for p, r in pairs], dtype=np.float64)
 
-    return items, lambda total: float(100.0 * total[0] / total[1])
+    def signature(lowercase: bool) -> str:
+        case = "lc" if lowercase else "mixed"
+        return f"{name}|case:{case}|punctuation:yes|whitespace:folded|jiwer:{metadata.version('jiwer')}"
+
+    return Metric(items, _per_cent, signature)
 
 
-def _versioned(text: str, package: str) -> Callable[[], str]:
-    return lambda: f"{text}|{package}:{metadata.version(package)}"
+def _per_cent(sums: np.ndarray) -> float:
+    return float(100.0 * sums[0] / sums[1])
 
 
 METRICS: dict[str, Metric] = {
-    "bleu": Metric(_sacrebleu_items(_BLEU), _sacrebleu_total(_BLEU), _sacrebleu_signature("bleu", _BLEU)),
-    "chrf": Metric(_sacrebleu_items(_CHRF), _sacrebleu_total(_CHRF), _sacrebleu_signature("chrf", _CHRF)),
-    "exact_match": Metric(
-        *_mean(lambda p, r: float(normalise(p) == normalise(r))), _versioned("exact_match|case,punctuation:off", "leaf-speech")
-    ),
-    "token_f1": Metric(*_mean(token_f1), _versioned("token_f1|case,punctuation:off", "leaf-speech")),
-    "wer": Metric(*_error_rate(False), _versioned("wer|words", "jiwer")),
-    "cer": Metric(*_error_rate(True), _versioned("cer|characters", "jiwer")),
-} | {
-    name: Metric(*_mean(lambda p, r, name=name: rouge_f(name, p, r)), _versioned(f"{name}|f1|stemmer:no", "rouge-score"))  # type: ignore[misc]
-    for name in ("rouge1", "rouge2", "rougeL")
+    "bleu": _sacrebleu("bleu", BLEU),
+    "chrf": _sacrebleu("chrf", CHRF),
+    **{
+        name: _mean(partial(rouge_f, name), f"{name}|f1|case:lc|stemmer:no|tok:a-z0-9", "rouge-score")
+        for name in ("rouge1", "rouge2", "rougeL")
+    },
+    "exact_match": _mean(exact_match, "exact_match|case:lc|punctuation:no|whitespace:folded", "leaf-speech"),
+    "token_f1": _mean(token_f1, "token_f1|case:lc|punctuation:no|whitespace:folded", "leaf-speech"),
+    "wer": _error_rate("wer", characters=False),
+    "cer": _error_rate("cer", characters=True),
 }
 
 
@@ -151,10 +176,19 @@ def score(
     *,
     lowercase: bool = False,
 ) -> dict[str, Score]:
-    """Return each metric over the corpus, 0 to 100 (error rates may exceed it); `lowercase` folds both sides first."""
-    case = "|lowercase:yes" if lowercase else ""
+    """Return each metric over the corpus, 0 to 100; error rates may exceed 100, and less is better there.
+
+    White space is folded on both sides, and with `lowercase` they are lower-cased, before anything is compared.
+
+    Raises:
+        ConfigError: an unknown metric.
+        DataError: a different number of predictions and references, none, a value that is not text, an empty reference.
+    """
     return {
-        name: Score(metric(name).total(_items(name, predictions, references, lowercase).sum(0)), metric(name).signature() + case)
+        name: Score(
+            value=metric(name).total(_items(name, predictions, references, lowercase).sum(0)),
+            signature=metric(name).signature(lowercase),
+        )
         for name in metrics
     }
 
@@ -165,14 +199,17 @@ def bootstrap(
     name: str,
     *,
     lowercase: bool = False,
-    groups: Sequence[str] | None = None,
+    groups: Sequence[Hashable] | None = None,
     samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float, float]:
-    """Return value, low and high of a percentile bootstrap over items, or over `groups` (one key per item) as wholes."""
-    items = _grouped(_items(name, predictions, references, lowercase), groups)
-    low, high = _quantiles(_resampled(name, items, _draws(len(items), samples, seed)), level)
+    """Return value, low and high of a percentile bootstrap over items, or over `groups` (one key per item) as wholes.
+
+    With several rows from one recording give its name as the group: rows of one recording are not independent.
+    """
+    items = _items(name, predictions, references, lowercase)
+    low, high = _quantiles(_resampled(name, _grouped(items, groups), samples, seed), level)
     return metric(name).total(items.sum(0)), low, high
 
 
@@ -183,67 +220,72 @@ def paired_bootstrap(
     name: str,
     *,
     lowercase: bool = False,
-    groups: Sequence[str] | None = None,
+    groups: Sequence[Hashable] | None = None,
     samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float, float, float]:
     """Return the difference B − A, its interval, and the two-sided p-value, both systems on the same resamples.
 
-    p is twice the smaller share of resamples on one side of 0, at least 1/(samples + 1) (Koehn 2004).
+    p is twice the smaller share of resamples on one side of 0, where the corpus itself counts as one more resample: at
+    least 2/(samples + 1), at most 1. Paired resampling is Koehn's (EMNLP 2004), who reports one side.
     """
-    items_a = _grouped(_items(name, predictions_a, references, lowercase), groups)
-    items_b = _grouped(_items(name, predictions_b, references, lowercase), groups)
-    draws = _draws(len(items_a), samples, seed)
-    differences = _resampled(name, items_b, draws) - _resampled(name, items_a, draws)
+    items_a = _items(name, predictions_a, references, lowercase)
+    items_b = _items(name, predictions_b, references, lowercase)
+    # The same seed and the same number of units draw the same resamples.
+    resampled_a = _resampled(name, _grouped(items_a, groups), samples, seed)
+    differences = _resampled(name, _grouped(items_b, groups), samples, seed) - resampled_a
     low, high = _quantiles(differences, level)
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
     total = metric(name).total
-    return total(items_b.sum(0)) - total(items_a.sum(0)), low, high, min(1.0, 2 * (tail + 1) / (samples + 1))
+    return total(items_b.sum(0)) - total(items_a.sum(0)), low, high, float(min(1.0, 2 * (tail + 1) / (samples + 1)))
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Return mean and half-width of Student's t interval, for a handful of seeds; needs two values or more."""
-    if len(values) < 2:
-        raise DataError(f"An interval of a mean needs at least 2 values; got {len(values)}.")
+    """Return mean and half-width of Student's t interval, for a handful of seeds; needs two finite values or more."""
     array = np.asarray(values, dtype=np.float64)
-    half = _student_quantile(0.5 + level / 2, len(values) - 1) * array.std(ddof=1) / math.sqrt(len(values))
+    if len(array) < 2 or not np.isfinite(array).all():
+        raise DataError(f"An interval of a mean needs at least 2 finite values; got {array.tolist()}.")
+    half = _student_quantile(level, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array))
     return float(array.mean()), float(half)
 
 
-def _student_quantile(probability: float, freedom: int) -> float:
-    """Return the quantile of Student's t by bisection on its integrated density (Simpson's rule)."""
-    log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
-
-    def below(t: float) -> float:
-        angle = np.linspace(0.0, math.atan(t / math.sqrt(freedom)), 2001)  # t = √ν tan(angle) keeps the range finite
-        density = math.exp(log_scale) * math.sqrt(freedom) * np.cos(angle) ** (freedom - 1)
-        weights = np.ones(2001)
-        weights[1:-1:2], weights[2:-1:2] = 4, 2
-        return 0.5 + float((weights * density).sum() * (angle[1] - angle[0]) / 3)
-
-    low, high = 0.0, 1e4
+def _student_quantile(level: float, freedom: int) -> float:
+    """Return t with P(|T| < t) = level, by bisection on the finite series (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
+    _check_level(level)
+    exponents = np.arange(freedom % 2, freedom - 1, 2)  # 1, 3, … or 0, 2, …, up to ν − 2
+    steps = np.array([(e - 1) / e if e > 1 else 1.0 for e in exponents.tolist()])
+    coefficients = np.cumprod(steps)
+    low, high = 0.0, math.pi / 2  # of the angle θ with t = √ν tan θ
     for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if below(middle) < probability else (low, middle)
-    return (low + high) / 2
+        angle = (low + high) / 2
+        inside = math.sin(angle) * float(coefficients @ math.cos(angle) ** exponents)
+        if freedom % 2:
+            inside = 2 / math.pi * (angle + inside)
+        low, high = (angle, high) if inside < level else (low, angle)
+    return math.sqrt(freedom) * math.tan(low)
 
 
 def _items(name: str, predictions: Sequence[str], references: Sequence[str], lowercase: bool) -> np.ndarray:
-    if len(predictions) != len(references) or not references:
+    """Return the (items, statistics) array of a metric over checked texts."""
+    if len(predictions) != len(references) or not len(references):
         raise DataError(
             f"{len(predictions)} predictions came for {len(references)} references; give the same number of both, at "
             "least 1."
         )
-    empty = next((i for i, reference in enumerate(references) if not reference.strip()), None)
-    if empty is not None:
-        raise DataError(f"Reference {empty} is empty; every item needs a text to be compared with.")
+    for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+        if not isinstance(prediction, str) or not isinstance(reference, str):
+            raise DataError(f"Item {i} has prediction {prediction!r} and reference {reference!r}; give two texts.")
+        if not reference.strip():
+            raise DataError(f"Reference {i} is empty; every item needs a text to be compared with.")
+    ours, theirs = [[fold_whitespace(text) for text in side] for side in (predictions, references)]
     if lowercase:
-        predictions, references = [p.lower() for p in predictions], [r.lower() for r in references]
-    return metric(name).items(predictions, references)
+        ours, theirs = [[text.lower() for text in side] for side in (ours, theirs)]
+    return metric(name).items(ours, theirs)
 
 
-def _grouped(items: np.ndarray, groups: Sequence[str] | None) -> np.ndarray:
+def _grouped(items: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray:
+    """Return one row per group, the sum of its items; the items themselves without groups."""
     if groups is None:
         return items
     if len(groups) != len(items):
@@ -254,16 +296,30 @@ def _grouped(items: np.ndarray, groups: Sequence[str] | None) -> np.ndarray:
     return summed
 
 
-def _draws(size: int, samples: int, seed: int) -> np.ndarray:
-    """Return (samples, size) counts of how often each unit is drawn."""
-    return np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=samples).astype(np.float64)
+def _draws(units: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield (some samples, units) counts of how often each unit is drawn, `samples` rows in all."""
+    if samples < 1:
+        raise ConfigError(f"The number of bootstrap samples is {samples}; allowed is 1 or more.")
+    generator = np.random.default_rng(seed)
+    most = max(1, _COUNTS_AT_ONCE // units)
+    for start in range(0, samples, most):
+        rows = min(most, samples - start)
+        drawn = generator.integers(units, size=(rows, units)) + units * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units).astype(np.float64)
 
 
-def _resampled(name: str, items: np.ndarray, draws: np.ndarray) -> np.ndarray:
+def _resampled(name: str, items: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """Return (samples,) the metric of every resample."""
     total = metric(name).total
-    return np.array([total(row) for row in draws @ items])
+    return np.array([total(sums) for counts in _draws(len(items), samples, seed) for sums in counts @ items])
 
 
 def _quantiles(values: np.ndarray, level: float) -> tuple[float, float]:
+    _check_level(level)
     low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)
+
+
+def _check_level(level: float) -> None:
+    if not 0.0 < level < 1.0:
+        raise ConfigError(f"The level of an interval is {level}; allowed is a number between 0 and 1, such as 0.95.")
