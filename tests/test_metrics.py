@@ -2,13 +2,37 @@ import jiwer
 import numpy as np
 import pytest
 import sacrebleu
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rouge_score import rouge_scorer
+from sacrebleu.metrics.chrf import CHRF
 
+from leaf import metrics
 from leaf.errors import ConfigError, DataError
-from leaf.metrics import METRICS, _draws, _resampled, bootstrap, mean_interval, metric, paired_bootstrap, score
+from leaf.metrics import (
+    METRICS,
+    _draws,
+    _resampled,
+    bootstrap,
+    exact_match,
+    mean_interval,
+    metric,
+    normalise,
+    paired_bootstrap,
+    score,
+    token_f1,
+)
 
 OURS = ["Press one to leave.", "You have two new messages", "", "It is Monday, March third.", "zero"]
-THEIRS = ["Press one to leave the menu.", "You have two old messages.", "Hello there.", "It is Monday, March third.", "a"]
+THEIRS = [
+    "Press one to leave the menu.",
+    "You have two old messages.",
+    "Hello there.",
+    "It is Monday, March third.",
+    "b",
+]
+WORDS = st.lists(st.sampled_from(["press", "one", "two", "Now", "menu", "."]), min_size=1, max_size=8).map(" ".join)
+PAIRS = st.lists(st.tuples(WORDS | st.just(""), WORDS), min_size=1, max_size=6)
 
 
 def test_values_are_those_of_the_reference_packages():
@@ -22,52 +46,204 @@ def test_values_are_those_of_the_reference_packages():
         each = [scorer.score(r, p)[name].fmeasure for p, r in zip(OURS, THEIRS, strict=True)]
         assert got[name] == pytest.approx(100 * float(np.mean(each)))
     assert got["exact_match"] == 20.0
-    lower = score(["PRESS"], ["press"], ["bleu", "chrf"], lowercase=True)
-    assert lower["chrf"].value == 100.0
-    assert "lowercase:yes" in lower["chrf"].signature
+    # 4 of 4 + 6, 4 of 5 + 5, none, all, none: (0.8 + 0.8 + 0 + 1 + 0) / 5.
+    assert got["token_f1"] == pytest.approx(52.0)
+
+
+def test_values_by_hand():
+    assert score(["a b x"], ["a b c d"], ["wer"])["wer"].value == 50.0  # one substitution, one deletion, of 4
+    assert score(["a b c"], ["a"], ["wer"])["wer"].value == 200.0
+    assert score(["ab", "c"], ["abcd", "c"], ["cer"])["cer"].value == 40.0  # 2 of 5 characters, not a mean of rates
+
+
+def test_lowercase_is_that_of_sacrebleu():
+    shouted = [text.upper() for text in OURS]
+    got = score(shouted, THEIRS, ["bleu", "chrf"], lowercase=True)
+    assert got["bleu"].value == sacrebleu.corpus_bleu(shouted, [THEIRS], lowercase=True).score
+    assert got["chrf"].value == CHRF(lowercase=True).corpus_score(shouted, [THEIRS]).score
+    for name, one in got.items():
+        assert "|case:lc|" in one.signature
+        assert one.value > score(shouted, THEIRS, [name])[name].value
+
+
+def test_lowercase_of_the_others():
+    assert score(["A B"], ["a b"], ["wer"])["wer"].value == 100.0
+    assert score(["A B"], ["a b"], ["wer"], lowercase=True)["wer"].value == 0.0
+    for name in ("exact_match", "token_f1", "rougeL"):  # fold case in any event, and say so
+        assert score(["A B"], ["a b"], [name])[name].value == 100.0
+        assert "|case:lc|" in score(["A B"], ["a b"], [name])[name].signature
 
 
 def test_signatures_reproduce():
     signatures = {name: value.signature for name, value in score(OURS, THEIRS, list(METRICS)).items()}
-    assert signatures["bleu"] == f"bleu|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
-    assert all("|" in signature for signature in signatures.values())
+    version = sacrebleu.__version__
+    assert signatures["bleu"] == f"bleu|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{version}"
+    assert signatures["chrf"] == f"chrf|nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{version}"
+    assert signatures["wer"].startswith("wer|punctuation:yes|case:mixed|jiwer:4")
+    assert signatures["rougeL"].startswith("rougeL|f1|stemmer:no|tok:a-z0-9|case:lc|rouge-score:0.1")
+    assert len(set(signatures.values())) == len(METRICS)
 
 
-@pytest.mark.parametrize("name", ["bleu", "chrf", "wer"])
+def test_white_space_is_folded():
+    for name in METRICS:  # jiwer alone takes "a\nb" for one word
+        ours, theirs = ["Press  one\nnow\t "], [" Press one\u00a0now"]
+        assert (
+            score(ours, theirs, [name])[name].value == score(["Press one now"], ["Press one now"], [name])[name].value
+        )
+
+
+def test_normalise():
+    assert normalise("  “Don’t”  go —\nNOW! ") == "dont go now"
+    assert normalise("3.5 %") == "35"
+    assert normalise(" ?! ") == "?!"  # nothing else is left: it must differ from an empty text
+    assert normalise(" ") == ""
+    assert exact_match("", "?") == token_f1("", "?") == 0.0
+    assert exact_match("?", "?") == token_f1("?", "?") == 1.0
+    assert token_f1("a a b", "a b b c") == pytest.approx(4 / 7)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(max_size=20))
+def test_normalise_twice_is_once(text):
+    assert normalise(normalise(text)) == normalise(text)
+
+
+def _index(row):
+    return [i for i, count in enumerate(row.astype(int)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", list(METRICS))
 def test_a_resample_is_scored_as_the_metric_scores_it(name):
     items = metric(name).items(OURS, THEIRS)
-    draws = _draws(len(OURS), 5, seed=1)
-    for row, value in zip(draws, _resampled(name, items, draws), strict=True):
-        index = [i for i, count in enumerate(row.astype(int)) for _ in range(count)]
-        again = score([OURS[i] for i in index], [THEIRS[i] for i in index], [name])[name].value
-        assert value == pytest.approx(again, abs=1e-9)
+    rows = np.concatenate(list(_draws(len(OURS), 20, seed=1)))
+    assert rows.sum(1).tolist() == [len(OURS)] * 20
+    assert len(np.unique(rows, axis=0)) > 10
+    for row, value in zip(rows, _resampled(name, items, 20, seed=1), strict=True):
+        ours, theirs = [[side[i] for i in _index(row)] for side in (OURS, THEIRS)]
+        assert value == pytest.approx(score(ours, theirs, [name])[name].value, abs=1e-9)
+        if name == "bleu":
+            assert value == pytest.approx(sacrebleu.corpus_bleu(ours, [theirs]).score, abs=1e-9)
 
 
-def test_bootstrap_point_interval_and_groups():
-    value, low, high = bootstrap(OURS, THEIRS, "bleu")
-    assert value == score(OURS, THEIRS, ["bleu"])["bleu"].value
+def test_draws_are_uniform_and_do_not_depend_on_the_memory_allowed(monkeypatch):
+    whole = np.concatenate(list(_draws(7, 4000, seed=3)))
+    np.testing.assert_allclose(whole.mean(0), 1.0, atol=0.08)  # 5 standard errors: sqrt(6/7 / 4000) = 0.0146
+    np.testing.assert_allclose(whole.var(0), 6 / 7, atol=0.12)  # binomial(7, 1/7)
+    monkeypatch.setattr(metrics, "_COUNTS_AT_ONCE", 50)
+    chunks = list(_draws(7, 4000, seed=3))
+    assert max(len(chunk) for chunk in chunks) == 7
+    np.testing.assert_array_equal(np.concatenate(chunks), whole)
+
+
+def test_bootstrap_point_and_interval():
+    for name in METRICS:
+        value, low, high = bootstrap(OURS, THEIRS, name, groups=["x", "x", "y", "y", "y"])
+        assert value == score(OURS, THEIRS, [name])[name].value
+        assert low <= high
+    value, low, high = bootstrap(OURS, THEIRS, "bleu", seed=5)
     assert low <= value <= high
+    assert bootstrap(OURS, THEIRS, "bleu", seed=5) == (value, low, high)
+    assert bootstrap(OURS, THEIRS, "bleu", seed=5, level=0.5)[1] > low
+
+
+def test_the_interval_of_a_share_is_the_binomial_one():
+    # 100 items, 30 right: the bootstrap draws binomial(100, 0.3), whose 2.5 and 97.5 % points are 21 and 39.
+    _, low, high = bootstrap(["a"] * 30 + ["b"] * 70, ["a"] * 100, "exact_match", samples=4000)
+    assert (low, high) == (pytest.approx(21, abs=1), pytest.approx(39, abs=1))
+
+
+def test_groups_are_drawn_as_wholes():
     # One group holds everything: every resample is the corpus itself.
-    assert bootstrap(OURS, THEIRS, "chrf", groups=["a"] * 5)[1:] == pytest.approx((score(OURS, THEIRS)["chrf"].value,) * 2)
+    whole = score(OURS, THEIRS)["chrf"].value
+    assert bootstrap(OURS, THEIRS, "chrf", groups=["a"] * 5)[1:] == pytest.approx((whole, whole))
+    # Two groups of 50 equal items: only 0, 50 and 100 can come; items alone would stay near 50.
+    ours, theirs, groups = ["a"] * 50 + ["b"] * 50, ["a"] * 100, [("r", i // 50) for i in range(100)]
+    assert bootstrap(ours, theirs, "exact_match", groups=groups) == (50.0, 0.0, 100.0)
+    assert bootstrap(ours, theirs, "exact_match")[1] > 35
+    # A group key per item is no grouping.
+    assert bootstrap(OURS, THEIRS, "wer", groups=range(5)) == bootstrap(OURS, THEIRS, "wer")
 
 
 def test_paired_bootstrap_sees_a_clear_difference_and_none():
     better = THEIRS * 8
-    difference, low, _, p = paired_bootstrap(OURS * 8, better, THEIRS * 8, "chrf")
+    difference, low, high, p = paired_bootstrap(OURS * 8, better, THEIRS * 8, "chrf")
     assert difference == pytest.approx(100 - score(OURS * 8, better, ["chrf"])["chrf"].value)
-    assert low > 0
-    assert p < 0.01
+    assert 0 < low <= difference <= high
+    assert p == pytest.approx(2 / 1001)
     assert paired_bootstrap(OURS, OURS, THEIRS, "bleu") == (0.0, 0.0, 0.0, 1.0)
 
 
-def test_student_interval_against_the_table():
+def test_paired_bootstrap_turns_round_and_keeps_pairs_together():
+    references = ["a", "b", "c", "d"] * 10
+    one = ["a", "x", "c", "d"] * 10
+    other = ["x", "b", "c", "x"] * 10
+    difference, low, high, p = paired_bootstrap(one, other, references, "exact_match", samples=500)
+    assert difference == -25.0
+    assert paired_bootstrap(other, one, references, "exact_match", samples=500) == (25.0, -high, -low, p)
+    # Whole groups of four: each has the same difference, so every resample has.
+    groups = [i // 4 for i in range(40)]
+    assert paired_bootstrap(one, other, references, "exact_match", groups=groups)[:3] == (-25.0, -25.0, -25.0)
+
+
+def test_p_is_uniform_enough_where_systems_do_not_differ():
+    generator = np.random.default_rng(0)
+    references, small = ["a"] * 60, 0
+    for seed in range(60):
+        sides = [["a" if right else "b" for right in generator.random(60) < 0.5] for _ in range(2)]
+        small += paired_bootstrap(sides[0], sides[1], references, "exact_match", samples=200, seed=seed)[3] < 0.05
+    assert small <= 9  # 3 expected; 10 or more has probability 0.001
+
+
+# Two-sided points of Student's t from the usual table.
+@pytest.mark.parametrize(
+    ("level", "freedom", "point"),
+    [
+        (0.95, 1, 12.7062),
+        (0.95, 2, 4.30265),
+        (0.95, 3, 3.18245),
+        (0.95, 4, 2.77645),
+        (0.95, 9, 2.26216),
+        (0.95, 30, 2.04227),
+        (0.99, 1, 63.6567),
+        (0.99, 5, 4.03214),
+        (0.90, 7, 1.89458),
+        (0.999, 1, 636.619),
+        (0.999, 10, 4.58689),
+        (0.95, 100_000, 1.95999),
+        (0.50, 1, 1.0),
+    ],
+)
+def test_student_points_against_the_table(level, freedom, point):
+    assert metrics._student_quantile(level, freedom) == pytest.approx(point, rel=5e-6)
+
+
+def test_mean_interval():
     mean, half = mean_interval([1.0, 2.0, 3.0])
-    assert (mean, half) == (2.0, pytest.approx(4.30265 / np.sqrt(3), abs=1e-4))  # t(0.975, 2)
-    assert mean_interval([0.0, 1.0])[1] == pytest.approx(12.7062 * np.sqrt(0.5) / np.sqrt(2), abs=1e-3)  # t(0.975, 1)
-    five = [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert mean_interval(five)[1] == pytest.approx(2.77645 * np.std(five, ddof=1) / np.sqrt(5), abs=1e-4)
-    with pytest.raises(DataError, match="at least 2"):
-        mean_interval([1.0])
+    assert (mean, half) == (2.0, pytest.approx(4.30265 / np.sqrt(3), rel=1e-5))
+    assert mean_interval([7.0, 7.0, 7.0]) == (7.0, 0.0)
+    for bad in ([1.0], [], [1.0, float("nan")]):
+        with pytest.raises(DataError, match="at least 2 finite"):
+            mean_interval(bad)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(list(METRICS)), PAIRS, st.randoms(use_true_random=False))
+def test_order_does_not_matter_and_a_copy_is_perfect(name, pairs, random):
+    ours, theirs = [list(side) for side in zip(*pairs, strict=True)]
+    shuffled = random.sample(pairs, len(pairs))
+    again = [list(side) for side in zip(*shuffled, strict=True)]
+    value = score(ours, theirs, [name])[name].value
+    assert value == pytest.approx(score(*again, [name])[name].value)
+    assert value >= 0.0
+    assert value <= 100.0 + 1e-9 or name in ("wer", "cer")
+    spelled = [text + " menu press one two" for text in theirs]  # long enough for a 4-gram, some word for ROUGE
+    perfect = score(spelled, spelled, [name])[name].value
+    assert perfect == pytest.approx(0.0 if name in ("wer", "cer") else 100.0)
+
+
+def test_an_empty_prediction_is_worth_nothing():
+    values = {name: one.value for name, one in score([""], ["a b"], list(METRICS)).items()}
+    assert values == {name: 100.0 if name in ("wer", "cer") else 0.0 for name in METRICS}
 
 
 def test_refusals():
@@ -75,5 +251,18 @@ def test_refusals():
         score(["a", "b"], ["a", " "])
     with pytest.raises(DataError, match="1 predictions came for 2"):
         score(["a"], ["a", "b"])
+    with pytest.raises(DataError, match="at least 1"):
+        score([], [])
+    with pytest.raises(DataError, match="Item 0 has prediction None"):
+        score([None], ["a"])  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="allowed are bleu"):
         score(["a"], ["a"], ["blue"])
+    with pytest.raises(DataError, match="2 group keys came for 1"):
+        bootstrap(["a"], ["a"], "bleu", groups=["a", "b"])
+    with pytest.raises(ConfigError, match="allowed is 1 or more"):
+        bootstrap(["a"], ["a"], "bleu", samples=0)
+    for level in (0.0, 1.0, 95):
+        with pytest.raises(ConfigError, match="between 0 and 1"):
+            bootstrap(["a"], ["a"], "bleu", level=level)
+        with pytest.raises(ConfigError, match="between 0 and 1"):
+            mean_interval([1.0, 2.0], level=level)

@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from importlib import metadata
 
 import jiwer
@@ -23,6 +23,8 @@ from leaf.errors import ConfigError, DataError
 
 # Counts held at once while resampling: 32 MB, however many samples and items.
 _COUNTS_AT_ONCE = 4_000_000
+
+_ROUGE = {name: rouge_scorer.RougeScorer([name], use_stemmer=False) for name in ("rouge1", "rouge2", "rougeL")}
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,7 @@ def token_f1(prediction: str, reference: str) -> float:
     ours, theirs = normalise(prediction).split(), normalise(reference).split()
     if not ours or not theirs:
         return float(ours == theirs)
-    common = sum((Counter(ours) & Counter(theirs)).values())
-    return 2 * common / (len(ours) + len(theirs))
+    return 2 * (Counter(ours) & Counter(theirs)).total() / (len(ours) + len(theirs))
 
 
 def edits(prediction: str, reference: str, *, characters: bool = False) -> tuple[int, int]:
@@ -87,19 +88,13 @@ def edits(prediction: str, reference: str, *, characters: bool = False) -> tuple
     return result.substitutions + result.deletions + result.insertions, length
 
 
-@cache
-def rouge(name: str) -> rouge_scorer.RougeScorer:
-    """Return the scorer of one ROUGE variant, stemmer off."""
-    return rouge_scorer.RougeScorer([name], use_stemmer=False)
-
-
 def rouge_f(name: str, prediction: str, reference: str) -> float:
-    """Return ROUGE F1 in [0, 1].
+    """Return F1 of rouge1, rouge2 or rougeL, in [0, 1], stemmer off.
 
     rouge-score lower-cases and compares runs of a-z and 0-9 only: other letters separate words, and a text without any
     of these scores 0 even against itself. For other scripts take chrF.
     """
-    return float(rouge(name).score(reference, prediction)[name].fmeasure)
+    return float(_ROUGE[name].score(reference, prediction)[name].fmeasure)
 
 
 def _sacrebleu(name: str, kind: type[BLEU] | type[CHRF]) -> Metric:
@@ -121,44 +116,34 @@ def _sacrebleu(name: str, kind: type[BLEU] | type[CHRF]) -> Metric:
     return Metric(items, total, signature)
 
 
+def _ratio(
+    pair: Callable[[str, str], tuple[float, float]], signature: str, package: str, *, keeps_case: bool = False
+) -> Metric:
+    """Define 100 times the sum of the pairs' first numbers over the sum of their second ones."""
+
+    def items(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
+        return np.array([pair(p, r) for p, r in zip(predictions, references, strict=True)], dtype=np.float64)
+
+    def described(lowercase: bool) -> str:
+        case = "mixed" if keeps_case and not lowercase else "lc"
+        return f"{signature}|case:{case}|{package}:{metadata.version(package)}"
+
+    return Metric(items, lambda sums: float(100.0 * sums[0] / sums[1]), described)
+
+
 def _mean(function: Callable[[str, str], float], signature: str, package: str) -> Metric:
-    """Define the mean of a value per item, times 100. These functions fold case themselves."""
-
-    def items(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
-        return np.array([[function(p, r), 1.0] for p, r in zip(predictions, references, strict=True)])
-
-    return Metric(items, _per_cent, lambda lowercase: f"{signature}|{package}:{metadata.version(package)}")
-
-
-def _error_rate(name: str, *, characters: bool) -> Metric:
-    """Define all edits over all reference words or characters, times 100."""
-
-    def items(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
-        pairs = zip(predictions, references, strict=True)
-        return np.array([edits(p, r, characters=characters) for p, r in pairs], dtype=np.float64)
-
-    def signature(lowercase: bool) -> str:
-        case = "lc" if lowercase else "mixed"
-        return f"{name}|case:{case}|punctuation:yes|whitespace:folded|jiwer:{metadata.version('jiwer')}"
-
-    return Metric(items, _per_cent, signature)
-
-
-def _per_cent(sums: np.ndarray) -> float:
-    return float(100.0 * sums[0] / sums[1])
+    """Define 100 times the mean of a value per item; such a function folds case itself."""
+    return _ratio(lambda prediction, reference: (function(prediction, reference), 1.0), signature, package)
 
 
 METRICS: dict[str, Metric] = {
     "bleu": _sacrebleu("bleu", BLEU),
     "chrf": _sacrebleu("chrf", CHRF),
-    **{
-        name: _mean(partial(rouge_f, name), f"{name}|f1|case:lc|stemmer:no|tok:a-z0-9", "rouge-score")
-        for name in ("rouge1", "rouge2", "rougeL")
-    },
-    "exact_match": _mean(exact_match, "exact_match|case:lc|punctuation:no|whitespace:folded", "leaf-speech"),
-    "token_f1": _mean(token_f1, "token_f1|case:lc|punctuation:no|whitespace:folded", "leaf-speech"),
-    "wer": _error_rate("wer", characters=False),
-    "cer": _error_rate("cer", characters=True),
+    **{name: _mean(partial(rouge_f, name), f"{name}|f1|stemmer:no|tok:a-z0-9", "rouge-score") for name in _ROUGE},
+    "exact_match": _mean(exact_match, "exact_match|punctuation:no", "leaf-speech"),
+    "token_f1": _mean(token_f1, "token_f1|punctuation:no", "leaf-speech"),
+    "wer": _ratio(edits, "wer|punctuation:yes", "jiwer", keeps_case=True),
+    "cer": _ratio(partial(edits, characters=True), "cer|punctuation:yes", "jiwer", keeps_case=True),
 }
 
 
@@ -178,19 +163,14 @@ def score(
 ) -> dict[str, Score]:
     """Return each metric over the corpus, 0 to 100; error rates may exceed 100, and less is better there.
 
-    White space is folded on both sides, and with `lowercase` they are lower-cased, before anything is compared.
+    White space is folded first, and case with `lowercase`, on both sides.
 
     Raises:
         ConfigError: an unknown metric.
         DataError: a different number of predictions and references, none, a value that is not text, an empty reference.
     """
-    return {
-        name: Score(
-            value=metric(name).total(_items(name, predictions, references, lowercase).sum(0)),
-            signature=metric(name).signature(lowercase),
-        )
-        for name in metrics
-    }
+    totals = {name: _items(name, predictions, references, lowercase).sum(0) for name in metrics}
+    return {name: Score(METRICS[name].total(sums), METRICS[name].signature(lowercase)) for name, sums in totals.items()}
 
 
 def bootstrap(
@@ -230,11 +210,10 @@ def paired_bootstrap(
     p is twice the smaller share of resamples on one side of 0, where the corpus itself counts as one more resample: at
     least 2/(samples + 1), at most 1. Paired resampling is Koehn's (EMNLP 2004), who reports one side.
     """
-    items_a = _items(name, predictions_a, references, lowercase)
-    items_b = _items(name, predictions_b, references, lowercase)
+    items_a, items_b = [_items(name, side, references, lowercase) for side in (predictions_a, predictions_b)]
     # The same seed and the same number of units draw the same resamples.
-    resampled_a = _resampled(name, _grouped(items_a, groups), samples, seed)
-    differences = _resampled(name, _grouped(items_b, groups), samples, seed) - resampled_a
+    values_a, values_b = [_resampled(name, _grouped(items, groups), samples, seed) for items in (items_a, items_b)]
+    differences = values_b - values_a
     low, high = _quantiles(differences, level)
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
     total = metric(name).total
@@ -246,16 +225,14 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2 or not np.isfinite(array).all():
         raise DataError(f"An interval of a mean needs at least 2 finite values; got {array.tolist()}.")
-    half = _student_quantile(level, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array))
+    half = _student_quantile(_checked(level), len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array))
     return float(array.mean()), float(half)
 
 
 def _student_quantile(level: float, freedom: int) -> float:
     """Return t with P(|T| < t) = level, by bisection on the finite series (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
-    _check_level(level)
     exponents = np.arange(freedom % 2, freedom - 1, 2)  # 1, 3, … or 0, 2, …, up to ν − 2
-    steps = np.array([(e - 1) / e if e > 1 else 1.0 for e in exponents.tolist()])
-    coefficients = np.cumprod(steps)
+    coefficients = np.cumprod([(e - 1) / e if e > 1 else 1.0 for e in exponents.tolist()])
     low, high = 0.0, math.pi / 2  # of the angle θ with t = √ν tan θ
     for _ in range(100):
         angle = (low + high) / 2
@@ -269,19 +246,15 @@ def _student_quantile(level: float, freedom: int) -> float:
 def _items(name: str, predictions: Sequence[str], references: Sequence[str], lowercase: bool) -> np.ndarray:
     """Return the (items, statistics) array of a metric over checked texts."""
     if len(predictions) != len(references) or not len(references):
-        raise DataError(
-            f"{len(predictions)} predictions came for {len(references)} references; give the same number of both, at "
-            "least 1."
-        )
+        counts = f"{len(predictions)} predictions came for {len(references)} references"
+        raise DataError(f"{counts}; give the same number of both, at least 1.")
     for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
         if not isinstance(prediction, str) or not isinstance(reference, str):
             raise DataError(f"Item {i} has prediction {prediction!r} and reference {reference!r}; give two texts.")
         if not reference.strip():
             raise DataError(f"Reference {i} is empty; every item needs a text to be compared with.")
-    ours, theirs = [[fold_whitespace(text) for text in side] for side in (predictions, references)]
-    if lowercase:
-        ours, theirs = [[text.lower() for text in side] for side in (ours, theirs)]
-    return metric(name).items(ours, theirs)
+    fold = (lambda text: fold_whitespace(text).lower()) if lowercase else fold_whitespace
+    return metric(name).items([fold(text) for text in predictions], [fold(text) for text in references])
 
 
 def _grouped(items: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray:
@@ -310,16 +283,16 @@ def _draws(units: int, samples: int, seed: int) -> Iterator[np.ndarray]:
 
 def _resampled(name: str, items: np.ndarray, samples: int, seed: int) -> np.ndarray:
     """Return (samples,) the metric of every resample."""
-    total = metric(name).total
-    return np.array([total(sums) for counts in _draws(len(items), samples, seed) for sums in counts @ items])
+    draws = _draws(len(items), samples, seed)
+    return np.array([METRICS[name].total(sums) for counts in draws for sums in counts @ items])
 
 
 def _quantiles(values: np.ndarray, level: float) -> tuple[float, float]:
-    _check_level(level)
-    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
+    low, high = np.quantile(values, [0.5 - _checked(level) / 2, 0.5 + level / 2])
     return float(low), float(high)
 
 
-def _check_level(level: float) -> None:
-    if not 0.0 < level < 1.0:
-        raise ConfigError(f"The level of an interval is {level}; allowed is a number between 0 and 1, such as 0.95.")
+def _checked(level: float) -> float:
+    if 0.0 < level < 1.0:
+        return level
+    raise ConfigError(f"The level of an interval is {level}; allowed is a number between 0 and 1, such as 0.95.")

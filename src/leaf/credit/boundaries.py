@@ -94,7 +94,7 @@ def _greedy(score: Tensor, lengths: Tensor, max_boundaries: int, min_prefix: int
     best = pool.amax(0)
     if bool(best.isnan().any()):
         raise DataError("A surprisal (or score) inside a completion is NaN; every sampled token needs a number.")
-    # Every position from `low` to the longest completion's last has a candidate. Sorts are stable: lower position first.
+    # From `low` to the longest completion's last, every position has a candidate. Stable sorts: lower position first.
     order = position[low:]
     order = order[best[order].argsort(descending=True, stable=True)]
     ranked = best[order]

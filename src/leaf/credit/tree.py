@@ -114,10 +114,12 @@ class PrefixTree:
         """
         depth = self.depth.cpu().numpy()
         size = len(depth)
+        if size == 0:
+            return torch.zeros_like(self.depth)
         # Nodes of one row's run have rising depth, so only run starts close subtrees: depth d is closed by the first
         # later run that starts at depth ≤ d. Runs are at most K, so this loop is over completions, not tokens.
-        starts = np.flatnonzero(np.concatenate([[True], depth[1:] <= depth[:-1]])) if size else np.zeros(0, np.int64)
-        closes = np.full(int(depth.max()) + 1 if size else 0, size, dtype=np.int64)
+        starts = np.flatnonzero(np.concatenate([[True], depth[1:] <= depth[:-1]]))
+        closes = np.full(int(depth.max()) + 1, size, dtype=np.int64)
         end = np.empty(size, dtype=np.int64)
         for start, stop in zip(starts[::-1], np.append(starts[1:], size)[::-1], strict=True):
             end[start:stop] = closes[depth[start:stop]]

@@ -1,0 +1,274 @@
+"""The registry, the options, and edges of the tree and the spans that `test_credit` does not reach."""
+
+import inspect
+import math
+import statistics
+
+import oracle
+import pytest
+import torch
+from groups import as_tensors, random_group
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import leaf
+from leaf.credit import (
+    CREDIT_RULES,
+    PrefixTree,
+    credit_rule,
+    entropy_boundaries,
+    even_boundaries,
+    leaf_spans,
+    select_boundaries,
+)
+from leaf.errors import ConfigError, DataError
+
+NAN, INF = float("nan"), float("inf")
+SEEDS = st.integers(0, 10**9)
+
+
+def built(completions, rewards, extra=0):
+    tokens, lengths, _, reward = as_tensors(completions, rewards, [[0.0] * len(c) for c in completions], extra)
+    return PrefixTree.build(tokens, lengths), reward
+
+
+# -- registry ----------------------------------------------------------------------------------------------------------
+def test_the_rules_by_name():
+    assert list(CREDIT_RULES) == ["leaf", "grpo", "dr_grpo", "rloo", "tempo", "spo", "treerl", "treepo"]
+    assert credit_rule("rloo") is CREDIT_RULES["rloo"]
+
+
+def test_unknown_options_are_refused_when_bound_and_when_called():
+    tree, rewards = built([[1, 2], [1, 3]], [0.0, 1.0])
+    for act in (
+        lambda **bad: credit_rule("leaf", **bad),
+        lambda **bad: CREDIT_RULES["leaf"](tree, rewards, surprisal=torch.zeros(2, 2), **bad),
+    ):
+        with pytest.raises(ConfigError, match=r"leaf does not take the option boundries; allowed are .*max_boundaries"):
+            act(boundries=3)
+    with pytest.raises(ConfigError, match="rloo does not take the option max_boundaries; it takes none"):
+        credit_rule("rloo", max_boundaries=2)
+    with pytest.raises(ConfigError, match="allowed are std_floor"):
+        credit_rule("grpo", floor=0.5)
+
+
+def test_bound_options_act():
+    tree, rewards = built([[1, 2], [1, 3]], [0.5, 0.25])
+    surprisal = torch.tensor([[0.0, 1.0], [0.0, 2.0]])
+    plain = credit_rule("leaf")(tree, rewards, surprisal=surprisal, normalize=False)
+    assert torch.equal(credit_rule("leaf", normalize=False)(tree, rewards, surprisal=surprisal), plain)
+    assert credit_rule("grpo", std_floor=0.5)(tree, rewards).abs().max().item() == pytest.approx(0.125 / 0.500001)
+    assert "group_ended" in inspect.signature(CREDIT_RULES["leaf"]).parameters
+
+
+def test_a_rule_of_ones_own_is_a_function():
+    def last_token_only(tree, rewards, *, surprisal=None, scale=1.0):
+        grid = torch.zeros(tree.tokens.shape)
+        return grid.scatter(1, tree.lengths[:, None] - 1, scale * rewards[:, None].float())
+
+    tree, rewards = built([[1, 2], [1, 3]], [0.5, 0.25])
+    assert credit_rule(last_token_only) is last_token_only
+    assert credit_rule(last_token_only, scale=2.0)(tree, rewards, surprisal=None).tolist() == [[0.0, 1.0], [0.0, 0.5]]
+    with pytest.raises(ConfigError, match="last_token_only does not take the option size; allowed are scale"):
+        credit_rule(last_token_only, size=2)
+
+
+def test_whole_segments_for_spo():
+    # (1, 2, 3), (1, 2, 4), (5, 6, 7): mean 1/2, V̂(1) = V̂(1, 2) = 5/8.
+    tree, rewards = built([[1, 2, 3], [1, 2, 4], [5, 6, 7]], [1.0, 0.25, 0.25])
+    assert credit_rule("spo")(tree, rewards).tolist() == [[0.125, 0, 0.375], [0.125, 0, -0.375], [-0.25, 0, 0]]
+    whole = credit_rule("spo", whole_segment=True)(tree, rewards)
+    assert whole.tolist() == [[0.125, 0.125, 0.375], [0.125, 0.125, -0.375], [-0.25] * 3]
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS)
+def test_whole_segments_equal_the_oracle(seed):
+    completions, rewards, _ = random_group(seed)
+    tree, reward = built(completions, rewards)
+    want = oracle.per_token("spo_whole_segment", completions, rewards, tree.tokens.shape[1])
+    got = credit_rule("spo", whole_segment=True)(tree, reward)
+    assert torch.allclose(got, torch.tensor(want, dtype=torch.float64).reshape(got.shape), atol=1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS)
+def test_step_credit_telescopes_to_the_own_reward(seed):
+    """Sums of SPO's credit over a completion nobody repeats or continues are r − mean."""
+    completions, rewards, _ = random_group(seed)
+    tree, reward = built(completions, rewards)
+    total = credit_rule("spo")(tree, reward).sum(1)
+    deviation = credit_rule("dr_grpo")(tree, reward)
+    scored = [c for c, r in zip(completions, rewards, strict=True) if not math.isnan(r)]
+    for i, c in enumerate(completions):
+        if c and not math.isnan(rewards[i]) and sum(other[: len(c)] == c for other in scored) == 1:
+            assert total[i].item() == pytest.approx(deviation[i, 0].item(), abs=1e-9)
+
+
+# -- LEAF's edges ------------------------------------------------------------------------------------------------------
+def test_the_statistics_count_each_span_once_and_no_empty_one():
+    """Boundaries 3 and 5; the pair that ended at 2 has one span each, though it is grouped at both boundaries."""
+    completions = [[1, 2], [1, 2], [1, 2, 3, 4, 5, 6], [1, 2, 3, 9, 9, 9]]
+    tree, rewards = built(completions, [1.0, 1.0, 0.0, 1.0])
+    # V̂(root) = 3/4. The pair: V̂ = 1. The others share (1, 2, 3): V̂ = 1/2.
+    raw = [[0.5 / math.sqrt(2)], [0.5 / math.sqrt(2)], [-0.5 / math.sqrt(2), -1.25], [-0.5 / math.sqrt(2), 0.75]]
+    cuts = torch.tensor([3, 5])
+    _, spans = leaf_spans(tree, rewards, boundaries=cuts)
+    assert [[(s.start, s.end, s.size) for s in each] for each in spans] == [
+        [(0, 2, 2)],
+        [(0, 2, 2)],
+        [(0, 3, 2), (3, 6, 1)],
+        [(0, 3, 2), (3, 6, 1)],
+    ]
+    assert [[s.raw for s in each] for each in spans] == [pytest.approx(each) for each in raw]
+    flat = [x for each in raw for x in each]
+    mean, std = statistics.mean(flat), statistics.stdev(flat)
+    got = CREDIT_RULES["leaf"](tree, rewards, boundaries=cuts)
+    assert got[0].tolist() == pytest.approx([(raw[0][0] - mean) / std] * 2 + [0.0] * 4)
+    assert got[2].tolist() == pytest.approx([(raw[2][0] - mean) / std] * 3 + [(raw[2][1] - mean) / std] * 3)
+    assert [s.advantage for s in spans[3]] == pytest.approx([(x - mean) / std for x in raw[3]])
+    assert [s.value for s in spans[3]] == [0.5, 1.0]
+    assert [s.node for s in spans[3]] == [int(tree.node[3, 2]), -1]
+
+
+def test_the_deviation_is_floored():
+    """Rewards that differ by 2e-9 have credits ±2e-9 and a deviation below 1e-6, which then divides."""
+    tree, rewards = built([[1], [2]], [0.0, 2e-9])
+    got = CREDIT_RULES["leaf"](tree, rewards, boundaries=torch.tensor([1]))
+    assert got.flatten().tolist() == pytest.approx([-2e-3, 2e-3], rel=1e-6)
+
+
+def test_a_prefix_everybody_shares_earns_exactly_nothing():
+    rewards = [math.sqrt(i) for i in range(60)]
+    tree, reward = built([[7, 7, i] for i in range(60)], rewards)
+    for name in ("spo", "treerl"):
+        assert credit_rule(name)(tree, reward)[:, :2].abs().max().item() == 0.0
+
+
+def test_a_completion_that_ends_at_the_boundary_has_ended():
+    tree, rewards = built([[1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 5], [6]], [1.0, 0.5, 0.0, 0.5])
+    cuts = torch.tensor([3])
+    assert [s.size for s in leaf_spans(tree, rewards, boundaries=cuts)[1][1]] == [3, 1]
+    _, spans = leaf_spans(tree, rewards, boundaries=cuts, group_ended=False)
+    assert [s.size for s in spans[1]] == [2, 1]
+    assert [(s.start, s.end, s.node, s.raw) for s in spans[0]] == [(0, 3, -1, 1.0)]
+
+
+def test_unscored_completions_are_left_out_of_n():
+    tree, rewards = built([[1, 2], [1, 3], [1, 4], [5, 6]], [1.0, 0.0, NAN, 0.5])
+    _, spans = leaf_spans(tree, rewards, boundaries=torch.tensor([1]))
+    assert spans[0][0].size == 2
+    assert spans[2] == []
+    assert tree.count[tree.node[0, 0]].item() == 3
+
+
+def test_public_results_have_the_callers_dtype_and_width():
+    tokens = torch.tensor([[1, 2, 0, 0], [1, 3, 4, 0]], dtype=torch.int32)
+    lengths = torch.tensor([2, 3], dtype=torch.int32)
+    surprisal = torch.tensor([[0.1, 1.0, NAN, NAN], [0.1, 2.0, 0.2, NAN]])
+    got = leaf.leaf_advantages(tokens, lengths, surprisal, torch.tensor([1.0, 0.0]))
+    assert got.dtype == torch.float32
+    assert got.shape == (2, 4)
+    assert bool((got[:, 3] == 0).all())
+    assert got[0, 2].item() == 0.0
+    assert leaf.grpo_advantages(torch.tensor([1.0, 0.0]), torch.tensor([2, 3])).shape == (2, 3)
+    assert leaf.grpo_advantages(torch.tensor([1.0, 0.0]), torch.tensor([0, 0])).shape == (2, 0)
+
+
+def test_the_surprisal_carries_no_gradient_into_credit():
+    surprisal = torch.rand(2, 4, requires_grad=True)
+    tokens = torch.tensor([[1, 2, 3, 4], [1, 5, 6, 7]])
+    got = leaf.leaf_advantages(tokens, torch.tensor([4, 4]), surprisal, torch.tensor([1.0, 0.0]))
+    assert not got.requires_grad
+
+
+# -- boundaries --------------------------------------------------------------------------------------------------------
+def test_entropy_chooses_by_the_same_rule():
+    entropy = torch.tensor([[9.0, 1.0, 5.0, 4.0, 0.0, 0.0], [9.0, 2.0, 0.0, 4.5, 3.0, 8.0]])
+    assert entropy_boundaries(entropy, torch.tensor([4, 6])).tolist() == [2, 5]
+
+
+def test_even_boundaries_by_hand():
+    assert even_boundaries(torch.tensor([10, 9]), max_boundaries=2).tolist() == [3, 6]
+    assert even_boundaries(torch.tensor([10, 9]), max_boundaries=2, min_prefix=4).tolist() == [6]
+    assert even_boundaries(torch.tensor([4, 9]), max_boundaries=3).tolist() == [1, 3]  # 2 is too near to 1
+    assert even_boundaries(torch.tensor([0, 0])).tolist() == []
+
+
+@settings(max_examples=300, deadline=None)
+@given(SEEDS, st.integers(0, 5), st.integers(0, 4))
+def test_boundaries_equal_the_oracle(seed, budget, min_prefix):
+    completions, _, surprisal = random_group(seed)
+    _, lengths, nats, _ = as_tensors(completions, [0.0] * len(completions), surprisal, extra=seed % 3)
+    want = oracle.boundaries(surprisal, lengths.tolist(), budget, min_prefix)
+    assert select_boundaries(nats, lengths, max_boundaries=budget, min_prefix=min_prefix).tolist() == want
+
+
+# -- tree --------------------------------------------------------------------------------------------------------------
+def test_a_tree_by_hand():
+    tree, rewards = built([[1, 3], [], [1, 2, 9], [1, 3], [1]], [0.0, 1.0, 0.5, NAN, 1.0])
+    assert tree.num_nodes == 4
+    assert tree.token.tolist() == [1, 2, 9, 3]
+    assert tree.parent.tolist() == [-1, 0, 1, 0]
+    assert tree.depth.tolist() == [0, 1, 2, 1]
+    assert tree.count.tolist() == [4, 1, 1, 2]
+    assert tree.subtree_end.tolist() == [4, 3, 3, 4]
+    assert tree.is_leaf.tolist() == [False, False, True, True]
+    assert tree.node.tolist() == [[0, 3, -1], [-1, -1, -1], [0, 1, 2], [0, 3, -1], [0, -1, -1]]
+    assert tree.prefix_group(1).tolist() == [0, -1, 0, 0, 0]
+    assert tree.prefix_group(2).tolist() == [3, -1, 1, 3, 0]
+    assert tree.prefix_group(0).tolist() == [-1] * 5
+    assert tree.node_mean(rewards).tolist() == [0.5, 0.5, 0.5, 0.0]
+
+
+def test_a_node_nobody_scored_has_no_mean():
+    tree, rewards = built([[1], [2]], [0.5, NAN])
+    assert tree.node_mean(rewards)[0].item() == 0.5
+    assert math.isnan(tree.node_mean(rewards)[1].item())
+
+
+@pytest.mark.parametrize("high", [2**16, 2**32 - 2, 2**32 - 1, 2**32, 2**62])
+def test_large_ids_keep_apart(high):
+    tokens = torch.tensor([[high, 1], [0, 1], [high - 1, 1], [high, 2]])
+    tree = PrefixTree.build(tokens, torch.tensor([2, 2, 2, 2]))
+    assert tree.token.tolist() == [0, 1, high - 1, 1, high, 1, 2]
+
+
+def test_no_completions_or_no_tokens():
+    for shape in ((0, 3), (0, 0), (3, 0)):
+        tree = PrefixTree.build(torch.zeros(shape, dtype=torch.long), torch.zeros(shape[0], dtype=torch.long))
+        assert tree.num_nodes == 0
+        assert tree.node.shape == shape
+        assert tree.subtree_end.shape == tree.is_leaf.shape == (0,)
+        for name, rule in CREDIT_RULES.items():
+            options = {"boundaries": torch.tensor([1])} if name == "leaf" else {}
+            assert rule(tree, torch.zeros(shape[0]), **options).shape == shape
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_refusals():
+    tree, _ = built([[1, 2], [1, 3]], [0.0, 1.0])
+    for bad in ([0], [2, 2], [3, 1]):
+        with pytest.raises(ConfigError, match="ascending"):
+            leaf_spans(tree, torch.tensor([0.0, 1.0]), boundaries=torch.tensor(bad))
+    with pytest.raises(DataError, match="finite"):
+        credit_rule("grpo")(tree, torch.tensor([INF, 1.0]))
+    with pytest.raises(ConfigError, match="std_floor"):
+        credit_rule("grpo", std_floor=-1.0)(tree, torch.tensor([0.0, 1.0]))
+    with pytest.raises(DataError, match="NaN"):
+        select_boundaries(torch.tensor([[0.0, NAN]]), torch.tensor([2]))
+    with pytest.raises(DataError, match="shape"):
+        select_boundaries(torch.zeros(1, 2), torch.tensor([3]))
+    with pytest.raises(DataError, match="shape"):
+        select_boundaries(torch.zeros(2, 2), torch.tensor([2]))
+    with pytest.raises(DataError, match="shape"):
+        PrefixTree.build(torch.zeros(2, 2, dtype=torch.long), torch.tensor([2]))
+    with pytest.raises(DataError, match="at least 0"):
+        PrefixTree.build(torch.tensor([[1, -1]]), torch.tensor([2]))
+    with pytest.raises(DataError, match="Lengths"):
+        leaf.grpo_advantages(torch.tensor([1.0]), torch.tensor([-1]))
+
+
+def test_negative_padding_is_ignored():
+    tree = PrefixTree.build(torch.tensor([[1, -100], [1, 2]]), torch.tensor([1, 2]))
+    assert tree.token.tolist() == [1, 2]
