@@ -107,7 +107,7 @@ class SftConfig(LoraFields, RunConfig):
     """Recipe of stage sft: supervised warm start on references, same policy."""
 
     stage: Literal["rl", "sft", "align"] = _field("sft", "what the recipe does")
-    batch_size: int = _field(16, "rows per optimiser step", low=1)
+    batch_size: int = _field(4, "recordings per optimiser step, each with all its rows", low=1)
     train_projector: bool = _field(True, "train the projector next to the adapter")
     projector_learning_rate: float | None = _field(None, "learning rate of the projector; default as the rest", low=0.0)
     extra_tasks: list[str] = _field([], "further tasks mixed in, row by row")

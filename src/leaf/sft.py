@@ -1,6 +1,7 @@
 """Stage sft: supervised warm start on references, with the policy and the packed forward of stage rl."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,20 +16,49 @@ from leaf.speech.policy import Policy
 from leaf.training import batch_indices, build_optimizer, build_schedule, take
 
 
-def reference_tree(policy: Policy, reference: str) -> PrefixTree:
-    """Return the prefix tree of one completion: the reference and its end-of-sequence token."""
-    if not reference.strip():
+def share_audio(policy: Policy, rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Group rows that begin alike: same text up to the audio and same audio. Each group is one packed row."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        head, _ = _split_prompt(policy, row)
+        groups.setdefault((head, str(row["audio"])), []).append(row)
+    return list(groups.values())
+
+
+def _split_prompt(policy: Policy, row: dict[str, Any]) -> tuple[str, str]:
+    """Cut the rendered prompt behind its audio placeholder."""
+    head, placeholder, tail = policy.render(row["prompt"]).partition(policy.family.audio_token)
+    return head + placeholder, tail
+
+
+def sft_loss(policy: Policy, groups: Sequence[Sequence[dict[str, Any]]]) -> Tensor:
+    """Return the mean negative log-likelihood per reference token in nats.
+
+    The rows of a group share their audio: what follows it (question and reference) is a branch of one prefix tree, so
+    the audio is encoded and attended to once. Only reference tokens and their end token count.
+    """
+    heads, trees, masks = [], [], []
+    for rows in groups:
+        heads.append({**rows[0], "prompt": _split_prompt(policy, rows[0])[0]})
+        questions = [policy.token_ids(_split_prompt(policy, row)[1]) for row in rows]
+        answers = [[*policy.token_ids(_reference(row)), policy.eos_token_ids[0]] for row in rows]
+        lengths = torch.tensor([len(q) + len(a) for q, a in zip(questions, answers, strict=True)])
+        tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+        mask = torch.zeros(tokens.shape, dtype=torch.bool)
+        for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+            tokens[i, : lengths[i]] = torch.tensor(question + answer)
+            mask[i, len(question) : lengths[i]] = True
+        trees.append(PrefixTree.build(tokens, lengths))
+        masks.append(mask.to(policy.device))
+    scores = policy(policy.embed(heads), trees)
+    total = torch.stack([(values * mask).sum() for values, mask in zip(scores.log_probs, masks, strict=True)]).sum()
+    return -total / sum(int(mask.sum()) for mask in masks)
+
+
+def _reference(row: dict[str, Any]) -> str:
+    if not row["reference"].strip():
         raise DataError("A training row has an empty reference; supervised training needs a text to imitate.")
-    tokens = policy.tokenizer(reference, add_special_tokens=False)["input_ids"] + [policy.eos_token_ids[0]]
-    return PrefixTree.build(torch.tensor([tokens]), torch.tensor([len(tokens)]))
-
-
-def sft_loss(policy: Policy, rows: list[dict[str, Any]]) -> Tensor:
-    """Return the mean negative log-likelihood per reference token in nats."""
-    trees = [reference_tree(policy, row["reference"]) for row in rows]
-    scores = policy(policy.embed(rows), trees)
-    total = torch.stack([log_probs.sum() for log_probs in scores.log_probs]).sum()
-    return -total / sum(tree.num_nodes for tree in trees)
+    return row["reference"]
 
 
 def sft(config: SftConfig, policy: Policy, train_rows, eval_rows, run: RunDirectory, report=print) -> dict[str, Any]:
@@ -36,19 +66,21 @@ def sft(config: SftConfig, policy: Policy, train_rows, eval_rows, run: RunDirect
 
     Writes metrics.jsonl, validation.jsonl, last/ (adapter) and projector.safetensors; returns the last validation.
     """
-    groups = [{"params": [p for p in policy.parameters() if p.requires_grad]}]
+    trained = [{"params": [p for p in policy.parameters() if p.requires_grad]}]
     if config.train_projector:
         rate = config.projector_learning_rate or config.learning_rate
-        groups.append({"params": policy.unfreeze_projector(), "lr": rate})
-    parameters = [p for group in groups for p in group["params"]]
-    optimizer = build_optimizer(groups, config)
+        trained.append({"params": policy.unfreeze_projector(), "lr": rate})
+    parameters = [p for group in trained for p in group["params"]]
+    optimizer = build_optimizer(trained, config)
     schedule = build_schedule(optimizer, config)
+    groups = share_audio(policy, take(train_rows, range(len(train_rows))))
+    report(f"sft: {len(train_rows)} rows on {len(groups)} recordings, {config.batch_size} recordings a step")
     started, scores = time.perf_counter(), {}
     for step in range(config.max_steps):
         torch.manual_seed(config.seed * 1_000_003 + step)  # dropout: a function of seed and step
         policy.train()
-        rows = take(train_rows, batch_indices(len(train_rows), config.batch_size, step, config.seed))
-        loss = sft_loss(policy, rows)
+        batch = batch_indices(len(groups), config.batch_size, step, config.seed)
+        loss = sft_loss(policy, [groups[i] for i in batch])
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         optimizer.step()

@@ -223,6 +223,10 @@ class Policy(nn.Module):
             messages = [{"role": "user", "content": content}]
         return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
+    def token_ids(self, text: str) -> list[int]:
+        """Tokenise text as it stands, without special tokens added around it."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
     def inputs(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Turn rows with `prompt` and `audio` into the processor's tensors; refuse what would lose audio."""
         rate = self.processor.feature_extractor.sampling_rate
