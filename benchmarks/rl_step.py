@@ -13,6 +13,7 @@ import json
 import platform
 import statistics
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import peft
@@ -136,14 +137,17 @@ def main():
         completion_tokens += float(torch.cat([g.lengths for g in groups]).double().mean()) / (args.repeats + 1)
         if repeat == 0:
             continue
-        between = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+        between = [b - a for a, b in pairwise(marks)]
         for name, value in {
             "leaf_sample": between[0], "leaf_update": between[2], "leaf_step": sum(between[:3]),
             "stock_sample": between[3], "stock_update": between[4],
             "stock_step": between[3] + between[1] + between[4], "leaf_credit": credit * len(rows),
         }.items():  # fmt: skip
             seconds[name].append(value)
-        print(f"repeat {repeat}: leaf {sum(between[:3]):.1f} s, stock {between[3] + between[1] + between[4]:.1f} s", flush=True)
+        print(
+            f"repeat {repeat}: leaf {sum(between[:3]):.1f} s, stock {between[3] + between[1] + between[4]:.1f} s",
+            flush=True,
+        )
     ratios = {
         stage: summary([s / f for s, f in zip(seconds[f"stock_{stage}"], seconds[f"leaf_{stage}"], strict=True)])
         for stage in ("sample", "update", "step")
@@ -157,7 +161,9 @@ def main():
         "mean_completion_tokens": round(completion_tokens, 1),
         "seconds": {name: summary(values) for name, values in seconds.items()},
         "times_faster": ratios,
-        "credit_share_of_step": summary([c / s for c, s in zip(seconds["leaf_credit"], seconds["leaf_step"], strict=True)]),
+        "credit_share_of_step": summary(
+            [c / s for c, s in zip(seconds["leaf_credit"], seconds["leaf_step"], strict=True)]
+        ),
         "largest_gradient_difference": error,
     }
     Path(__file__).with_name("results").mkdir(exist_ok=True)

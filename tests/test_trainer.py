@@ -52,7 +52,8 @@ def test_every_rule_trains_and_leaves_a_whole_run_directory(tmp_path, credit):
     assert [record["step"] for record in metrics] == [1, 2, 3]
     for key in (
         "reward_mean", "reward_std", "kl", "clip_fraction", "grad_norm", "entropy", "length_mean", "truncated",
-        "zero_variance_groups", "usable_fork_rate", "credit_mass/0", "seconds/sample", "seconds/update", "packed_tokens",
+        "zero_variance_groups", "usable_fork_rate", "credit_mass/0", "seconds/sample", "seconds/update",
+        "packed_tokens",
     ):  # fmt: skip
         assert all(key in record for record in metrics), key
     assert metrics[0]["kl"] == pytest.approx(0.0, abs=1e-5)
@@ -159,14 +160,18 @@ def test_refusals(tmp_path):
         trainer(config, train_dataset=[])
     with pytest.raises(ConfigError, match="processing_class"):
         LeafTrainer(tiny.tiny_model()[0], ["bleu"], config, tiny.rows(2))
+
+
+def test_a_reward_function_that_fails_and_a_run_without_checkpoint_are_named(tmp_path):
+    def short(completions, **_):
+        return [1.0]
+
+    failing = trainer(recipe(tmp_path), reward_funcs=[short])
     with pytest.raises(RewardError, match="short"):
-        def short(completions, **_):
-            return [1.0]
-        trainer(recipe(tmp_path, output_dir=str(tmp_path / "other")), reward_funcs=[short]).train()
+        failing.train()
+    fresh = trainer(recipe(tmp_path))
     with pytest.raises(RunError, match="no checkpoint"):
-        fresh = trainer(recipe(tmp_path, output_dir=str(tmp_path / "third")))
-        fresh.start()
-        trainer(recipe(tmp_path, output_dir=str(tmp_path / "third"))).train(resume_from_checkpoint=True)
+        fresh.train(resume_from_checkpoint=True)
 
 
 def test_tensorboard_tracking_writes_events(tmp_path):

@@ -30,15 +30,15 @@ MISMATCHED = {"spy-iax2", "letters/ascii123", "letters/zed"}
 ATTRIBUTION = """# Attribution
 
 The recordings in this folder are the English voice prompts of Asterisk core sounds (package
-asterisk-core-sounds {version} of Debian), recorded by Allison Smith, copyright 2003-2010, with financial contributions by
-Digium, Inc. Source: the Asterisk project's telephony sound releases. Licence: Creative Commons
+asterisk-core-sounds {version} of Debian), recorded by Allison Smith, copyright 2003-2010, with financial
+contributions by Digium, Inc. Source: the Asterisk project's telephony sound releases. Licence: Creative Commons
 Attribution-ShareAlike 3.0 (CC-BY-SA-3.0), https://creativecommons.org/licenses/by-sa/3.0/.
 
-Changes: silence at both ends trimmed, 8 kHz PCM encoded as Ogg Opus, texts cleaned (stage directions and bracketed signs
-removed). The recordings and recordings.tsv are shared under the same licence. The code around them is Apache-2.0.
+Changes: silence at both ends trimmed, 8 kHz PCM encoded as Ogg Opus, texts cleaned (stage directions and bracketed
+signs removed). The recordings and recordings.tsv are shared under the same licence. The code around them is Apache-2.0.
 
-What it is: one professional voice, {count} short recordings, {hours:.2f} hours, telephone band. Utterances composed from
-them are new combinations of the same recordings in the same voice, not new speech.
+What it is: one professional voice, {count} short recordings, {hours:.2f} hours, telephone band. Utterances composed
+from them are new combinations of the same recordings in the same voice, not new speech.
 """
 
 
@@ -73,8 +73,15 @@ def build(root: Path) -> None:
         text = clean(texts.get(name, ""))
         wave, rate = soundfile.read(path, dtype="float32")
         reason = (
-            "no spoken text" if not text else "text and speech differ" if name in MISMATCHED
-            else "longer than 30 s" if len(wave) > LONGEST * rate else "empty" if len(wave) < 0.05 * rate else None
+            "no spoken text"
+            if not text
+            else "text and speech differ"
+            if name in MISMATCHED
+            else "longer than 30 s"
+            if len(wave) > LONGEST * rate
+            else "empty"
+            if len(wave) < 0.05 * rate
+            else None
         )
         if reason:
             print(f"left out {name}: {reason}")

@@ -1,6 +1,6 @@
 """Put the result of stages align and sft into the package: projector and adapter as float16, and what made them.
 
-    python tools/ship_demo_weights.py runs/align runs/sft
+python tools/ship_demo_weights.py runs/align runs/sft
 """
 
 import hashlib

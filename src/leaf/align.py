@@ -77,10 +77,14 @@ def token_error_rate(aligner: CtcAligner, frames: list[Tensor], texts: list[str]
     import jiwer
 
     pairs = [(aligner.targets(text), aligner.decode(frame)) for frame, text in zip(frames, texts, strict=True)]
-    return float(jiwer.wer([" ".join(map(str, want)) for want, _ in pairs], [" ".join(map(str, got)) for _, got in pairs]))
+    return float(
+        jiwer.wer([" ".join(map(str, want)) for want, _ in pairs], [" ".join(map(str, got)) for _, got in pairs])
+    )
 
 
-def align(config: AlignConfig, policy: Policy, train_rows, eval_rows, run: RunDirectory, report=print) -> dict[str, float]:
+def align(
+    config: AlignConfig, policy: Policy, train_rows, eval_rows, run: RunDirectory, report=print
+) -> dict[str, float]:
     """Train the projector; rows need `prompt`, `audio` and `reference` (the transcript).
 
     Writes metrics.jsonl, validation.jsonl and projector.safetensors; returns the last validation.
@@ -106,13 +110,17 @@ def align(config: AlignConfig, policy: Policy, train_rows, eval_rows, run: RunDi
         schedule.step()
         optimizer.zero_grad()
         seconds = time.perf_counter() - started
-        run.append("metrics.jsonl", {"step": step + 1, "loss": loss.item(), "grad_norm": norm.item(), "seconds": seconds})
+        run.append(
+            "metrics.jsonl", {"step": step + 1, "loss": loss.item(), "grad_norm": norm.item(), "seconds": seconds}
+        )
         if (step + 1) % 50 == 0:
             report(f"align {step + 1}/{config.max_steps}  ctc {loss.item():.3f}  {seconds:.0f} s")
         if (config.eval_every and (step + 1) % config.eval_every == 0) or step + 1 == config.max_steps:
             with torch.no_grad():
                 frames = _project(policy, eval_features)
-                scores = {"token_error_rate": token_error_rate(aligner, frames, [row["reference"] for row in eval_rows])}
+                scores = {
+                    "token_error_rate": token_error_rate(aligner, frames, [row["reference"] for row in eval_rows])
+                }
             run.append("validation.jsonl", {"step": step + 1, **scores})
             policy.save_projector(run.path / "projector.safetensors")
             report(f"align {step + 1}/{config.max_steps}  token error rate {scores['token_error_rate']:.4f}")

@@ -63,7 +63,9 @@ def align(recipe: Recipe = Path("recipes/align.yaml"), overrides: Overrides = No
 def evaluate(
     recipe: Recipe,
     overrides: Overrides = None,
-    adapter: Annotated[Path | None, typer.Option(help="adapter directory, e.g. runs/demo/best; none: the model")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="adapter directory, e.g. runs/demo/best; none: the model")
+    ] = None,
     split: Annotated[str, typer.Option(help="split to evaluate")] = "test",
     items: Annotated[int | None, typer.Option(help="only the first N rows")] = None,
     greedy: Annotated[bool, typer.Option(help="one greedy pass instead of sampled passes")] = False,
@@ -127,7 +129,6 @@ def demo(
     from leaf.metrics import paired_bootstrap
     from leaf.speech.policy import Policy
     from leaf.tasks import load
-    from leaf.trainer import LeafTrainer
 
     config = _of_stage(recipe, overrides, LeafConfig)
     began = time.perf_counter()
@@ -147,7 +148,9 @@ def demo(
     for name in before.scores:
         pair = (before.passes[0], after.passes[0], [row["reference"] for row in rows])
         gain, low, high, p = paired_bootstrap(*pair, name, groups=groups)
-        cells = [f"{r.scores[name]:.2f} ({r.intervals[name][0]:.1f} to {r.intervals[name][1]:.1f})" for r in (before, after)]
+        cells = [
+            f"{r.scores[name]:.2f} ({r.intervals[name][0]:.1f} to {r.intervals[name][1]:.1f})" for r in (before, after)
+        ]
         table.add_row(name, *cells, f"{gain:+.2f} ({low:+.2f} to {high:+.2f})", f"{p:.3f}")
     console.print(table)
     console.print(

@@ -50,7 +50,9 @@ class RunConfig:
     warmup_steps: int = _field(0, "steps of linear warm-up", low=0)
     max_grad_norm: float = _field(1.0, "gradient norm clip", low=0.0)
     token_budget: int = _field(4096, "padded tokens in one forward", low=1)
-    max_prompt_tokens: int | None = _field(None, "longest prompt accepted, audio included; longer ones are refused", low=1)
+    max_prompt_tokens: int | None = _field(
+        None, "longest prompt accepted, audio included; longer ones are refused", low=1
+    )
     gradient_checkpointing: bool = _field(False, "recompute activations in the backward pass")
     eval_every: int = _field(50, "validate every N steps and at the end; 0 for never", low=0)
     eval_items: int | None = _field(256, "validation rows used", low=1)
@@ -64,7 +66,9 @@ class LoraFields:
 
     lora_r: int = _field(64, "rank of the adapter", low=1)
     lora_alpha: int = _field(128, "scale of the adapter (alpha)", low=1)
-    lora_dropout: float = _field(0.05, "dropout before the adapter; 0 saves a forward when on-policy", low=0.0, high=0.9)
+    lora_dropout: float = _field(
+        0.05, "dropout before the adapter; 0 saves a forward when on-policy", low=0.0, high=0.9
+    )
     lora_layers: list[str] = _field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         "linear layers of the language model that get an adapter",

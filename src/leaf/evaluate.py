@@ -124,7 +124,9 @@ def evaluate(
         rows=rows,
         passes=passes,
         scores={name: sum(one[name].value for one in per_pass) / len(per_pass) for name in metrics},
-        spreads={name: (min(o[name].value for o in per_pass), max(o[name].value for o in per_pass)) for name in metrics},
+        spreads={
+            name: (min(o[name].value for o in per_pass), max(o[name].value for o in per_pass)) for name in metrics
+        },
         signatures={name: f"{per_pass[0][name].signature}|decoding:{decoding}" for name in metrics},
         truncated=sum(share for _, share in outcomes) / len(outcomes),
         intervals=bounds,

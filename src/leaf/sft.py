@@ -66,7 +66,7 @@ def sft(config: SftConfig, policy: Policy, train_rows, eval_rows, run: RunDirect
 
     Writes metrics.jsonl, validation.jsonl, last/ (adapter) and projector.safetensors; returns the last validation.
     """
-    trained = [{"params": [p for p in policy.parameters() if p.requires_grad]}]
+    trained: list[dict[str, Any]] = [{"params": [p for p in policy.parameters() if p.requires_grad]}]
     if config.train_projector:
         rate = config.projector_learning_rate or config.learning_rate
         trained.append({"params": policy.unfreeze_projector(), "lr": rate})

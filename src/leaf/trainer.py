@@ -72,7 +72,7 @@ class LeafTrainer:
         if train_dataset is None or len(train_dataset) == 0:
             raise DataError("LeafTrainer has no training rows; pass train_dataset with prompt, audio and reference.")
         self.train_rows, self.eval_rows = train_dataset, eval_dataset
-        self.rule = credit or credit_rule(args.credit)
+        self.rule = credit_rule(credit or args.credit, **args.credit_options)
         self.rewards = RewardSum(
             reward_funcs or args.rewards, weights=args.reward_weights, timeout_s=args.reward_timeout
         )
@@ -201,7 +201,7 @@ class LeafTrainer:
             rewards = self._score(rows, groups)
         with self._stage("credit"):
             advantages = [
-                self.rule(group.tree, reward, surprisal=group.surprisal, **args.credit_options).float()
+                self.rule(group.tree, reward, surprisal=group.surprisal).float()
                 for group, reward in zip(groups, rewards, strict=True)
             ]
         device = self.accelerator.device
@@ -280,7 +280,8 @@ class LeafTrainer:
             stats["loss"] += loss.item()
             stats["packed_tokens"] += scores.packed_tokens
             stats["plain_tokens"] += scores.plain_tokens
-        stats["grad_norm"] = float(self.accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm))
+        norm = self.accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
+        stats["grad_norm"] = math.nan if norm is None else float(norm)
         if not math.isfinite(stats["grad_norm"]) or not math.isfinite(stats["loss"]):
             raise RunError(
                 f"The loss is {stats['loss']} and the gradient norm {stats['grad_norm']}: training stops before they "

@@ -121,8 +121,11 @@ def test_draws_do_not_depend_on_the_rest_of_the_batch(policy):
     for a, b in zip(groups, again, strict=True):
         assert torch.equal(a.tokens, b.tokens)
     ended = [int(length) for group in groups for length in group.lengths]
-    assert all(int(g.tokens[i, n - 1]) in policy.eos_token_ids or bool(g.truncated[i])
-               for g in groups for i, n in enumerate(g.lengths.tolist()))
+    assert all(
+        int(g.tokens[i, n - 1]) in policy.eos_token_ids or bool(g.truncated[i])
+        for g in groups
+        for i, n in enumerate(g.lengths.tolist())
+    )
     assert max(ended) <= 9
 
 
@@ -137,7 +140,9 @@ def test_top_p_keeps_the_smallest_nucleus():
     assert torch.bincount(every, minlength=4).tolist() == [500, 300, 150, 50]
     wide = torch.zeros(1, 1000)  # a nucleus wider than the fast path's top tokens
     assert _choose(wide, 0.9, False, torch.tensor([0.999], dtype=torch.float64))[0].item() < 1000
-    assert _choose(wide, 0.9, False, torch.tensor([0.0], dtype=torch.float64))[1].item() == pytest.approx(np.log(900), abs=2e-3)
+    assert _choose(wide, 0.9, False, torch.tensor([0.0], dtype=torch.float64))[1].item() == pytest.approx(
+        np.log(900), abs=2e-3
+    )
 
 
 def test_only_the_language_model_gets_adapters_and_reference_is_the_base(policy):

@@ -1,4 +1,4 @@
-"""A tiny AudioFlamingo3 with its real processor class and a tokenizer trained on the spot: for equality, not learning."""
+"""A tiny AudioFlamingo3 with its real processor class and a tokenizer trained here: for equality, not learning."""
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ def tiny_tokenizer():
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<sound>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(TEXTS, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token="<|im_start|>",

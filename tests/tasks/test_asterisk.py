@@ -51,11 +51,16 @@ def test_texts_in_three_languages_by_hand():
     """Utterances found in the corpus, their translations written independently of the templates."""
     want = {
         "Call waiting is activated.": ("Le signal d'appel est activé.", "L'avviso di chiamata è attivato."),
-        "Do not disturb is cancelled.": ("La fonction ne pas déranger est annulée.", "La funzione non disturbare è annullata."),
+        "Do not disturb is cancelled.": (
+            "La fonction ne pas déranger est annulée.", "La funzione non disturbare è annullata.",
+        ),
         "You have one new message.": ("Vous avez un nouveau message.", "Hai un nuovo messaggio."),
-        "You have twenty-one old messages.": ("Vous avez vingt et un anciens messages.", "Hai ventuno vecchi messaggi."),
+        "You have twenty-one old messages.": (
+            "Vous avez vingt et un anciens messages.", "Hai ventuno vecchi messaggi.",
+        ),
         "To leave the conference, press star.": (
-            "Pour quitter la conférence, appuyez sur la touche étoile.", "Per lasciare la conferenza, premi asterisco.",
+            "Pour quitter la conférence, appuyez sur la touche étoile.",
+            "Per lasciare la conferenza, premi asterisco.",
         ),
         "There are currently seventy-one other participants in the conference.": (
             "Il y a actuellement soixante et onze autres participants dans la conférence.",
@@ -70,7 +75,8 @@ def test_texts_in_three_languages_by_hand():
             "Al segnale acustico saranno esattamente le otto e ventuno di mattina.",
         ),
         "This message lasts one minute and twenty-one seconds.": (
-            "Ce message dure une minute et vingt et une secondes.", "Questo messaggio dura un minuto e ventuno secondi.",
+            "Ce message dure une minute et vingt et une secondes.",
+            "Questo messaggio dura un minuto e ventuno secondi.",
         ),
     }  # fmt: skip
     rng, found = random.Random(5), {}

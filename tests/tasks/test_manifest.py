@@ -60,7 +60,7 @@ def test_bad_rows_are_named(folder, row, message):
 
 def test_bad_files_are_named(folder):
     (folder / "bad.jsonl").write_text('{"prompt": "a"}\nnot json\n')
-    with pytest.raises(DataError, match="Line 2 of bad.jsonl is not JSON"):
+    with pytest.raises(DataError, match=r"Line 2 of bad\.jsonl is not JSON"):
         load(str(folder / "bad.jsonl"), "train")
     (folder / "list.jsonl").write_text("[1]\n")
     with pytest.raises(DataError, match="holds a list"):

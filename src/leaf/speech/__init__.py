@@ -1,0 +1,1 @@
+"""Speech-aware LLMs on transformers and peft: audio, families, policy, packing, sampling."""

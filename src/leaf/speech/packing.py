@@ -80,9 +80,7 @@ class PackedBatch:
     parent_of: list[Tensor]
 
 
-def collate(
-    prompts: list[Tensor], groups: list[PackedGroup], embed_tokens: Callable[[Tensor], Tensor]
-) -> PackedBatch:
+def collate(prompts: list[Tensor], groups: list[PackedGroup], embed_tokens: Callable[[Tensor], Tensor]) -> PackedBatch:
     """Right-pad packed groups to one batch; `prompts[i]` is the (P, D) embedding matrix of group i's prompt."""
     size = max(group.length for group in groups)
     device = prompts[0].device

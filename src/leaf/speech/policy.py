@@ -128,7 +128,7 @@ class Policy(nn.Module):
     @classmethod
     def wrap(
         cls,
-        model: nn.Module,
+        model: Any,
         processor: Any,
         *,
         lora: peft.LoraConfig | None = None,
@@ -274,8 +274,7 @@ class Policy(nn.Module):
             embeddings, mask = self._language_inputs(inputs)
         is_audio = inputs["input_ids"] == self.audio_token_id
         return [
-            Prompt(row[keep], audio[keep])
-            for row, keep, audio in zip(embeddings, mask.bool(), is_audio, strict=True)
+            Prompt(row[keep], audio[keep]) for row, keep, audio in zip(embeddings, mask.bool(), is_audio, strict=True)
         ]
 
     @torch.no_grad()

@@ -26,7 +26,7 @@ class Group:
         prompt: the embedded prompt they continue.
         tokens: (K, T) int64, right-padded with 0; the end-of-sequence token counts as the last one.
         lengths: (K,) int64.
-        surprisal: (K, T) −log p in nats under the distribution sampled from (after temperature and top-p), 0 at padding.
+        surprisal: (K, T) −log p in nats under the distribution sampled from (after temperature and top-p); padding 0.
         truncated: (K,) True where the length limit came before an end-of-sequence token.
     """
 
@@ -105,9 +105,7 @@ def _sample(
     scale = policy.temperature / temperature  # policy.logits already divides by the policy's own temperature
 
     # Prefill: each prompt once, left-padded so that all continue at the same cache index.
-    embeddings = torch.stack(
-        [torch.nn.functional.pad(p.embeddings, (0, 0, longest - p.length, 0)) for p in prompts]
-    )
+    embeddings = torch.stack([torch.nn.functional.pad(p.embeddings, (0, 0, longest - p.length, 0)) for p in prompts])
     mask = torch.tensor([[0] * (longest - p.length) + [1] * p.length for p in prompts], device=device)
     position = (mask.cumsum(-1) - 1).clamp_min(0)
     cache = DynamicCache(config=policy.text_config)

@@ -60,7 +60,9 @@ def split_of(text: str, *, held_out: bool = False, natural: bool = False) -> str
 def recordings() -> dict[str, float]:
     """Return the shipped recordings: name → seconds."""
     with (DATA / "recordings.tsv").open(encoding="utf-8", newline="") as file:
-        return {row["name"]: float(row["seconds"]) for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
+        return {
+            row["name"]: float(row["seconds"]) for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        }
 
 
 def seconds_of(parts: tuple[str, ...]) -> float:

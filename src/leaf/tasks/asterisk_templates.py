@@ -170,8 +170,8 @@ def _number_parts(n: int) -> list[str]:
 
 def _digits(rng: random.Random, size: int) -> tuple[list[str], str, str, str]:
     numbers = [rng.randrange(10) for _ in range(size)]
-    texts = (" ".join(f(n) for n in numbers) for f in (english, french, italian))
-    return [f"digits/{n}" for n in numbers], *texts
+    en, fr, it = (" ".join(f(n) for n in numbers) for f in (english, french, italian))
+    return [f"digits/{n}" for n in numbers], en, fr, it
 
 
 def _time(rng: random.Random) -> tuple[list[str], str, str, str, frozenset[str]]:
@@ -185,8 +185,10 @@ def _time(rng: random.Random) -> tuple[list[str], str, str, str, frozenset[str]]
     else:
         parts, en = parts + _number_parts(minute), f"{en} {english(minute)}"
     parts, en = [*parts, "digits/p-m" if after_noon else "digits/a-m"], f"{en} {'P.M.' if after_noon else 'A.M.'}"
-    when = ("du matin", "di mattina") if not after_noon else (
-        ("de l'après-midi", "del pomeriggio") if hour < 6 else ("du soir", "di sera")
+    when = (
+        ("du matin", "di mattina")
+        if not after_noon
+        else (("de l'après-midi", "del pomeriggio") if hour < 6 else ("du soir", "di sera"))
     )
     fr = f"{french(hour, True)} heure{'s' if hour > 1 else ''}"
     fr = f"{fr} {french(minute, True)} {when[0]}" if minute else f"{fr} {when[0]}"
@@ -203,9 +205,11 @@ def date_time(rng: random.Random) -> Utterance:
     """Monday, March third at seven twenty A.M."""
     day, month, number = rng.choice(list(DAYS)), rng.choice(list(MONTHS)), rng.randrange(1, 32)
     at, en, fr, it, values = _time(rng)
-    ordinal = [f"digits/h-{number}"] if number <= 20 or number == 30 else [
-        f"digits/{number // 10 * 10}", f"digits/h-{number % 10}"
-    ]
+    ordinal = (
+        [f"digits/h-{number}"]
+        if number <= 20 or number == 30
+        else [f"digits/{number // 10 * 10}", f"digits/h-{number % 10}"]
+    )
     date = f"{month} {english_ordinal(number)}"
     parts = [f"digits/day-{list(DAYS).index(day)}", f"digits/mon-{list(MONTHS).index(month)}", *ordinal]
     french_date = f"{DAYS[day][0].capitalize()} {'premier' if number == 1 else french(number)} {MONTHS[month][0]}"
@@ -334,7 +338,10 @@ def queue(rng: random.Random) -> Utterance:
     return Utterance(
         "queue",
         (
-            "queue-thereare", *_number_parts(position), "queue-holdtime", *_number_parts(wait),
+            "queue-thereare",
+            *_number_parts(position),
+            "queue-holdtime",
+            *_number_parts(wait),
             "queue-minute" if wait == 1 else "queue-minutes",
         ),
         f"You are currently caller number {english(position)}. "
@@ -375,8 +382,12 @@ def duration(rng: random.Random) -> Utterance:
     return Utterance(
         "duration",
         (
-            "vm-duration", *_number_parts(minute), "minute" if minute == 1 else "vm-minutes", "vm-and",
-            *_number_parts(second), "second" if second == 1 else "seconds",
+            "vm-duration",
+            *_number_parts(minute),
+            "minute" if minute == 1 else "vm-minutes",
+            "vm-and",
+            *_number_parts(second),
+            "second" if second == 1 else "seconds",
         ),
         f"This message lasts {en}.",
         f"Ce message dure {fr}.",
