@@ -28,9 +28,9 @@ def rollout_statistics(
     ]
     rates = fork_rates(found)
     within = [r[~r.isnan()] for r in rewards]
-    mass = torch.stack([credit_mass(a.cpu(), group.lengths) for group, a in zip(groups, advantages, strict=True)]).mean(
-        0
-    )
+    shares = [credit_mass(a.cpu(), group.lengths) for group, a in zip(groups, advantages, strict=True)]
+    mass = torch.stack(shares).sum(0)
+    mass = mass / mass.sum() if float(mass.sum()) > 0 else mass  # groups without credit have no say
     tokens = sum(int(group.lengths.sum()) for group in groups)
     nodes = sum(group.tree.num_nodes for group in groups)
     record: dict[str, Any] = {
