@@ -90,16 +90,3 @@ register(
         auto_model=AutoModelForSeq2SeqLM,
     )
 )
-register(
-    Family(
-        model_type="qwen2_audio",
-        language_model="model.language_model",
-        head="lm_head",
-        audio_tower="model.audio_tower",
-        projector="model.multi_modal_projector",
-        audio_token="<|AUDIO|>",
-        features="input_features",
-        features_mask="feature_attention_mask",
-        max_seconds=lambda processor: float(processor.feature_extractor.chunk_length),
-    )
-)
