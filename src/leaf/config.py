@@ -47,6 +47,7 @@ class RunConfig:
     weight_decay: float = _field(0.0, "weight decay of AdamW", low=0.0)
     schedule: Literal["cosine", "linear", "constant"] = _field("cosine", "learning-rate schedule after warm-up")
     min_lr_ratio: float = _field(0.1, "learning rate at the end, as a share of the peak", low=0.0, high=1.0)
+    schedule_steps: int | None = _field(None, "steps the schedule is laid out for; default max_steps", low=1)
     warmup_steps: int = _field(0, "steps of linear warm-up", low=0)
     max_grad_norm: float = _field(1.0, "gradient norm clip", low=0.0)
     token_budget: int = _field(4096, "padded tokens in one forward", low=1)

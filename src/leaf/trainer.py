@@ -98,7 +98,7 @@ class LeafTrainer:
             rollout / (args.completions_per_update or rollout)
         )
         optimizer = build_optimizer(self.parameters, args)
-        schedule = build_schedule(optimizer, args, args.max_steps * self.updates_per_rollout)
+        schedule = build_schedule(optimizer, args, self.updates_per_rollout)
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
         self.schedule = schedule
         self.run, self.report = run, report

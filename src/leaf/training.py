@@ -27,10 +27,10 @@ def build_optimizer(parameters: Iterable[Any], config: RunConfig) -> torch.optim
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, config: RunConfig, total_steps: int | None = None
+    optimizer: torch.optim.Optimizer, config: RunConfig, updates_per_step: int = 1
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return warm-up and then cosine, linear or constant down to `min_lr_ratio` of the peak."""
-    total = max(total_steps or config.max_steps, 1)
+    """Return warm-up and then cosine, linear or constant down to `min_lr_ratio` of the peak, in optimiser updates."""
+    total = max((config.schedule_steps or config.max_steps) * updates_per_step, 1)
 
     def factor(step: int) -> float:
         if step < config.warmup_steps:
