@@ -52,7 +52,7 @@ def run(args):
         record["usable_fork_rate"] = sum(step["usable_fork_rate"] for step in steps) / len(steps)
         record["validation"] = list(directory.lines("validation.jsonl"))
         record["seconds_per_step"] = sorted(step["seconds/step"] for step in steps)[len(steps) // 2]
-    for split in ("test", "test_heldout"):
+    for split in args.splits.split(","):
         rows = load(config.task, split, limit=args.items).to_list()
         result = evaluate(policy, rows, greedy=True, max_new_tokens=config.max_new_tokens, metrics=METRICS)
         record[split] = {"items": len(rows), **result.values()}
@@ -66,7 +66,7 @@ def run(args):
 def table(args):
     records = [json.loads(line) for line in RESULTS.read_text().splitlines()]
     start = next(record for record in records if record["credit"] == "none")
-    for split in ("test", "test_heldout"):
+    for split in (name for name in ("test", "test_heldout") if name in start):
         shown = Table("", "seeds", *METRICS, *(f"gain {name}" for name in METRICS), title=f"{split}, greedy")
         shown.add_row("start", "", *(f"{start[split][name]:.2f}" for name in METRICS), "", "", "")
         for credit in dict.fromkeys(r["credit"] for r in records if r["credit"] != "none"):
@@ -88,6 +88,7 @@ def main():
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--threads", type=int, default=1)
     one.add_argument("--items", type=int, default=None)
+    one.add_argument("--splits", default="test,test_heldout")
     one.add_argument("overrides", nargs="*", default=[])
     one.set_defaults(command=run)
     commands.add_parser("table").set_defaults(command=table)
