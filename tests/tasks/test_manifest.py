@@ -51,11 +51,81 @@ def test_without_a_split_column_rows_go_by_recording(folder):
         ({"prompt": "Say", "audio": "1.wav", "reference": ""}, "has no reference"),
         ({"prompt": "Say", "audio": "1.wav"}, "has no reference"),
         ({"prompt": "Say", "audio": "1.wav", "reference": "x", "split": "dev"}, "split 'dev'"),
+        ({"prompt": "Say", "audio": "1.wav", "reference": "x", "split": None}, "split None"),
+        ({"prompt": " ", "audio": "1.wav", "reference": "x"}, "has no prompt"),
+        ({"prompt": "Say", "audio": [], "reference": "x"}, "has no audio"),
+        ({"prompt": "Say", "audio": ["1.wav", "gone.wav"], "reference": "x"}, "gone.wav, which does not exist"),
+        ({"prompt": "Say", "audio": 7, "reference": "x"}, "must be a path or a list of paths"),
+        ({"prompt": "Say", "audio": "1.wav", "reference": 5}, "reference 5; it must be text"),
     ],
 )
 def test_bad_rows_are_named(folder, row, message):
     with pytest.raises(DataError, match=message):
         load(manifest(folder, [row]), "train")
+
+
+def test_rows_given_twice_are_named(folder):
+    row = {"prompt": "Say", "audio": "1.wav", "reference": "x"}
+    with pytest.raises(DataError, match=r"Row 3 of data\.jsonl repeats row 1"):
+        load(manifest(folder, [row, {**row, "reference": "y"}, row]), "train")
+    assert (
+        len(load(manifest(folder, [row | {"split": "test"}, row | {"split": "test", "reference": "y"}]), "test")) == 2
+    )
+
+
+def test_rows_that_share_one_of_several_files_go_together(folder):
+    pairs = [{"prompt": "Say", "audio": [f"{i}.wav", f"{i + 1}.wav"], "reference": "x"} for i in range(0, 39)]
+    path = manifest(folder, pairs)
+    assert len(load(path, "train")) == 39
+    for split in ("validation", "test"):
+        with pytest.raises(DataError, match="it has 39 in train"):
+            load(path, split)
+
+
+def test_the_split_follows_the_path_from_the_manifest_on_every_machine(folder):
+    """Recordings of one name in many folders are many recordings; ./a and a are one."""
+    rows = []
+    for i in range(200):
+        (folder / f"d{i}").mkdir()
+        soundfile.write(folder / f"d{i}/speech.wav", np.full(1600, 0.1), 16000)
+        rows += [{"prompt": "Say", "audio": f"{dot}d{i}/speech.wav", "reference": f"{dot}x"} for dot in ("", "./")]
+    path = manifest(folder, rows)
+    splits = {split: load(path, split).to_list() for split in ("train", "validation", "test")}
+    assert {name: len(items) for name, items in splits.items()} == {"train": 362, "validation": 18, "test": 20}
+    assert check_leakage(splits) == []
+
+
+def test_tables_from_spreadsheets(folder):
+    text = 'prompt,audio,reference,split\r\n"Say\nit, please",1.wav,"one ""two""",test\r\n'
+    (folder / "a.CSV").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    row = load(str(folder / "a.CSV"), "test")[0]
+    assert (row["prompt"], row["reference"]) == ("Say\nit, please", 'one "two"')
+    (folder / "b.jsonl").write_text('{"prompt": "a\u2028b", "audio": "1.wav", "reference": "x", "split": "test"}\n')
+    assert load(str(folder / "b.jsonl"), "test")[0]["prompt"] == "a\u2028b"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompt,audio,reference\nSay,1.wav\n", "Row 1 of a.csv has more or fewer cells than the header's 3"),
+        ("prompt,audio,reference\nSay,1.wav,a,b\n", "more or fewer cells"),
+        ("prompt,audio,prompt\nSay,1.wav,a\n", "has 'prompt' more than once"),
+        ('prompt,audio,reference\nSay,1.wav,"a"b\n', "Line 2 of a.csv cannot be read"),
+        ("prompt,audio\nSay,1.wav\n", "has no reference; it has the columns prompt, audio"),
+        ("", "no rows at all"),
+    ],
+)
+def test_bad_tables_are_named(folder, text, message):
+    (folder / "a.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        load(str(folder / "a.csv"), "train")
+
+
+def test_columns_of_mixed_kinds_are_refused_and_late_ones_kept(folder):
+    row = {"prompt": "Say", "audio": "1.wav", "reference": "x", "split": "test"}
+    with pytest.raises(DataError, match="mixes kinds of values"):
+        load(manifest(folder, [row | {"level": 1}, row | {"level": "two", "reference": "y"}]), "test")
+    assert load(manifest(folder, [row, row | {"reference": "y", "level": 2}]), "test")["level"] == [None, 2]
 
 
 def test_bad_files_are_named(folder):

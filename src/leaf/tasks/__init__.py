@@ -42,20 +42,25 @@ def load(name: str, split: str, *, limit: int | None = None, columns: dict[str, 
     Args:
         name: a task's name, or the path of a JSONL, CSV or TSV manifest.
         split: one of the task's splits; of a manifest: its `split` column, or train/validation/test by audio file.
-        limit: keep the first rows only.
+        limit: keep the first rows only, at least 1.
         columns: of a manifest: ours → theirs, e.g. {"reference": "answer"}.
 
     Raises:
-        DataError: unknown task or split, or a manifest that cannot be used.
+        DataError: unknown task or split, a limit below 1, or a manifest that cannot be used.
     """
     from datasets import Dataset
+    from pyarrow import ArrowException
 
+    if limit is not None and limit < 1:
+        raise DataError(f"limit is {limit}; give at least 1, or leave it out for all rows.")
     if name in TASKS:
         task = TASKS[name]
         if split not in task.splits:
-            raise DataError(f"The task {name} has no split {split!r}; allowed are {', '.join(task.splits)}.")
+            close = difflib.get_close_matches(split, task.splits, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise DataError(f"The task {name} has no split {split!r}; allowed are {', '.join(task.splits)}.{hint}")
         rows = task.rows(split)
-    elif Path(name).suffix in (".jsonl", ".csv", ".tsv"):
+    elif Path(name).suffix.lower() in (".jsonl", ".csv", ".tsv"):
         rows = read_manifest(Path(name), split, columns or {})
     else:
         close = difflib.get_close_matches(name, TASKS, n=1)
@@ -64,7 +69,10 @@ def load(name: str, split: str, *, limit: int | None = None, columns: dict[str, 
             f"The task {name!r} is unknown.{hint} Allowed are {', '.join(sorted(TASKS))}, or the path of a .jsonl, "
             ".csv or .tsv manifest."
         )
-    return Dataset.from_list(rows[:limit])
+    try:
+        return Dataset.from_list(rows[:limit])
+    except ArrowException as error:
+        raise DataError(f"A column of {name} mixes kinds of values: {error}. Make each column one kind.") from error
 
 
 def check_leakage(

@@ -335,6 +335,7 @@ def queue(rng: random.Random) -> Utterance:
     """You are currently caller number three. The estimated hold time is currently twelve minutes."""
     position, wait = rng.randrange(1, 31), rng.randrange(1, 60)
     minutes = "minute" if wait == 1 else "minutes"
+    wait_french = "d'une minute" if wait == 1 else f"de {french(wait, True)} minutes"
     return Utterance(
         "queue",
         (
@@ -347,7 +348,7 @@ def queue(rng: random.Random) -> Utterance:
         f"You are currently caller number {english(position)}. "
         f"The estimated hold time is currently {english(wait)} {minutes}.",
         f"Vous êtes actuellement l'appelant numéro {french(position)}. "
-        f"Le temps d'attente estimé est actuellement de {french(wait, True)} {minutes}.",
+        f"Le temps d'attente estimé est actuellement {wait_french}.",
         f"Sei attualmente il chiamante numero {italian(position)}. "
         f"Il tempo di attesa stimato è attualmente di {'un minuto' if wait == 1 else italian(wait) + ' minuti'}.",
         (

@@ -2,7 +2,10 @@
 
 import csv
 import hashlib
+import io
 import json
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,70 +13,145 @@ from leaf.errors import DataError
 
 REQUIRED = ("prompt", "audio", "reference")
 SPLITS = ("train", "validation", "test")
+NAMED_SPLITS = (*SPLITS, "test_heldout")  # what a `split` column may say
 
 
 def read_manifest(path: Path, split: str, columns: dict[str, str]) -> list[dict[str, Any]]:
     """Return the rows of one split, audio paths made absolute (relative ones count from the manifest).
 
-    A column `split` names each row's split. Without one, rows go by a stable hash of their audio file, 90 % train, 5 %
-    validation, 5 % test, so that no recording stands on both sides.
+    A column `split` names each row's split. Without one, rows go by a stable hash of their audio file's path relative
+    to the manifest, 90 % train, 5 % validation, 5 % test. Rows that share a file, joined or alone, go together, so
+    that no recording stands on both sides.
+
+    Args:
+        path: a .jsonl, .csv or .tsv file in UTF-8, with a header line if csv or tsv. `audio` is a path, or in JSONL
+            also a list of paths to be joined.
+        split: the split wanted.
+        columns: ours → theirs, e.g. {"reference": "answer"}.
 
     Raises:
-        DataError: unreadable manifest, missing columns, empty reference or prompt, or a missing audio file; every file
-            is looked for before anything starts.
+        DataError: unreadable manifest, missing columns, empty reference or prompt, a row given twice, or a missing
+            audio file; every row and file is looked at before anything starts.
     """
     records = _records(path)
     unknown = set(columns) - set(REQUIRED) - {"split"}
     if unknown:
         raise DataError(f"columns maps {sorted(unknown)}; only {', '.join(REQUIRED)} and split can be mapped.")
     rows = []
+    seen: dict[tuple[str, ...], int] = {}
     for number, record in enumerate(records, start=1):
         row = {**record, **{ours: record.get(theirs) for ours, theirs in columns.items()}}
-        missing = [name for name in REQUIRED if row.get(name) in (None, "")]
-        if missing:
-            raise DataError(
-                f"Row {number} of {path.name} has no {' and no '.join(missing)}; it has the columns "
-                f"{', '.join(map(str, record))}. Fill it, or map names with columns."
-            )
-        audio = row["audio"] if isinstance(row["audio"], list) else [row["audio"]]
-        files = [(path.parent / str(name)).resolve() for name in audio]
-        for file in files:
-            if not file.is_file():
-                raise DataError(f"Row {number} of {path.name} names the audio file {file}, which does not exist.")
-        row |= {"audio": [str(file) for file in files], "id": str(row.get("id") or number)}
-        row["utterance"] = str(row.get("utterance") or files[0])
-        if _split_of(row, files[0].name, number, path) == split:
-            rows.append(row)
-    if not rows:
-        raise DataError(f"The manifest {path.name} has no rows in split {split!r} of {len(records)} rows in all.")
-    return rows
+        _check_texts(row, record, number, path)
+        row["audio"] = _files(row["audio"], number, path)
+        row |= {"id": str(row.get("id") or number), "utterance": str(row.get("utterance") or row["audio"][0])}
+        first = seen.setdefault((row["prompt"], row["reference"], *row["audio"]), number)
+        if first != number:
+            raise DataError(f"Row {number} of {path.name} repeats row {first}: same prompt, audio and reference.")
+        rows.append(row)
+    named = "split" in columns or any("split" in row for row in rows)
+    splits = (
+        [_named_split(row, number, path) for number, row in enumerate(rows, start=1)] if named else _hashed(rows, path)
+    )
+    chosen = [row for row, its in zip(rows, splits, strict=True) if its == split]
+    if not chosen:
+        there = ", ".join(f"{count} in {name}" for name, count in Counter(splits).items())
+        raise DataError(f"The manifest {path.name} has no rows in split {split!r}; it has {there or 'no rows at all'}.")
+    names = dict.fromkeys(name for row in rows for name in row)  # a column may be missing in the first rows
+    return [{name: row.get(name) for name in names} for row in chosen]
 
 
-def _split_of(row: dict[str, Any], name: str, number: int, path: Path) -> str:
-    if "split" in row:
-        if row["split"] not in (*SPLITS, "test_heldout"):
-            raise DataError(f"Row {number} of {path.name} has split {row['split']!r}; allowed are {', '.join(SPLITS)}.")
-        return row["split"]
-    fraction = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-    return "train" if fraction < 0.9 else "validation" if fraction < 0.95 else "test"
+def _check_texts(row: dict[str, Any], record: dict[str, Any], number: int, path: Path) -> None:
+    missing = [name for name in REQUIRED if row.get(name) in (None, "", [])]
+    missing += [name for name in ("prompt", "reference") if isinstance(row.get(name), str) and row[name].isspace()]
+    if missing:
+        raise DataError(
+            f"Row {number} of {path.name} has no {' and no '.join(missing)}; it has the columns "
+            f"{', '.join(map(str, record))}. Fill it, or map names with columns."
+        )
+    for name in ("prompt", "reference"):
+        if not isinstance(row[name], str):
+            raise DataError(f"Row {number} of {path.name} has {name} {row[name]!r}; it must be text.")
+
+
+def _files(audio: Any, number: int, path: Path) -> list[str]:
+    """Return the absolute paths of a row's audio, after looking for each."""
+    names = audio if isinstance(audio, list) else [audio]
+    if not all(isinstance(name, str) and name for name in names):
+        raise DataError(f"Row {number} of {path.name} has audio {audio!r}; it must be a path or a list of paths.")
+    files = [(path.parent / name).resolve() for name in names]
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"Row {number} of {path.name} names the audio file {file}, which does not exist.")
+    return [str(file) for file in files]
+
+
+def _named_split(row: dict[str, Any], number: int, path: Path) -> str:
+    if row.get("split") not in NAMED_SPLITS:
+        raise DataError(
+            f"Row {number} of {path.name} has split {row.get('split')!r}; allowed are {', '.join(NAMED_SPLITS)}."
+        )
+    return row["split"]
+
+
+def _hashed(rows: list[dict[str, Any]], path: Path) -> list[str]:
+    """Return a split per row from the hash of the first, by name, of all files its recordings are tied to."""
+    tied: dict[str, str] = {}  # file → another file it shares a row with, down to the first by name
+
+    def first(file: str) -> str:
+        while tied.setdefault(file, file) != file:
+            tied[file] = tied[tied[file]]
+            file = tied[file]
+        return file
+
+    for row in rows:
+        for file in row["audio"][1:]:
+            a, b = sorted((first(row["audio"][0]), first(file)))
+            tied[b] = a
+    splits = []
+    for row in rows:
+        name = Path(os.path.relpath(first(row["audio"][0]), path.parent.resolve())).as_posix()
+        fraction = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+        splits.append("train" if fraction < 0.9 else "validation" if fraction < 0.95 else "test")
+    return splits
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte-order mark first
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The manifest {path} cannot be read: {error}.") from error
-    if path.suffix != ".jsonl":
-        delimiter = "\t" if path.suffix == ".tsv" else ","
-        return list(csv.DictReader(text.splitlines(), delimiter=delimiter, strict=True))
+    return _json_lines(text, path.name) if path.suffix.lower() == ".jsonl" else _table(text, path)
+
+
+def _table(text: str, path: Path) -> list[dict[str, Any]]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        records = list(reader)
+        names = list(reader.fieldnames or [])
+    except csv.Error as error:
+        raise DataError(f"Line {reader.reader.line_num} of {path.name} cannot be read: {error}.") from error
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"The header of {path.name} has {', '.join(map(repr, twice))} more than once; rename one.")
+    for number, record in enumerate(records, start=1):
+        if None in record or None in record.values():
+            raise DataError(
+                f"Row {number} of {path.name} has more or fewer cells than the header's {len(names)}; "
+                "put quotes around cells with a delimiter in them."
+            )
+    return records
+
+
+def _json_lines(text: str, name: str) -> list[dict[str, Any]]:
     records = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 may stand inside a string
         if line.strip():
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(f"Line {number} of {path.name} is not JSON: {error}.") from error
+                raise DataError(f"Line {number} of {name} is not JSON: {error}.") from error
             if not isinstance(record, dict):
-                raise DataError(f"Line {number} of {path.name} holds a {type(record).__name__}; it must be an object.")
+                raise DataError(f"Line {number} of {name} holds a {type(record).__name__}; it must be an object.")
             records.append(record)
     return records

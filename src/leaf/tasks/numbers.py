@@ -69,12 +69,16 @@ def _french_stem(n: int) -> str:
 
 
 def italian(n: int) -> str:
-    """Return a number in Italian words: 21 → ventuno, 23 → ventitré, 28 → ventotto, 108 → centootto."""
+    """Return a number in Italian words: 21 → ventuno, 23 → ventitré, 28 → ventotto, 108 → centootto, 180 → centottanta.
+
+    Cento keeps its o before uno and otto, and loses it before ottanta, as is usual.
+    """
     if n >= 1000:
         head = "mille" if n < 2000 else f"{italian(n // 1000)}mila"
         return head + _italian_rest(n % 1000)
     if n >= 100:
-        return ("cento" if n < 200 else f"{_IT[n // 100]}cento") + _italian_rest(n % 100)
+        head = "cento" if n < 200 else f"{_IT[n // 100]}cento"
+        return (head[:-1] if 80 <= n % 100 < 90 else head) + _italian_rest(n % 100)
     if n < 20:
         return _IT[n]
     tens, unit = _IT_TENS[n // 10], n % 10
