@@ -1,11 +1,11 @@
 """Time one rl step against the same step done with stock parts, in one process with the same model and prompts.
 
-    python benchmarks/rl_step.py [--model demo] [--prompts 6] [--completions 8] [--repeats 5] [--dtype bfloat16]
+    python benchmarks/rl_step.py [--model demo] [--prompts 6] [--completions 8] [--repeats 3] [--dtype bfloat16]
 
-leaf: prompts embedded once, prefilled once, tree-packed scoring. Stock: `generate(num_return_sequences=K)`, then a
-padded batch of K copies of every prompt (audio included) for reference and update, logits at completion positions only.
-Both sample at T = 1, top-p 0.9, and take one gradient of the same loss on the same tokens (leaf's). Repeats alternate;
-medians with quartiles. Results go to benchmarks/results/rl_step.json.
+leaf: prompts embedded once, prefilled once, tree-packed scoring. Stock: `generate(num_return_sequences=K)` on
+all prompts, then per prompt a padded batch of K copies (audio included) for reference and update, logits at completion
+positions only. Both sample at T = 1, top-p 0.9, and take one gradient of the same loss on the same tokens (leaf's).
+Repeats alternate; medians with range. Results go to benchmarks/results/rl_step.json.
 """
 
 import argparse
@@ -39,15 +39,6 @@ def leaf_sample(policy, rows, completions, step):
     )  # fmt: skip
 
 
-def leaf_update(policy, groups, advantages):
-    prompts, trees = [g.prompt for g in groups], [g.tree for g in groups]
-    with torch.no_grad(), policy.reference():
-        reference = policy(prompts, trees).log_probs
-    new = policy(prompts, trees).log_probs
-    masks = [tree.node >= 0 for tree in trees]
-    return new, reference, masks, advantages
-
-
 def stock_sample(policy, rows, completions, step):
     torch.manual_seed(step)
     with torch.no_grad():
@@ -57,38 +48,45 @@ def stock_sample(policy, rows, completions, step):
         )  # fmt: skip
 
 
-def stock_update(policy, rows, groups, advantages):
-    completions = groups[0].tokens.shape[0]
-    width = max(group.tokens.shape[1] for group in groups)
-    inputs = {k: v.repeat_interleave(completions, 0) for k, v in policy.inputs(rows).items()}
-    tokens = torch.cat([torch.nn.functional.pad(g.tokens, (0, width - g.tokens.shape[1])) for g in groups])
-    mask = torch.arange(width)[None] < torch.cat([g.lengths for g in groups])[:, None]
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], tokens], 1)
+def stock_loss(policy, row, group, advantage, weight):
+    """Return one prompt's loss from a padded batch of K copies; K rows at a time, as memory demands."""
+    completions, width = group.tokens.shape
+    inputs = {k: v.repeat_interleave(completions, 0) for k, v in policy.inputs([row]).items()}
+    mask = torch.arange(width)[None] < group.lengths[:, None]
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], group.tokens], 1)
     inputs["attention_mask"] = torch.cat([inputs["attention_mask"], mask.long()], 1)
 
     def log_probs():
         logits = policy.base(**inputs, logits_to_keep=width + 1, use_cache=False).logits[:, :-1].float()
-        return logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
+        return logits.log_softmax(-1).gather(-1, group.tokens[..., None]).squeeze(-1)
 
     with torch.no_grad(), policy.reference():
         reference = log_probs()
     new = log_probs()
-    flat = torch.cat([torch.nn.functional.pad(a, (0, width - a.shape[1])) for a in advantages])
-    return [new], [reference], [mask], [flat]
+    return policy_loss(new, new.detach(), advantage, mask, weights=weight, ref_logp=reference)[0]
 
 
-def gradient(policy, new, reference, masks, advantages):
+def leaf_loss(policy, groups, advantages, weights):
+    """Return the loss of all groups from packed forwards."""
+    prompts, trees = [g.prompt for g in groups], [g.tree for g in groups]
+    with torch.no_grad(), policy.reference():
+        reference = policy(prompts, trees).log_probs
+    new = policy(prompts, trees).log_probs
+    parts = zip(new, reference, trees, advantages, weights, strict=True)
+    return sum(policy_loss(n, n.detach(), a, t.node >= 0, weights=w, ref_logp=r)[0] for n, r, t, a, w in parts)
+
+
+def gradients(policy):
+    found = {n: p.grad.clone() for n, p in policy.named_parameters() if p.requires_grad}
     policy.zero_grad()
-    weights = token_weights(masks)
-    parts = zip(new, reference, masks, advantages, weights, strict=True)
-    loss = sum(policy_loss(n, n.detach(), a, m, weights=w, ref_logp=r)[0] for n, r, m, a, w in parts)
-    loss.backward()
-    return {n: p.grad.clone() for n, p in policy.named_parameters() if p.requires_grad}
+    return found
 
 
 def summary(values):
-    low, middle, high = statistics.quantiles(values, n=4)
-    return {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}
+    return {
+        "median": round(statistics.median(values), 3),
+        "range": [round(min(values), 3), round(max(values), 3)],
+    }
 
 
 def main():
@@ -96,7 +94,7 @@ def main():
     parser.add_argument("--model", default="demo")
     parser.add_argument("--prompts", type=int, default=6)
     parser.add_argument("--completions", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -123,12 +121,16 @@ def main():
             credit = time.perf_counter() - began
             advantages.append(values.float())
         marks.append(time.perf_counter())
-        fast = gradient(policy, *leaf_update(policy, groups, advantages))
+        weights = token_weights([g.tree.node >= 0 for g in groups])
+        leaf_loss(policy, groups, advantages, weights).backward()
         marks.append(time.perf_counter())
+        fast = gradients(policy)
         stock_sample(policy, rows, args.completions, repeat)
         marks.append(time.perf_counter())
-        slow = gradient(policy, *stock_update(policy, rows, groups, advantages))
+        for one in zip(rows, groups, advantages, weights, strict=True):
+            stock_loss(policy, *one).backward()
         marks.append(time.perf_counter())
+        slow = gradients(policy)
         error = max(
             error,
             max(float((fast[n] - g).norm()) for n, g in slow.items()) / max(float(g.norm()) for g in slow.values()),
