@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from leaf.config import STAGES, AlignConfig, LeafConfig, RunConfig, SftConfig, load_recipe
@@ -139,7 +140,7 @@ def demo(
     trainer.start()
     console.print(f"scoring {len(rows)} held-out recordings before training")
     before = run_evaluation(policy, rows, **options)
-    run = trainer.train()
+    run = _train(trainer)
     after = run_evaluation(policy, rows, **options)
     before.write(run.path / "test_before.jsonl")
     after.write(run.path / "test_after.jsonl")
@@ -196,8 +197,7 @@ def recipe_keys(stage: Annotated[str, typer.Argument(help="rl, sft or align")] =
 def run_recipe(config: RunConfig, *, resume: bool = False) -> None:
     """Run a recipe of any stage with lines on the terminal."""
     if isinstance(config, LeafConfig):
-        trainer = _trainer(config)
-        trainer.train(resume_from_checkpoint=resume)
+        _train(_trainer(config), resume=resume)
         console.print(f"the run is in {config.output_dir}")
         return
     if resume:
@@ -214,6 +214,25 @@ def run_recipe(config: RunConfig, *, resume: bool = False) -> None:
     elif isinstance(config, AlignConfig):
         run_align(config, policy, *rows, run, report=_say)
     console.print(f"the run is in {run.path}")
+
+
+def _train(trainer: Any, *, resume: bool = False) -> Any:
+    """Train with a progress bar and live figures on a terminal, plain lines elsewhere."""
+    from leaf.trainer import step_line
+
+    if not console.is_terminal:
+        return trainer.train(resume_from_checkpoint=resume)
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("", total=trainer.args.max_steps, figures="")
+        trainer.on_step = lambda record: progress.update(bar, completed=record["step"], figures=step_line(record))
+        return trainer.train(resume_from_checkpoint=resume)
 
 
 def _of_stage(recipe: Path, overrides: list[str] | None, wanted: type) -> Any:

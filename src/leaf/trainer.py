@@ -52,6 +52,7 @@ class LeafTrainer:
         credit: a credit rule in place of the recipe's name, called as `rule(tree, rewards, surprisal=..., **options)`.
         run: the run directory to write; made from the recipe if left out.
         report: called with every line meant for a person.
+        on_step: called with the record of every step in place of `report`, for a live display.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class LeafTrainer:
         credit: Callable[..., Tensor] | None = None,
         run: RunDirectory | None = None,
         report: Callable[[str], None] = print,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
     ):
         self.args = args = args or LeafConfig()
         if train_dataset is None or len(train_dataset) == 0:
@@ -101,7 +103,7 @@ class LeafTrainer:
         schedule = build_schedule(optimizer, args, self.updates_per_rollout)
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
         self.schedule = schedule
-        self.run, self.report = run, report
+        self.run, self.report, self.on_step = run, report, on_step
         self.best: float | None = None
         self.seconds: dict[str, float] = {}
 
@@ -317,11 +319,10 @@ class LeafTrainer:
             for i in range(min(2, len(rollout.groups))):
                 what = (rollout.rows[i], rollout.groups[i], rollout.rewards[i], rollout.advantages[i])
                 self.run.append("groups.jsonl", {"step": step, **group_record(*what, self.policy.tokenizer)})
-        self._say(
-            f"step {step}/{args.max_steps}  reward {_number(record['reward_mean'])}  kl {record.get('kl', 0.0):.4f}  "
-            f"grad {record['grad_norm']:.2f}  len {record['length_mean']:.1f}  "
-            f"usable forks {record['usable_fork_rate']:.2f}  {record['seconds/step']:.1f} s"
-        )
+        if self.on_step is not None:
+            self.on_step(record)
+        else:
+            self._say(f"step {step}/{args.max_steps}  {step_line(record)}")
 
     def _validate(self, step: int) -> None:
         if self.eval_rows is None or len(self.eval_rows) == 0:
@@ -407,6 +408,15 @@ def _parts(rollout: Rollout, size: int | None) -> Iterator[Rollout]:
 
 def _select(tensors: list[Tensor] | None, chosen: dict[int, list[int]]) -> list[Tensor] | None:
     return None if tensors is None else [tensors[i][ks] for i, ks in chosen.items()]
+
+
+def step_line(record: dict[str, Any]) -> str:
+    """Return what a person wants to see of one step."""
+    return (
+        f"reward {_number(record['reward_mean'])}  kl {record['kl']:.4f}  grad {record['grad_norm']:.2f}  "
+        f"len {record['length_mean']:.1f}  usable forks {record['usable_fork_rate']:.2f}  "
+        f"{record['seconds/step']:.1f} s"
+    )
 
 
 def _number(value: float | None) -> str:

@@ -1,0 +1,41 @@
+"""What the README shows runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import torch
+
+from leaf.cli import app
+from leaf.config import load_recipe
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_the_first_example_runs_and_gives_one_advantage_per_token():
+    block = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)[0]
+    *body, last = block.strip().splitlines()
+    names: dict = {}
+    exec("\n".join(body), names)
+    advantages = eval(last.split("#")[0], names)
+    assert advantages.shape == names["tokens"].shape
+    assert torch.isfinite(advantages).all()
+    assert float(advantages.sum()) != 0.0
+
+
+def test_commands_name_existing_subcommands_recipes_and_keys():
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    commands = re.findall(r"^    leaf (.*)$", TEXT, flags=re.M)
+    assert commands
+    for command in commands:
+        name, *arguments = shlex.split(command)
+        assert name in known
+        overrides = [word for word in arguments if "=" in word]
+        for recipe in (word for word in arguments if word.endswith(".yaml")):
+            load_recipe(ROOT / recipe, overrides)
+
+
+def test_every_shipped_recipe_resolves():
+    for recipe in sorted((ROOT / "recipes").glob("*.yaml")):
+        assert load_recipe(recipe).output_dir == f"runs/{recipe.stem}"
