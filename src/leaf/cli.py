@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,8 @@ def main() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # its bars are about loading files; ours are lines about the run
+    # peft 0.21 reads a property that transformers 5.23 has renamed; nothing a user could act on.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     try:
         app()
     except LeafError as error:
