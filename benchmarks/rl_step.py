@@ -112,13 +112,13 @@ def main():
         marks = [time.perf_counter()]
         groups = leaf_sample(policy, rows, args.completions, repeat)
         marks.append(time.perf_counter())
-        advantages = []
+        advantages, credit = [], 0.0
         for row, group in zip(rows, groups, strict=True):
             texts = group.texts(policy.tokenizer)
             totals = reward(completions=texts, reference=[row["reference"]] * len(texts)).totals
             began = time.perf_counter()
             values = credit_rule("leaf")(group.tree, torch.from_numpy(totals), surprisal=group.surprisal)
-            credit = time.perf_counter() - began
+            credit += time.perf_counter() - began
             advantages.append(values.float())
         marks.append(time.perf_counter())
         weights = token_weights([g.tree.node >= 0 for g in groups])
@@ -143,7 +143,7 @@ def main():
         for name, value in {
             "leaf_sample": between[0], "leaf_update": between[2], "leaf_step": sum(between[:3]),
             "stock_sample": between[3], "stock_update": between[4],
-            "stock_step": between[3] + between[1] + between[4], "leaf_credit": credit * len(rows),
+            "stock_step": between[3] + between[1] + between[4], "leaf_credit": credit,
         }.items():  # fmt: skip
             seconds[name].append(value)
         print(

@@ -31,6 +31,7 @@ from leaf.training import batch_indices, build_optimizer, build_schedule, pick_d
 class Rollout:
     """Hold one batch of groups with what they earned: rewards (K,), advantages (K, T) and log-probabilities (K, T)."""
 
+    step: int
     rows: list[dict[str, Any]]
     groups: list[Group]
     rewards: list[Tensor]
@@ -210,7 +211,7 @@ class LeafTrainer:
         # On-policy and without dropout the update's own forward is the old policy: the ratio is 1 by construction.
         old = None if self.on_policy else self._log_probs("old", groups, nullcontext())
         reference = self._log_probs("reference", groups, self.policy.reference()) if args.kl_coef else None
-        return Rollout(rows, groups, rewards, [a.to(device) for a in advantages], old, reference)
+        return Rollout(step, rows, groups, rewards, [a.to(device) for a in advantages], old, reference)
 
     def _score(self, rows: list[dict[str, Any]], groups: list[Group]) -> list[Tensor]:
         """Call the reward functions once on the whole rollout; columns are repeated K times, as in TRL."""
@@ -241,7 +242,7 @@ class LeafTrainer:
         with self._stage("update"):
             for _ in range(args.passes_per_rollout):
                 for part in _parts(rollout, args.completions_per_update):
-                    torch.manual_seed(args.seed * 1_000_003 + count)
+                    torch.manual_seed(step_generator(args.seed, rollout.step, -1 - count).initial_seed())
                     for key, value in self._optimizer_step(part).items():
                         totals[key] = totals.get(key, 0.0) + value
                     count += 1

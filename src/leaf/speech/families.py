@@ -24,7 +24,6 @@ class Family:
         head: path to the output projection from hidden states to vocabulary logits.
         audio_tower, projector: paths to the audio encoder and to the projector into the embedding space.
         audio_token: placeholder token, repeated once per audio embedding in the prompt.
-        features, features_mask: the processor's names for the audio features and their mask.
         max_seconds: longest audio the processor takes without cutting, in seconds, read from the processor.
         auto_model: the auto class of transformers that loads the checkpoint with its head.
         logits_scale: what the head's output has to be divided by (Granite), read from the configuration.
@@ -36,8 +35,6 @@ class Family:
     audio_tower: str
     projector: str
     audio_token: str
-    features: str
-    features_mask: str
     max_seconds: Callable[..., float]
     auto_model: Any = AutoModelForMultimodalLM
     logits_scale: Callable[[PreTrainedConfig], float] = lambda config: 1.0
@@ -84,8 +81,6 @@ register(
         audio_tower="model.audio_tower",
         projector="model.multi_modal_projector",
         audio_token="<sound>",
-        features="input_features",
-        features_mask="input_features_mask",
         max_seconds=lambda processor: float(processor.max_audio_len),
         auto_model=AutoModelForSeq2SeqLM,
     )
