@@ -23,7 +23,7 @@ from transformers.utils import logging
 from leaf.credit import credit_rule, policy_loss, token_weights
 from leaf.demo_model import resolve_model
 from leaf.rewards import RewardSum
-from leaf.speech.policy import LORA_LAYERS, Policy
+from leaf.speech.policy import Policy
 from leaf.speech.sampling import sample
 from leaf.tasks import load
 from leaf.training import step_generator
@@ -100,7 +100,7 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
-    lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules=list(LORA_LAYERS))
+    lora = peft.LoraConfig(r=16, lora_alpha=32)
     policy = Policy.load(resolve_model(args.model), lora=lora, dtype=args.dtype, token_budget=2048)
     data = load("asterisk_qa", "train").shuffle(seed=0)
     reward = RewardSum(["bleu"])

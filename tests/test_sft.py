@@ -7,13 +7,13 @@ from leaf.align import CtcAligner, token_error_rate
 from leaf.checks import plain_log_probs
 from leaf.errors import DataError, ModelError
 from leaf.sft import sft_loss, share_audio
-from leaf.speech.policy import LORA_LAYERS, Policy
+from leaf.speech.policy import Policy
 
 
 @pytest.fixture
 def policy():
     model, processor = tiny.tiny_model()
-    lora = peft.LoraConfig(r=2, target_modules=list(LORA_LAYERS), init_lora_weights=False)
+    lora = peft.LoraConfig(r=2, init_lora_weights=False)
     return Policy.wrap(model, processor, lora=lora)
 
 

@@ -8,7 +8,7 @@ import torch
 from leaf.config import LeafConfig
 from leaf.credit import CREDIT_RULES
 from leaf.errors import ConfigError, DataError, RewardError, RunError
-from leaf.speech.policy import LORA_LAYERS, Policy
+from leaf.speech.policy import Policy
 from leaf.trainer import LeafTrainer
 
 
@@ -144,7 +144,7 @@ def test_an_own_policy_and_an_own_credit_rule(tmp_path):
         return torch.ones(tree.tokens.shape, dtype=torch.float64) * (tree.node >= 0)
 
     model, processor = tiny.tiny_model()
-    lora = peft.LoraConfig(r=2, target_modules=list(LORA_LAYERS))
+    lora = peft.LoraConfig(r=2)
     policy = Policy.wrap(model, processor, lora=lora)
     config = recipe(tmp_path, max_steps=1)
     LeafTrainer(policy, ["bleu", length_reward], config, tiny.rows(4), credit=rule, report=lambda line: None).train()

@@ -275,7 +275,7 @@ def _policy(config: RunConfig, adapter: Path | None = None) -> Any:
             r=config.lora_r,
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
-            target_modules=list(config.lora_layers),
+            target_modules=config.lora_layers,
         )
     policy = Policy.load(
         resolve_model(config.model),

@@ -70,9 +70,8 @@ class LoraFields:
     lora_dropout: float = _field(
         0.05, "dropout before the adapter; 0 saves a forward when on-policy", low=0.0, high=0.9
     )
-    lora_layers: list[str] = _field(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        "linear layers of the language model that get an adapter",
+    lora_layers: list[str] | None = _field(
+        None, "linear layers of the language model that get an adapter, as q_proj; default all of attention and MLP"
     )
 
 

@@ -12,7 +12,9 @@ from leaf.credit.tree import PrefixTree
 from leaf.errors import DataError
 from leaf.evaluate import evaluate
 from leaf.run import RunDirectory
+from leaf.speech.families import encode_text
 from leaf.speech.policy import Policy
+from leaf.speech.prompts import audio_of
 from leaf.training import batch_indices, build_optimizer, build_schedule, take
 
 
@@ -21,12 +23,14 @@ def share_audio(policy: Policy, rows: Sequence[dict[str, Any]]) -> list[list[dic
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         head, _ = _split_prompt(policy, row)
-        groups.setdefault((head, str(row["audio"])), []).append(row)
+        groups.setdefault((str(head), str(audio_of(row))), []).append(row)
     return list(groups.values())
 
 
 def _split_prompt(policy: Policy, row: dict[str, Any]) -> tuple[str, str]:
-    """Cut the rendered prompt behind its audio placeholder."""
+    """Cut the rendered prompt behind its audio placeholder; a family that takes conversations only is not cut."""
+    if policy.family.encode is not encode_text:
+        return row["prompt"], ""
     head, placeholder, tail = policy.render(row["prompt"]).partition(policy.family.audio_token)
     return head + placeholder, tail
 

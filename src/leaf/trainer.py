@@ -116,7 +116,7 @@ class LeafTrainer:
             r=args.lora_r,
             lora_alpha=args.lora_alpha,
             lora_dropout=args.lora_dropout,
-            target_modules=list(args.lora_layers),
+            target_modules=args.lora_layers,
         )
         options: dict[str, Any] = {
             "temperature": args.temperature,

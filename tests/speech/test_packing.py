@@ -50,5 +50,5 @@ def test_padding_rows_see_only_themselves():
     packed = [pack(2, tree) for tree in trees]
     batch = collate([torch.ones(2, 4), torch.ones(2, 4)], packed, torch.nn.Embedding(5, 4))
     assert batch.embeddings.shape == (2, 4, 4)
-    assert batch.mask[1, 0, 2:].tolist() == [[False, False, True, False], [False, False, False, True]]
-    assert not batch.mask[1, 0, :2, 2:].any()
+    assert batch.visible[1, 2:].tolist() == [[False, False, True, False], [False, False, False, True]]
+    assert not batch.visible[1, :2, 2:].any()

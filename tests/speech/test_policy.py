@@ -8,10 +8,10 @@ from transformers import AutoModelForSeq2SeqLM
 from leaf.checks import check_policy, plain_log_probs
 from leaf.credit import PrefixTree
 from leaf.errors import ModelError
-from leaf.speech.policy import LORA_LAYERS, Policy
+from leaf.speech.policy import Policy
 from leaf.speech.sampling import _choose, sample
 
-LORA = {"r": 4, "lora_alpha": 8, "target_modules": list(LORA_LAYERS), "init_lora_weights": False}
+LORA = {"r": 4, "lora_alpha": 8, "init_lora_weights": False}
 
 
 @pytest.fixture
@@ -130,19 +130,32 @@ def test_draws_do_not_depend_on_the_rest_of_the_batch(policy):
 
 
 def test_top_p_keeps_the_smallest_nucleus():
-    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(1000, 1)
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    row = torch.zeros(1000, dtype=torch.long)
     draws = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    tokens, nats = _choose(logits, 0.7, False, draws)
+    tokens, nats = _choose(logits, row, 0.7, False, draws)
     counts = torch.bincount(tokens, minlength=4).tolist()
     assert counts == [625, 375, 0, 0]
     assert torch.allclose(nats[tokens == 0], -torch.tensor(0.625).log().expand(625))
-    every, _ = _choose(logits, 1.0, False, draws)
+    every, _ = _choose(logits, row, 1.0, False, draws)
     assert torch.bincount(every, minlength=4).tolist() == [500, 300, 150, 50]
-    wide = torch.zeros(1, 1000)  # a nucleus wider than the fast path's top tokens
-    assert _choose(wide, 0.9, False, torch.tensor([0.999], dtype=torch.float64))[0].item() < 1000
-    assert _choose(wide, 0.9, False, torch.tensor([0.0], dtype=torch.float64))[1].item() == pytest.approx(
+    wide, one = torch.zeros(1, 1000), row[:1]  # a nucleus wider than the fast path's top tokens
+    assert _choose(wide, one, 0.9, False, torch.tensor([0.999], dtype=torch.float64))[0].item() < 1000
+    assert _choose(wide, one, 0.9, False, torch.tensor([0.0], dtype=torch.float64))[1].item() == pytest.approx(
         np.log(900), abs=2e-3
     )
+
+
+@pytest.mark.parametrize(("top_p", "greedy"), [(1.0, False), (0.8, False), (1.0, True)])
+def test_completions_that_share_a_row_draw_as_if_each_had_its_own(top_p, greedy):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, 50, generator=generator)
+    row = torch.randint(0, 7, (40,), generator=generator)
+    draws = torch.rand(40, generator=generator, dtype=torch.float64)
+    shared = _choose(logits, row, top_p, greedy, draws)
+    apart = _choose(logits[row], torch.arange(40), top_p, greedy, draws)
+    assert torch.equal(shared[0], apart[0])
+    assert torch.allclose(shared[1], apart[1])
 
 
 def test_only_the_language_model_gets_adapters_and_reference_is_the_base(policy):
@@ -218,11 +231,8 @@ def test_prompt_shapes_of_the_ecosystem_are_the_same(policy):
     assert policy.render(ready) == ready
 
 
-def test_an_unknown_family_and_sliding_windows_are_refused():
+def test_an_unknown_family_is_refused():
     model, processor = tiny.tiny_model()
-    model.config.text_config.layer_types = ["sliding_attention", "full_attention"]
-    with pytest.raises(ModelError, match="full attention only"):
-        Policy.wrap(model, processor)
     model.config.model_type = "whisper"
     with pytest.raises(ModelError, match="known are audioflamingo3"):
         Policy.wrap(model, processor)

@@ -68,16 +68,14 @@ class PackedBatch:
     Attributes:
         embeddings: (R, S, D) prompt embeddings followed by token embeddings, 0 at padding.
         position: (R, S) position ids.
-        mask: (R, 1, S, S) boolean attention mask; a padding row sees only itself, so that no softmax is empty.
+        visible: (R, S, S) True where a row sees another; a padding row sees only itself, so that no softmax is empty.
         parents: (Q,) flat indices into R·S of the rows whose logits are needed, group after group.
-        parent_of: for every group (N,) indices into `parents`.
     """
 
     embeddings: Float[Tensor, "R S D"]
     position: Int[Tensor, "R S"]
-    mask: Bool[Tensor, "R 1 S S"]
+    visible: Bool[Tensor, "R S S"]
     parents: Int[Tensor, " Q"]
-    parent_of: list[Tensor]
 
 
 def collate(prompts: list[Tensor], groups: list[PackedGroup], embed_tokens: Callable[[Tensor], Tensor]) -> PackedBatch:
@@ -93,15 +91,13 @@ def collate(prompts: list[Tensor], groups: list[PackedGroup], embed_tokens: Call
         ]
     )
     position = torch.zeros(len(groups), size, dtype=torch.long, device=device)
-    mask = torch.eye(size, dtype=torch.bool, device=device).repeat(len(groups), 1, 1)
-    parents, parent_of, offset = [], [], 0
+    visible = torch.eye(size, dtype=torch.bool, device=device).repeat(len(groups), 1, 1)
+    parents = []
     for i, group in enumerate(groups):
         position[i, : group.length] = group.position.to(device)
-        mask[i, : group.length, : group.length] = group.mask.to(device)
+        visible[i, : group.length, : group.length] = group.mask.to(device)
         parents.append(group.parents.to(device) + i * size)
-        parent_of.append(group.parent_of.to(device) + offset)
-        offset += group.parents.shape[0]
-    return PackedBatch(embeddings, position, mask[:, None], torch.cat(parents), parent_of)
+    return PackedBatch(embeddings, position, visible, torch.cat(parents))
 
 
 def micro_batches(lengths: list[int], token_budget: int) -> list[list[int]]:

@@ -1,7 +1,8 @@
 """The policy: a speech-aware LLM of transformers with LoRA on its language model.
 
 A prompt (audio and text) is embedded once; the embeddings serve sampling, old and reference log-probabilities and the
-update. Scoring runs one tree-packed forward per micro-batch of groups. The reference model is the adapter switched off.
+update. Scoring runs one tree-packed forward per micro-batch of groups (leaf.speech.scoring says what runs where that is
+not possible). The reference model is the adapter switched off.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +20,12 @@ from transformers import AutoConfig, AutoProcessor
 
 from leaf.credit.tree import PrefixTree
 from leaf.errors import ModelError
-from leaf.speech.audio import load_audio
+from leaf.speech import prompts as prompting
+from leaf.speech.attention import Attention
 from leaf.speech.families import Family, family_of
-from leaf.speech.packing import collate, micro_batches, pack, unpack
-
-LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from leaf.speech.own_adapter import load_own_adapter, merge_own_adapter
+from leaf.speech.packing import micro_batches, pack, unpack
+from leaf.speech.scoring import LAYOUTS, Layout
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Policy(nn.Module):
         processor: its processor.
         temperature: divides the logits wherever log-probabilities are taken; in (0, inf).
         token_budget: largest padded size (rows × longest row) of one scoring forward.
+        layout: how completions are scored: `tree`, `prompt_once` or `copies` (leaf.speech.scoring); None for the
+            fastest that is right for the model's layers.
         logit_rows: rows of the head computed at once; more are chunked and recomputed in the backward pass.
         max_prompt_tokens: longest prompt accepted, audio and text together; None for no limit.
     """
@@ -77,6 +81,7 @@ class Policy(nn.Module):
         token_budget: int = 4096,
         logit_rows: int = 1024,
         max_prompt_tokens: int | None = None,
+        layout: Layout | None = None,
     ):
         super().__init__()
         self.model = model
@@ -87,12 +92,13 @@ class Policy(nn.Module):
         self.max_prompt_tokens = max_prompt_tokens
         self.family: Family = family_of(self.base.config)
         self.logits_scale = self.family.logits_scale(self.base.config)
-        layer_types = set(getattr(self.text_config, "layer_types", None) or ["full_attention"])
-        if layer_types != {"full_attention"}:
+        self.attention = Attention.of(self.text_config)
+        if layout == "tree" and not self.attention.packable:
             raise ModelError(
-                f"This language model has layers of type {sorted(layer_types)}; the tree-packed forward is right for "
-                "full attention only. Use a model with full-attention layers."
+                f"The layout 'tree' is not right for this language model: {self.attention.why_not}. Leave the layout "
+                "out, or choose 'prompt_once' or 'copies'."
             )
+        self.layout: Layout = layout or self._layout()
         self.audio_token_id = self.tokenizer.convert_tokens_to_ids(self.family.audio_token)
         self.eos_token_ids = _eos_ids(self.base, self.tokenizer)
 
@@ -116,6 +122,7 @@ class Policy(nn.Module):
         model = family.auto_model.from_pretrained(
             name, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=trust_remote_code
         )
+        load_own_adapter(model, family, name)
         return cls.wrap(
             model.to(device),
             processor,
@@ -137,15 +144,19 @@ class Policy(nn.Module):
         **options: Any,
     ) -> "Policy":
         """Freeze a loaded model, put LoRA on its language model and wrap both; see `load`."""
+        family = family_of(model.config)
+        merge_own_adapter(model)
         model.requires_grad_(False)
         if gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         if adapter is not None:
             model = peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=lora is not None)
         elif lora is not None:
-            family = family_of(model.config)
-            if isinstance(lora.target_modules, set | list | tuple):
-                lora.target_modules = family.lora_targets(tuple(sorted(lora.target_modules)))
+            names = lora.target_modules
+            if names is None or names == "all-linear":
+                lora.target_modules = family.lora_targets(model)
+            elif not isinstance(names, str):
+                lora.target_modules = family.lora_targets(model, names)
             model = peft.get_peft_model(model, lora)
         return cls(model, processor, **options).eval()
 
@@ -213,57 +224,19 @@ class Policy(nn.Module):
 
     # -- prompts -------------------------------------------------------------------------------------------------------
     def render(self, prompt: str | Sequence[Mapping[str, Any]]) -> str:
-        """Render a prompt as model input text: a plain instruction, a string with the placeholder, or messages."""
-        if not isinstance(prompt, str):
-            messages = list(prompt)
-        elif self.family.audio_token in prompt:
-            return prompt
-        else:
-            content = [{"type": "audio", "audio": ""}, {"type": "text", "text": prompt}]
-            messages = [{"role": "user", "content": content}]
-        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        """Render a prompt as model input text; see leaf.speech.prompts for the shapes it may have."""
+        return prompting.render(self.family, self.processor, prompt)
 
     def token_ids(self, text: str) -> list[int]:
         """Tokenise text as it stands, without special tokens added around it."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def inputs(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Turn rows with `prompt` and `audio` into the processor's tensors; refuse what would lose audio."""
-        rate = self.processor.feature_extractor.sampling_rate
-        texts = [self.render(example["prompt"]) for example in examples]
-        audio = [load_audio(example["audio"], sampling_rate=rate) for example in examples]
-        longest = self.family.max_seconds(self.processor)
-        for example, text, wave in zip(examples, texts, audio, strict=True):
-            name = example.get("id", str(example["prompt"])[:40])
-            if text.count(self.family.audio_token) != 1:
-                raise ModelError(
-                    f"The prompt of {name!r} has {text.count(self.family.audio_token)} audio placeholders "
-                    f"({self.family.audio_token}); exactly one is allowed, one recording per prompt."
-                )
-            if len(wave) > longest * rate:
-                raise ModelError(
-                    f"The audio of {name!r} lasts {len(wave) / rate:.1f} s; this model takes at most {longest:g} s and "
-                    "would cut the rest. Shorten it or leave the row out."
-                )
-        batch = self.processor(
-            text=texts,
-            audio=audio,
-            text_kwargs={"padding": True},  # of the text alone: features keep the encoder's own window
-            audio_kwargs={"sampling_rate": rate},
-            return_tensors="pt",
-        )
-        lengths = batch["attention_mask"].sum(-1)
-        if self.max_prompt_tokens is not None and int(lengths.max()) > self.max_prompt_tokens:
-            worst = examples[int(lengths.argmax())]
-            raise ModelError(
-                f"The prompt of {worst.get('id', worst['prompt'])!r} has {int(lengths.max())} tokens, audio included; "
-                f"at most {self.max_prompt_tokens} are allowed (max_prompt_tokens). Nothing is cut: raise the limit or "
-                "shorten the row."
-            )
+        """Turn rows with `prompt` and `audio` into the processor's tensors on the model's device and precision."""
+        batch = prompting.encode(self.family, self.processor, examples, self.max_prompt_tokens)
         return {
             key: value.to(self.device, self.base.dtype if value.is_floating_point() else None)
             for key, value in batch.items()
-            if isinstance(value, Tensor)
         }
 
     def embed(self, examples: Sequence[Mapping[str, Any]]) -> list[Prompt]:
@@ -271,11 +244,14 @@ class Policy(nn.Module):
         inputs = self.inputs(examples)
         trained = any(p.requires_grad for p in self.projector.parameters())
         with nullcontext() if trained else torch.no_grad():
-            embeddings, mask = self._language_inputs(inputs)
-        is_audio = inputs["input_ids"] == self.audio_token_id
-        return [
-            Prompt(row[keep], audio[keep]) for row, keep, audio in zip(embeddings, mask.bool(), is_audio, strict=True)
-        ]
+            embeddings = self._embedded(inputs)
+        is_audio, real = inputs["input_ids"] == self.audio_token_id, inputs["attention_mask"].bool()
+        if embeddings.shape[:2] != is_audio.shape:
+            raise ModelError(
+                f"{type(self.base).__name__} made {tuple(embeddings.shape[:2])} embeddings of {tuple(is_audio.shape)} "
+                "prompt tokens. Its processor did not write one placeholder per audio frame; use its current version."
+            )
+        return [Prompt(row[keep], audio[keep]) for row, keep, audio in zip(embeddings, real, is_audio, strict=True)]
 
     @torch.no_grad()
     def audio_features(self, examples: Sequence[Mapping[str, Any]]) -> list[Tensor]:
@@ -293,10 +269,11 @@ class Policy(nn.Module):
             )
         return [row[:count] for row, count in zip(frames, counts, strict=True)]
 
-    def _language_inputs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Run the outer forward up to the language model and return its embeddings and attention mask."""
-        _, given = self._stopped_at(self.language_model, inputs)
-        return given["inputs_embeds"], given["attention_mask"]
+    def _embedded(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Run the outer forward up to where the prompt is embedded and return the embeddings (rows, P, D)."""
+        path, name = self.family.embeddings_at or (self.family.language_model, "inputs_embeds")
+        args, kwargs = self._stopped_at(self.family.module(self.base, path), inputs)
+        return args[0] if name is None else kwargs[name]
 
     def _stopped_at(self, module: nn.Module, inputs: dict[str, Tensor]) -> tuple[tuple, dict[str, Any]]:
         """Run the outer forward until it calls `module`, and return what it is called with."""
@@ -319,21 +296,29 @@ class Policy(nn.Module):
         head = self.family.module(self.base, self.family.head)
         return head(hidden).float() / (self.logits_scale * self.temperature)
 
+    def _layout(self) -> Layout:
+        """Choose the fastest layout that is right for the model's layers."""
+        if self.attention.packable:
+            return "tree"
+        # Under gradient checkpointing transformers drops the cache, so the prompt cannot be run once.
+        return "copies" if getattr(self.language_model, "gradient_checkpointing", False) else "prompt_once"
+
     def forward(self, prompts: Sequence[Prompt], trees: Sequence[PrefixTree]) -> Scores:
-        """Score the completions of each prompt's group in packed forwards within the token budget."""
+        """Score the completions of each prompt's group in forwards within the token budget."""
         packed = [pack(prompt.length, tree) for prompt, tree in zip(prompts, trees, strict=True)]
         log_probs: list[Tensor] = [torch.empty(0)] * len(packed)
         entropies: list[Tensor] = [torch.empty(0)] * len(packed)
-        for batch in micro_batches([group.length for group in packed], self.token_budget):
-            rows = collate([prompts[i].embeddings for i in batch], [packed[i] for i in batch], self._embed_tokens)
-            hidden = self.language_model(
-                inputs_embeds=rows.embeddings,
-                attention_mask=rows.mask,
-                position_ids=rows.position,
-                use_cache=False,
-            ).last_hidden_state
+        layout = LAYOUTS[self.layout]
+        lengths = [layout.size(group, tree) for group, tree in zip(packed, trees, strict=True)]
+        for batch in micro_batches(lengths, self.token_budget):
+            groups = [packed[i] for i in batch]
+            hidden = layout.hidden(self, [prompts[i] for i in batch], groups, [trees[i] for i in batch])
+            starts = torch.tensor([0] + [group.parents.shape[0] for group in groups]).cumsum(0).tolist()
+            parent_of = torch.cat(
+                [group.parent_of.to(self.device) + at for group, at in zip(groups, starts[:-1], strict=True)]
+            )
             nodes = torch.cat([trees[i].token.to(self.device) for i in batch])
-            values, entropy = self._node_log_probs(hidden.flatten(0, 1)[rows.parents], torch.cat(rows.parent_of), nodes)
+            values, entropy = self._node_log_probs(hidden, parent_of, nodes)
             sizes = [trees[i].num_nodes for i in batch]
             for i, value, spread in zip(batch, values.split(sizes), entropy.split(sizes), strict=True):
                 log_probs[i], entropies[i] = unpack(value, trees[i]), unpack(spread, trees[i])
@@ -341,10 +326,11 @@ class Policy(nn.Module):
             prompt.length * tree.lengths.shape[0] + int((tree.lengths - 1).clamp_min(0).sum())
             for prompt, tree in zip(prompts, trees, strict=True)
         )
-        return Scores(log_probs, entropies, sum(group.length for group in packed), plain)
+        return Scores(log_probs, entropies, sum(lengths), plain)
 
-    def _embed_tokens(self, tokens: Tensor) -> Tensor:
-        return self.base.get_input_embeddings()(tokens)
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Return the embeddings of token ids in the model's precision."""
+        return self.base.get_input_embeddings()(tokens).to(self.base.dtype)
 
     def _node_log_probs(self, hidden: Tensor, parent_of: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Read log-probability and entropy of every node at its parent's row, (N,) each, in chunks of rows."""

@@ -1,6 +1,8 @@
-"""Sample a group of completions per prompt: prefill each prompt once, expand its cache, decode.
+"""Sample a group of completions per prompt: prefill each prompt once, decode every distinct prefix once.
 
-Finished completions leave the batch. The surprisal of each sampled token is read as it is drawn.
+Completions that agree so far share their computation until they part, which changes no probability: each draws its
+own token from the shared distribution. Finished completions leave the batch. The surprisal of each sampled token is
+read as it is drawn.
 """
 
 from collections.abc import Sequence
@@ -9,9 +11,10 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from leaf.credit.tree import PrefixTree
+from leaf.speech.decoding import decoder
+from leaf.speech.packing import micro_batches
 from leaf.speech.policy import Policy, Prompt
 
 # A nucleus almost never holds more tokens than this; where one does, the whole row is sorted.
@@ -63,6 +66,7 @@ def sample(
     top_p: float = 1.0,
     greedy: bool = False,
     generator: torch.Generator | None = None,
+    token_budget: int | None = None,
 ) -> list[Group]:
     """Sample `num_completions` (K) completions per prompt, dropout off.
 
@@ -74,101 +78,94 @@ def sample(
         temperature: in (0, inf), divides the logits; independent of `policy.temperature`.
         top_p: in (0, 1]; the smallest set of most likely tokens whose probability reaches it is kept.
         greedy: take the most likely token instead; the surprisal is then the unwarped one.
-        generator: source of randomness on the CPU; one uniform number per completion and step is drawn, whether or not
-            the completion has ended, so a draw never depends on how the batch was compacted.
+        generator: source of randomness on the CPU; one uniform number per completion and step is drawn beforehand, so a
+            draw depends neither on the batch nor on how it shrinks.
+        token_budget: largest padded size (prompts × longest prompt) sampled at once, prompts of like length together;
+            None for four times the policy's scoring budget (no gradient is kept).
 
     Returns:
         One Group per prompt, tensors on the CPU.
     """
+    draws = torch.stack(
+        [
+            torch.rand(len(prompts) * num_completions, generator=generator, dtype=torch.float64)
+            for _ in range(max_new_tokens)
+        ]
+    ).view(max_new_tokens, len(prompts), num_completions)
     was_training = policy.training
     policy.eval()
+    groups: dict[int, Group] = {}
     try:
-        return _sample(policy, prompts, num_completions, max_new_tokens, temperature, top_p, greedy, generator)
+        for batch in micro_batches([prompt.length for prompt in prompts], token_budget or 4 * policy.token_budget):
+            batch.sort()
+            chosen = _sample(policy, [prompts[i] for i in batch], draws[:, batch], temperature, top_p, greedy)
+            groups.update(zip(batch, chosen, strict=True))
     finally:
         policy.train(was_training)
+    return [groups[i] for i in range(len(prompts))]
 
 
 def _sample(
-    policy: Policy,
-    prompts: Sequence[Prompt],
-    num_completions: int,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    greedy: bool,
-    generator: torch.Generator | None,
+    policy: Policy, prompts: Sequence[Prompt], draws: Tensor, temperature: float, top_p: float, greedy: bool
 ) -> list[Group]:
+    """Sample one batch; `draws` (T, P, K) are uniform numbers."""
     device = prompts[0].embeddings.device
-    longest = max(prompt.length for prompt in prompts)
-    rows = len(prompts) * num_completions
+    limit, _, completions = draws.shape
+    draws = draws.flatten(1).to(device)
+    count = draws.shape[1]
     eos = torch.tensor(policy.eos_token_ids, device=device)
-    scale = policy.temperature / temperature  # policy.logits already divides by the policy's own temperature
+    scale = policy.temperature / temperature  # the decoder's logits are divided by the policy's own temperature
 
-    # Prefill: each prompt once, left-padded so that all continue at the same cache index.
-    embeddings = torch.stack([torch.nn.functional.pad(p.embeddings, (0, 0, longest - p.length, 0)) for p in prompts])
-    mask = torch.tensor([[0] * (longest - p.length) + [1] * p.length for p in prompts], device=device)
-    position = (mask.cumsum(-1) - 1).clamp_min(0)
-    cache = DynamicCache(config=policy.text_config)
-    hidden = policy.language_model(
-        inputs_embeds=embeddings,
-        attention_mask=mask,
-        position_ids=position,
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state[:, -1]
-    logits = policy.logits(hidden).repeat_interleave(num_completions, 0)
-    cache.batch_repeat_interleave(num_completions)
-    mask = mask.repeat_interleave(num_completions, 0)
-    position = position[:, -1].repeat_interleave(num_completions, 0)
-
-    tokens = torch.zeros(rows, max_new_tokens, dtype=torch.long, device=device)
-    surprisal = torch.zeros(rows, max_new_tokens, device=device)
-    lengths = torch.zeros(rows, dtype=torch.long, device=device)
-    truncated = torch.ones(rows, dtype=torch.bool, device=device)
-    active = torch.arange(rows, device=device)  # row of each sequence that is still in the batch
-    for step in range(max_new_tokens):
-        draws = torch.rand(rows, generator=generator, dtype=torch.float64).to(device)[active]
-        chosen, nats = _choose(logits * scale, top_p, greedy, draws)
+    tokens = torch.zeros(count, limit, dtype=torch.long, device=device)
+    surprisal = torch.zeros(count, limit, device=device)
+    lengths = torch.zeros(count, dtype=torch.long, device=device)
+    truncated = torch.ones(count, dtype=torch.bool, device=device)
+    active = torch.arange(count, device=device)  # completions that still grow, in order of prompt
+    row = active // completions  # the decoder's row of each of them, ascending from prompt to prompt
+    decode = decoder(policy, prompts)
+    logits = decode.start() * scale
+    for step in range(limit):
+        chosen, nats = _choose(logits, row, top_p, greedy, draws[step, active])
         tokens[active, step], surprisal[active, step], lengths[active] = chosen, nats, step + 1
         ended = torch.isin(chosen, eos)
         truncated[active[ended]] = False
-        if step + 1 == max_new_tokens or bool(ended.all()):
+        if step + 1 == limit or bool(ended.all()):
             break
-        if bool(ended.any()):
-            keep = (~ended).nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
-            active, chosen, mask, position = active[keep], chosen[keep], mask[keep], position[keep]
-        mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], 1)
-        position = position + 1
-        hidden = policy.language_model(
-            inputs_embeds=policy.base.get_input_embeddings()(chosen[:, None]).to(embeddings.dtype),
-            attention_mask=mask,
-            position_ids=position[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        logits = policy.logits(hidden)
+        active = active[~ended]
+        # Completions with the same prefix and the same token go on as one row.
+        branch, row = torch.unique(row[~ended] * logits.shape[-1] + chosen[~ended], return_inverse=True)
+        logits = decode.advance(branch // logits.shape[-1], branch % logits.shape[-1]) * scale
 
     groups = []
     for i, prompt in enumerate(prompts):
-        mine = slice(i * num_completions, (i + 1) * num_completions)
+        mine = slice(i * completions, (i + 1) * completions)
         width = int(lengths[mine].max())
         parts = (tokens[mine, :width], lengths[mine], surprisal[mine, :width], truncated[mine])
         groups.append(Group(prompt, *(part.cpu() for part in parts)))
     return groups
 
 
-def _choose(logits: Tensor, top_p: float, greedy: bool, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw one token per row of logits (R, V) by inverse CDF; return tokens (R,) and their surprisal (R,) in nats."""
+def _choose(logits: Tensor, row: Tensor, top_p: float, greedy: bool, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw one token per completion by inverse CDF.
+
+    Args:
+        logits: (F, V) float32, one row per distinct prefix.
+        row: (A,) the prefix of each completion.
+        top_p, greedy: as in `sample`.
+        draws: (A,) uniform numbers in [0, 1).
+
+    Returns:
+        Tokens (A,) and their surprisal (A,) in nats under the distribution drawn from.
+    """
+    normaliser = logits.logsumexp(-1, keepdim=True)
     if greedy:
         best = logits.max(-1)
-        return best.indices, logits.logsumexp(-1) - best.values
+        return best.indices[row], (normaliser.squeeze(1) - best.values)[row]
     if top_p >= 1.0:
-        cumulative = logits.double().softmax(-1).cumsum(-1)
-        index = torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True).squeeze(1)
+        cumulative = (logits - normaliser).double().exp_().cumsum(-1)
+        index = _search(cumulative, row, draws * cumulative[row, -1])
         index = index.clamp_max(logits.shape[-1] - 1)
-        return index, logits.logsumexp(-1) - logits.gather(-1, index[:, None]).squeeze(1)
-    normaliser = logits.logsumexp(-1, keepdim=True)
+        return index, normaliser[row, 0] - logits[row, index]
     top = logits.topk(min(_NUCLEUS, logits.shape[-1]), dim=-1)
     probability = (top.values - normaliser).double().exp()
     if float(probability.sum(-1).min()) < top_p:
@@ -178,7 +175,19 @@ def _choose(logits: Tensor, top_p: float, greedy: bool, draws: Tensor) -> tuple[
     probability = probability.masked_fill(before >= top_p, 0.0)
     cumulative = probability.cumsum(-1)
     mass = cumulative[:, -1]
-    index = torch.searchsorted(cumulative, (draws * mass)[:, None], right=True)
-    index = torch.minimum(index, (probability > 0).sum(-1, keepdim=True) - 1)  # a draw next to 1 stays in the nucleus
-    nats = mass.log() - probability.gather(-1, index).squeeze(1).log()
-    return top.indices.gather(-1, index).squeeze(1), nats.float()
+    index = _search(cumulative, row, draws * mass[row])
+    index = torch.minimum(index, (probability > 0).sum(-1)[row] - 1)  # a draw next to 1 stays in the nucleus
+    nats = mass.log()[row] - probability[row, index].log()
+    return top.indices[row, index], nats.float()
+
+
+def _search(cumulative: Tensor, row: Tensor, values: Tensor) -> Tensor:
+    """Return for each value (A,) where it falls in its row of `cumulative` (F, V), without a copy of that row."""
+    # One column per completion of the fullest row; what stays empty looks up 0.
+    counts = torch.bincount(row, minlength=cumulative.shape[0])
+    order = torch.argsort(row, stable=True)
+    column = torch.empty_like(row)
+    column[order] = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row[order]]
+    wanted = values.new_zeros(cumulative.shape[0], int(counts.max()))
+    wanted[row, column] = values
+    return torch.searchsorted(cumulative, wanted, right=True)[row, column]

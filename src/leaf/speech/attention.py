@@ -1,0 +1,95 @@
+"""What a language model's layers attend to, and the masks that make them honour a prefix tree.
+
+The tree-packed forward and the tree decoder are right for attention layers that take a dense mask, with or without a
+sliding window. Recurrent layers (state-space, linear attention, convolution) carry state from one position to the
+next whatever a mask says, chunked attention depends on where a chunk starts, and flash or flex kernels take no dense
+mask: for these the policy goes another way (`Attention.packable` is False).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+_MASKED = ("sdpa", "eager")
+_ATTENTION = ("full_attention", "sliding_attention")
+_RECURRENT = ("linear_attention", "mamba", "conv", "recurrent", "hybrid", "hybrid_sliding")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Describe the layers of a language model.
+
+    Attributes:
+        windows: per layer type the sliding window in positions, None for all of the past.
+        implementation: `sdpa`, `eager`, `flash_attention_2`, ... as transformers names it.
+        types: all layer types there are, attention or not.
+    """
+
+    windows: dict[str, int | None]
+    implementation: str
+    types: frozenset[str]
+
+    @classmethod
+    def of(cls, text_config: Any) -> "Attention":
+        """Read a language model's configuration."""
+        named = getattr(text_config, "layer_types", None)
+        window = getattr(text_config, "sliding_window", None)
+        if named is None:
+            # Without layer types a model has one kind of layer, and its window, if it has one, holds for all.
+            windows = {"sliding_attention": int(window)} if window else {"full_attention": None}
+            types = frozenset(windows)
+        else:
+            types = frozenset(named)
+            windows = {t: int(window) if t == "sliding_attention" else None for t in types if t in _ATTENTION}
+        return cls(windows, text_config._attn_implementation or "sdpa", types)
+
+    @property
+    def recurrent(self) -> bool:
+        """Tell whether some layers carry state along the sequence outside attention."""
+        return any(kind.startswith(_RECURRENT) for kind in self.types)
+
+    @property
+    def packable(self) -> bool:
+        """Tell whether all layers honour a dense mask, so that a tree may be packed in one row."""
+        return self.why_not is None
+
+    @property
+    def why_not(self) -> str | None:
+        """Say why a tree may not be packed, or None where it may."""
+        other = sorted(self.types - set(_ATTENTION))
+        if other:
+            return f"layers of type {', '.join(other)} do not honour a dense attention mask"
+        if self.implementation not in _MASKED:
+            return f"the attention kernel {self.implementation!r} takes no dense mask"
+        return None
+
+    def masks(
+        self,
+        visible: Bool[Tensor, "R Q S"],
+        query: Int[Tensor, "R Q"],
+        key: Int[Tensor, "R S"],
+        dtype: torch.dtype,
+    ) -> Tensor | dict[str, Tensor]:
+        """Return the attention mask(s) that `language_model(attention_mask=...)` takes.
+
+        Args:
+            visible: True where a query may see a key if its window reaches so far.
+            query, key: position ids.
+            dtype: of the hidden states; the eager kernel adds its mask to the scores and needs 0 and the minimum.
+
+        Returns:
+            One (R, 1, Q, S) mask, or one per layer type where windows differ.
+        """
+        distance = query[:, :, None] - key[:, None, :]
+        made: dict[int | None, Tensor] = {}
+        for window in set(self.windows.values()):
+            mask = visible if window is None else visible & (distance < window)
+            if self.implementation == "eager":
+                mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+            made[window] = mask[:, None]
+        if len(made) == 1:
+            return next(iter(made.values()))
+        return {kind: made[window] for kind, window in self.windows.items()}

@@ -1,0 +1,137 @@
+"""From rows to the processor's tensors: prompts in the ecosystem's shapes, audio checked before and after.
+
+A prompt is a plain instruction, a string with the family's audio placeholder in it, or messages whose content holds an
+audio part. The audio is the row's `audio`, or else what the message's audio part carries (`audio`, `path`, `url`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from leaf.errors import ModelError
+from leaf.speech.audio import load_audio
+from leaf.speech.families import Family, encode_text
+
+Example = Mapping[str, Any]
+
+
+def conversation(family: Family, prompt: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a prompt as messages, content as a list of parts; a plain instruction follows its audio."""
+    if isinstance(prompt, str):
+        text = prompt if family.audio_token in prompt else family.audio_token + prompt
+        return [{"role": "user", "content": _parts(text, family.audio_token)}]
+    messages = []
+    for message in prompt:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise ModelError(
+                f"A prompt's message is {message!r}; give each a 'role' and a 'content' (a string or a list of parts)."
+            )
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [part if part.get("type") != "audio" else {"type": "audio", "audio": ""} for part in content]
+        elif family.audio_token in content and family.structured:
+            content = _parts(content, family.audio_token)
+        messages.append({**message, "content": content})
+    return messages
+
+
+def _parts(text: str, placeholder: str) -> list[dict[str, str]]:
+    """Cut a string at its placeholders into text and audio parts."""
+    parts: list[dict[str, str]] = []
+    for i, piece in enumerate(text.split(placeholder)):
+        parts += [{"type": "audio", "audio": ""}] if i else []
+        parts += [{"type": "text", "text": piece}] if piece else []
+    return parts
+
+
+def render(family: Family, processor: Any, prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """Render a prompt as model input text, the audio placeholder in it once; ready-made text stays as it is."""
+    if isinstance(prompt, str) and family.audio_token in prompt:
+        return prompt
+    messages = conversation(family, prompt)
+    if not family.structured:
+        messages = [{**message, "content": _flat(message["content"], family.audio_token)} for message in messages]
+    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def _flat(content: Any, placeholder: str) -> str:
+    """Join a content's parts into the string that templates without parts take."""
+    if isinstance(content, str):
+        return content
+    return "".join(placeholder if part.get("type") == "audio" else part["text"] for part in content)
+
+
+def audio_of(example: Example) -> Any:
+    """Return a row's audio: its column, or the audio part of its messages."""
+    if example.get("audio") is not None:
+        return example["audio"]
+    prompt = example["prompt"]
+    parts = [
+        part
+        for message in (() if isinstance(prompt, str) else prompt)
+        if not isinstance(message["content"], str)
+        for part in message["content"]
+        if part.get("type") == "audio"
+    ]
+    found = [part[key] for part in parts for key in ("audio", "path", "url") if part.get(key) is not None]
+    if len(found) != 1:
+        raise ModelError(
+            f"The row {_name(example)!r} carries {len(found)} recordings; give it one, as `audio` or in the audio part "
+            "of its messages."
+        )
+    return found[0]
+
+
+def encode(
+    family: Family, processor: Any, examples: Sequence[Example], max_prompt_tokens: int | None
+) -> dict[str, Tensor]:
+    """Turn rows with `prompt` and `audio` into the processor's tensors; refuse what would lose audio.
+
+    Raises:
+        ModelError: not exactly one audio placeholder, audio longer than the model takes, a prompt over the limit.
+    """
+    rate = getattr(processor, family.feature_extractor).sampling_rate
+    waves = [load_audio(audio_of(example), sampling_rate=rate) for example in examples]
+    for example, wave in zip(examples, waves, strict=True):
+        _check_length(family, processor, example, wave, rate)
+    if family.encode is encode_text:
+        prompts: list[Any] = [render(family, processor, example["prompt"]) for example in examples]
+        counts = [text.count(family.audio_token) for text in prompts]
+    else:
+        prompts = [conversation(family, example["prompt"]) for example in examples]
+        counts = [_audio_parts(messages) for messages in prompts]
+    for example, count in zip(examples, counts, strict=True):
+        if count != 1:
+            raise ModelError(
+                f"The prompt of {_name(example)!r} has {count} audio placeholders ({family.audio_token}); exactly one "
+                "is allowed, one recording per prompt."
+            )
+    batch = family.encode(processor, prompts, waves, rate)
+    lengths = batch["attention_mask"].sum(-1)
+    if max_prompt_tokens is not None and int(lengths.max()) > max_prompt_tokens:
+        worst = examples[int(lengths.argmax())]
+        raise ModelError(
+            f"The prompt of {_name(worst)!r} has {int(lengths.max())} tokens, audio included; at most "
+            f"{max_prompt_tokens} are allowed (max_prompt_tokens). Nothing is cut: raise the limit or shorten the row."
+        )
+    return {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+
+
+def _audio_parts(messages: Sequence[Mapping[str, Any]]) -> int:
+    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
+    return sum(part.get("type") == "audio" for part in parts)
+
+
+def _check_length(family: Family, processor: Any, example: Example, wave: np.ndarray, rate: int) -> None:
+    longest = family.max_seconds(processor)
+    if len(wave) > longest * rate:
+        raise ModelError(
+            f"The audio of {_name(example)!r} lasts {len(wave) / rate:.1f} s; this model takes at most {longest:g} s and "
+            "would cut the rest. Shorten it or leave the row out."
+        )
+
+
+def _name(example: Example) -> str:
+    return str(example.get("id", str(example["prompt"])[:40]))

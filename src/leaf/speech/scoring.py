@@ -1,0 +1,131 @@
+"""Three ways to run the completions of a group through the language model; all give the same numbers.
+
+tree         one row per group: the prompt, then the prefix tree of its completions (leaf.speech.packing).
+prompt_once  the prompt once with its cache kept in the graph, then the completions as a batch behind it. For recurrent
+             layers and for kernels that take no dense mask.
+copies       the prompt copied for every completion, as a plain forward would. Where the cache cannot be kept: recurrent
+             layers or mask-free kernels under gradient checkpointing.
+
+A layout returns hidden states at the rows that `PackedGroup.parents` names, so that what is read from them is one code.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from leaf.credit.tree import PrefixTree
+from leaf.speech.packing import PackedGroup, collate
+
+if TYPE_CHECKING:
+    from leaf.speech.policy import Policy, Prompt
+
+Layout = Literal["tree", "prompt_once", "copies"]
+
+
+def tree_hidden(
+    policy: "Policy", prompts: Sequence["Prompt"], packed: Sequence[PackedGroup], trees: Sequence[PrefixTree]
+) -> Tensor:
+    """Run packed rows and return hidden states (Q, D) at all groups' parents, group after group."""
+    rows = collate([prompt.embeddings for prompt in prompts], list(packed), policy.embed_tokens)
+    hidden = policy.language_model(
+        inputs_embeds=rows.embeddings.to(policy.base.dtype),
+        attention_mask=policy.attention.masks(rows.visible, rows.position, rows.position, policy.base.dtype),
+        position_ids=rows.position,
+        use_cache=False,
+    ).last_hidden_state
+    return hidden.flatten(0, 1)[rows.parents]
+
+
+def prompt_once_hidden(
+    policy: "Policy", prompts: Sequence["Prompt"], packed: Sequence[PackedGroup], trees: Sequence[PrefixTree]
+) -> Tensor:
+    """Run each prompt once and its completions behind its cache; returns hidden states (Q, D) at the parents."""
+    return torch.cat([_prompt_once(policy, *one) for one in zip(prompts, packed, trees, strict=True)])
+
+
+def _prompt_once(policy: "Policy", prompt: "Prompt", group: PackedGroup, tree: PrefixTree) -> Tensor:
+    tokens, lengths, places = _branches(policy, group, tree)
+    cache = DynamicCache(config=policy.text_config)
+    hidden = policy.language_model(
+        inputs_embeds=prompt.embeddings[None].to(policy.base.dtype), past_key_values=cache, use_cache=True
+    ).last_hidden_state[0, -1:]
+    if tokens.shape[1] > 0:
+        cache.reorder_cache(torch.zeros(len(lengths), dtype=torch.long, device=policy.device))
+        slots = torch.arange(prompt.length + tokens.shape[1], device=policy.device)
+        behind = policy.language_model(
+            inputs_embeds=policy.embed_tokens(tokens),
+            attention_mask=(slots < prompt.length + lengths[:, None]).long(),
+            position_ids=slots[prompt.length :].expand(len(lengths), -1),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        hidden = torch.cat([hidden, behind.flatten(0, 1)])
+    return hidden[places]
+
+
+def copies_hidden(
+    policy: "Policy", prompts: Sequence["Prompt"], packed: Sequence[PackedGroup], trees: Sequence[PrefixTree]
+) -> Tensor:
+    """Run a copy of the prompt before every distinct completion; returns hidden states (Q, D) at the parents."""
+    return torch.cat([_copies(policy, *one) for one in zip(prompts, packed, trees, strict=True)])
+
+
+def _copies(policy: "Policy", prompt: "Prompt", group: PackedGroup, tree: PrefixTree) -> Tensor:
+    tokens, lengths, places = _branches(policy, group, tree)
+    copies = prompt.embeddings[None].to(policy.base.dtype).expand(len(lengths), -1, -1)
+    slots = torch.arange(prompt.length + tokens.shape[1], device=policy.device)
+    hidden = policy.language_model(
+        inputs_embeds=torch.cat([copies, policy.embed_tokens(tokens)], 1),
+        attention_mask=(slots < prompt.length + lengths[:, None]).long(),
+        position_ids=slots.expand(len(lengths), -1),
+        use_cache=False,
+    ).last_hidden_state
+    return torch.cat([hidden[0, prompt.length - 1 : prompt.length], hidden[:, prompt.length :].flatten(0, 1)])[places]
+
+
+def _branches(policy: "Policy", group: PackedGroup, tree: PrefixTree) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut a group into its distinct completions without their last token, (C, T), right-padded.
+
+    Returns:
+        Tokens (C, T), lengths (C,), and for each of the group's parents its place (Q,) in the flat C·T hidden states
+        counted from 1; 0 is the prompt's last position.
+    """
+    ends = tree.node.gather(1, (tree.lengths - 1).clamp_min(0)[:, None]).squeeze(1)
+    ends = torch.where((tree.lengths > 0) & tree.is_leaf[ends], ends, -1)  # what runs on in another is covered by it
+    leaves = ends.unique()
+    chosen = [int((ends == leaf).nonzero()[0]) for leaf in leaves if leaf >= 0] or [0]
+    lengths = (tree.lengths[chosen] - 1).clamp_min(0)
+    tokens = tree.tokens[chosen, : int(lengths.max())]
+    fed = torch.arange(tokens.shape[1]) < lengths[:, None]
+    place = torch.zeros(tree.num_nodes, dtype=torch.long)
+    place[tree.node[chosen, : tokens.shape[1]][fed]] = 1 + torch.arange(tokens.numel()).view(tokens.shape)[fed]
+    inner = (~tree.is_leaf).nonzero().squeeze(1)  # packed row P + i holds inner node i
+    rows = group.parents - group.prompt_length
+    places = torch.where(rows < 0, 0, place[inner[rows.clamp_min(0)]] if len(inner) else 0)
+    device = policy.device
+    return tokens.masked_fill(~fed, 0).to(device), lengths.to(device), places.to(device)
+
+
+def _branch_size(group: PackedGroup, tree: PrefixTree, copies: bool) -> int:
+    """Return the padded positions of a group's distinct completions, with a copy of the prompt each or one."""
+    leaves = max(int(tree.is_leaf.sum()), 1)
+    return (leaves if copies else 1) * group.prompt_length + leaves * int((tree.lengths - 1).clamp_min(0).max())
+
+
+@dataclass(frozen=True)
+class _Way:
+    """Hold how a layout runs a batch of groups, and how many positions one group costs it."""
+
+    hidden: Callable[..., Tensor]
+    size: Callable[[PackedGroup, PrefixTree], int]
+
+
+LAYOUTS: dict[Layout, _Way] = {
+    "tree": _Way(tree_hidden, lambda group, tree: group.length),
+    "prompt_once": _Way(prompt_once_hidden, lambda group, tree: _branch_size(group, tree, False)),
+    "copies": _Way(copies_hidden, lambda group, tree: _branch_size(group, tree, True)),
+}
