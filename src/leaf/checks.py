@@ -1,4 +1,4 @@
-"""Start-up checks that refuse to train: prompt, sampler and scorer agree with the stock model, and the audio is heard."""
+"""Start-up checks that refuse to train: prompt, sampler and scorer agree with the stock model; the audio is heard."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from leaf.errors import ModelError
+
 _MASKED = ("sdpa", "eager")
 _ATTENTION = ("full_attention", "sliding_attention")
 _RECURRENT = ("linear_attention", "mamba", "conv", "recurrent", "hybrid", "hybrid_sliding")
@@ -37,13 +39,11 @@ class Attention:
         """Read a language model's configuration."""
         named = getattr(text_config, "layer_types", None)
         window = getattr(text_config, "sliding_window", None)
-        if named is None:
-            # Without layer types a model has one kind of layer, and its window, if it has one, holds for all.
-            windows = {"sliding_attention": int(window)} if window else {"full_attention": None}
-            types = frozenset(windows)
-        else:
-            types = frozenset(named)
-            windows = {t: int(window) if t == "sliding_attention" else None for t in types if t in _ATTENTION}
+        # Without layer types a model has one kind of layer, and its window, if it has one, holds for all.
+        types = frozenset(named or ["sliding_attention" if window else "full_attention"])
+        if "sliding_attention" in types and window is None:
+            raise ModelError("The language model has sliding-window layers, but its configuration names no window.")
+        windows = {kind: window if kind == "sliding_attention" else None for kind in types & set(_ATTENTION)}
         return cls(windows, text_config._attn_implementation or "sdpa", types)
 
     @property

@@ -36,7 +36,7 @@ def decoder(policy: Policy, prompts: Sequence[Prompt]) -> Decoder:
 
 
 class TreeDecoder:
-    """Decode with one cache line per prompt and a tree mask (P lines, Q new slots per line and step, S slots so far)."""
+    """Decode with one cache line per prompt and a tree mask: P lines, Q new slots per line and step, S slots so far."""
 
     def __init__(self, policy: Policy, prompts: Sequence[Prompt]):
         self.policy, self.prompts = policy, prompts
@@ -63,7 +63,7 @@ class TreeDecoder:
         """Continue rows by one token each; lines without rows leave the cache."""
         lines, line = torch.unique_consecutive(self.line[parent], return_inverse=True)
         if len(lines) < self.position.shape[0]:
-            self.cache.reorder_cache(lines)
+            self.cache.reorder_cache(lines)  # type: ignore[arg-type]
             self.position = self.position[lines]
         counts = torch.bincount(line)
         column = torch.arange(len(line), device=self.device) - (counts.cumsum(0) - counts)[line]
@@ -117,7 +117,7 @@ class RowDecoder:
     def advance(self, parent: Tensor, token: Tensor) -> Tensor:
         """Continue rows by one token each; cache lines are copied where rows part and dropped where they end."""
         if len(parent) != len(self.depth) or not torch.equal(parent, torch.arange(len(parent), device=parent.device)):
-            self.cache.reorder_cache(parent)
+            self.cache.reorder_cache(parent)  # type: ignore[arg-type]
         self.mask = torch.nn.functional.pad(self.mask[parent], (0, 1), value=1)
         self.depth = self.depth[parent] + 1
         return self._run(self.policy.embed_tokens(token[:, None]), self.depth[:, None])

@@ -148,7 +148,8 @@ class Policy(nn.Module):
         merge_own_adapter(model)
         model.requires_grad_(False)
         if gradient_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            decoder: Any = family.module(model, family.language_model)  # some outer classes do not support it
+            decoder.activation_checkpointing_enable({"use_reentrant": False})
         if adapter is not None:
             model = peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=lora is not None)
         elif lora is not None:

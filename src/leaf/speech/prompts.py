@@ -128,8 +128,8 @@ def _check_length(family: Family, processor: Any, example: Example, wave: np.nda
     longest = family.max_seconds(processor)
     if len(wave) > longest * rate:
         raise ModelError(
-            f"The audio of {_name(example)!r} lasts {len(wave) / rate:.1f} s; this model takes at most {longest:g} s and "
-            "would cut the rest. Shorten it or leave the row out."
+            f"The audio of {_name(example)!r} lasts {len(wave) / rate:.1f} s; this model takes at most {longest:g} s "
+            "and would cut the rest. Shorten it or leave the row out."
         )
 
 

@@ -54,7 +54,7 @@ def _prompt_once(policy: "Policy", prompt: "Prompt", group: PackedGroup, tree: P
         inputs_embeds=prompt.embeddings[None].to(policy.base.dtype), past_key_values=cache, use_cache=True
     ).last_hidden_state[0, -1:]
     if tokens.shape[1] > 0:
-        cache.reorder_cache(torch.zeros(len(lengths), dtype=torch.long, device=policy.device))
+        cache.reorder_cache(torch.zeros(len(lengths), dtype=torch.long, device=policy.device))  # type: ignore[arg-type]
         slots = torch.arange(prompt.length + tokens.shape[1], device=policy.device)
         behind = policy.language_model(
             inputs_embeds=policy.embed_tokens(tokens),

@@ -8,10 +8,10 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 TEXTS = ["press one to leave the conference", "you have two new messages", "what do i press", "the time is seven"]
 
 
-def train_tokenizer(special, *, eos, pad, bos=None, named=None, prepend_bos=False):
-    """Train a byte-level BPE tokenizer of 320 tokens; `special` come first, `named` become attributes of it.
+def train_tokenizer(special, *, eos, pad, bos=None, named=None, last=(), prepend_bos=False):
+    """Train a byte-level BPE tokenizer of about 320 tokens; `special` come first, `named` become attributes of it.
 
-    `prepend_bos` makes the tokenizer itself put `bos` before every text, as Gemma's and Mistral's do.
+    `last` are special tokens behind all others. `prepend_bos` makes the tokenizer itself put `bos` before every text, as Gemma's and Mistral's do.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -23,6 +23,7 @@ def train_tokenizer(special, *, eos, pad, bos=None, named=None, prepend_bos=Fals
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in last])
     if prepend_bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]

@@ -28,8 +28,17 @@ CHAT_TEMPLATE = (
 )
 
 
+class Processor(Qwen2_5OmniProcessor):
+    """Take any video processor: transformers exports the base class it checks for only where torchvision is."""
+
+    def check_argument_for_proper_class(self, argument_name, argument):
+        if argument_name == "video_processor":
+            return type(argument)
+        return super().check_argument_for_proper_class(argument_name, argument)
+
+
 def build(seed=0):
-    """Return (model, processor); the video processor is a stand-in, the real one needs torchvision."""
+    """Return (model, processor); image and video processors are stand-ins, the real ones need torchvision."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *NAMED.values()],
@@ -62,7 +71,7 @@ def build(seed=0):
         model, tokenizer, towers=["model.audio_tower"], projectors=["model.audio_tower.proj"], head="lm_head",
         eos=["<|im_end|>", "<|endoftext|>"],
     )  # fmt: skip
-    processor = Qwen2_5OmniProcessor(
+    processor = Processor(
         Qwen2VLImageProcessorPil(), VideoProcessorMixin(), WhisperFeatureExtractor(feature_size=80, chunk_length=3),
         tokenizer, chat_template=CHAT_TEMPLATE,
     )  # fmt: skip

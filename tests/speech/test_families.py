@@ -1,0 +1,324 @@
+"""Every family on a tiny model with its real processor: embedding, scoring, gradients, greedy tokens, adapters.
+
+The oracle is the stock model's own outer forward and `generate`, given the audio and padded copies of the prompt.
+"""
+
+from dataclasses import replace
+
+import peft
+import pytest
+import tiny
+import torch
+from models import glmasr, granite_speech, phi4_multimodal, qwen2_audio, voxtral
+from transformers import AutoConfig, GraniteForCausalLM
+
+from leaf.checks import check_policy
+from leaf.errors import ModelError
+from leaf.speech.families import families, family_of
+from leaf.speech.policy import Policy
+from leaf.speech.sampling import sample
+
+CASES = {
+    "audioflamingo3": tiny.tiny_model,
+    "glmasr": glmasr.build,
+    "granite_speech": granite_speech.build,
+    "granite_speech 4 dense": lambda: granite_speech.build(text=granite_speech.DENSE_4),
+    "granite_speech 4 hybrid": lambda: granite_speech.build(text=granite_speech.HYBRID_4),
+    "granite_speech_plus": lambda: granite_speech.build(plus=True),
+    "phi4_multimodal": phi4_multimodal.build,
+    "qwen2_audio": qwen2_audio.build,
+    "qwen2_audio sliding": lambda: qwen2_audio.build(window=9),
+    "voxtral": voxtral.build,
+}
+TEMPERATURE = 0.7
+
+
+def policy_of(case, **options):
+    model, processor = CASES[case]()
+    torch.manual_seed(1)
+    lora = peft.LoraConfig(r=4, lora_alpha=8, init_lora_weights=False)
+    return Policy.wrap(model, processor, lora=lora, temperature=TEMPERATURE, **options)
+
+
+def groups_of(policy, rows, **options):
+    prompts = policy.embed(rows)
+    options = {"num_completions": 5, "max_new_tokens": 9, "temperature": TEMPERATURE} | options
+    for seed in range(20):
+        groups = sample(policy, prompts, generator=torch.Generator().manual_seed(seed), **options)
+        # The stock forward would take a placeholder that a random model happens to say for audio.
+        if not any(bool((group.tokens == policy.audio_token_id).any()) for group in groups):
+            return groups
+    raise AssertionError("every seed sampled the audio placeholder")
+
+
+def stock_log_probs(policy, rows, groups):
+    """Score completions by the outer forward on K padded copies of each prompt with its audio."""
+    inputs = policy.inputs(rows)
+    found = []
+    for i, group in enumerate(groups):
+        copies = {key: value[i : i + 1].repeat_interleave(len(group.lengths), 0) for key, value in inputs.items()}
+        real = torch.arange(group.tokens.shape[1]) < group.lengths[:, None]
+        prompt = copies["input_ids"].shape[1]
+        copies["input_ids"] = torch.cat([copies["input_ids"], group.tokens], 1)
+        copies["attention_mask"] = torch.cat([copies["attention_mask"], real.long()], 1)
+        logits = policy.base(**copies, use_cache=False).logits[:, prompt - 1 : -1].float()
+        logits = logits / (policy.logits_scale * policy.temperature)
+        found.append(logits.log_softmax(-1).gather(-1, group.tokens[..., None]).squeeze(-1) * real)
+    return found
+
+
+def gradient(policy, log_probs, weights):
+    policy.zero_grad()
+    sum((w * p).sum() for w, p in zip(weights, log_probs, strict=True)).backward()
+    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.requires_grad}
+
+
+def assert_same_gradients(got, wanted):
+    for name, value in wanted.items():
+        assert float((got[name] - value).abs().max()) <= 1e-4 * float(value.abs().max()) + 1e-9, name
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.replace(" ", "-"))
+def case(request):
+    return request.param
+
+
+def test_log_probs_and_gradients_equal_the_stock_forward(case):
+    policy = policy_of(case)
+    rows = tiny.rows(3)
+    groups = groups_of(policy, rows)
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(g.tokens.shape, generator=generator) * (g.tree.node >= 0) for g in groups]
+    stock = stock_log_probs(policy, rows, groups)
+    wanted = gradient(policy, stock, weights)
+    scores = policy([g.prompt for g in groups], [g.tree for g in groups])
+    for got, want in zip(scores.log_probs, stock, strict=True):
+        assert torch.allclose(got, want, atol=2e-5, rtol=1e-4)
+    assert_same_gradients(gradient(policy, scores.log_probs, weights), wanted)
+    assert any(float(value.abs().max()) > 1e-3 for value in wanted.values())
+    for group, want in zip(groups, stock, strict=True):  # and the sampler drew from the same distribution
+        assert torch.allclose(-group.surprisal, want.detach(), atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["prompt_once", "copies"])
+def test_other_layouts_give_the_same(case, layout):
+    policy = policy_of(case)
+    rows = tiny.rows(3)
+    groups = groups_of(policy, rows)
+    weights = [torch.randn(g.tokens.shape) * (g.tree.node >= 0) for g in groups]
+    prompts, trees = [g.prompt for g in groups], [g.tree for g in groups]
+    stock = stock_log_probs(policy, rows, groups)
+    wanted = gradient(policy, stock, weights)
+    policy.layout = layout
+    scores = policy(prompts, trees)
+    for got, want in zip(scores.log_probs, stock, strict=True):
+        assert torch.allclose(got, want, atol=2e-5, rtol=1e-4)
+    assert_same_gradients(gradient(policy, scores.log_probs, weights), wanted)
+
+
+def test_gradient_checkpointing_changes_nothing(case):
+    results = []
+    for checkpointing in (False, True):
+        policy = policy_of(case, gradient_checkpointing=checkpointing)
+        groups = groups_of(policy, tiny.rows(2))
+        policy.train()
+        scores = policy([g.prompt for g in groups], [g.tree for g in groups])
+        results.append(gradient(policy, scores.log_probs, [g.tree.node >= 0 for g in groups]))
+    assert_same_gradients(results[1], results[0])
+
+
+def test_greedy_tokens_equal_stock_generate(case):
+    policy = policy_of(case)
+    rows = tiny.rows(3)
+    groups = sample(policy, policy.embed(rows), num_completions=2, max_new_tokens=12, greedy=True)
+    inputs = policy.inputs(rows)
+    with torch.no_grad():
+        stock = policy.base.generate(**inputs, max_new_tokens=12, do_sample=False)
+    for group, sequence in zip(groups, stock[:, inputs["input_ids"].shape[1] :], strict=True):
+        length = int(group.lengths[0])
+        assert group.tokens[0, :length].tolist() == sequence[:length].tolist()
+        assert torch.equal(group.tokens[0], group.tokens[1])
+
+
+def test_adapters_are_where_they_are_meant_and_the_reference_is_the_base(case):
+    policy = policy_of(case)
+    trained = [name for name, p in policy.named_parameters() if p.requires_grad]
+    layers = f"base_model.model.{policy.family.language_model}.layers."
+    assert trained
+    assert all(name.startswith(f"model.{layers}") and "lora_" in name for name in trained)
+    policy.train()
+    assert not policy.family.module(policy.base, policy.family.audio_tower).training
+    assert not policy.projector.training
+    groups = groups_of(policy, tiny.rows(2))
+    prompts, trees = [g.prompt for g in groups], [g.tree for g in groups]
+    with torch.no_grad(), policy.reference():
+        reference = policy(prompts, trees).log_probs
+    model, processor = CASES[case]()
+    plain = stock_log_probs(Policy.wrap(model, processor, temperature=TEMPERATURE), tiny.rows(2), groups)
+    for got, want in zip(reference, plain, strict=True):
+        assert torch.allclose(got, want, atol=2e-5, rtol=1e-4)
+
+
+def test_the_saved_adapter_loads_in_plain_transformers_and_peft(case, tmp_path):
+    policy = policy_of(case)
+    rows = tiny.rows(2)
+    groups = groups_of(policy, rows)
+    wanted = stock_log_probs(policy, rows, groups)
+    CASES[case]()[0].save_pretrained(tmp_path / "base")
+    policy.processor.save_pretrained(tmp_path / "base")
+    policy.save_adapter(tmp_path / "adapter")
+    family = family_of(AutoConfig.from_pretrained(tmp_path / "base"))
+    model = family.auto_model.from_pretrained(tmp_path / "base")
+    loaded = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
+    plain = Policy(loaded, policy.processor, temperature=TEMPERATURE)
+    for got, want in zip(stock_log_probs(plain, rows, groups), wanted, strict=True):
+        assert torch.allclose(got, want, atol=2e-5, rtol=1e-4)
+
+
+def test_start_up_checks_pass(case):
+    policy = policy_of(case)
+    lines = check_policy(policy, tiny.rows(3))
+    assert any(f"layout {policy.layout}" in line for line in lines)
+    assert any("audio reaches the model" in line for line in lines)
+
+
+def test_prompts_of_the_ecosystem_give_the_same_embeddings(case):
+    policy = policy_of(case)
+    row = tiny.rows(1)[0]
+    content = [{"type": "audio", "audio": row["audio"]}, {"type": "text", "text": row["prompt"]}]
+    messages = {**row, "prompt": [{"role": "user", "content": content}]}
+    del messages["audio"]
+    (plain,), (chat,) = policy.embed([row]), policy.embed([messages])
+    assert torch.equal(plain.embeddings, chat.embeddings)
+    assert 0 < int(plain.is_audio.sum()) < plain.length
+
+
+def test_audio_that_would_be_lost_is_refused(case):
+    policy = policy_of(case)
+    row = tiny.rows(1)[0]
+    token = policy.family.audio_token
+    with pytest.raises(ModelError, match="2 audio placeholders"):
+        policy.embed([{**row, "prompt": f"{token} and {token}"}])
+    with pytest.raises(ModelError, match="0 audio placeholders"):
+        policy.embed([{**row, "prompt": [{"role": "user", "content": "no audio here"}]}])
+    policy.max_prompt_tokens = 3
+    with pytest.raises(ModelError, match="at most 3 are allowed"):
+        policy.embed([row])
+
+
+def with_own_adapter(model, folder, sub, targets):
+    """Save a checkpoint with a speech LoRA of its own beside it, and return the model with that LoRA active."""
+    model.save_pretrained(folder)
+    own = peft.LoraConfig(r=3, lora_alpha=6, target_modules=targets, init_lora_weights=False)
+    torch.manual_seed(5)
+    active = peft.get_peft_model(model, own).eval()
+    active.save_pretrained(folder / sub)
+    return active
+
+
+@pytest.mark.parametrize(
+    ("build", "sub", "targets"),
+    [
+        (granite_speech.build, "", r"model[.]language_model[.].*[.](q_proj|v_proj)"),
+        (phi4_multimodal.build, "speech-lora", r"model[.]layers[.].*[.](qkv_proj|o_proj)"),
+    ],
+    ids=["granite_speech", "phi4_multimodal"],
+)
+def test_the_reference_holds_the_checkpoints_own_speech_adapter(build, sub, targets, tmp_path):
+    """Loaded, the base is the model as published, its speech LoRA on; a saved adapter needs that base, merged."""
+    model, processor = build()
+    bare = Policy(model, processor, temperature=TEMPERATURE).eval()
+    rows = tiny.rows(2)
+    groups = groups_of(bare, rows)
+    without = [values.detach() for values in stock_log_probs(bare, rows, groups)]
+    folder = tmp_path / "checkpoint"
+    published = Policy(with_own_adapter(model, folder, sub, targets), processor, temperature=TEMPERATURE).eval()
+    processor.save_pretrained(folder)
+    wanted = [values.detach() for values in stock_log_probs(published, rows, groups)]
+    assert any(float((a - b).abs().max()) > 0.1 for a, b in zip(wanted, without, strict=True))
+
+    lora = peft.LoraConfig(r=4, init_lora_weights=False)
+    policy = Policy.load(folder, lora=lora, temperature=TEMPERATURE)
+    prompts, trees = [g.prompt for g in groups], [g.tree for g in groups]
+    with torch.no_grad(), policy.reference():
+        for got, want in zip(policy(prompts, trees).log_probs, wanted, strict=True):
+            assert torch.allclose(got, want, atol=2e-5, rtol=1e-4)
+    assert not any("speech" in name for name, p in policy.named_parameters() if p.requires_grad)
+    adapted = [values.detach() for values in policy(prompts, trees).log_probs]
+    assert float((adapted[0] - wanted[0]).abs().max()) > 0.1
+    policy.save_adapter(tmp_path / "adapter")
+    again = Policy.load(folder, adapter=tmp_path / "adapter", temperature=TEMPERATURE)
+    for got, want in zip(again(prompts, trees).log_probs, adapted, strict=True):
+        assert torch.allclose(got, want, atol=2e-5, rtol=1e-4)
+
+
+def test_an_own_adapter_whose_weights_did_not_load_is_refused(tmp_path):
+    model, processor = granite_speech.build()
+    own = peft.LoraConfig(r=3, target_modules=r"model[.]language_model[.].*[.](q_proj|v_proj)")  # B starts at zero
+    model.add_adapter(own)
+    with pytest.raises(ModelError, match="speech adapter is all zero"):
+        Policy.wrap(model, processor)
+
+
+def test_granite_logits_are_scaled_as_its_text_class_does():
+    """GraniteForCausalLM divides by logits_scaling; the speech class of transformers does not."""
+    policy = policy_of("granite_speech")
+    text = GraniteForCausalLM(policy.text_config).eval()
+    plain = Policy.wrap(*granite_speech.build(), temperature=1.0)
+    text.model.load_state_dict(plain.language_model.state_dict())
+    text.lm_head.load_state_dict(plain.base.lm_head.state_dict())
+    (prompt,) = plain.embed(tiny.rows(1))
+    with torch.no_grad():
+        wanted = text(inputs_embeds=prompt.embeddings[None]).logits[0]
+        hidden = plain.language_model(inputs_embeds=prompt.embeddings[None]).last_hidden_state[0]
+        assert torch.allclose(plain.logits(hidden), wanted, atol=1e-5)
+        assert plain.logits_scale == 8.0
+        stock = plain.base(**plain.inputs(tiny.rows(1))).logits[0]
+        assert torch.allclose(stock / 8.0, wanted, atol=1e-5)  # the day transformers divides, this says so
+
+
+@pytest.mark.parametrize("case", ["qwen2_audio", "qwen2_audio sliding", "granite_speech"])
+def test_eager_attention_gets_a_float_mask(case):
+    policy = policy_of(case)
+    rows = tiny.rows(3)
+    groups = groups_of(policy, rows)
+    wanted = stock_log_probs(policy, rows, groups)
+    policy.base.set_attn_implementation("eager")
+    eager = Policy(policy.model, policy.processor, temperature=TEMPERATURE)
+    assert eager.attention.implementation == "eager"
+    for got, want in zip(eager([g.prompt for g in groups], [g.tree for g in groups]).log_probs, wanted, strict=True):
+        assert torch.allclose(got, want, atol=2e-5, rtol=1e-4)
+    for a, b in zip(groups_of(eager, rows), groups, strict=True):
+        assert torch.equal(a.tokens, b.tokens)
+
+
+@pytest.mark.parametrize("case", ["qwen2_audio", "qwen2_audio sliding", "granite_speech", "phi4_multimodal"])
+def test_kernels_without_masks_decode_row_by_row(case):
+    """With a kernel that takes no dense mask the prompt runs once and rows keep caches of their own."""
+    policy = policy_of(case)
+    rows = tiny.rows(3)
+    wanted = groups_of(policy, rows)
+    policy.attention = replace(policy.attention, implementation="flash_attention_2")
+    assert not policy.attention.packable
+    assert policy._layout() == "prompt_once"
+    for a, b in zip(groups_of(policy, rows), wanted, strict=True):
+        assert torch.equal(a.tokens, b.tokens)
+        assert torch.allclose(a.surprisal, b.surprisal, atol=1e-4)
+
+
+def test_recurrent_layers_are_never_packed():
+    policy = policy_of("granite_speech 4 hybrid")
+    assert policy.layout == "prompt_once"
+    with pytest.raises(ModelError, match="linear_attention do not honour a dense attention mask"):
+        policy_of("granite_speech 4 hybrid", layout="tree")
+    assert policy_of("granite_speech 4 hybrid", gradient_checkpointing=True).layout == "copies"
+
+
+def test_unknown_layer_names_are_refused():
+    model, processor = phi4_multimodal.build()
+    with pytest.raises(ModelError, match=r"no linear layers called q_proj; it has .*qkv_proj"):
+        Policy.wrap(model, processor, lora=peft.LoraConfig(target_modules=["q_proj", "o_proj"]))
+
+
+def test_every_registered_family_is_tested():
+    assert set(families()) <= {case.split()[0] for case in CASES}
