@@ -1,4 +1,4 @@
-"""The command `leaf`: train, sft, align, evaluate, demo, demo-model, data, recipe."""
+"""The command `leaf`: train, sft, align, evaluate, demo, demo-model, data, recipe, families."""
 
 import dataclasses
 import sys
@@ -196,6 +196,21 @@ def recipe_keys(stage: Annotated[str, typer.Argument(help="rl, sft or align")] =
     console.print(table)
 
 
+@app.command("families")
+def show_families() -> None:
+    """List the speech model families that can be trained, and those that are refused with the reason."""
+    from leaf.speech import families as known
+
+    table = Table("model type", "placeholder", "speech LoRA of its own", "audio taken")
+    for name in known.families():
+        family = known.family(name)
+        own = "none" if family.adapter is None else "merged on loading"
+        table.add_row(name, family.audio_token, own, family.audio_limit)
+    console.print(table)
+    for name, reason in known.refused().items():
+        console.print(f"{name}: not supported. {reason}", markup=False)
+
+
 # -- running a recipe --------------------------------------------------------------------------------------------------
 def run_recipe(config: RunConfig, *, resume: bool = False) -> None:
     """Run a recipe of any stage with lines on the terminal."""
@@ -266,9 +281,11 @@ def _policy(config: RunConfig, adapter: Path | None = None) -> Any:
     import peft
 
     from leaf.demo_model import resolve_model
+    from leaf.plugins import load_plugins
     from leaf.speech.policy import Policy
     from leaf.training import pick_device
 
+    load_plugins(config.plugins)
     lora = None
     if isinstance(config, SftConfig):
         lora = peft.LoraConfig(

@@ -32,6 +32,7 @@ class RunConfig:
     stage: Literal["rl", "sft", "align"] = _field("rl", "what the recipe does: rl, sft or align")
     model: str = _field("demo", "checkpoint directory, hub id, `demo` (embedded model after sft) or `base` (before)")
     trust_remote_code: bool = _field(False, "allow code that ships with a checkpoint to run")
+    plugins: list[str] = _field([], "Python files or modules imported first, for the families they register")
     projector: str | None = _field(None, "safetensors file with projector weights to start from")
     task: str = _field("asterisk_qa", "task name or path of a JSONL/CSV manifest")
     columns: dict[str, str] = _field({}, "manifest column names, as prompt/audio/reference: theirs")

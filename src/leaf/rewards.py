@@ -3,8 +3,6 @@
 The built-in ones can be handed to TRL's GRPOTrainer as they are; a function written for it works here.
 """
 
-import importlib
-import importlib.util
 import inspect
 import math
 import sys
@@ -14,8 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
-from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -25,6 +21,7 @@ from sacrebleu.metrics.chrf import CHRF
 
 from leaf.errors import ConfigError, DataError, RewardError
 from leaf.metrics import edits, exact_match, fold_whitespace, rouge_f, token_f1
+from leaf.plugins import import_module
 
 RewardFunction = Callable[..., Sequence[float | None]]
 
@@ -229,28 +226,9 @@ def _imported(path: str) -> Any:
             "package.module:function or path/to/file.py:function."
         )
     try:
-        return getattr(_module(module_name), attribute)
+        return getattr(import_module(module_name), attribute)
     except Exception as error:  # the user's module may raise anything
         raise ConfigError(
             f"The reward function {path!r} cannot be imported ({type(error).__name__}: {error}); give the path of a "
             "file, or a module that Python finds."
         ) from error
-
-
-def _module(name: str) -> ModuleType:
-    if not name.endswith(".py"):
-        return importlib.import_module(name)
-    file = str(Path(name).expanduser().resolve())
-    if file in sys.modules:  # two functions of one file share its state
-        return sys.modules[file]
-    spec = importlib.util.spec_from_file_location(file, file)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{name} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file] = module  # dataclasses and pickle look a class's module up there
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[file]
-        raise
-    return module

@@ -18,6 +18,7 @@ from leaf.config import LeafConfig
 from leaf.credit import credit_rule, policy_loss, token_weights
 from leaf.errors import ConfigError, DataError, RunError
 from leaf.evaluate import Evaluation, evaluate
+from leaf.plugins import load_plugins
 from leaf.records import group_record, rollout_statistics
 from leaf.rewards import RewardSum
 from leaf.run import RunDirectory
@@ -110,6 +111,7 @@ class LeafTrainer:
 
     def _policy(self, model: Any, processor: Any, lora: peft.LoraConfig | None) -> Policy:
         args, device = self.args, self.accelerator.device
+        load_plugins(args.plugins)
         if isinstance(model, Policy):
             return model.to(device)
         lora = lora or peft.LoraConfig(

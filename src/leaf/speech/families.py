@@ -60,6 +60,7 @@ class Family:
         audio_tower, projector: paths to the audio encoder and to the projector into the embedding space.
         audio_token: placeholder token; once in a rendered prompt, once per audio embedding in the processor's ids.
         max_seconds: longest audio the processor takes without cutting, in seconds, read from the processor.
+        audio_limit: the same in words, for checkpoints as published.
         head: path to the output projection from hidden states to vocabulary logits.
         embeddings_at: path of the module whose input is the embedded prompt, and the argument's name (None: the first
             positional one); default the language model's `inputs_embeds`.
@@ -81,6 +82,7 @@ class Family:
     projector: str
     audio_token: str
     max_seconds: Callable[[Any], float]
+    audio_limit: str = "as its processor says"
     head: str = "lm_head"
     embeddings_at: tuple[str, str | None] | None = None
     auto_model: Any = AutoModelForMultimodalLM
@@ -146,6 +148,16 @@ def families() -> list[str]:
     return sorted(_FAMILIES)
 
 
+def family(model_type: str) -> Family:
+    """Return a known family by its model type."""
+    return _FAMILIES[model_type]
+
+
+def refused() -> dict[str, str]:
+    """Return the model types that are known and not supported, with the reason."""
+    return dict(_REFUSED)
+
+
 def family_of(config: PreTrainedConfig) -> Family:
     """Return the family of a configuration, or raise ModelError naming the known ones."""
     if config.model_type in _FAMILIES:
@@ -175,6 +187,7 @@ register(
         projector="model.multi_modal_projector",
         audio_token="<sound>",
         max_seconds=lambda processor: float(processor.max_audio_len),
+        audio_limit="600 s",
         auto_model=AutoModelForSeq2SeqLM,
     )
 )
@@ -186,6 +199,7 @@ register(
         projector="model.multi_modal_projector",
         audio_token="<|pad|>",
         max_seconds=lambda processor: float(processor.max_audio_len),
+        audio_limit="655 s",
     )
 )
 register(
@@ -196,6 +210,7 @@ register(
         projector="model.multi_modal_projector",
         audio_token="<|AUDIO|>",
         max_seconds=_whisper_window,
+        audio_limit="30 s",
     )
 )
 register(
@@ -205,7 +220,8 @@ register(
         audio_tower="model.audio_tower",
         projector="model.multi_modal_projector",
         audio_token="[AUDIO]",
-        max_seconds=_unlimited,  # the processor cuts into windows of 30 s and keeps all of them
+        max_seconds=_unlimited,
+        audio_limit="any length, in windows of 30 s",
         encode=encode_conversation,
     )
 )
@@ -218,6 +234,7 @@ for _model_type in ("granite_speech", "granite_speech_plus"):
             projector="model.projector",
             audio_token="<|audio|>",
             max_seconds=_unlimited,
+        audio_limit="any length",
             feature_extractor="audio_processor",
             structured=False,
             adapter="",
@@ -233,6 +250,7 @@ register(
         projector="model.embed_tokens_extend.audio_embed.up_proj_for_speech",
         audio_token="<|audio|>",
         max_seconds=_unlimited,
+        audio_limit="any length",
         embeddings_at=("model.layers.0", None),
         feature_extractor="audio_processor",
         structured=False,

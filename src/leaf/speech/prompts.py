@@ -53,7 +53,14 @@ def render(family: Family, processor: Any, prompt: str | Sequence[Mapping[str, A
     messages = conversation(family, prompt)
     if not family.structured:
         messages = [{**message, "content": _flat(message["content"], family.audio_token)} for message in messages]
-    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    # Some processors lose their template on loading (Phi-4-multimodal) and some checkpoints keep it with the tokenizer.
+    template = processor.chat_template or processor.tokenizer.chat_template
+    if template is None:
+        raise ModelError(
+            "Neither the processor nor its tokenizer has a chat template, so an instruction cannot be rendered. Give "
+            f"prompts as ready-made text with the placeholder {family.audio_token}, or a checkpoint with a template."
+        )
+    return processor.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
 
 
 def _flat(content: Any, placeholder: str) -> str:

@@ -47,13 +47,12 @@ def build(seed=0):
             "audio_token_id": tokenizer.audio_token_id,
         },
     )  # fmt: skip
+    tokenizer.chat_template = CHAT_TEMPLATE  # as published: the processor class drops its own on loading
     model = Phi4MultimodalForCausalLM(config)
     audio = "model.embed_tokens_extend.audio_embed"
     model = finish(
         model, tokenizer, towers=[f"{audio}.encoder"], eos=["<|endoftext|>", "<|end|>"],
         projectors=[f"{audio}.up_proj_for_speech", f"{audio}.down_proj_for_speech"],
     )  # fmt: skip
-    processor = Phi4MultimodalProcessor(
-        SiglipImageProcessorPil(), Phi4MultimodalFeatureExtractor(), tokenizer, chat_template=CHAT_TEMPLATE
-    )
+    processor = Phi4MultimodalProcessor(SiglipImageProcessorPil(), Phi4MultimodalFeatureExtractor(), tokenizer)
     return model, processor

@@ -22,7 +22,7 @@ FOLDER = tempfile.TemporaryDirectory()  # the tokenizer copies its file from her
 
 
 def write_tekken(path):
-    """Write a byte-level tekken file with 40 special tokens and an audio section at 2 s windows."""
+    """Write a byte-level tekken file with 40 special tokens and an audio section at windows of 30 s."""
     pieces = [bytes([i]) for i in range(256)] + [merge.encode() for merge in MERGES]
     vocab = [
         {"rank": i, "token_bytes": base64.b64encode(piece).decode(), "token_str": piece.decode("utf-8", "replace")}
@@ -34,7 +34,7 @@ def write_tekken(path):
         "default_vocab_size": len(vocab) + 40, "default_num_special_tokens": 40, "version": "v7",
     }  # fmt: skip
     audio = {
-        "sampling_rate": 16000, "frame_rate": 12.5, "chunk_length_s": 2.0,
+        "sampling_rate": 16000, "frame_rate": 12.5, "chunk_length_s": 30.0,
         "audio_encoding_config": {"num_mel_bins": 80, "window_size": 400, "hop_length": 160},
     }  # fmt: skip
     path.write_text(json.dumps({"config": config, "vocab": vocab, "special_tokens": special, "audio": audio}))
@@ -48,12 +48,12 @@ def build(seed=0):
     config = VoxtralConfig(
         audio_config={
             "model_type": "voxtral_encoder", "num_mel_bins": 80, "hidden_size": 16, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "intermediate_size": 64, "max_source_positions": 100,
+            "num_attention_heads": 2, "intermediate_size": 64, "max_source_positions": 1500,
         },
         text_config={
             "model_type": "llama", "vocab_size": tokenizer.vocab_size, "hidden_size": 32, "intermediate_size": 48,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-            "initializer_range": 0.3, "max_position_embeddings": 512, "eos_token_id": 2, "bos_token_id": 1,
+            "initializer_range": 0.3, "max_position_embeddings": 1024, "eos_token_id": 2, "bos_token_id": 1,
             "pad_token_id": 11,
         },
         audio_token_id=24,
@@ -62,6 +62,5 @@ def build(seed=0):
         VoxtralForConditionalGeneration(config), tokenizer, towers=["model.audio_tower"], head="lm_head", eos=["</s>"],
         projectors=["model.multi_modal_projector"],
     )  # fmt: skip
-    processor = VoxtralProcessor(WhisperFeatureExtractor(feature_size=80, chunk_length=2), tokenizer)
-    processor.audio_kwargs = processor.audio_kwargs | {"pad_to_multiple_of": 32000, "max_source_positions": 200}
+    processor = VoxtralProcessor(WhisperFeatureExtractor(feature_size=80), tokenizer)
     return model, processor

@@ -1,0 +1,42 @@
+"""The user's own Python: reward functions by import path, and modules a recipe names to register families."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+from leaf.errors import ConfigError
+
+
+def load_plugins(names: Iterable[str]) -> None:
+    """Import modules or Python files for what they register; one that fails is a ConfigError that names it."""
+    for name in names:
+        try:
+            import_module(name)
+        except Exception as error:  # the user's module may raise anything
+            raise ConfigError(
+                f"The plugin {name!r} cannot be imported ({type(error).__name__}: {error}); give the path of a file, or "
+                "a module that Python finds."
+            ) from error
+
+
+def import_module(name: str) -> ModuleType:
+    """Import a module by name, or a file by a path that ends in .py; a file is run once."""
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    file = str(Path(name).expanduser().resolve())
+    if file in sys.modules:  # two functions of one file share its state
+        return sys.modules[file]
+    spec = importlib.util.spec_from_file_location(file, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{name} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file] = module  # dataclasses and pickle look a class's module up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[file]
+        raise
+    return module
