@@ -17,8 +17,8 @@ def load_plugins(names: Iterable[str]) -> None:
             import_module(name)
         except Exception as error:  # the user's module may raise anything
             raise ConfigError(
-                f"The plugin {name!r} cannot be imported ({type(error).__name__}: {error}); give the path of a file, or "
-                "a module that Python finds."
+                f"The plugin {name!r} cannot be imported ({type(error).__name__}: {error}); give the path of a file, "
+                "or a module that Python finds."
             ) from error
 
 

@@ -78,18 +78,17 @@ class Attention:
         Args:
             visible: True where a query may see a key if its window reaches so far.
             query, key: position ids.
-            dtype: of the hidden states; the eager kernel adds its mask to the scores and needs 0 and the minimum.
+            dtype: of the hidden states. Masks are 0 and the minimum of it, to be added to the scores: the eager kernel
+                takes no other, and sdpa would turn a boolean one into this afresh in every layer.
 
         Returns:
-            One (R, 1, Q, S) mask, or one per layer type where windows differ.
+            One (R, 1, Q, S) mask of `dtype`, or one per layer type where windows differ.
         """
         distance = query[:, :, None] - key[:, None, :]
         made: dict[int | None, Tensor] = {}
         for window in set(self.windows.values()):
             mask = visible if window is None else visible & (distance < window)
-            if self.implementation == "eager":
-                mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-            made[window] = mask[:, None]
+            made[window] = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)[:, None]
         if len(made) == 1:
             return next(iter(made.values()))
         return {kind: made[window] for kind, window in self.windows.items()}

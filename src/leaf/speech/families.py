@@ -234,7 +234,7 @@ for _model_type in ("granite_speech", "granite_speech_plus"):
             projector="model.projector",
             audio_token="<|audio|>",
             max_seconds=_unlimited,
-        audio_limit="any length",
+            audio_limit="any length",
             feature_extractor="audio_processor",
             structured=False,
             adapter="",

@@ -15,7 +15,6 @@ import peft
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoProcessor
 
 from leaf.credit.tree import PrefixTree
@@ -24,8 +23,8 @@ from leaf.speech import prompts as prompting
 from leaf.speech.attention import Attention
 from leaf.speech.families import Family, family_of
 from leaf.speech.own_adapter import load_own_adapter, merge_own_adapter
-from leaf.speech.packing import micro_batches, pack, unpack
-from leaf.speech.scoring import LAYOUTS, Layout
+from leaf.speech.packing import micro_batches
+from leaf.speech.scoring import LAYOUTS, Layout, Scores, score
 
 
 @dataclass(frozen=True)
@@ -39,19 +38,6 @@ class Prompt:
     def length(self) -> int:
         """Return P, the number of positions."""
         return self.embeddings.shape[0]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Hold per-group (K, T) tensors: log-probabilities and entropies in nats at the policy's temperature, 0 at padding.
-
-    `packed_tokens` counts the rows the forward ran, `plain_tokens` those that K separate copies would have needed.
-    """
-
-    log_probs: list[Tensor]
-    entropies: list[Tensor]
-    packed_tokens: int
-    plain_tokens: int
 
 
 class _Reached(Exception):
@@ -304,59 +290,19 @@ class Policy(nn.Module):
         # Under gradient checkpointing transformers drops the cache, so the prompt cannot be run once.
         return "copies" if getattr(self.language_model, "gradient_checkpointing", False) else "prompt_once"
 
+    def batches(self, prompts: Sequence[Prompt], trees: Sequence[PrefixTree]) -> list[list[int]]:
+        """Split groups (their indices) into the forwards that the token budget allows, groups of like size together."""
+        size = LAYOUTS[self.layout].size
+        lengths = [size(prompt.length, tree) for prompt, tree in zip(prompts, trees, strict=True)]
+        return micro_batches(lengths, self.token_budget)
+
     def forward(self, prompts: Sequence[Prompt], trees: Sequence[PrefixTree]) -> Scores:
-        """Score the completions of each prompt's group in forwards within the token budget."""
-        packed = [pack(prompt.length, tree) for prompt, tree in zip(prompts, trees, strict=True)]
-        log_probs: list[Tensor] = [torch.empty(0)] * len(packed)
-        entropies: list[Tensor] = [torch.empty(0)] * len(packed)
-        layout = LAYOUTS[self.layout]
-        lengths = [layout.size(group, tree) for group, tree in zip(packed, trees, strict=True)]
-        for batch in micro_batches(lengths, self.token_budget):
-            groups = [packed[i] for i in batch]
-            hidden = layout.hidden(self, [prompts[i] for i in batch], groups, [trees[i] for i in batch])
-            starts = torch.tensor([0] + [group.parents.shape[0] for group in groups]).cumsum(0).tolist()
-            parent_of = torch.cat(
-                [group.parent_of.to(self.device) + at for group, at in zip(groups, starts[:-1], strict=True)]
-            )
-            nodes = torch.cat([trees[i].token.to(self.device) for i in batch])
-            values, entropy = self._node_log_probs(hidden, parent_of, nodes)
-            sizes = [trees[i].num_nodes for i in batch]
-            for i, value, spread in zip(batch, values.split(sizes), entropy.split(sizes), strict=True):
-                log_probs[i], entropies[i] = unpack(value, trees[i]), unpack(spread, trees[i])
-        plain = sum(
-            prompt.length * tree.lengths.shape[0] + int((tree.lengths - 1).clamp_min(0).sum())
-            for prompt, tree in zip(prompts, trees, strict=True)
-        )
-        return Scores(log_probs, entropies, sum(lengths), plain)
+        """Score the completions of each prompt's group, in forwards within the token budget."""
+        return score(self, prompts, trees, self.batches(prompts, trees))
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Return the embeddings of token ids in the model's precision."""
         return self.base.get_input_embeddings()(tokens).to(self.base.dtype)
-
-    def _node_log_probs(self, hidden: Tensor, parent_of: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Read log-probability and entropy of every node at its parent's row, (N,) each, in chunks of rows."""
-        order = torch.argsort(parent_of, stable=True)
-        values, entropies = [], []
-        chunks = torch.arange(0, max(hidden.shape[0], 1), self.logit_rows).tolist()
-        bounds = torch.searchsorted(parent_of[order], torch.tensor([*chunks, hidden.shape[0]], device=order.device))
-        for first, low, high in zip(chunks, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            at = order[low:high]
-            arguments = (hidden[first : first + self.logit_rows], parent_of[at] - first, tokens[at])
-            if len(chunks) > 1 and torch.is_grad_enabled():
-                value, entropy = checkpoint(self._read_logits, *arguments, use_reentrant=False)  # type: ignore[misc]
-            else:
-                value, entropy = self._read_logits(*arguments)
-            values.append(value)
-            entropies.append(entropy)
-        back = torch.argsort(order)
-        return torch.cat(values)[back], torch.cat(entropies)[back]
-
-    def _read_logits(self, hidden: Tensor, row: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.logits(hidden)
-        normaliser = logits.logsumexp(-1)
-        with torch.no_grad():
-            entropy = normaliser - (logits.softmax(-1) * logits).sum(-1)
-        return logits[row, tokens] - normaliser[row], entropy[row]
 
     # -- saving --------------------------------------------------------------------------------------------------------
     def save_adapter(self, directory: str | Path) -> None:

@@ -15,15 +15,89 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from leaf.credit.tree import PrefixTree
-from leaf.speech.packing import PackedGroup, collate
+from leaf.speech.packing import PackedGroup, collate, pack, unpack
 
 if TYPE_CHECKING:
     from leaf.speech.policy import Policy, Prompt
 
 Layout = Literal["tree", "prompt_once", "copies"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Hold per-group (K, T) tensors: log-probabilities and entropies in nats at the policy's temperature, 0 at padding.
+
+    `packed_tokens` counts the rows the forward ran, `plain_tokens` those that K separate copies would have needed.
+    """
+
+    log_probs: list[Tensor]
+    entropies: list[Tensor]
+    packed_tokens: int
+    plain_tokens: int
+
+
+def score(
+    policy: "Policy", prompts: Sequence["Prompt"], trees: Sequence[PrefixTree], batches: Sequence[Sequence[int]]
+) -> Scores:
+    """Score the completions of each prompt's group, a batch of groups per forward.
+
+    Args:
+        policy: the model, its layout, temperature and rows of logits at once.
+        prompts, trees: one of each per group.
+        batches: indices of the groups that share a forward; every group once.
+    """
+    layout = LAYOUTS[policy.layout]
+    log_probs: list[Tensor] = [torch.empty(0)] * len(trees)
+    entropies: list[Tensor] = [torch.empty(0)] * len(trees)
+    for batch in batches:
+        packed = [pack(prompts[i].length, trees[i]) for i in batch]
+        hidden = layout.hidden(policy, [prompts[i] for i in batch], packed, [trees[i] for i in batch])
+        parent_of, rows = [], 0
+        for group in packed:
+            parent_of.append(group.parent_of.to(policy.device) + rows)
+            rows += group.parents.shape[0]
+        nodes = torch.cat([trees[i].token.to(policy.device) for i in batch])
+        values, entropy = _node_log_probs(policy, hidden, torch.cat(parent_of), nodes)
+        sizes = [trees[i].num_nodes for i in batch]
+        for i, value, spread in zip(batch, values.split(sizes), entropy.split(sizes), strict=True):
+            log_probs[i], entropies[i] = unpack(value, trees[i]), unpack(spread, trees[i])
+    pairs = list(zip(prompts, trees, strict=True))
+    plain = sum(p.length * t.lengths.shape[0] + int((t.lengths - 1).clamp_min(0).sum()) for p, t in pairs)
+    return Scores(log_probs, entropies, sum(layout.size(p.length, t) for p, t in pairs), plain)
+
+
+def _node_log_probs(policy: "Policy", hidden: Tensor, parent_of: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Read log-probability and entropy of every node at its parent's row, (N,) each, in chunks of rows.
+
+    With a gradient, chunks are recomputed in the backward pass, so that one chunk of logits stands at a time.
+    """
+    order = torch.argsort(parent_of, stable=True)
+    values, entropies = [], []
+    chunks = torch.arange(0, max(hidden.shape[0], 1), policy.logit_rows).tolist()
+    bounds = torch.searchsorted(parent_of[order], torch.tensor([*chunks, hidden.shape[0]], device=order.device))
+    for first, low, high in zip(chunks, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        at = order[low:high]
+        arguments = (policy, hidden[first : first + policy.logit_rows], parent_of[at] - first, tokens[at])
+        if len(chunks) > 1 and torch.is_grad_enabled():
+            value, entropy = checkpoint(_read_logits, *arguments, use_reentrant=False)  # type: ignore[misc]
+        else:
+            value, entropy = _read_logits(*arguments)
+        values.append(value)
+        entropies.append(entropy)
+    back = torch.argsort(order)
+    return torch.cat(values)[back], torch.cat(entropies)[back]
+
+
+def _read_logits(policy: "Policy", hidden: Tensor, row: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    logits = policy.logits(hidden)
+    normaliser = logits.logsumexp(-1)
+    with torch.no_grad():
+        entropy = normaliser - (logits.softmax(-1) * logits).sum(-1)
+    return logits[row, tokens] - normaliser[row], entropy[row]
 
 
 def tree_hidden(
@@ -110,22 +184,24 @@ def _branches(policy: "Policy", group: PackedGroup, tree: PrefixTree) -> tuple[T
     return tokens.masked_fill(~fed, 0).to(device), lengths.to(device), places.to(device)
 
 
-def _branch_size(group: PackedGroup, tree: PrefixTree, copies: bool) -> int:
-    """Return the padded positions of a group's distinct completions, with a copy of the prompt each or one."""
-    leaves = max(int(tree.is_leaf.sum()), 1)
-    return (leaves if copies else 1) * group.prompt_length + leaves * int((tree.lengths - 1).clamp_min(0).max())
-
-
 @dataclass(frozen=True)
 class _Way:
-    """Hold how a layout runs a batch of groups, and how many positions one group costs it."""
+    """Hold how a layout runs a batch of groups, and how many positions a group costs: (P, tree) → int."""
 
     hidden: Callable[..., Tensor]
-    size: Callable[[PackedGroup, PrefixTree], int]
+    size: Callable[[int, PrefixTree], int]
+
+
+def _tree_size(prompt_length: int, tree: PrefixTree) -> int:
+    return prompt_length + int((~tree.is_leaf).sum())
+
+
+def _branches_size(tree: PrefixTree) -> int:
+    return int(tree.is_leaf.sum()) * int((tree.lengths - 1).clamp_min(0).max())
 
 
 LAYOUTS: dict[Layout, _Way] = {
-    "tree": _Way(tree_hidden, lambda group, tree: group.length),
-    "prompt_once": _Way(prompt_once_hidden, lambda group, tree: _branch_size(group, tree, False)),
-    "copies": _Way(copies_hidden, lambda group, tree: _branch_size(group, tree, True)),
+    "tree": _Way(tree_hidden, _tree_size),
+    "prompt_once": _Way(prompt_once_hidden, lambda length, tree: length + _branches_size(tree)),
+    "copies": _Way(copies_hidden, lambda length, tree: int(tree.is_leaf.sum()) * length + _branches_size(tree)),
 }
