@@ -54,7 +54,7 @@ class Policy(nn.Module):
         token_budget: largest padded size (rows × longest row) of one scoring forward.
         layout: how completions are scored: `tree`, `prompt_once` or `copies` (leaf.speech.scoring); None for the
             fastest that is right for the model's layers.
-        logit_rows: rows of the head computed at once; more are chunked and recomputed in the backward pass.
+        logit_rows: rows of the head computed at once; none of their logits is kept.
         max_prompt_tokens: longest prompt accepted, audio and text together; None for no limit.
     """
 
@@ -174,6 +174,22 @@ class Policy(nn.Module):
         return self.family.module(self.base, self.family.projector)
 
     @property
+    def head(self) -> nn.Linear:
+        """Return the frozen projection from hidden states to the vocabulary."""
+        head = self.family.module(self.base, self.family.head)
+        if type(head) is not nn.Linear:
+            raise ModelError(
+                f"The output head is a {type(head).__name__}; it has to be one linear layer without an adapter. Leave "
+                "it out of the adapter's layers."
+            )
+        return head
+
+    @property
+    def scale(self) -> float:
+        """Return what the head's output is divided by: the family's scale times the temperature."""
+        return self.logits_scale * self.temperature
+
+    @property
     def device(self) -> torch.device:
         """Return the device of the language model's embeddings."""
         return self.base.get_input_embeddings().weight.device
@@ -280,8 +296,7 @@ class Policy(nn.Module):
     # -- scoring -------------------------------------------------------------------------------------------------------
     def logits(self, hidden: Tensor) -> Tensor:
         """Return float32 logits at the policy's temperature for hidden states (..., D)."""
-        head = self.family.module(self.base, self.family.head)
-        return head(hidden).float() / (self.logits_scale * self.temperature)
+        return self.head(hidden).float() / self.scale
 
     def _layout(self) -> Layout:
         """Choose the fastest layout that is right for the model's layers."""

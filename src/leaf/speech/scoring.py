@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from leaf.credit.tree import PrefixTree
+from leaf.errors import ModelError
+from leaf.speech.head import read_log_probs
 from leaf.speech.packing import PackedGroup, collate, pack, unpack
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def score(
         batches: indices of the groups that share a forward; every group once.
     """
     layout = LAYOUTS[policy.layout]
+    if torch.is_grad_enabled() and policy.head.weight.requires_grad:
+        raise ModelError("The output head is being trained, but scoring gives it no gradient. Freeze it.")
     log_probs: list[Tensor] = [torch.empty(0)] * len(trees)
     entropies: list[Tensor] = [torch.empty(0)] * len(trees)
     for batch in batches:
@@ -61,43 +64,15 @@ def score(
             parent_of.append(group.parent_of.to(policy.device) + rows)
             rows += group.parents.shape[0]
         nodes = torch.cat([trees[i].token.to(policy.device) for i in batch])
-        values, entropy = _node_log_probs(policy, hidden, torch.cat(parent_of), nodes)
+        values, entropy = read_log_probs(
+            policy.head, hidden, torch.cat(parent_of), nodes, scale=policy.scale, rows=policy.logit_rows
+        )
         sizes = [trees[i].num_nodes for i in batch]
         for i, value, spread in zip(batch, values.split(sizes), entropy.split(sizes), strict=True):
             log_probs[i], entropies[i] = unpack(value, trees[i]), unpack(spread, trees[i])
     pairs = list(zip(prompts, trees, strict=True))
     plain = sum(p.length * t.lengths.shape[0] + int((t.lengths - 1).clamp_min(0).sum()) for p, t in pairs)
     return Scores(log_probs, entropies, sum(layout.size(p.length, t) for p, t in pairs), plain)
-
-
-def _node_log_probs(policy: "Policy", hidden: Tensor, parent_of: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Read log-probability and entropy of every node at its parent's row, (N,) each, in chunks of rows.
-
-    With a gradient, chunks are recomputed in the backward pass, so that one chunk of logits stands at a time.
-    """
-    order = torch.argsort(parent_of, stable=True)
-    values, entropies = [], []
-    chunks = torch.arange(0, max(hidden.shape[0], 1), policy.logit_rows).tolist()
-    bounds = torch.searchsorted(parent_of[order], torch.tensor([*chunks, hidden.shape[0]], device=order.device))
-    for first, low, high in zip(chunks, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        at = order[low:high]
-        arguments = (policy, hidden[first : first + policy.logit_rows], parent_of[at] - first, tokens[at])
-        if len(chunks) > 1 and torch.is_grad_enabled():
-            value, entropy = checkpoint(_read_logits, *arguments, use_reentrant=False)  # type: ignore[misc]
-        else:
-            value, entropy = _read_logits(*arguments)
-        values.append(value)
-        entropies.append(entropy)
-    back = torch.argsort(order)
-    return torch.cat(values)[back], torch.cat(entropies)[back]
-
-
-def _read_logits(policy: "Policy", hidden: Tensor, row: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    logits = policy.logits(hidden)
-    normaliser = logits.logsumexp(-1)
-    with torch.no_grad():
-        entropy = normaliser - (logits.softmax(-1) * logits).sum(-1)
-    return logits[row, tokens] - normaliser[row], entropy[row]
 
 
 def tree_hidden(

@@ -1,0 +1,84 @@
+"""Read log-probabilities and entropies at hidden states without keeping logits.
+
+For a frozen head W (V, D), log p(v | h) = (W h)_v − logsumexp(W h) has the gradient W_v − Σ_u p_u W_u in h.
+The sum is the mean output embedding under p; it is computed in the forward pass from the same probabilities and kept
+in place of them: D numbers a row instead of V. So logits stand for one chunk of rows at a time, and the backward pass
+neither keeps nor recomputes any.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class _Read(torch.autograd.Function):
+    """Compute log-probabilities (N,) of tokens at rows of hidden states (Q, D), and entropies (Q,)."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,
+        row: Tensor,
+        token: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: float,
+        rows: int,
+    ) -> tuple[Tensor, Tensor]:
+        order = torch.argsort(row, stable=True)
+        starts = range(0, hidden.shape[0], rows)
+        bounds = torch.searchsorted(row[order], torch.tensor([*starts, hidden.shape[0]], device=row.device)).tolist()
+        values = torch.empty(row.shape[0], device=hidden.device)
+        entropies = torch.empty(hidden.shape[0], device=hidden.device)
+        need = hidden.requires_grad
+        mean = torch.empty_like(hidden) if need else None
+        for i, start in enumerate(starts):
+            part = hidden[start : start + rows]
+            logits = nn.functional.linear(part, weight, bias).float().div_(scale)
+            at = order[bounds[i] : bounds[i + 1]]
+            log_probs = logits.sub_(logits.logsumexp(-1, keepdim=True))
+            values[at] = log_probs[row[at] - start, token[at]]
+            probability = log_probs.exp()
+            entropies[start : start + rows] = -torch.linalg.vecdot(probability, log_probs)
+            if mean is not None:
+                mean[start : start + rows] = probability.to(weight.dtype) @ weight
+        ctx.scale = scale
+        ctx.save_for_backward(row, token, weight, mean)
+        ctx.mark_non_differentiable(entropies)
+        return values, entropies
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        row, token, weight, mean = ctx.saved_tensors
+        total = torch.zeros(mean.shape[0], device=grad.device).index_add_(0, row, grad)
+        back = -total[:, None] * mean.float()
+        back.index_add_(0, row, grad[:, None] * weight[token].float())
+        return (back / ctx.scale).to(mean.dtype), None, None, None, None, None, None
+
+
+def read_log_probs(
+    head: nn.Linear,
+    hidden: Float[Tensor, "Q D"],
+    row: Int[Tensor, " N"],
+    token: Int[Tensor, " N"],
+    *,
+    scale: float,
+    rows: int,
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """Return float32 log-probabilities and entropies in nats of N tokens, each read at one of Q hidden states.
+
+    Args:
+        head: frozen projection to the vocabulary; no gradient reaches its weights.
+        hidden: (Q, D) hidden states.
+        row: (N,) the hidden state that predicts each token.
+        token: (N,) token ids.
+        scale: divides the logits (temperature × the head's own scale), in (0, inf).
+        rows: hidden states whose logits stand at once, at least 1.
+
+    Returns:
+        Log-probabilities (N,), differentiable in `hidden`, and entropies (N,) of the distributions they come from.
+    """
+    values, entropies = _Read.apply(hidden, row, token, head.weight, head.bias, scale, rows)  # type: ignore[misc]
+    return values, entropies[row]
