@@ -97,9 +97,10 @@ def stock_difference(policy: Policy, row: Mapping[str, Any]) -> float:
     The head's scale is left out on both sides: some classes of transformers forget it (Granite Speech).
     """
     inputs = policy.inputs([row])
-    stock = policy.base(**inputs, use_cache=False).logits[0, inputs["attention_mask"][0].nonzero()[-1, 0]].float()
+    last = inputs["attention_mask"][0].nonzero()[-1, 0]
+    stock = policy.base(**inputs, **policy.family.forward, use_cache=False).logits[0, last].float()
     prompt = policy.embed([row])[0]
-    hidden = policy.language_model(inputs_embeds=prompt.embeddings[None], use_cache=False).last_hidden_state[0, -1]
+    hidden = policy.decode(prompt.embeddings[None], use_cache=False)[0, -1]
     ours = policy.logits(hidden).log_softmax(-1) * policy.temperature
     candidates = [(scale * ours).log_softmax(-1) for scale in {1.0, policy.logits_scale}]
     wanted = stock.log_softmax(-1)
@@ -111,8 +112,8 @@ def plain_log_probs(policy: Policy, prompt: Prompt, tokens: Tensor, lengths: Ten
     """Return (K, T) log-probabilities from K right-padded copies of the prompt, without packing; padding is 0."""
     tokens = tokens.to(policy.device)
     copies = prompt.embeddings[None].expand(tokens.shape[0], -1, -1)
-    embedded = policy.base.get_input_embeddings()(tokens[:, :-1]).to(copies.dtype)
-    hidden = policy.language_model(inputs_embeds=torch.cat([copies, embedded], 1), use_cache=False).last_hidden_state
+    embedded = policy.embed_tokens(tokens[:, :-1]).to(copies.dtype)
+    hidden = policy.decode(torch.cat([copies, embedded], 1), use_cache=False)
     logits = policy.logits(hidden[:, prompt.length - 1 :])
     values = logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
     return values * (torch.arange(tokens.shape[1])[None] < lengths[:, None]).to(values.device)

@@ -302,6 +302,7 @@ def _policy(config: RunConfig, adapter: Path | None = None) -> Any:
         device=pick_device(config.device),
         gradient_checkpointing=config.gradient_checkpointing,
         trust_remote_code=config.trust_remote_code,
+        attention=config.attention,
         token_budget=config.token_budget,
         max_prompt_tokens=config.max_prompt_tokens,
     )

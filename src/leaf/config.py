@@ -42,6 +42,7 @@ class RunConfig:
     output_dir: str | None = _field(None, "run directory; default runs/<recipe name>")
     seed: int = _field(0, "seed of data order, initialisation and sampling", low=0)
     dtype: Literal["float32", "bfloat16"] = _field("float32", "precision of the frozen weights; adapters are float32")
+    attention: str | None = _field(None, "attention kernel: sdpa, eager, flash_attention_2, ...; default sdpa")
     device: str = _field("auto", "auto, cpu, cuda, cuda:0, ...")
     max_steps: int = _field(100, "optimisation steps (rl: rollouts)", low=0)
     learning_rate: float = _field(5e-6, "peak learning rate of AdamW", low=0.0)

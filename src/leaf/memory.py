@@ -18,8 +18,9 @@ from leaf.speech.attention import Attention
 
 _FLOAT = 4  # float32: adapters, their gradients, AdamW's moments, logits
 _BOOL = 1
-# Logits alive at once in `leaf.speech.head`: the chunk, its probabilities, and what log-sum-exp makes in between.
-_LOGIT_COPIES = 3
+# Float32 copies of a chunk of logits alive at once in `leaf.speech.head`: log-probabilities and probabilities of the
+# chunk before, the logits of this one, and what log-sum-exp makes in between. A single chunk has three.
+_LOGIT_COPIES = 4
 _ATTENTION_INPUT = ("q_proj", "k_proj", "v_proj", "qkv_proj")
 _MLP_INPUT = ("gate_proj", "up_proj", "gate_up_proj")
 
@@ -112,9 +113,9 @@ def estimate(
     copies it in every layer unless S is a multiple of 8.)
 
     Measured, not derived: what passes through while a layer works, 8 I bytes per token, 3 I more in bfloat16 and 3 I
-    more with dropout; and the heap's loss on the CPU, 1.75 b bytes (1 more with dropout) per layer and output value of
-    its linear layers, 2 D + 2 I + A + 2 G h. glibc 2.36 reuses aligned blocks of up to 32 MiB badly; larger ones lose
-    nothing.
+    more with dropout and without checkpointing; and the heap's loss on the CPU, 1.75 b bytes (1 more with dropout) per
+    layer and output value of its linear layers, 2 D + 2 I + A + 2 G h. glibc 2.36 reuses aligned blocks of up to 32 MiB
+    badly; larger ones lose nothing.
 
     Not covered: layouts other than `tree`, attention other than sdpa, norms of queries and keys, experts, trained
     projectors, DDP's buckets.
@@ -139,7 +140,7 @@ def estimate(
 
     layer = 2 * (_FLOAT * hidden + _FLOAT) + 4 * attention * size + _FLOAT * heads + 3 * inner * size
     layer += _lora_token(lora_layers, lora_r, lora_dropout, (hidden, attention, inner), share=not half, cuda=cuda)
-    passing = inner * (8 + (3 if half else 0) + (3 if lora_dropout else 0))
+    passing = inner * (8 + (3 if half else 0) + (3 if lora_dropout and not gradient_checkpointing else 0))
     lost = (2 * hidden + 2 * inner + attention + 2 * keys) * (7 * size + (4 if lora_dropout else 0)) // 4
     # Beside the layers: the last norm's input, hidden states for the head, the rotation's cosine and sine.
     ends = _FLOAT * hidden + hidden * size + 2 * head * size
@@ -151,7 +152,7 @@ def estimate(
         kept_token=ends + layers * (hidden * size if gradient_checkpointing else layer),
         kept_pair=windows * size + 2 * _BOOL,
         layer_token=passing + (layer if gradient_checkpointing else 0),
-        logit_row=(_LOGIT_COPIES * _FLOAT + (size if half else 0)) * text_config.vocab_size,
+        logit_row=_LOGIT_COPIES * _FLOAT * text_config.vocab_size,
         logit_rows=logit_rows,
         heap_token=0 if cuda else layers * lost,
         cache_token=2 * layers * keys * size,

@@ -131,7 +131,15 @@ class LeafTrainer:
                 raise ConfigError("A model object needs its processor: pass processing_class=AutoProcessor(...).")
             return Policy.wrap(model.to(device), processor, lora=lora, **options)
         trust = args.trust_remote_code
-        return Policy.load(model, lora=lora, dtype=args.dtype, device=device, trust_remote_code=trust, **options)
+        return Policy.load(
+            model,
+            lora=lora,
+            dtype=args.dtype,
+            device=device,
+            trust_remote_code=trust,
+            attention=args.attention,
+            **options,
+        )
 
     # -- the loop ------------------------------------------------------------------------------------------------------
     def train(self, resume_from_checkpoint: bool | str | Path = False) -> RunDirectory:

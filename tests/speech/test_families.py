@@ -9,7 +9,19 @@ import peft
 import pytest
 import tiny
 import torch
-from models import glmasr, granite_speech, phi4_multimodal, qwen2_audio, voxtral
+from models import (
+    gemma3n,
+    glmasr,
+    granite_speech,
+    musicflamingo,
+    nemotron_h_omni,
+    phi4_multimodal,
+    qwen2_5_omni,
+    qwen2_audio,
+    qwen3_omni_moe,
+    vibevoice_asr,
+    voxtral,
+)
 from transformers import AutoConfig, GraniteForCausalLM
 
 from leaf.checks import check_policy
@@ -20,14 +32,21 @@ from leaf.speech.sampling import sample
 
 CASES = {
     "audioflamingo3": tiny.tiny_model,
+    "gemma3n": gemma3n.build,
+    "gemma3n wide": lambda: gemma3n.build(sliding_window=512),
     "glmasr": glmasr.build,
     "granite_speech": granite_speech.build,
     "granite_speech 4 dense": lambda: granite_speech.build(text=granite_speech.DENSE_4),
     "granite_speech 4 hybrid": lambda: granite_speech.build(text=granite_speech.HYBRID_4),
     "granite_speech_plus": lambda: granite_speech.build(plus=True),
+    "musicflamingo": musicflamingo.build,
+    "nemotron_h_omni": nemotron_h_omni.build,
     "phi4_multimodal": phi4_multimodal.build,
+    "qwen2_5_omni": qwen2_5_omni.build,
     "qwen2_audio": qwen2_audio.build,
     "qwen2_audio sliding": lambda: qwen2_audio.build(window=9),
+    "qwen3_omni_moe": qwen3_omni_moe.build,
+    "vibevoice_asr": vibevoice_asr.build,
     "voxtral": voxtral.build,
 }
 TEMPERATURE = 0.7
@@ -59,17 +78,24 @@ def groups_of(policy, rows, **options):
     raise AssertionError("every seed sampled the audio placeholder")
 
 
+def stock_inputs(policy, rows):
+    """Return the processor's tensors per row, cut from one padded batch unless batch mates change them."""
+    if policy.family.alone:
+        return [policy.inputs([row]) for row in rows]
+    inputs = policy.inputs(rows)
+    return [{key: value[i : i + 1] for key, value in inputs.items()} for i in range(len(rows))]
+
+
 def stock_log_probs(policy, rows, groups):
     """Score completions by the outer forward on K padded copies of each prompt with its audio."""
-    inputs = policy.inputs(rows)
     found = []
-    for i, group in enumerate(groups):
-        copies = {key: value[i : i + 1].repeat_interleave(len(group.lengths), 0) for key, value in inputs.items()}
+    for inputs, group in zip(stock_inputs(policy, rows), groups, strict=True):
+        copies = {key: value.repeat_interleave(len(group.lengths), 0) for key, value in inputs.items()}
         real = torch.arange(group.tokens.shape[1]) < group.lengths[:, None]
         prompt = copies["input_ids"].shape[1]
         copies["input_ids"] = torch.cat([copies["input_ids"], group.tokens], 1)
         copies["attention_mask"] = torch.cat([copies["attention_mask"], real.long()], 1)
-        logits = policy.base(**copies, use_cache=False).logits[:, prompt - 1 : -1].float()
+        logits = policy.base(**copies, **policy.family.forward, use_cache=False).logits[:, prompt - 1 : -1].float()
         logits = logits / (policy.logits_scale * policy.temperature)
         found.append(logits.log_softmax(-1).gather(-1, group.tokens[..., None]).squeeze(-1) * real)
     return found
@@ -139,10 +165,13 @@ def test_greedy_tokens_equal_stock_generate(case):
     policy = policy_of(case)
     rows = tiny.rows(3)
     groups = sample(policy, policy.embed(rows), num_completions=2, max_new_tokens=12, greedy=True)
-    inputs = policy.inputs(rows)
-    with torch.no_grad():
-        stock = policy.base.generate(**inputs, max_new_tokens=12, do_sample=False)
-    for group, sequence in zip(groups, stock[:, inputs["input_ids"].shape[1] :], strict=True):
+    batches = stock_inputs(policy, rows) if policy.family.alone else [policy.inputs(rows)]
+    stock = []
+    for inputs in batches:
+        with torch.no_grad():
+            out = policy.base.generate(**inputs, **policy.family.forward, max_new_tokens=12, do_sample=False)
+        stock += list(out[:, inputs["input_ids"].shape[1] :])
+    for group, sequence in zip(groups, stock, strict=True):
         length = int(group.lengths[0])
         assert group.tokens[0, :length].tolist() == sequence[:length].tolist()
         assert torch.equal(group.tokens[0], group.tokens[1])
@@ -322,6 +351,18 @@ def test_recurrent_layers_are_never_packed():
     assert policy_of("granite_speech 4 hybrid", gradient_checkpointing=True).layout == "copies"
 
 
+def test_positions_that_change_the_frequencies_of_a_whole_batch_are_refused():
+    policy = policy_of("phi4_multimodal")  # LongRoPE from 512 positions on
+    prompts = policy.embed(tiny.rows(1))
+    with pytest.raises(ModelError, match=r"and 512 new ones exceed 512 positions"):
+        sample(policy, prompts, num_completions=1, max_new_tokens=512)
+
+
+def test_expert_models_get_no_adapter_in_the_audio_tower():
+    policy = policy_of("qwen3_omni_moe")
+    assert not any("lora_" in name for name, _ in policy.base.model.audio_tower.named_parameters())
+
+
 def test_unknown_layer_names_are_refused():
     model, processor = phi4_multimodal.build()
     with pytest.raises(ModelError, match=r"no linear layers called q_proj; it has .*qkv_proj"):
@@ -329,4 +370,5 @@ def test_unknown_layer_names_are_refused():
 
 
 def test_every_registered_family_is_tested():
-    assert set(families()) <= {case.split()[0] for case in CASES}
+    named = {case.split()[0] for case in CASES}
+    assert {name.removesuffix("_thinker") for name in families()} == named

@@ -20,6 +20,15 @@ _ATTENTION = ("full_attention", "sliding_attention")
 _RECURRENT = ("linear_attention", "mamba", "conv", "recurrent", "hybrid", "hybrid_sliding")
 
 
+def longest_position(text_config: Any) -> int | None:
+    """Return how many positions keep the rotary frequencies of short sequences, None for any number.
+
+    LongRoPE (Phi-4-multimodal) takes other frequencies for a whole batch as soon as one sequence in it is longer.
+    """
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    return rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+
+
 @dataclass(frozen=True)
 class Attention:
     """Describe the layers of a language model.

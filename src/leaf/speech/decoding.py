@@ -82,13 +82,13 @@ class TreeDecoder:
 
     def _run(self, embeddings: Tensor, position: Tensor, visible: Tensor) -> Tensor:
         policy = self.policy
-        return policy.language_model(
-            inputs_embeds=embeddings.to(policy.base.dtype),
+        return policy.decode(
+            embeddings,
             attention_mask=policy.attention.masks(visible, position, self.position, policy.base.dtype),
             position_ids=position,
             past_key_values=self.cache,
             use_cache=True,
-        ).last_hidden_state
+        )
 
 
 class RowDecoder:
@@ -124,11 +124,11 @@ class RowDecoder:
 
     def _run(self, embeddings: Tensor, position: Tensor) -> Tensor:
         policy = self.policy
-        hidden = policy.language_model(
-            inputs_embeds=embeddings.to(policy.base.dtype),
+        hidden = policy.decode(
+            embeddings,
             attention_mask=self.mask,
             position_ids=position,
             past_key_values=self.cache,
             use_cache=True,
-        ).last_hidden_state
+        )
         return policy.logits(hidden[:, -1])

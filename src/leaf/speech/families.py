@@ -7,18 +7,24 @@ Nothing else in the library may ask for a model class. A family is looked up by 
 import base64
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import soundfile
 from torch import nn
-from transformers import AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
+from transformers import (
+    AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+    Qwen3OmniMoeThinkerForConditionalGeneration,
+)
 
 from leaf.errors import ModelError
 
 Message = Mapping[str, Any]
-_RECURRENT_BLOCKS = {"mamba", "linear_attn", "mixer"}
+_RECURRENT_PROJECTIONS = {"in_proj", "out_proj", "x_proj", "dt_proj", "in_proj_qkvz", "in_proj_ba"}
 
 
 def encode_text(processor: Any, texts: Sequence[str], waves: Sequence[np.ndarray], rate: int) -> Mapping[str, Any]:
@@ -26,7 +32,8 @@ def encode_text(processor: Any, texts: Sequence[str], waves: Sequence[np.ndarray
     return processor(
         text=list(texts),
         audio=list(waves),
-        text_kwargs={"padding": True},  # of the text alone: features keep the encoder's own window
+        # Padding is of the text alone: features keep the encoder's own window. Templates write their own first token.
+        text_kwargs={"padding": True, "add_special_tokens": False},
         audio_kwargs={"sampling_rate": rate},
         return_tensors="pt",
     )
@@ -73,6 +80,12 @@ class Family:
         adapter: sub-folder of the checkpoint ("" for its root) with a speech LoRA of the model's own; it is merged into
             the weights on loading, so that the reference is the model as published. None where there is none.
         logits_scale: what the head's output has to be divided by (Granite), read from the configuration.
+        logits_cap: soft cap c of the logits, c·tanh(logits / c) (Gemma), read from the configuration; None for none.
+        per_token: argument of the decoder stack that takes a further input per token, (rows, tokens, layers, width),
+            and the decoder's method that makes it from token ids (Gemma 3n); None for none.
+        alone: True where the embeddings of a prompt depend on its batch mates: prompts are then embedded one by one.
+        forward: further arguments of the outer forward.
+        lora_layers: linear layers that get an adapter by default; None for all of attention and MLP.
         note: what a user of this family should know, shown at start-up; "" for nothing.
     """
 
@@ -91,6 +104,11 @@ class Family:
     encode: Callable[[Any, Any, Sequence[np.ndarray], int], Mapping[str, Any]] = encode_text
     adapter: str | None = None
     logits_scale: Callable[[PreTrainedConfig], float] = lambda config: 1.0
+    logits_cap: Callable[[PreTrainedConfig], float | None] = lambda config: None
+    per_token: tuple[str, str] | None = None
+    alone: bool = False
+    forward: Mapping[str, Any] = field(default_factory=dict)
+    lora_layers: tuple[str, ...] | None = None
     note: str = ""
 
     def module(self, model: nn.Module, path: str) -> nn.Module:
@@ -108,8 +126,8 @@ class Family:
 
         Args:
             model: the outer model.
-            names: last parts of their paths, as `q_proj`; None for every linear layer of attention and MLP. Those
-                inside recurrent blocks are not taken by default: their fused kernels read weights past the adapter.
+            names: last parts of their paths, as `q_proj`; None for every linear layer of attention and MLP. The
+                projections of recurrent blocks are left out: their fused kernels read weights past an adapter.
 
         Raises:
             ModelError: a name that no linear layer of the decoder has.
@@ -117,8 +135,7 @@ class Family:
         layers = f"{self.language_model}.layers"
         found = [n for n, m in self.module(model, layers).named_modules() if isinstance(m, nn.Linear)]
         linear = {name.rpartition(".")[2] for name in found}
-        if names is None:
-            names = {name.rpartition(".")[2] for name in found if not set(name.split(".")) & _RECURRENT_BLOCKS}
+        names = names or self.lora_layers or linear - _RECURRENT_PROJECTIONS
         unknown = sorted(set(names) - linear)
         if unknown:
             raise ModelError(
@@ -126,6 +143,10 @@ class Family:
                 f"{', '.join(sorted(linear))}. Choose from these, or leave lora_layers out for all of them."
             )
         return rf"{layers.replace('.', '[.]')}[.].*[.]({'|'.join(sorted(names))})"
+
+    def lora_elsewhere(self) -> str:
+        """Return a regular expression for everything outside the decoder's layers, where no adapter may go."""
+        return rf"(?!{self.language_model.replace('.', '[.]')}[.]layers[.]).*"
 
 
 _FAMILIES: dict[str, Family] = {}
@@ -175,6 +196,12 @@ def _whisper_window(processor: Any) -> float:
     return float(processor.feature_extractor.chunk_length)
 
 
+def _whole_windows(processor: Any) -> float:
+    """Return the longest whole number of encoder windows within the processor's limit."""
+    window = processor.feature_extractor.chunk_length
+    return float(processor.max_audio_len // window * window)
+
+
 def _unlimited(processor: Any) -> float:
     return float("inf")
 
@@ -186,7 +213,7 @@ register(
         audio_tower="model.audio_tower",
         projector="model.multi_modal_projector",
         audio_token="<sound>",
-        max_seconds=lambda processor: float(processor.max_audio_len),
+        max_seconds=_whole_windows,
         audio_limit="600 s",
         auto_model=AutoModelForSeq2SeqLM,
     )
@@ -198,7 +225,7 @@ register(
         audio_tower="model.audio_tower",
         projector="model.multi_modal_projector",
         audio_token="<|pad|>",
-        max_seconds=lambda processor: float(processor.max_audio_len),
+        max_seconds=_whole_windows,
         audio_limit="655 s",
     )
 )
@@ -255,5 +282,92 @@ register(
         feature_extractor="audio_processor",
         structured=False,
         adapter="speech-lora",
+        alone=True,  # its encoder adds the padding mask to the scores as 0 and 1 (transformers 5.23)
     )
 )
+register(
+    Family(
+        model_type="musicflamingo",
+        language_model="model.language_model",
+        audio_tower="model.audio_tower",
+        projector="model.multi_modal_projector",
+        audio_token="<sound>",
+        max_seconds=_whole_windows,
+        audio_limit="1200 s",
+        auto_model=AutoModelForSeq2SeqLM,
+    )
+)
+# The configuration of an Omni checkpoint says the first, its thinker, which is what is loaded, the second.
+for _model_type in ("qwen2_5_omni", "qwen2_5_omni_thinker"):
+    register(
+        Family(
+            model_type=_model_type,
+            language_model="model.language_model",
+            audio_tower="model.audio_tower",
+            projector="model.audio_tower.proj",
+            audio_token="<|AUDIO|>",
+            max_seconds=_whisper_window,
+            audio_limit="300 s",
+            auto_model=Qwen2_5OmniThinkerForConditionalGeneration,
+            note="Qwen2.5-Omni: the thinker is trained; the talker is not loaded.",
+        )
+    )
+for _model_type in ("qwen3_omni_moe", "qwen3_omni_moe_thinker"):
+    register(
+        Family(
+            model_type=_model_type,
+            language_model="model.language_model",
+            audio_tower="model.audio_tower",
+            projector="model.audio_tower.proj2",
+            audio_token="<|audio_pad|>",
+            max_seconds=_unlimited,
+            audio_limit="any length",
+            auto_model=Qwen3OmniMoeThinkerForConditionalGeneration,
+            alone=True,
+            note="Qwen3-Omni: the thinker is trained, adapters on attention only; its experts are no linear layers.",
+        )
+    )
+register(
+    Family(
+        model_type="vibevoice_asr",
+        language_model="model.language_model",
+        audio_tower="model.acoustic_tokenizer_encoder",
+        projector="model.multi_modal_projector",
+        audio_token="<|box_start|>",
+        max_seconds=_unlimited,
+        audio_limit="any length",
+        forward={"sample": False},  # its encoder adds noise unless told not to
+    )
+)
+register(
+    Family(
+        model_type="nemotron_h_omni",
+        language_model="language_model.model",
+        head="language_model.lm_head",
+        audio_tower="audio_tower",
+        projector="embed_audio",
+        audio_token="<so_embedding>",
+        max_seconds=_unlimited,
+        audio_limit="any length",
+    )
+)
+register(
+    Family(
+        model_type="gemma3n",
+        language_model="model.language_model",
+        audio_tower="model.audio_tower",
+        projector="model.embed_audio",
+        audio_token="<audio_soft_token>",
+        max_seconds=lambda processor: min(
+            480_000 / processor.feature_extractor.sampling_rate, processor.audio_seq_length * 0.16
+        ),
+        audio_limit="30 s",
+        logits_cap=lambda config: config.get_text_config().final_logit_softcapping,
+        per_token=("per_layer_inputs", "get_per_layer_inputs"),
+        alone=True,
+        # AltUp's own linear layers are read past an adapter in train mode.
+        lora_layers=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    )
+)
+refuse("granite_speech5_ctc", "it is a CTC recogniser without a language model, so there is no text policy to train.")
+refuse("voxtral_realtime", "it adds audio to every generated token as it streams, so a prompt cannot be encoded once.")

@@ -25,6 +25,7 @@ class _Read(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         scale: float,
+        cap: float | None,
         rows: int,
     ) -> tuple[Tensor, Tensor]:
         order = torch.argsort(row, stable=True)
@@ -34,28 +35,37 @@ class _Read(torch.autograd.Function):
         entropies = torch.empty(hidden.shape[0], device=hidden.device)
         need = hidden.requires_grad
         mean = torch.empty_like(hidden) if need else None
+        slopes = None if cap is None else torch.empty_like(values)
         for i, start in enumerate(starts):
             part = hidden[start : start + rows]
             logits = nn.functional.linear(part, weight, bias).float().div_(scale)
             at = order[bounds[i] : bounds[i + 1]]
+            slope = None
+            if cap is not None and slopes is not None:
+                bent = logits.div_(cap).tanh_()
+                slope = 1 - bent.square()
+                slopes[at] = slope[row[at] - start, token[at]]
+                logits = bent.mul_(cap)
             log_probs = logits.sub_(logits.logsumexp(-1, keepdim=True))
             values[at] = log_probs[row[at] - start, token[at]]
             probability = log_probs.exp()
             entropies[start : start + rows] = -torch.linalg.vecdot(probability, log_probs)
             if mean is not None:
-                mean[start : start + rows] = probability.to(weight.dtype) @ weight
+                pull = probability if slope is None else probability.mul_(slope)
+                mean[start : start + rows] = pull.to(weight.dtype) @ weight
         ctx.scale = scale
-        ctx.save_for_backward(row, token, weight, mean)
+        ctx.save_for_backward(row, token, weight, mean, slopes)
         ctx.mark_non_differentiable(entropies)
         return values, entropies
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        row, token, weight, mean = ctx.saved_tensors
+        row, token, weight, mean, slopes = ctx.saved_tensors
         total = torch.zeros(mean.shape[0], device=grad.device).index_add_(0, row, grad)
         back = -total[:, None] * mean.float()
-        back.index_add_(0, row, grad[:, None] * weight[token].float())
-        return (back / ctx.scale).to(mean.dtype), None, None, None, None, None, None
+        own = grad if slopes is None else grad * slopes
+        back.index_add_(0, row, own[:, None] * weight[token].float())
+        return (back / ctx.scale).to(mean.dtype), None, None, None, None, None, None, None
 
 
 def read_log_probs(
@@ -66,6 +76,7 @@ def read_log_probs(
     *,
     scale: float,
     rows: int,
+    cap: float | None = None,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Return float32 log-probabilities and entropies in nats of N tokens, each read at one of Q hidden states.
 
@@ -76,9 +87,10 @@ def read_log_probs(
         token: (N,) token ids.
         scale: divides the logits (temperature × the head's own scale), in (0, inf).
         rows: hidden states whose logits stand at once, at least 1.
+        cap: bends scaled logits l to cap·tanh(l / cap), whose slope 1 − tanh² then weighs both terms of the gradient.
 
     Returns:
         Log-probabilities (N,), differentiable in `hidden`, and entropies (N,) of the distributions they come from.
     """
-    values, entropies = _Read.apply(hidden, row, token, head.weight, head.bias, scale, rows)  # type: ignore[misc]
+    values, entropies = _Read.apply(hidden, row, token, head.weight, head.bias, scale, cap, rows)  # type: ignore[misc]
     return values, entropies[row]

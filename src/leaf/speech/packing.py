@@ -66,7 +66,8 @@ class PackedBatch:
     """Hold several packed groups as right-padded rows (R rows of length S, width D).
 
     Attributes:
-        embeddings: (R, S, D) prompt embeddings followed by token embeddings, 0 at padding.
+        embeddings: (R, S, D) prompt embeddings followed by token embeddings; 1 at padding, where 0 would give some
+            models a norm of nothing (NaN in the gradient).
         position: (R, S) position ids.
         visible: (R, S, S) True where a row sees another; a padding row sees only itself, so that no softmax is empty.
         parents: (Q,) flat indices into R·S of the rows whose logits are needed, group after group.
@@ -86,7 +87,7 @@ def collate(prompts: list[Tensor], groups: list[PackedGroup], embed_tokens: Call
     tokens = tokens.to(prompts[0].dtype).split([group.token.shape[0] for group in groups])
     embeddings = torch.stack(
         [
-            torch.nn.functional.pad(torch.cat([prompt, token]), (0, 0, 0, size - group.length))
+            torch.nn.functional.pad(torch.cat([prompt, token]), (0, 0, 0, size - group.length), value=1.0)
             for prompt, token, group in zip(prompts, tokens, groups, strict=True)
         ]
     )

@@ -78,6 +78,7 @@ class Policy(nn.Module):
         self.max_prompt_tokens = max_prompt_tokens
         self.family: Family = family_of(self.base.config)
         self.logits_scale = self.family.logits_scale(self.base.config)
+        self.logits_cap = self.family.logits_cap(self.base.config)
         self.attention = Attention.of(self.text_config)
         if layout == "tree" and not self.attention.packable:
             raise ModelError(
@@ -99,14 +100,19 @@ class Policy(nn.Module):
         device: str | torch.device = "cpu",
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
+        attention: str | None = None,
         **options: Any,
     ) -> "Policy":
-        """Load a checkpoint directory or hub id, with a fresh LoRA (`lora`), a saved one (`adapter`) or none."""
+        """Load a checkpoint directory or hub id, with a fresh LoRA (`lora`), a saved one (`adapter`) or none.
+
+        `attention` names a kernel of transformers; None takes sdpa where the model has it. Flash and flex kernels take
+        no tree mask, so prompts are then run once and completions behind them (leaf.speech.scoring).
+        """
         name = str(path)
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
         family = family_of(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
         model = family.auto_model.from_pretrained(
-            name, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=trust_remote_code
+            name, dtype=getattr(torch, dtype), attn_implementation=attention, trust_remote_code=trust_remote_code
         )
         load_own_adapter(model, family, name)
         return cls.wrap(
@@ -144,6 +150,8 @@ class Policy(nn.Module):
                 lora.target_modules = family.lora_targets(model)
             elif not isinstance(names, str):
                 lora.target_modules = family.lora_targets(model, names)
+            # peft may shorten the expression above to bare names, which the audio tower shares.
+            lora.exclude_modules = family.lora_elsewhere()
             model = peft.get_peft_model(model, lora)
         return cls(model, processor, **options).eval()
 
@@ -188,6 +196,11 @@ class Policy(nn.Module):
     def scale(self) -> float:
         """Return what the head's output is divided by: the family's scale times the temperature."""
         return self.logits_scale * self.temperature
+
+    @property
+    def cap(self) -> float | None:
+        """Return the soft cap of the logits at the policy's temperature, None for none."""
+        return None if self.logits_cap is None else self.logits_cap / self.temperature
 
     @property
     def device(self) -> torch.device:
@@ -244,6 +257,8 @@ class Policy(nn.Module):
 
     def embed(self, examples: Sequence[Mapping[str, Any]]) -> list[Prompt]:
         """Embed prompts, audio encoded once; the graph is kept only where the audio side is being trained."""
+        if self.family.alone and len(examples) > 1:
+            return [prompt for example in examples for prompt in self.embed([example])]
         inputs = self.inputs(examples)
         trained = any(p.requires_grad for p in self.projector.parameters())
         with nullcontext() if trained else torch.no_grad():
@@ -276,7 +291,10 @@ class Policy(nn.Module):
         """Run the outer forward up to where the prompt is embedded and return the embeddings (rows, P, D)."""
         path, name = self.family.embeddings_at or (self.family.language_model, "inputs_embeds")
         args, kwargs = self._stopped_at(self.family.module(self.base, path), inputs)
-        return args[0] if name is None else kwargs[name]
+        embeddings = args[0] if name is None else kwargs[name]
+        if self.family.per_token is not None:
+            embeddings = torch.cat([embeddings, kwargs[self.family.per_token[0]].flatten(2)], -1)
+        return embeddings
 
     def _stopped_at(self, module: nn.Module, inputs: dict[str, Tensor]) -> tuple[tuple, dict[str, Any]]:
         """Run the outer forward until it calls `module`, and return what it is called with."""
@@ -286,7 +304,7 @@ class Policy(nn.Module):
 
         handle = module.register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            self.base(**inputs, use_cache=False)
+            self.base(**inputs, **self.family.forward, use_cache=False)
         except _Reached as caught:
             return caught.args[0], caught.args[1]
         finally:
@@ -296,14 +314,15 @@ class Policy(nn.Module):
     # -- scoring -------------------------------------------------------------------------------------------------------
     def logits(self, hidden: Tensor) -> Tensor:
         """Return float32 logits at the policy's temperature for hidden states (..., D)."""
-        return self.head(hidden).float() / self.scale
+        logits = self.head(hidden).float() / self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
     def _layout(self) -> Layout:
         """Choose the fastest layout that is right for the model's layers."""
         if self.attention.packable:
             return "tree"
         # Under gradient checkpointing transformers drops the cache, so the prompt cannot be run once.
-        return "copies" if getattr(self.language_model, "gradient_checkpointing", False) else "prompt_once"
+        return "copies" if self.language_model.is_activation_checkpointing else "prompt_once"
 
     def batches(self, prompts: Sequence[Prompt], trees: Sequence[PrefixTree]) -> list[list[int]]:
         """Split groups (their indices) into the forwards that the token budget allows, groups of like size together."""
@@ -316,8 +335,20 @@ class Policy(nn.Module):
         return score(self, prompts, trees, self.batches(prompts, trees))
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
-        """Return the embeddings of token ids in the model's precision."""
-        return self.base.get_input_embeddings()(tokens).to(self.base.dtype)
+        """Return the embeddings of token ids in the model's precision, further inputs per token behind them."""
+        embeddings = self.base.get_input_embeddings()(tokens).to(self.base.dtype)
+        if self.family.per_token is not None:
+            extra = getattr(self.language_model, self.family.per_token[1])(tokens)
+            embeddings = torch.cat([embeddings, extra.flatten(-2).to(embeddings.dtype)], -1)
+        return embeddings
+
+    def decode(self, embeddings: Tensor, **arguments: Any) -> Tensor:
+        """Run the decoder stack on embeddings (R, S, D) and return its last hidden states (R, S, D)."""
+        if self.family.per_token is not None:
+            layers, width = self.text_config.num_hidden_layers, self.text_config.hidden_size
+            arguments[self.family.per_token[0]] = embeddings[..., width:].unflatten(-1, (layers, -1))
+            embeddings = embeddings[..., :width]
+        return self.language_model(inputs_embeds=embeddings.to(self.base.dtype), **arguments).last_hidden_state
 
     # -- saving --------------------------------------------------------------------------------------------------------
     def save_adapter(self, directory: str | Path) -> None:

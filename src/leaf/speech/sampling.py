@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from leaf.credit.tree import PrefixTree
+from leaf.errors import ModelError
+from leaf.speech.attention import longest_position
 from leaf.speech.decoding import decoder
 from leaf.speech.packing import micro_batches
 from leaf.speech.policy import Policy, Prompt
@@ -86,6 +88,13 @@ def sample(
     Returns:
         One Group per prompt, tensors on the CPU.
     """
+    longest = longest_position(policy.text_config)
+    if longest is not None and max(prompt.length for prompt in prompts) + max_new_tokens > longest:
+        raise ModelError(
+            f"A prompt of {max(prompt.length for prompt in prompts)} tokens and {max_new_tokens} new ones exceed "
+            f"{longest} positions, where this model (LongRoPE) changes its frequencies for the whole batch. Lower "
+            "max_new_tokens, or set max_prompt_tokens so that both fit."
+        )
     draws = torch.stack(
         [
             torch.rand(len(prompts) * num_completions, generator=generator, dtype=torch.float64)

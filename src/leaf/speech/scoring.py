@@ -65,7 +65,7 @@ def score(
             rows += group.parents.shape[0]
         nodes = torch.cat([trees[i].token.to(policy.device) for i in batch])
         values, entropy = read_log_probs(
-            policy.head, hidden, torch.cat(parent_of), nodes, scale=policy.scale, rows=policy.logit_rows
+            policy.head, hidden, torch.cat(parent_of), nodes, scale=policy.scale, cap=policy.cap, rows=policy.logit_rows
         )
         sizes = [trees[i].num_nodes for i in batch]
         for i, value, spread in zip(batch, values.split(sizes), entropy.split(sizes), strict=True):
@@ -80,12 +80,12 @@ def tree_hidden(
 ) -> Tensor:
     """Run packed rows and return hidden states (Q, D) at all groups' parents, group after group."""
     rows = collate([prompt.embeddings for prompt in prompts], list(packed), policy.embed_tokens)
-    hidden = policy.language_model(
-        inputs_embeds=rows.embeddings.to(policy.base.dtype),
+    hidden = policy.decode(
+        rows.embeddings,
         attention_mask=policy.attention.masks(rows.visible, rows.position, rows.position, policy.base.dtype),
         position_ids=rows.position,
         use_cache=False,
-    ).last_hidden_state
+    )
     return hidden.flatten(0, 1)[rows.parents]
 
 
@@ -99,19 +99,17 @@ def prompt_once_hidden(
 def _prompt_once(policy: "Policy", prompt: "Prompt", group: PackedGroup, tree: PrefixTree) -> Tensor:
     tokens, lengths, places = _branches(policy, group, tree)
     cache = DynamicCache(config=policy.text_config)
-    hidden = policy.language_model(
-        inputs_embeds=prompt.embeddings[None].to(policy.base.dtype), past_key_values=cache, use_cache=True
-    ).last_hidden_state[0, -1:]
+    hidden = policy.decode(prompt.embeddings[None], past_key_values=cache, use_cache=True)[0, -1:]
     if tokens.shape[1] > 0:
         cache.reorder_cache(torch.zeros(len(lengths), dtype=torch.long, device=policy.device))  # type: ignore[arg-type]
         slots = torch.arange(prompt.length + tokens.shape[1], device=policy.device)
-        behind = policy.language_model(
-            inputs_embeds=policy.embed_tokens(tokens),
+        behind = policy.decode(
+            policy.embed_tokens(tokens),
             attention_mask=(slots < prompt.length + lengths[:, None]).long(),
             position_ids=slots[prompt.length :].expand(len(lengths), -1),
             past_key_values=cache,
             use_cache=True,
-        ).last_hidden_state
+        )
         hidden = torch.cat([hidden, behind.flatten(0, 1)])
     return hidden[places]
 
@@ -125,14 +123,14 @@ def copies_hidden(
 
 def _copies(policy: "Policy", prompt: "Prompt", group: PackedGroup, tree: PrefixTree) -> Tensor:
     tokens, lengths, places = _branches(policy, group, tree)
-    copies = prompt.embeddings[None].to(policy.base.dtype).expand(len(lengths), -1, -1)
+    copies = prompt.embeddings[None].expand(len(lengths), -1, -1)
     slots = torch.arange(prompt.length + tokens.shape[1], device=policy.device)
-    hidden = policy.language_model(
-        inputs_embeds=torch.cat([copies, policy.embed_tokens(tokens)], 1),
+    hidden = policy.decode(
+        torch.cat([copies, policy.embed_tokens(tokens).to(copies.dtype)], 1),
         attention_mask=(slots < prompt.length + lengths[:, None]).long(),
         position_ids=slots.expand(len(lengths), -1),
         use_cache=False,
-    ).last_hidden_state
+    )
     return torch.cat([hidden[0, prompt.length - 1 : prompt.length], hidden[:, prompt.length :].flatten(0, 1)])[places]
 
 

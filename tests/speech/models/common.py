@@ -11,7 +11,8 @@ TEXTS = ["press one to leave the conference", "you have two new messages", "what
 def train_tokenizer(special, *, eos, pad, bos=None, named=None, last=(), prepend_bos=False):
     """Train a byte-level BPE tokenizer of about 320 tokens; `special` come first, `named` become attributes of it.
 
-    `last` are special tokens behind all others. `prepend_bos` makes the tokenizer itself put `bos` before every text, as Gemma's and Mistral's do.
+    `last` are special tokens behind all others. `prepend_bos` makes the tokenizer itself put `bos` before every text,
+    as Gemma's and Mistral's do.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
