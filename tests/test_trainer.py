@@ -42,7 +42,7 @@ def weights(directory):
 
 
 def without_times(records):
-    return [{k: v for k, v in record.items() if not k.startswith("seconds")} for record in records]
+    return [{k: v for k, v in record.items() if not k.startswith(("seconds", "memory"))} for record in records]
 
 
 @pytest.mark.parametrize("credit", list(CREDIT_RULES))
@@ -177,3 +177,54 @@ def test_a_reward_function_that_fails_and_a_run_without_checkpoint_are_named(tmp
 def test_tensorboard_tracking_writes_events(tmp_path):
     run = trainer(recipe(tmp_path, track_with="tensorboard", max_steps=1)).train()
     assert list(run.path.rglob("events.out.tfevents.*"))
+
+
+def test_running_out_of_memory_halves_the_budget_and_loses_no_step(tmp_path, monkeypatch):
+    """Forwards above a limit fail as CUDA's do; the run goes on in smaller ones and learns the same."""
+    wanted = trainer(recipe(tmp_path, output_dir=str(tmp_path / "free"), token_budget=4096, seed=1)).train()
+    config = recipe(tmp_path, output_dir=str(tmp_path / "tight"), token_budget=4096, seed=1)
+    tight = trainer(config)
+    decode, limit = tight.policy.decode, 100
+    failed = []
+
+    def small(embeddings, **arguments):
+        if embeddings.shape[0] * embeddings.shape[1] > limit and torch.is_grad_enabled():
+            failed.append(embeddings.shape[0])
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return decode(embeddings, **arguments)
+
+    monkeypatch.setattr(tight.policy, "decode", small)
+    run = tight.train()
+    assert failed
+    budgets = [record["token_budget"] for record in lines(run.path, "metrics.jsonl")]
+    assert budgets == sorted(budgets, reverse=True)
+    assert budgets[-1] < 4096
+    got, whole = lines(run.path, "metrics.jsonl"), lines(wanted.path, "metrics.jsonl")
+    assert [record["step"] for record in got] == [1, 2, 3]
+    assert (tmp_path / "tight" / "last" / "adapter_model.safetensors").is_file()
+    # AdamW's first steps are signs of gradients, so weights near zero may part; what was learned from may not.
+    for key in ("grad_norm", "reward_mean", "packed_tokens"):
+        assert got[0][key] == pytest.approx(whole[0][key], rel=1e-4), key
+
+
+def test_memory_too_small_for_one_prompt_is_said_in_one_sentence(tmp_path, monkeypatch):
+    poor = trainer(recipe(tmp_path))
+
+    def never(embeddings, **arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    start = poor.start()
+    monkeypatch.setattr(poor.policy, "decode", never)
+    with pytest.raises(RunError, match=r"Memory ran out even at 64 tokens a forward.*gradient_checkpointing: true"):
+        poor.rollout(start + 1)
+
+
+def test_the_budget_is_automatic_and_a_resumed_run_keeps_its_own(tmp_path):
+    first = trainer(recipe(tmp_path, max_steps=2))
+    assert 64 <= first.policy.token_budget <= 1024
+    first.policy.token_budget = 77
+    first.train()
+    again = trainer(recipe(tmp_path, max_steps=3))
+    again.start(resume=True)
+    assert again.policy.token_budget == 77
+    assert trainer(recipe(tmp_path, token_budget=333)).policy.token_budget == 333

@@ -303,7 +303,7 @@ def _policy(config: RunConfig, adapter: Path | None = None) -> Any:
         gradient_checkpointing=config.gradient_checkpointing,
         trust_remote_code=config.trust_remote_code,
         attention=config.attention,
-        token_budget=config.token_budget,
+        token_budget=config.token_budget or 4096,
         max_prompt_tokens=config.max_prompt_tokens,
     )
     if config.projector is not None:

@@ -52,7 +52,7 @@ class RunConfig:
     schedule_steps: int | None = _field(None, "steps the schedule is laid out for; default max_steps", low=1)
     warmup_steps: int = _field(0, "steps of linear warm-up", low=0)
     max_grad_norm: float = _field(1.0, "gradient norm clip", low=0.0)
-    token_budget: int = _field(4096, "padded tokens in one forward", low=1)
+    token_budget: int | None = _field(None, "padded tokens in one forward; default what memory allows", low=1)
     max_prompt_tokens: int | None = _field(
         None, "longest prompt accepted, audio included; longer ones are refused", low=1
     )

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from leaf.errors import DataError
+from leaf.memory import within_memory
 from leaf.metrics import bootstrap, score
 from leaf.speech.policy import Policy
 from leaf.speech.sampling import sample
@@ -72,7 +74,8 @@ def predict(
     truncated = 0
     for at in range(0, len(order), batch_size):
         indices = order[at : at + batch_size]
-        groups = sample(
+        draw = partial(
+            sample,
             policy,
             policy.embed([rows[i] for i in indices]),
             num_completions=1,
@@ -80,8 +83,8 @@ def predict(
             temperature=temperature,
             top_p=top_p,
             greedy=greedy,
-            generator=step_generator(seed, at),
         )
+        groups = within_memory(policy, lambda draw=draw, at=at: draw(generator=step_generator(seed, at)))
         for i, group in zip(indices, groups, strict=True):
             texts[i] = group.texts(policy.tokenizer)[0]
             truncated += int(group.truncated[0])

@@ -18,14 +18,17 @@ from leaf.config import LeafConfig
 from leaf.credit import credit_rule, policy_loss, token_weights
 from leaf.errors import ConfigError, DataError, RunError
 from leaf.evaluate import Evaluation, evaluate
+from leaf.memory import available_bytes, peak_bytes, reset_peak, token_budget, within_memory
 from leaf.plugins import load_plugins
 from leaf.records import group_record, rollout_statistics
 from leaf.rewards import RewardSum
 from leaf.run import RunDirectory
-from leaf.speech.packing import micro_batches
 from leaf.speech.policy import Policy
 from leaf.speech.sampling import Group, sample
 from leaf.training import batch_indices, build_optimizer, build_schedule, pick_device, step_generator, take
+
+# Beyond these a larger batch of rows is no faster: caches on the CPU, full occupancy on a GPU.
+AUTOMATIC_BUDGET = {"cpu": 1024, "cuda": 32768}
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class LeafTrainer:
         args, device = self.args, self.accelerator.device
         load_plugins(args.plugins)
         if isinstance(model, Policy):
-            return model.to(device)
+            return self._budgeted(model.to(device))
         lora = lora or peft.LoraConfig(
             r=args.lora_r,
             lora_alpha=args.lora_alpha,
@@ -122,16 +125,15 @@ class LeafTrainer:
         )
         options: dict[str, Any] = {
             "temperature": args.temperature,
-            "token_budget": args.token_budget,
             "max_prompt_tokens": args.max_prompt_tokens,
             "gradient_checkpointing": args.gradient_checkpointing,
         }
         if isinstance(model, torch.nn.Module):
             if processor is None:
                 raise ConfigError("A model object needs its processor: pass processing_class=AutoProcessor(...).")
-            return Policy.wrap(model.to(device), processor, lora=lora, **options)
+            return self._budgeted(Policy.wrap(model.to(device), processor, lora=lora, **options))
         trust = args.trust_remote_code
-        return Policy.load(
+        policy = Policy.load(
             model,
             lora=lora,
             dtype=args.dtype,
@@ -140,6 +142,20 @@ class LeafTrainer:
             attention=args.attention,
             **options,
         )
+        return self._budgeted(policy)
+
+    def _budgeted(self, policy: Policy) -> Policy:
+        """Set the token budget of the recipe, or one that the memory left beside the weights allows."""
+        args = self.args
+        if args.token_budget is not None:
+            policy.token_budget = args.token_budget
+            return policy
+        # A prompt and completions that share nothing: the longest row there can be.
+        prompt = args.max_prompt_tokens or 1024
+        longest = prompt + args.num_completions * args.max_new_tokens
+        fits = token_budget(policy.memory(), available_bytes(policy.device), longest=longest)
+        policy.token_budget = min(fits, AUTOMATIC_BUDGET[policy.device.type])
+        return policy
 
     # -- the loop ------------------------------------------------------------------------------------------------------
     def train(self, resume_from_checkpoint: bool | str | Path = False) -> RunDirectory:
@@ -159,6 +175,7 @@ class LeafTrainer:
         first = take(self.train_rows, range(min(2, len(self.train_rows))))
         for line in check_policy(self.policy, first):
             self._say(line)
+        self._say(f"token budget: {self.policy.token_budget} padded tokens a forward")
         if args.track_with:
             self.accelerator.init_trackers("leaf")
         if start == 0 and args.eval_every:
@@ -166,8 +183,11 @@ class LeafTrainer:
         for step in range(start + 1, args.max_steps + 1):
             self.seconds = {}
             began = time.perf_counter()
+            reset_peak(self.policy.device)
             rollout = self.rollout(step)
             record = {"step": step, **self._statistics(rollout), **self.update(rollout)}
+            record["token_budget"] = self.policy.token_budget
+            record["memory/peak_gb"] = peak_bytes(self.policy.device) / 1e9
             record["learning_rate"] = self.schedule.get_last_lr()[0]
             record |= {f"seconds/{stage}": value for stage, value in self.seconds.items()}
             record["seconds/step"] = time.perf_counter() - began
@@ -201,14 +221,17 @@ class LeafTrainer:
             rows = take(self.train_rows, indices[self.accelerator.process_index :: world])
             prompts = self.policy.embed(rows)
         with self._stage("sample"):
-            groups = sample(
+            groups = within_memory(
                 self.policy,
-                prompts,
-                num_completions=args.num_completions,
-                max_new_tokens=args.max_new_tokens,
-                temperature=args.temperature,
-                top_p=args.top_p,
-                generator=step_generator(args.seed, step, self.accelerator.process_index),
+                lambda: sample(
+                    self.policy,
+                    prompts,
+                    num_completions=args.num_completions,
+                    max_new_tokens=args.max_new_tokens,
+                    temperature=args.temperature,
+                    top_p=args.top_p,
+                    generator=step_generator(args.seed, step, self.accelerator.process_index),
+                ),
             )
         with self._stage("reward"):
             rewards = self._score(rows, groups)
@@ -241,7 +264,8 @@ class LeafTrainer:
         """Score groups without a graph, dropout off, in the layout of the update."""
         self.policy.eval()
         with self._stage(stage), mode:
-            return self.policy([g.prompt for g in groups], [g.tree for g in groups]).log_probs
+            prompts, trees = [g.prompt for g in groups], [g.tree for g in groups]
+            return within_memory(self.policy, lambda: self.policy(prompts, trees)).log_probs
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Take the optimiser steps of one rollout and return their mean statistics."""
@@ -252,19 +276,41 @@ class LeafTrainer:
         with self._stage("update"):
             for _ in range(args.passes_per_rollout):
                 for part in _parts(rollout, args.completions_per_update):
-                    torch.manual_seed(step_generator(args.seed, rollout.step, -1 - count).initial_seed())
-                    for key, value in self._optimizer_step(part).items():
+                    for key, value in self._optimizer_step(part, count).items():
                         totals[key] = totals.get(key, 0.0) + value
                     count += 1
         return {key: value / count for key, value in totals.items()}
 
-    def _optimizer_step(self, part: Rollout) -> dict[str, float]:
-        """Accumulate the loss over micro-batches of packed groups and step once."""
+    def _optimizer_step(self, part: Rollout, count: int) -> dict[str, float]:
+        """Accumulate the gradient of one part of a rollout, within memory, and step once."""
+        args = self.args
+
+        def accumulate() -> dict[str, float]:
+            self.optimizer.zero_grad()
+            torch.manual_seed(step_generator(args.seed, part.step, -1 - count).initial_seed())  # of dropout
+            return self._gradient(part)
+
+        # Among several processes one must not repeat what the others have already joined in.
+        alone = self.accelerator.num_processes == 1
+        stats = within_memory(self.policy, accumulate) if alone else accumulate()
+        norm = self.accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
+        stats["grad_norm"] = math.nan if norm is None else float(norm)
+        if not math.isfinite(stats["grad_norm"]) or not math.isfinite(stats["loss"]):
+            raise RunError(
+                f"The loss is {stats['loss']} and the gradient norm {stats['grad_norm']}: training stops before they "
+                "reach the weights. The last checkpoint is intact; lower the learning rate or use dtype: float32."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        return stats
+
+    def _gradient(self, part: Rollout) -> dict[str, float]:
+        """Run the loss forward and backward over micro-batches of packed groups and return its statistics."""
         args, device = self.args, self.accelerator.device
         masks = [(group.tree.node >= 0).to(device) for group in part.groups]
         weights = token_weights(masks, reduction=args.reduction, constant_length=args.max_new_tokens)
-        lengths = [group.prompt.length + group.tree.num_nodes for group in part.groups]
-        batches = micro_batches(lengths, args.token_budget)
+        batches = self.policy.batches([g.prompt for g in part.groups], [g.tree for g in part.groups])
         stats: dict[str, float] = {"loss": 0.0, "packed_tokens": 0, "plain_tokens": 0, "entropy": 0.0}
         for number, batch in enumerate(batches):
             waits = self.accelerator.no_sync(self.model) if number + 1 < len(batches) else nullcontext()
@@ -293,16 +339,6 @@ class LeafTrainer:
             stats["loss"] += loss.item()
             stats["packed_tokens"] += scores.packed_tokens
             stats["plain_tokens"] += scores.plain_tokens
-        norm = self.accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
-        stats["grad_norm"] = math.nan if norm is None else float(norm)
-        if not math.isfinite(stats["grad_norm"]) or not math.isfinite(stats["loss"]):
-            raise RunError(
-                f"The loss is {stats['loss']} and the gradient norm {stats['grad_norm']}: training stops before they "
-                "reach the weights. The last checkpoint is intact; lower the learning rate or use dtype: float32."
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.schedule.step()
         return stats
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
@@ -377,6 +413,7 @@ class LeafTrainer:
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "token_budget": self.policy.token_budget,
         }
         torch.save(state, path / "state.pt")
 
@@ -391,6 +428,8 @@ class LeafTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.best = state["best"]
+        # Other micro-batches would add up to other last bits.
+        self.policy.token_budget = state["token_budget"]
         self.run.forget_after(state["step"])
         self._say(f"resumed {self.run.path} after step {state['step']}")
         return int(state["step"])

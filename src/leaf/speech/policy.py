@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoProcessor
 
 from leaf.credit.tree import PrefixTree
 from leaf.errors import ModelError
+from leaf.memory import Estimate, estimate
 from leaf.speech import prompts as prompting
 from leaf.speech.attention import Attention
 from leaf.speech.families import Family, family_of
@@ -229,6 +230,28 @@ class Policy(nn.Module):
             raise ModelError("This policy has no adapter, so it has no reference model. Load it with `lora=`.")
         with self.model.disable_adapter():
             yield
+
+    def memory(self) -> Estimate:
+        """Estimate what training this policy takes; see leaf.memory."""
+        if not isinstance(self.model, peft.PeftModel):
+            raise ModelError("This policy has no adapter to train. Load it with `lora=`.")
+        lora: Any = self.model.active_peft_config
+        adapted = {
+            name.split(".lora_A.")[0].rpartition(".")[2] for name, _ in self.named_parameters() if "lora_A" in name
+        }
+        counts = self.describe()
+        return estimate(
+            self.text_config,
+            parameters=counts["total"],
+            trainable=counts["trainable"],
+            dtype=self.base.dtype,
+            lora_r=lora.r,
+            lora_layers=adapted,
+            lora_dropout=lora.lora_dropout,
+            gradient_checkpointing=self.language_model.is_activation_checkpointing,
+            logit_rows=self.logit_rows,
+            device=self.device,
+        )
 
     def describe(self) -> dict[str, int]:
         """Count parameters: trainable, in all, and by part (audio tower, projector, language model)."""
