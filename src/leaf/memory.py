@@ -20,9 +20,8 @@ from leaf.speech.attention import Attention
 _FLOAT = 4  # float32: adapters, their gradients, AdamW's moments, logits
 _BOOL = 1
 T = TypeVar("T")
-# Float32 copies of a chunk of logits alive at once in `leaf.speech.head`: log-probabilities and probabilities of the
-# chunk before, the logits of this one, and what log-sum-exp makes in between. A single chunk has three.
-_LOGIT_COPIES = 4
+# Float32 copies of a chunk of logits alive at once in `leaf.speech.head`: logits, their probabilities and one between.
+_LOGIT_COPIES = 3
 _ATTENTION_INPUT = ("q_proj", "k_proj", "v_proj", "qkv_proj")
 _MLP_INPUT = ("gate_proj", "up_proj", "gate_up_proj")
 
@@ -115,9 +114,9 @@ def estimate(
     copies it in every layer unless S is a multiple of 8.)
 
     Measured, not derived: what passes through while a layer works, 8 I bytes per token, 3 I more in bfloat16 and 3 I
-    more with dropout and without checkpointing; and the heap's loss on the CPU, 1.75 b bytes (1 more with dropout) per
-    layer and output value of its linear layers, 2 D + 2 I + A + 2 G h. glibc 2.36 reuses aligned blocks of up to 32 MiB
-    badly; larger ones lose nothing.
+    more with dropout and without checkpointing; and the heap's loss on the CPU, 1.75 b bytes (1.5 b with checkpointing,
+    1 more with dropout) per layer and output value of its linear layers, 2 D + 2 I + A + 2 G h. glibc 2.36 reuses
+    aligned blocks of up to 32 MiB badly, by a tenth more or less from run to run; larger ones lose nothing.
 
     Not covered: layouts other than `tree`, attention other than sdpa, norms of queries and keys, what experts copy, the
     several streams of Gemma 3n (it keeps 1.7 times as much), trained projectors, DDP's buckets.
@@ -143,7 +142,8 @@ def estimate(
     layer = 2 * (_FLOAT * hidden + _FLOAT) + 4 * attention * size + _FLOAT * heads + 3 * inner * size
     layer += _lora_token(lora_layers, lora_r, lora_dropout, (hidden, attention, inner), share=not half, cuda=cuda)
     passing = inner * (8 + (3 if half else 0) + (3 if lora_dropout and not gradient_checkpointing else 0))
-    lost = (2 * hidden + 2 * inner + attention + 2 * keys) * (7 * size + (4 if lora_dropout else 0)) // 4
+    quarters = (6 if gradient_checkpointing else 7) * size + (4 if lora_dropout else 0)
+    lost = (2 * hidden + 2 * inner + attention + 2 * keys) * quarters // 4
     # Beside the layers: the last norm's input, hidden states for the head, the rotation's cosine and sine.
     ends = _FLOAT * hidden + hidden * size + 2 * head * size
     windows = len(set(Attention.of(text_config).windows.values()))
@@ -343,7 +343,9 @@ def reset_peak(device: str | torch.device) -> bool:
 
 
 # -- doing with less ---------------------------------------------------------------------------------------------------
-def within_memory(holder: Any, action: Callable[[], T], *, smallest: int = 64) -> T:
+def within_memory(
+    holder: Any, action: Callable[[], T], *, largest: Callable[[], int] | None = None, smallest: int = 64
+) -> T:
     """Return `action()`; each time memory runs out, halve the holder's token budget and call it again.
 
     The action has to begin anew when called again: what it had accumulated is lost with the failed attempt.
@@ -351,6 +353,7 @@ def within_memory(holder: Any, action: Callable[[], T], *, smallest: int = 64) -
     Args:
         holder: has a `token_budget` that the action obeys: a policy.
         action: called with nothing.
+        largest: says how many tokens the action's largest batch has at the present budget; the next is half of that.
         smallest: budget at which to give up, in tokens.
 
     Raises:
@@ -369,7 +372,8 @@ def within_memory(holder: Any, action: Callable[[], T], *, smallest: int = 64) -
                     "max_new_tokens, shorter audio or a larger device."
                 ) from error
         # Out here the error and the tensors its frames held are gone.
-        holder.token_budget = max(holder.token_budget // 2, smallest)
+        failed = holder.token_budget if largest is None else min(holder.token_budget, largest())
+        holder.token_budget = max(failed // 2, smallest)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

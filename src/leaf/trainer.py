@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -265,7 +266,8 @@ class LeafTrainer:
         self.policy.eval()
         with self._stage(stage), mode:
             prompts, trees = [g.prompt for g in groups], [g.tree for g in groups]
-            return within_memory(self.policy, lambda: self.policy(prompts, trees)).log_probs
+            largest = partial(self.policy.largest_batch, prompts, trees)
+            return within_memory(self.policy, lambda: self.policy(prompts, trees), largest=largest).log_probs
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Take the optimiser steps of one rollout and return their mean statistics."""
@@ -292,7 +294,9 @@ class LeafTrainer:
 
         # Among several processes one must not repeat what the others have already joined in.
         alone = self.accelerator.num_processes == 1
-        stats = within_memory(self.policy, accumulate) if alone else accumulate()
+        prompts, trees = [g.prompt for g in part.groups], [g.tree for g in part.groups]
+        largest = partial(self.policy.largest_batch, prompts, trees)
+        stats = within_memory(self.policy, accumulate, largest=largest) if alone else accumulate()
         norm = self.accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
         stats["grad_norm"] = math.nan if norm is None else float(norm)
         if not math.isfinite(stats["grad_norm"]) or not math.isfinite(stats["loss"]):

@@ -51,8 +51,10 @@ class _Read(torch.autograd.Function):
             probability = log_probs.exp()
             entropies[start : start + rows] = -torch.linalg.vecdot(probability, log_probs)
             if mean is not None:
-                pull = probability if slope is None else probability.mul_(slope)
-                mean[start : start + rows] = pull.to(weight.dtype) @ weight
+                if slope is not None:
+                    probability.mul_(slope)
+                mean[start : start + rows] = probability.to(weight.dtype) @ weight
+            del logits, log_probs, probability  # before the next chunk's are made
         ctx.scale = scale
         ctx.save_for_backward(row, token, weight, mean, slopes)
         ctx.mark_non_differentiable(entropies)

@@ -83,6 +83,8 @@ def collate(prompts: list[Tensor], groups: list[PackedGroup], embed_tokens: Call
     """Right-pad packed groups to one batch; `prompts[i]` is the (P, D) embedding matrix of group i's prompt."""
     size = max(group.length for group in groups)
     device = prompts[0].device
+    if device.type == "cuda":
+        size = -(-size // 8) * 8  # attention kernels copy a mask whose rows are not aligned in every layer
     tokens = embed_tokens(torch.cat([group.token.to(device) for group in groups]))
     tokens = tokens.to(prompts[0].dtype).split([group.token.shape[0] for group in groups])
     embeddings = torch.stack(

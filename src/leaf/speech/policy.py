@@ -353,6 +353,12 @@ class Policy(nn.Module):
         lengths = [size(prompt.length, tree) for prompt, tree in zip(prompts, trees, strict=True)]
         return micro_batches(lengths, self.token_budget)
 
+    def largest_batch(self, prompts: Sequence[Prompt], trees: Sequence[PrefixTree]) -> int:
+        """Return the padded tokens of the largest of these batches."""
+        size = LAYOUTS[self.layout].size
+        batches = self.batches(prompts, trees)
+        return max(len(batch) * max(size(prompts[i].length, trees[i]) for i in batch) for batch in batches)
+
     def forward(self, prompts: Sequence[Prompt], trees: Sequence[PrefixTree]) -> Scores:
         """Score the completions of each prompt's group, in forwards within the token budget."""
         return score(self, prompts, trees, self.batches(prompts, trees))

@@ -1,0 +1,149 @@
+"""Measure the memory of one rl step on a model of Granite-Speech-3.3-2B's shape: 30 s of audio, K = 8 completions.
+
+    python benchmarks/granite_memory.py [--completions 8] [--length 50] [--dtype bfloat16] [--no-checkpointing]
+
+The model has the published shape (encoder, Q-Former, language model) and random weights, its real processor class, and
+LoRA of rank 64 on every linear layer of the language model, in float32 with AdamW, as the published recipe has it. One
+prompt with 30 s of recorded speech; completions of exactly `--length` tokens (an end token ends nothing). Measured is a
+whole step of `LeafTrainer`: embed, sample, reward, credit, reference, update, optimiser. Peak: on the CPU the resident
+high-water mark of the whole process, interpreter and libraries included; on CUDA what tensors take. Every step is run
+twice, so that the optimiser's moments are there in the second.
+"""
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoTokenizer,
+    Blip2QFormerConfig,
+    GenerationConfig,
+    GraniteSpeechConfig,
+    GraniteSpeechFeatureExtractor,
+    GraniteSpeechForConditionalGeneration,
+    GraniteSpeechProcessor,
+)
+from transformers.initialization import no_init_weights
+from transformers.utils import logging
+
+from leaf.config import LeafConfig
+from leaf.demo_model import resolve_model
+from leaf.memory import available_bytes, peak_bytes, reset_peak
+from leaf.speech.audio import load_audio
+from leaf.tasks import load
+from leaf.trainer import LeafTrainer
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+SECONDS = 30
+
+
+def build(
+    dtype: torch.dtype, device: torch.device
+) -> tuple[GraniteSpeechForConditionalGeneration, GraniteSpeechProcessor]:
+    """Return a model of ibm-granite/granite-speech-3.3-2b's shape with small random weights, and its processor."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("demo"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|audio|>"]})
+    config = GraniteSpeechConfig(
+        encoder_config={"num_layers": 16, "hidden_dim": 1024, "num_heads": 8, "dim_head": 128, "output_dim": 42},
+        projector_config=Blip2QFormerConfig(
+            hidden_size=1024, num_hidden_layers=2, num_attention_heads=16, intermediate_size=4096,
+            encoder_hidden_size=1024, cross_attention_frequency=1,
+        ),
+        text_config={
+            "model_type": "granite", "vocab_size": 49160, "hidden_size": 2048, "intermediate_size": 8192,
+            "num_hidden_layers": 40, "num_attention_heads": 32, "num_key_value_heads": 8, "embedding_multiplier": 12.0,
+            "logits_scaling": 8.0, "residual_multiplier": 0.22, "attention_multiplier": 0.015625,
+            "max_position_embeddings": 131072, "tie_word_embeddings": True,
+        },
+        audio_token_index=tokenizer.convert_tokens_to_ids("<|audio|>"), has_lora_adapter=False,
+    )  # fmt: skip
+    with no_init_weights(), torch.device(device):
+        model = GraniteSpeechForConditionalGeneration._from_config(config, dtype=dtype)
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(1.0) if "norm" in name.lower() else parameter.normal_(0, 0.02, generator=generator)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm1d):
+                module.reset_running_stats()
+    model.generation_config = GenerationConfig(eos_token_id=0, pad_token_id=0)
+    processor = GraniteSpeechProcessor(GraniteSpeechFeatureExtractor(), tokenizer, chat_template=TEMPLATE)
+    return model.eval(), processor
+
+
+def prompt_row():
+    """Return one row with 30 s of recorded speech."""
+    recordings = [path for row in load("asterisk_qa", "train").select(range(40)) for path in row["audio"]]
+    wave = load_audio(recordings)[: SECONDS * 16000]
+    assert len(wave) == SECONDS * 16000
+    audio = {"array": wave, "sampling_rate": 16000}
+    return {"prompt": "Answer the question about the recording.", "audio": audio, "reference": "press one"}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--completions", type=int, default=8)
+    parser.add_argument("--length", type=int, default=50)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=True)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    logging.disable_progress_bar()
+    device = torch.device(args.device)
+    model, processor = build(getattr(torch, args.dtype), device)
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = LeafConfig(
+            dtype=args.dtype, device=args.device, lora_r=64, lora_alpha=128, lora_dropout=0.0, prompts_per_rollout=1,
+            num_completions=args.completions, max_new_tokens=args.length, gradient_checkpointing=args.checkpointing,
+            rewards=["chrf"], output_dir=f"{folder}/run", learning_rate=0.0, max_prompt_tokens=512,
+        )  # fmt: skip
+        trainer = LeafTrainer(model, None, recipe, [prompt_row()], processing_class=processor)
+        trainer.policy.eos_token_ids = (-1,)
+        steps = []
+        for step in (1, 2):
+            reset_peak(device)
+            began = time.perf_counter()
+            rollout = trainer.rollout(step)
+            sampled = peak_bytes(device)
+            trainer.update(rollout)
+            steps.append({"peak_gb": peak_bytes(device) / 1e9, "until_sampled_gb": sampled / 1e9})
+            steps[-1]["seconds"] = time.perf_counter() - began
+            steps[-1]["stages"] = {name: round(value, 2) for name, value in trainer.seconds.items()}
+            trainer.seconds = {}
+            print(json.dumps(steps[-1]), flush=True)
+        group, needs = rollout.groups[0], trainer.policy.memory()
+        counts = trainer.policy.describe()
+        budget = trainer.policy.token_budget
+    row = group.prompt.length + int((~group.tree.is_leaf).sum())
+    record = {
+        "machine": f"{platform.machine()} {device}, {args.threads} threads, torch {torch.__version__}",
+        "dtype": args.dtype,
+        "gradient_checkpointing": args.checkpointing,
+        "audio_seconds": SECONDS,
+        "prompt_tokens": group.prompt.length,
+        "completions": args.completions,
+        "completion_tokens": args.length,
+        "nodes": group.tree.num_nodes,
+        "parameters": counts["total"],
+        "trainable": counts["trainable"],
+        "token_budget": budget,
+        "steps": steps,
+        "estimated_gb": needs.total(row, row) / 1e9,
+        "available_gb_after": available_bytes(device) / 1e9,
+    }
+    name = f"granite_memory_{'checkpointed' if args.checkpointing else 'plain'}.json"
+    Path(__file__).with_name("results").joinpath(name).write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    main()
