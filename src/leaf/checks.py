@@ -98,7 +98,8 @@ def stock_difference(policy: Policy, row: Mapping[str, Any]) -> float:
     """
     inputs = policy.inputs([row])
     last = inputs["attention_mask"][0].nonzero()[-1, 0]
-    stock = policy.base(**inputs, **policy.family.forward, use_cache=False).logits[0, last].float()
+    with policy.precision():
+        stock = policy.base(**inputs, **policy.family.forward, use_cache=False).logits[0, last].float()
     prompt = policy.embed([row])[0]
     hidden = policy.decode(prompt.embeddings[None], use_cache=False)[0, -1]
     ours = policy.logits(hidden).log_softmax(-1) * policy.temperature

@@ -32,7 +32,7 @@ class Estimate:
     """Hold the memory of one process by part, in bytes.
 
     Attributes:
-        weights: the model as loaded, adapter included.
+        weights: the model as loaded, adapter included; in half precision also the adapter's copy in that precision.
         gradient: gradients of what is trained.
         optimizer: AdamW's two moments of what is trained.
         kept_token: kept from forward to backward per padded token, over all layers.
@@ -104,11 +104,11 @@ def estimate(
         two norms           2 · (4 D + 4)   their float32 input (in float32 the residual stream itself) and 1/rms
         attention           4 A b + 4 H     queries, keys and values repeated to H heads, output; log-sum-exp
         gated MLP           3 I b           gate before and after its activation, up
-        each LoRA           4 w + 4 r       float32 input of A, w = D, A or I, and of B
-        with dropout        + 4 w           its noise; + w on CUDA, where it is a boolean
+        each LoRA           b w + b r       inputs of A, w = D, A or I, and of B
+        with dropout        + b w           its noise; + w on CUDA, where it is a boolean
 
-    In float32 without dropout the input of A is no copy: layers that read one tensor share it, and that of `o_proj` is
-    the attention's output. Frozen linear layers, rotation and residual additions keep nothing. With gradient
+    Without dropout the input of A is no copy: layers that read one tensor share it, and that of `o_proj` is the
+    attention's output. Frozen linear layers, rotation and residual additions keep nothing. With gradient
     checkpointing a layer keeps only its input, D b, and is recomputed one at a time. Per query-key pair there are an
     additive mask of b bytes for every window that layers have, shared by them, and two boolean ones. (On CUDA sdpa
     copies it in every layer unless S is a multiple of 8.)
@@ -140,7 +140,7 @@ def estimate(
     half = size < _FLOAT
 
     layer = 2 * (_FLOAT * hidden + _FLOAT) + 4 * attention * size + _FLOAT * heads + 3 * inner * size
-    layer += _lora_token(lora_layers, lora_r, lora_dropout, (hidden, attention, inner), share=not half, cuda=cuda)
+    layer += _lora_token(lora_layers, lora_r, lora_dropout, (hidden, attention, inner), size=size, cuda=cuda)
     passing = inner * (8 + (3 if half else 0) + (3 if lora_dropout and not gradient_checkpointing else 0))
     quarters = (6 if gradient_checkpointing else 7) * size + (4 if lora_dropout else 0)
     lost = (2 * hidden + 2 * inner + attention + 2 * keys) * quarters // 4
@@ -148,7 +148,7 @@ def estimate(
     ends = _FLOAT * hidden + hidden * size + 2 * head * size
     windows = len(set(Attention.of(text_config).windows.values()))
     return Estimate(
-        weights=(parameters - trainable) * size + trainable * _FLOAT,
+        weights=(parameters - trainable) * size + trainable * (_FLOAT + (size if half else 0)),
         gradient=trainable * _FLOAT,
         optimizer=2 * trainable * _FLOAT,
         kept_token=ends + layers * (hidden * size if gradient_checkpointing else layer),
@@ -171,20 +171,18 @@ def _inner_size(text_config: Any) -> int:
 
 
 def _lora_token(
-    names: Collection[str], rank: int, dropout: float, widths: tuple[int, int, int], *, share: bool, cuda: bool
+    names: Collection[str], rank: int, dropout: float, widths: tuple[int, int, int], *, size: int, cuda: bool
 ) -> int:
     """Return what the adapters of one decoder layer keep per token; `widths` are D, A and I of `estimate`."""
     hidden, attention, inner = widths
     reads = dict.fromkeys(_ATTENTION_INPUT + _MLP_INPUT, hidden) | {"o_proj": attention, "down_proj": inner}
     read = [reads.get(name, max(widths)) for name in names]
-    total = _FLOAT * rank * len(read)
+    total = size * rank * len(read)
     if dropout:
-        return total + sum(read) * (_FLOAT + (_BOOL if cuda else _FLOAT))
-    if not share:
-        return total + sum(read) * _FLOAT
+        return total + sum(read) * (size + (_BOOL if cuda else size))
     shared = sum(hidden for inputs in (_ATTENTION_INPUT, _MLP_INPUT) if any(name in inputs for name in names))
     own = sum(width for name, width in zip(names, read, strict=True) if name == "down_proj" or name not in reads)
-    return total + _FLOAT * (shared + own)
+    return total + size * (shared + own)
 
 
 def token_budget(estimate: Estimate, available: int, *, longest: int, share: float = 0.8) -> int:

@@ -29,7 +29,7 @@ from leaf.speech.sampling import Group, sample
 from leaf.training import batch_indices, build_optimizer, build_schedule, pick_device, step_generator, take
 
 # Beyond these a larger batch of rows is no faster: caches on the CPU, full occupancy on a GPU.
-AUTOMATIC_BUDGET = {"cpu": 1024, "cuda": 32768}
+AUTOMATIC_BUDGET = {"cpu": 512, "cuda": 32768}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import peft
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor
@@ -154,6 +155,11 @@ class Policy(nn.Module):
             # peft may shorten the expression above to bare names, which the audio tower shares.
             lora.exclude_modules = family.lora_elsewhere()
             model = peft.get_peft_model(model, lora)
+        if model.dtype in (torch.bfloat16, torch.float16):
+            # Otherwise peft copies the input of every adapter to float32, to keep and to multiply (see `precision`).
+            for module in model.modules():
+                if isinstance(module, BaseTunerLayer):
+                    module.cast_input_dtype_enabled = False  # type: ignore[assignment]
         return cls(model, processor, **options).eval()
 
     # -- parts ---------------------------------------------------------------------------------------------------------
@@ -377,7 +383,16 @@ class Policy(nn.Module):
             layers, width = self.text_config.num_hidden_layers, self.text_config.hidden_size
             arguments[self.family.per_token[0]] = embeddings[..., width:].unflatten(-1, (layers, -1))
             embeddings = embeddings[..., :width]
-        return self.language_model(inputs_embeds=embeddings.to(self.base.dtype), **arguments).last_hidden_state
+        with self.precision():
+            return self.language_model(inputs_embeds=embeddings.to(self.base.dtype), **arguments).last_hidden_state
+
+    def precision(self) -> Any:
+        """Return the context in which adapters, held in float32, compute in the precision of the weights around them.
+
+        Whatever runs adapted layers of a half-precision model other than through this policy has to be inside it.
+        """
+        half = self.base.dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.device.type, dtype=self.base.dtype, enabled=half)
 
     # -- saving --------------------------------------------------------------------------------------------------------
     def save_adapter(self, directory: str | Path) -> None:
