@@ -201,12 +201,14 @@ def show_families() -> None:
     """List the speech model families that can be trained, and those that are refused with the reason."""
     from leaf.speech import families as known
 
-    table = Table("model type", "placeholder", "speech LoRA of its own", "audio taken")
+    table = Table()
+    for title in ("model type", "placeholder", "audio", "its own speech LoRA"):
+        table.add_column(title, no_wrap=True)
     for name in known.families():
         family = known.family(name)
         own = "none" if family.adapter is None else "merged on loading"
-        table.add_row(name, family.audio_token, own, family.audio_limit)
-    console.print(table)
+        table.add_row(name, family.audio_token, family.audio_limit, own)
+    console.print(table, markup=False)
     for name, reason in known.refused().items():
         console.print(f"{name}: not supported. {reason}", markup=False)
 

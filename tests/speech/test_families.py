@@ -3,7 +3,10 @@
 The oracle is the stock model's own outer forward and `generate`, given the audio and padded copies of the prompt.
 """
 
+import dataclasses
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import peft
 import pytest
@@ -27,6 +30,7 @@ from transformers import AutoConfig, GraniteForCausalLM
 from leaf.checks import check_policy
 from leaf.errors import ModelError
 from leaf.speech.families import families, family_of
+from leaf.speech.own_adapter import load_own_adapter, merge_own_adapter
 from leaf.speech.policy import Policy
 from leaf.speech.sampling import sample
 
@@ -287,6 +291,14 @@ def test_the_reference_holds_the_checkpoints_own_speech_adapter(build, sub, targ
     again = Policy.load(folder, adapter=tmp_path / "adapter", temperature=TEMPERATURE)
     for got, want in zip(again(prompts, trees).log_probs, adapted, strict=True):
         assert torch.allclose(got, want, atol=2e-5, rtol=1e-4)
+    # And as docs/adding_a_family.md shows, without a policy.
+    merged = policy.family.auto_model.from_pretrained(folder)
+    load_own_adapter(merged, policy.family, folder)
+    merge_own_adapter(merged)
+    loaded = Policy(peft.PeftModel.from_pretrained(merged, tmp_path / "adapter").eval(), processor)
+    loaded.temperature = TEMPERATURE
+    for got, want in zip(stock_log_probs(loaded, rows, groups), adapted, strict=True):
+        assert torch.allclose(got, want, atol=2e-5, rtol=1e-4)
 
 
 def test_an_own_adapter_whose_weights_did_not_load_is_refused(tmp_path):
@@ -367,6 +379,26 @@ def test_unknown_layer_names_are_refused():
     model, processor = phi4_multimodal.build()
     with pytest.raises(ModelError, match=r"no linear layers called q_proj; it has .*qkv_proj"):
         Policy.wrap(model, processor, lora=peft.LoraConfig(target_modules=["q_proj", "o_proj"]))
+
+
+def test_the_documented_way_to_add_a_family_works(monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "adding_a_family.md").read_text()
+    block = re.findall(r"```python\n(.*?)```", text, flags=re.S)[0]
+    monkeypatch.setattr("leaf.speech.families._FAMILIES", {})
+    exec(block, {})
+    model, processor = qwen2_audio.build()
+    model.config.model_type = "my_speech"
+    policy = Policy.wrap(model, processor, lora=peft.LoraConfig(r=2, init_lora_weights=False))
+    assert len(check_policy(policy, tiny.rows(2))) == 3
+    for name in dataclasses.asdict(policy.family):
+        assert f"`{name}`" in text, name
+
+
+def test_a_refused_class_says_why():
+    model, processor = qwen2_audio.build()
+    model.config.model_type = "voxtral_realtime"
+    with pytest.raises(ModelError, match=r"not supported\. It adds audio to every generated token"):
+        Policy.wrap(model, processor)
 
 
 def test_every_registered_family_is_tested():

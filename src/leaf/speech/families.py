@@ -184,7 +184,7 @@ def family_of(config: PreTrainedConfig) -> Family:
     if config.model_type in _FAMILIES:
         return _FAMILIES[config.model_type]
     if config.model_type in _REFUSED:
-        raise ModelError(f"The model type {config.model_type!r} is not supported: {_REFUSED[config.model_type]}")
+        raise ModelError(f"The model type {config.model_type!r} is not supported. {_REFUSED[config.model_type]}")
     raise ModelError(
         f"The model type {config.model_type!r} is not a speech family this library knows; known are "
         f"{', '.join(families())}. Register yours with leaf.speech.families.register(Family(...))."
@@ -248,7 +248,7 @@ register(
         projector="model.multi_modal_projector",
         audio_token="[AUDIO]",
         max_seconds=_unlimited,
-        audio_limit="any length, in windows of 30 s",
+        audio_limit="any length",
         encode=encode_conversation,
     )
 )
@@ -369,5 +369,5 @@ register(
         lora_layers=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     )
 )
-refuse("granite_speech5_ctc", "it is a CTC recogniser without a language model, so there is no text policy to train.")
-refuse("voxtral_realtime", "it adds audio to every generated token as it streams, so a prompt cannot be encoded once.")
+refuse("granite_speech5_ctc", "It is a CTC recogniser without a language model, so there is no text policy to train.")
+refuse("voxtral_realtime", "It adds audio to every generated token as it streams, so a prompt cannot be encoded once.")
