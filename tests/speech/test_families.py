@@ -223,6 +223,25 @@ def test_start_up_checks_pass(case):
     assert any("audio reaches the model" in line for line in lines)
 
 
+def test_half_precision_trains_float32_adapters_in_the_precision_of_the_weights(case):
+    model, processor = build(case)
+    torch.manual_seed(1)
+    lora = peft.LoraConfig(r=4, lora_alpha=8, init_lora_weights=False)
+    policy = Policy.wrap(model.to(torch.bfloat16), processor, lora=lora, temperature=TEMPERATURE)
+    check_policy(policy, tiny.rows(2))
+    groups = groups_of(policy, tiny.rows(2))
+    exact = policy_of(case)
+    prompts, trees = [g.prompt for g in groups], [g.tree for g in groups]
+    policy.train()
+    scores = policy(prompts, trees)
+    found = gradient(policy, scores.log_probs, [g.tree.node >= 0 for g in groups])
+    assert all(values.dtype == torch.float32 for values in scores.log_probs)
+    assert all(value.dtype == torch.float32 and bool(torch.isfinite(value).all()) for value in found.values())
+    full = [replace(prompt, embeddings=prompt.embeddings.float()) for prompt in prompts]
+    for got, want in zip(scores.log_probs, exact(full, trees).log_probs, strict=True):
+        assert float((got - want).detach().abs().mean()) < 0.15
+
+
 def test_prompts_of_the_ecosystem_give_the_same_embeddings(case):
     policy = policy_of(case)
     row = tiny.rows(1)[0]
