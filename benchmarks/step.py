@@ -35,6 +35,7 @@ Floor of a's update: see FLOOR below; it is written to the results.
 """
 
 import argparse
+import copy
 import ctypes
 import gc
 import json
@@ -490,7 +491,9 @@ class Trl:
 
 def _language_model(bench: Bench) -> Any:
     """Return a causal language model that holds the very tensors of the policy's, without its adapter."""
-    config = bench.base.config.get_text_config(decoder=True)
+    # A copy: training leaves use_cache off in it, and the next cell would sample without a cache.
+    config = copy.deepcopy(bench.base.config.get_text_config(decoder=True))
+    config.use_cache = True
     with torch.device(bench.args.device):
         model = AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, bench.args.dtype), attn_implementation="sdpa"
