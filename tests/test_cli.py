@@ -77,7 +77,7 @@ def test_demo_prints_the_table_and_keeps_the_predictions(project):
 
 def test_data_and_recipe_listings():
     assert "asterisk_qa" in run("data")
-    assert "asterisk_fr, test: " in run("data", "asterisk_fr", "--split", "test", "--rows", "1")
+    assert "asterisk_fr, test: " in run("data", "show", "asterisk_fr", "--split", "test", "--rows", "1")
     assert "prompts_per_rollout" in run("recipe", "rl")
 
 

@@ -26,6 +26,7 @@ def test_the_first_example_runs_and_gives_one_advantage_per_token():
 
 def test_commands_name_existing_subcommands_recipes_and_keys():
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {group.name for group in app.registered_groups}
     commands = re.findall(r"^    leaf (.*)$", TEXT, flags=re.M)
     assert commands
     for command in commands:

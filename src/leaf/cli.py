@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from leaf import data_commands
 from leaf.config import STAGES, AlignConfig, LeafConfig, RunConfig, SftConfig, load_recipe
 from leaf.errors import ConfigError, LeafError
 
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="RL post-training for speech-aware LLMs: LEAF, GRPO and relatives. Start with `leaf demo`.",
 )
+app.add_typer(data_commands.app, name="data")
 console = Console(highlight=False, soft_wrap=True)
 
 Recipe = Annotated[Path, typer.Argument(help="recipe file (YAML)")]
@@ -161,27 +163,6 @@ def demo(
         f"{config.max_steps} steps of {config.prompts_per_rollout} x {config.num_completions} completions, "
         f"{len(rows)} test rows, {(time.perf_counter() - began) / 60:.1f} minutes. The run is in {run.path}"
     )
-
-
-@app.command()
-def data(
-    task: Annotated[str | None, typer.Argument(help="task name or manifest; none lists the tasks")] = None,
-    split: Annotated[str, typer.Option(help="split to show")] = "train",
-    rows: Annotated[int, typer.Option(help="rows to print")] = 5,
-) -> None:
-    """List the tasks, or show rows of one."""
-    from leaf.tasks import TASKS, load
-
-    if task is None:
-        table = Table("task", "what", "splits", "licence")
-        for name, entry in TASKS.items():
-            table.add_row(name, entry.description, ", ".join(entry.splits), entry.licence)
-        console.print(table)
-        return
-    loaded = load(task, split)
-    console.print(f"{task}, {split}: {len(loaded)} rows")
-    for row in loaded.select(range(min(rows, len(loaded)))):
-        console.print({k: v if k != "audio" else [Path(x).name for x in v] for k, v in row.items()})  # type: ignore[union-attr]
 
 
 @app.command("recipe")

@@ -9,9 +9,9 @@ from typing import Any
 
 from leaf.errors import DataError
 from leaf.tasks import asterisk
-from leaf.tasks.manifest import read_manifest
+from leaf.tasks.manifest import SPLITS, read_manifest
 
-__all__ = ["TASKS", "Task", "check_leakage", "load"]
+__all__ = ["TASKS", "Task", "check_leakage", "load", "splits_of"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def load(name: str, split: str, *, limit: int | None = None, columns: dict[str, 
     """Return a split as a `datasets.Dataset` with at least the columns prompt, audio and reference.
 
     Args:
-        name: a task's name, or the path of a JSONL, CSV or TSV manifest.
+        name: a task's name, the path of a JSONL, CSV or TSV manifest, or a folder that `leaf data prepare` wrote.
         split: one of the task's splits; of a manifest: its `split` column, or train/validation/test by audio file.
         limit: keep the first rows only, at least 1.
         columns: of a manifest: ours → theirs, e.g. {"reference": "answer"}.
@@ -62,17 +62,30 @@ def load(name: str, split: str, *, limit: int | None = None, columns: dict[str, 
         rows = task.rows(split)
     elif Path(name).suffix.lower() in (".jsonl", ".csv", ".tsv"):
         rows = read_manifest(Path(name), split, columns or {})
+    elif Path(name).is_dir():
+        from leaf.tasks.corpora import load_prepared
+
+        rows = load_prepared(Path(name), split)
     else:
         close = difflib.get_close_matches(name, TASKS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise DataError(
-            f"The task {name!r} is unknown.{hint} Allowed are {', '.join(sorted(TASKS))}, or the path of a .jsonl, "
-            ".csv or .tsv manifest."
+            f"The task {name!r} is unknown.{hint} Allowed are {', '.join(sorted(TASKS))}, the path of a .jsonl, .csv "
+            "or .tsv manifest, or a folder that `leaf data prepare` wrote."
         )
     try:
         return Dataset.from_list(rows[:limit])
     except ArrowException as error:
         raise DataError(f"A column of {name} mixes kinds of values: {error}. Make each column one kind.") from error
+
+
+def splits_of(name: str) -> tuple[str, ...]:
+    """Return the splits of a task or prepared folder; of a manifest, the three that it is cut into."""
+    if name in TASKS:
+        return TASKS[name].splits
+    if Path(name).is_dir():
+        return tuple(split for split in SPLITS if (Path(name) / f"{split}.arrow").is_file())
+    return SPLITS
 
 
 def check_leakage(

@@ -8,7 +8,6 @@ used nowhere else, so those of the test split are heard in no training row.
 """
 
 import csv
-import hashlib
 import random
 import re
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any
 from leaf.errors import DataError
 from leaf.speech.audio import JOIN_PAUSE
 from leaf.tasks.asterisk_templates import QUESTIONS, TEMPLATES, Utterance
+from leaf.tasks.hashing import stable_fraction
 
 DATA = Path(__file__).parent / "asterisk_data"
 SPLITS = ("train", "validation", "test", "test_heldout")
@@ -37,11 +37,6 @@ PROMPTS = {
 def normalise(text: str) -> str:
     """Return lower-case words without punctuation: the key that splits follow."""
     return " ".join(re.findall(r"[a-z0-9']+", text.lower().replace("-", " ")))
-
-
-def stable_fraction(key: str) -> float:
-    """Return a number in [0, 1) that depends on the text alone, on every machine."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 def split_of(text: str, *, held_out: bool = False, natural: bool = False) -> str:

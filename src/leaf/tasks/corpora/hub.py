@@ -1,0 +1,66 @@
+"""Any data set that the library `datasets` reads: a folder of its kinds of files, by column names."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from leaf.errors import DataError
+from leaf.tasks.corpora.items import Clip, Item, Options, Refusal
+
+_SPLITS = {"train": "train", "training": "train", "validation": "validation", "dev": "validation", "test": "test"}
+_OURS = ("prompt", "audio", "reference", "recording", "text")
+
+
+def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
+    """Yield the rows of every split; publishers' validation and test splits are kept, a lone split is cut by recording.
+
+    `options.columns` maps prompt, audio, reference, and where there are any recording and text, to the data set's
+    names. A prompt that is no column is taken as it stands, for every row.
+    """
+    from datasets import Audio, load_dataset
+
+    unknown = sorted(set(options.columns) - set(_OURS))
+    if unknown:
+        raise DataError(f"--columns maps {', '.join(unknown)}; allowed are {', '.join(_OURS)}.")
+    names = {ours: options.columns.get(ours, ours) for ours in _OURS}
+    try:
+        splits = load_dataset(str(source), streaming=True)
+    except (OSError, ValueError) as error:
+        raise DataError(f"datasets cannot read {source}: {error}") from error
+    alone = len(splits) == 1
+    for key, data in splits.items():
+        split = str(key)
+        if split not in _SPLITS and not alone:
+            raise DataError(f"{source} has the split {split!r}; allowed are {', '.join(_SPLITS)}.")
+        if data.features is not None and isinstance(data.features.get(names["audio"]), Audio):
+            data = data.cast_column(names["audio"], Audio(decode=False))
+        for number, row in enumerate(data):
+            name = f"{split}-{number}"
+            missing = [names[ours] for ours in ("audio", "reference") if names[ours] not in row]
+            if missing:
+                raise DataError(
+                    f"Row {number} of split {split} has no column {', '.join(missing)}; it has {', '.join(row)}. "
+                    "Map names with --columns."
+                )
+            clip = _clip(row[names["audio"]], source)
+            if clip is None:
+                yield Refusal(name, "audio missing")
+                continue
+            recording = row.get(names["recording"]) or (str(clip.path) if clip.path is not None else name)
+            yield Item(
+                id=name,
+                audio=(clip,),
+                prompt=str(row[names["prompt"]] if names["prompt"] in row else options.columns.get("prompt", "")),
+                reference=str(row[names["reference"]] or ""),
+                recording=str(recording),
+                split=None if alone else _SPLITS[split],
+                text=str(row.get(names["text"]) or ""),
+            )
+
+
+def _clip(audio: object, source: Path) -> Clip | None:
+    """Return the clip of an audio cell: bytes, or a path that counts from the source."""
+    if isinstance(audio, dict):
+        if audio.get("bytes"):
+            return Clip(data=audio["bytes"])
+        audio = audio.get("path")
+    return Clip(source / audio) if isinstance(audio, str) and audio else None

@@ -1,0 +1,97 @@
+"""What a corpus is to `leaf data prepare`: items with their audio, refusals with their reasons, and the table entry."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Name a stretch of speech: seconds [start, end) of a file, or a whole encoded file held in memory.
+
+    Attributes:
+        path: the publisher's file; None where the publisher ships bytes inside a table.
+        start, end: in seconds; end None is the end of the file.
+        data: the encoded file where there is no path.
+    """
+
+    path: Path | None = None
+    start: float = 0.0
+    end: float | None = None
+    data: bytes | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Return whether the clip is a file as it stands on disk."""
+        return self.path is not None and self.start == 0.0 and self.end is None
+
+
+@dataclass(frozen=True)
+class Item:
+    """Hold one example as the publisher gives it, before its audio was looked at.
+
+    Attributes:
+        id: unique in the corpus.
+        audio: the clips, joined in order.
+        prompt: what the model is asked, in words, without an audio placeholder.
+        reference: the answer or translation; empty where a corpus is for judges only.
+        recording: what a split may not cut through: a session, a speaker, a sitting.
+        split: the publisher's split where it has one, else None: decided by `recording`.
+        published: the split of the published runs, where that one cuts through recordings.
+        text: the transcript, where there is one.
+    """
+
+    id: str
+    audio: tuple[Clip, ...]
+    prompt: str
+    reference: str
+    recording: str
+    split: str | None = None
+    published: str | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Name an entry of the corpus that cannot be used, and why; reasons are counted, so they carry no names."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Options:
+    """Hold what the user may set for a corpus.
+
+    Attributes:
+        pair: source and target language of a translation corpus, as en_de.
+        columns: ours → theirs, for corpora that are read by column names.
+    """
+
+    pair: str = "en_de"
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Describe a corpus: where its parts lie, its licence, how it is split and read.
+
+    Attributes:
+        items: (source, options) → items and refusals, cheaply: no audio is opened.
+        layout: what `--from` must hold, in words.
+        validation, test: shares of the recordings without a publisher's split; of the publisher's training split only
+            `validation` is taken.
+        max_seconds: longer audio is refused, as in the published runs; None takes all.
+        judged_only: references are missing by design.
+        remote: the source may also be a name that `datasets` looks up on the hub.
+    """
+
+    description: str
+    licence: str
+    layout: str
+    items: Callable[[Path, Options], Iterator[Item | Refusal]]
+    validation: float = 0.0
+    test: float = 0.0
+    max_seconds: float | None = None
+    judged_only: bool = False
+    remote: bool = False

@@ -1,0 +1,44 @@
+"""LibriSQA part I (Zhao et al., arXiv 2308.10390): free-form questions on LibriSpeech utterances."""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from leaf.errors import DataError
+from leaf.tasks.corpora.items import Clip, Item, Options, Refusal
+from leaf.tasks.corpora.tables import json_list
+from leaf.tasks.hashing import stable_choice
+
+PROMPTS = (
+    "Answer the question about what is said: {question}",
+    "{question} Answer from the recording.",
+    "Someone reads aloud. {question}",
+)
+FILES = {"train": "LibriSQA-PartI-train.json", "test": "LibriSQA-PartI-test.json"}
+
+
+def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
+    """Yield the questions of both files; LibriSpeech's speakers are the recordings that splits keep whole."""
+    found = {split: sorted(source.rglob(name)) for split, name in FILES.items()}
+    if not any(found.values()):
+        raise DataError(f"{source} holds neither {' nor '.join(FILES.values())}, at any depth. Copy them there.")
+    corpus = [path.parent for path in sorted(source.rglob("LibriSpeech"))[:1]] or [source]
+    for split, files in found.items():
+        for file in files[:1]:
+            for number, entry in enumerate(json_list(file, ("speech_path", "question", "answer"))):
+                name = f"{split}-{number}"
+                path = PurePosixPath(str(entry["speech_path"]))
+                if len(path.parts) < 3 or path.is_absolute() or ".." in path.parts:
+                    yield Refusal(name, "speech_path is not set/speaker/chapter/utterance")
+                    continue
+                inside = path if path.parts[0] == "LibriSpeech" else "LibriSpeech" / path
+                yield Item(
+                    id=name,
+                    audio=(Clip(corpus[0] / inside),),
+                    prompt=stable_choice(PROMPTS, f"librisqa/{path}/{entry['question']}").format(
+                        question=entry["question"]
+                    ),
+                    reference=str(entry["answer"] or ""),
+                    recording=f"librispeech/{path.parts[-3]}",
+                    split=split,
+                    text=str(entry.get("text") or ""),
+                )

@@ -1,0 +1,369 @@
+"""Each corpus in its publisher's layout: real encodings, broken members, splits that nothing crosses."""
+
+import csv
+import gzip
+import hashlib
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from leaf.cli import app
+from leaf.errors import DataError
+from leaf.speech.audio import load_audio
+from leaf.tasks import check_leakage, load
+from leaf.tasks.corpora import CORPORA, Options, prepare
+from leaf.tasks.corpora.longaudio import _conversation
+
+
+def tone(seconds=1.0, rate=16000, hz=220.0):
+    return (0.3 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def write(path: Path, seconds=1.0, rate=16000, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, tone(seconds, rate), rate, **options)
+    return path
+
+
+def quiet(*_):
+    return None
+
+
+def run(name, source, target, **options):
+    return prepare(name, CORPORA[name], source, target, report=quiet, **options)
+
+
+# -- LibriSQA ----------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def librisqa(tmp_path):
+    source = tmp_path / "source"
+    for split, folder, speakers in (("train", "train-clean-360", range(40)), ("test", "test-clean", range(900, 904))):
+        entries = []
+        for speaker in speakers:
+            for utterance in range(2):
+                name = f"LibriSpeech/{folder}/{speaker}/77/{speaker}-77-{utterance:04d}.flac"
+                write(source / name, seconds=0.3)
+                entries.append({"speech_path": name, "text": "a b", "question": f"Who is {speaker}?", "answer": "x"})
+                entries[-1]["question"] += str(utterance)
+        if split == "train":
+            entries.append({**entries[0], "question": "No audio?", "speech_path": name.replace("0001", "0099")})
+            entries.append({**entries[0], "question": "Broken?", "speech_path": f"LibriSpeech/{folder}/0/77/bad.flac"})
+            (source / f"LibriSpeech/{folder}/0/77/bad.flac").write_bytes(b"fLaC no more")
+            entries.append({**entries[0], "question": "No answer?", "answer": ""})
+            entries.append(dict(entries[0]))
+            entries.append({**entries[0], "question": "Out?", "speech_path": "../../etc/x/passwd.flac"})
+        (source / f"LibriSQA-PartI-{split}.json").write_text(json.dumps(entries))
+    return source
+
+
+def test_librisqa_keeps_the_publishers_test_split_and_cuts_validation_by_speaker(librisqa, tmp_path):
+    target = tmp_path / "target"
+    summary = run("librisqa", librisqa, target)
+    assert summary["refused"] == {
+        "audio missing": 1,
+        "audio unusable": 1,
+        "no reference": 1,
+        "repeats an earlier entry": 1,
+        "speech_path is not set/speaker/chapter/utterance": 1,
+    }
+    splits = {split: load(str(target), split).to_list() for split in ("train", "validation", "test")}
+    assert sum(map(len, splits.values())) == 88
+    assert len(splits["test"]) == 8
+    assert {len(its) % 2 for its in splits.values()} == {0}  # both utterances of a speaker on one side
+    assert 4 <= len(splits["validation"]) <= 30  # a fifth of forty speakers, by hash
+    assert check_leakage(splits) == []
+    row = splits["test"][0]
+    assert row["audio"][0].endswith(".flac")
+    assert str(librisqa) in row["audio"][0]  # by reference
+    assert not (target / "audio").exists()
+    assert row["utterance"] == "librispeech/900"
+    assert "Who is 900?0" in row["prompt"]
+    assert {row["prompt"].split("Who")[0] for row in splits["train"]} == {
+        "Answer the question about what is said: ",
+        "",
+        "Someone reads aloud. ",
+    }
+    assert summary["splits"]["test"] == {"rows": 8, "recordings": 4, "hours": pytest.approx(8 * 0.3 / 3600, abs=6e-4)}
+
+
+def test_an_interrupted_preparation_goes_on_where_it_stopped_and_ends_the_same(librisqa, tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run("librisqa", librisqa, whole)
+    decided = (whole / "decided.jsonl").read_bytes()
+    cut.mkdir()
+    settings = (whole / "settings.json").read_text()
+    (cut / "settings.json").write_text(settings)
+    (cut / "decided.jsonl").write_bytes(decided[: len(decided) // 2])  # in the middle of a line
+    said = []
+    prepare("librisqa", CORPORA["librisqa"], librisqa, cut, report=said.append)
+    assert said[0].startswith("going on after ")
+    assert (cut / "decided.jsonl").read_bytes() == decided
+    for split in ("train", "validation", "test"):
+        assert (cut / f"{split}.arrow").read_bytes() == (whole / f"{split}.arrow").read_bytes()
+
+
+def test_a_finished_a_foreign_and_a_differently_begun_folder_are_kept(librisqa, tmp_path):
+    target = tmp_path / "target"
+    run("librisqa", librisqa, target)
+    with pytest.raises(DataError, match="prepared already"):
+        run("librisqa", librisqa, target)
+    (target / "prepared.json").unlink()
+    with pytest.raises(DataError, match="begun with another max_seconds"):
+        run("librisqa", librisqa, target, max_seconds=3.0)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match="holds other files"):
+        run("librisqa", librisqa, foreign)
+    assert (foreign / "thesis.txt").read_text() == "mine"
+
+
+def test_audio_that_goes_away_after_preparation_is_named_with_its_row(librisqa, tmp_path):
+    target = tmp_path / "target"
+    run("librisqa", librisqa, target)
+    rows = load(str(target), "test").to_list()
+    Path(rows[3]["audio"][0]).unlink()
+    with pytest.raises(DataError, match=r"Row 4 of test\.arrow names .* which is gone"):
+        load(str(target), "test")
+    with pytest.raises(DataError, match="has no split 'dev'; it has test, train, validation"):
+        load(str(target), "dev")
+
+
+def test_decoding_finds_what_headers_hide(tmp_path):
+    source = tmp_path / "source"
+    name = "LibriSpeech/test-clean/1/2/1-2-0000.flac"
+    file = write(source / name, seconds=3.0)
+    data = file.read_bytes()
+    file.write_bytes(data[:200] + bytes(len(data) - 200))
+    entry = {"speech_path": name, "text": "", "question": "Q?", "answer": "A"}
+    good = {**entry, "speech_path": name.replace("0000", "0001")}
+    write(source / good["speech_path"])
+    (source / "LibriSQA-PartI-test.json").write_text(json.dumps([entry, good]))
+    assert run("librisqa", source, tmp_path / "header")["refused"] == {}
+    assert run("librisqa", source, tmp_path / "decoded", decode=True)["refused"] == {"audio unusable": 1}
+
+
+# -- CoVoST 2 ----------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def covost(tmp_path):
+    source = tmp_path / "source"
+    names = [f"common_voice_en_{i}.mp3" for i in range(8)]
+    for name in names[:7]:
+        write(source / "en/clips" / name, rate=48000, format="MP3")
+    (source / "en/clips" / names[6]).write_bytes(b"")
+    rows = [(name, f'He said "{i}', f'Er sagte "{i}', split) for i, (name, split) in enumerate(
+        zip(names, ("train", "train_covost", "dev", "test", "test_covost", "train", "train", "test"), strict=True)
+    )]  # fmt: skip
+    with (source / "covost_v2.en_de.tsv").open("w") as file:
+        file.write("path\ttranslation\tsplit\n")
+        file.writelines(f"{name}\t{german}\t{split}\n" for name, _, german, split in rows)
+    with (source / "en/validated.tsv").open("w") as file:
+        file.write("client_id\tpath\tsentence\tup_votes\n")
+        file.writelines(f"speaker{i // 2}\t{row[0]}\t{row[1]}\t2\n" for i, row in enumerate(rows))
+    return source
+
+
+def test_covost_joins_translations_with_mp3_clips(covost, tmp_path):
+    summary = run("covost2", covost, tmp_path / "target")
+    assert summary["refused"] == {"a split of CoVoST 1 only": 1, "audio unusable": 1, "audio missing": 1}
+    assert {split: counts["rows"] for split, counts in summary["splits"].items()} == {
+        "train": 3,
+        "validation": 1,
+        "test": 1,
+    }
+    row = load(str(tmp_path / "target"), "validation")[0]
+    assert row["reference"] == 'Er sagte "2'  # an unpaired quote is text
+    assert row["text"] == 'He said "2'
+    assert "German" in row["prompt"]
+    assert len(load_audio(row["audio"])) == pytest.approx(16000, rel=0.2)  # mp3 pads
+
+
+def test_covost_takes_any_published_pair_and_refuses_others(covost, tmp_path):
+    for pair in ("en_xx", "fr_de", "en_en", "en"):
+        with pytest.raises(DataError, match="one of them en"):
+            run("covost2", covost, tmp_path / pair, options=Options(pair=pair))
+    with pytest.raises(DataError, match=r"holds no covost_v2\.en_ja\.tsv"):
+        run("covost2", covost, tmp_path / "ja", options=Options(pair="en_ja"))
+
+
+# -- LongAudio ---------------------------------------------------------------------------------------------------------
+def asked(number, sound, question="<sound>\nWhat is meant?", answer="This is.", text=False):
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": number, "sound": sound, "duration": 1.0, "conversations": str(turns) if text else turns}
+
+
+@pytest.fixture
+def dailytalk(tmp_path):
+    source = tmp_path / "source"
+    entries = []
+    for dialogue in range(30):
+        for turn in range(11):
+            write(source / f"dailytalk/data/{dialogue}/{turn}_{turn % 2}_d{dialogue}.wav", 0.1 + turn / 100, 44100)
+        entries += [
+            asked(f"{dialogue}-{q}", f"{dialogue}.wav", f"<sound>\nQuestion {q}?", text=q == 2) for q in range(4)
+        ]
+    entries.append(asked("mcq", "0.wav", "<sound>\nChoose the correct option: (A) x", "(A) x"))
+    entries.append(asked("gone", "77.wav"))
+    entries.append(asked("odd", "1.wav") | {"conversations": "not [ a list"})
+    (source / "DailyTalk_LongAudio.json").write_text(json.dumps(entries))
+    return source
+
+
+def test_dailytalk_joins_turns_in_order_and_splits_by_dialogue(dailytalk, tmp_path):
+    summary = run("dailytalk", dailytalk, tmp_path / "target")
+    assert summary["refused"] == {"multiple choice": 1, "audio missing": 1, "no prompt": 1}
+    splits = {split: load(str(tmp_path / "target"), split).to_list() for split in summary["splits"]}
+    assert set(splits) == {"train", "validation", "test"}
+    assert check_leakage(splits) == []
+    row = splits["train"][0]
+    assert [Path(name).name.split("_")[0] for name in row["audio"]] == [str(turn) for turn in range(11)]  # 10 after 9
+    assert "<sound>" not in row["prompt"]
+
+
+def test_the_published_split_is_offered_by_name_and_leaks(dailytalk, tmp_path):
+    target = tmp_path / "published"
+    run("dailytalk", dailytalk, target, split_by="published")
+    splits = {split: load(str(target), split).to_list() for split in ("train", "validation", "test")}
+    assert check_leakage(splits)
+    for split, rows in splits.items():
+        for row in rows:
+            dialogue = row["utterance"].removeprefix("dailytalk/")
+            question = row["prompt"].split("Question ")[1][0]
+            value = int(hashlib.md5(f"{dialogue}-{question}".encode()).hexdigest(), 16) / 16**32
+            assert split == ("test" if value < 0.1 else "validation" if value < 0.2 else "train")
+    result = CliRunner().invoke(app, ["data", "check", str(target)])
+    assert result.exit_code == 1
+    assert "is in train too" in result.stdout
+
+
+def test_a_corpus_without_a_published_split_of_its_own_says_so(librisqa, tmp_path):
+    with pytest.raises(DataError, match="has no published split"):
+        run("librisqa", librisqa, tmp_path / "target", split_by="published")
+
+
+def aac(path, seconds):
+    av = pytest.importorskip("av")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        container = av.open(str(path), "w")
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(tone(seconds)[None], format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+        container.close()
+
+
+def test_parliament_cuts_speeches_and_keeps_a_sitting_together_over_both_corpora(tmp_path):
+    source = tmp_path / "source"
+    speech = "en.20100309.22.4-121"
+    aac(source / f"en/audios/{speech}.m4a", 6.0)
+    write(source / "en/audios/en.20110510.3.3-062.wav", 5.0)
+    europarl = [
+        asked(1, f"{speech}_0.5_2.0.wav"),
+        asked(2, [f"{speech}_0.5_2.0.wav", f"{speech}_3.0_4.5.wav"], "<sound>\nBoth?"),
+        asked(3, "en.20110510.3.3-062_1.0_2.25.wav"),
+        asked(4, f"{speech}_5.0_9.0.wav", "<sound>\nPast the end?"),
+        asked(5, "noname.wav"),
+    ]
+    (source / "Europarl_LongAudio.json").write_text(json.dumps(europarl))
+    session = "20100309-0900-PLENARY-5"
+    write(source / f"raw_audios/en/2010/{session}_en.ogg", 8.0, format="OGG", subtype="VORBIS")
+    turn = "20160120-0900-PLENARY-19-en_20160120-21:26:04_1"
+    write(source / f"transcribed_data/en/2016/{turn}.ogg", 2.0, format="OGG", subtype="VORBIS")
+    with gzip.open(source / "asr_en.tsv.gz", "wt") as file:
+        out = csv.writer(file, delimiter="|")
+        out.writerow(["session_id", "id_", "original_text", "vad"])
+        out.writerow([session, "en_20100309-10:38:16_0", "words", "[[1.0, 2.0], [4.0, 5.5]]"])
+        out.writerow([session, "en_20100309-11:11:11_9", "other", "[[0.0, 1.0]]"])
+    voxpopuli = [
+        asked(1, f"en/2010/{session}-en_20100309-10:38:16_0.wav"),
+        asked(2, [f"en/2016/{turn}.wav"]),
+        asked(3, f"en/2010/{session}-en_20100309-12:00:00_3.wav"),
+        asked(4, f"en/2016/{turn}.wav", "<sound>\nLong?") | {"sound": [f"en/2016/{turn}.wav"] * 21},
+    ]
+    (source / "VoxPopuli_LongAudio.json").write_text(json.dumps(voxpopuli))
+    summary = run("longaudio", source, tmp_path / "target")
+    assert summary["refused"] == {
+        "audio unusable": 1,
+        "the sound's name is not speech_start_end": 1,
+        "audio missing": 1,
+        "longer than 40 s": 1,
+    }
+    rows = {row["id"]: row for split in summary["splits"] for row in load(str(tmp_path / "target"), split)}
+    sides = {row["id"]: split for split in summary["splits"] for row in load(str(tmp_path / "target"), split)}
+    assert rows["europarl-0"]["seconds"] == pytest.approx(1.5, abs=0.01)
+    assert rows["europarl-1"]["seconds"] == pytest.approx(3.0, abs=0.01)
+    assert rows["europarl-2"]["seconds"] == pytest.approx(1.25, abs=0.01)
+    assert rows["voxpopuli-0"]["seconds"] == pytest.approx(2.5, abs=0.01)
+    assert rows["voxpopuli-0"]["audio"][0].endswith(".flac")
+    assert rows["voxpopuli-1"]["audio"][0].endswith(f"{turn}.ogg")
+    assert len({sides["europarl-0"], sides["europarl-1"], sides["voxpopuli-0"]}) == 1
+    assert rows["europarl-0"]["utterance"] == rows["voxpopuli-0"]["utterance"] == "parliament/20100309"
+    heard = load_audio(rows["europarl-0"]["audio"])
+    assert np.abs(np.fft.rfft(heard)).argmax() / 1.5 == pytest.approx(220, abs=2)  # the tone, through AAC and FLAC
+
+
+def test_conversations_come_as_lists_json_or_python_text():
+    turns = [{"from": "human", "value": "it's"}]
+    assert _conversation(turns) == _conversation(json.dumps(turns)) == _conversation(str(turns)) == turns
+    assert _conversation("__import__('os').getcwd()") == []
+
+
+# -- VoiceBench, hub ---------------------------------------------------------------------------------------------------
+def parquet(path, seconds):
+    file = write(path.parent / "one.wav", seconds)
+    data = file.read_bytes()
+    file.unlink()
+    cell = [{"bytes": data, "path": "a.wav"}, {"bytes": b"RIFFnothing", "path": "b.wav"}, None]
+    pq.write_table(pa.table({"audio": cell, "prompt": ["Name a tree.", "Broken", "None"]}), path)
+
+
+def test_voicebench_is_unpacked_for_judges(tmp_path):
+    source = tmp_path / "source"
+    (source / "alpacaeval").mkdir(parents=True)
+    parquet(source / "alpacaeval/test-00000-of-00001.parquet", 1.5)
+    summary = run("voicebench", source, tmp_path / "target")
+    assert summary["refused"] == {"audio unusable": 1, "audio missing": 1}
+    row = load(str(tmp_path / "target"), "test")[0]
+    assert row["text"] == "Name a tree."
+    assert row["reference"] == ""
+    assert len(load_audio(row["audio"])) == 24000
+
+
+def test_a_folder_of_the_datasets_library_is_read_by_column_names(tmp_path):
+    source = tmp_path / "source"
+    lines = []
+    for i in range(60):
+        write(source / f"wavs/{i}.wav", 0.2)
+        lines.append({"file": f"wavs/{i}.wav", "answer": f"a{i}", "speaker": f"s{i // 6}"})
+    (source / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    columns = {"audio": "file", "reference": "answer", "recording": "speaker", "prompt": "What is said?"}
+    summary = run("hub", source, tmp_path / "target", options=Options(columns=columns))
+    splits = {split: load(str(tmp_path / "target"), split).to_list() for split in summary["splits"]}
+    assert sum(map(len, splits.values())) == 60
+    assert all(row["prompt"] == "What is said?" for rows in splits.values() for row in rows)
+    assert check_leakage(splits) == []
+    with pytest.raises(DataError, match="has no column answr"):
+        run("hub", source, tmp_path / "other", options=Options(columns=columns | {"reference": "answr"}))
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+def test_the_command_prepares_reports_and_checks(covost, tmp_path):
+    target = str(tmp_path / "target")
+    arguments = ["data", "prepare", "covost2", "--from", str(covost), "--to", target, "--pair", "en_de"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    for expected in ("CC0-1.0", "refused, audio missing: 1", "validation", f"use it as task: {target}"):
+        assert expected in result.stdout
+    shown = CliRunner().invoke(app, ["data", "show", target, "--split", "test"])
+    assert "Er sagte" in shown.stdout
+    assert CliRunner().invoke(app, ["data", "check", target]).exit_code == 0
