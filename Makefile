@@ -4,13 +4,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: demo demo-model test test-slow lint setup clean
+.PHONY: demo demo-model test test-slow lint setup docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"leaf needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt "torch==2.13.0" setuptools wheel
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[corpora,demo,dev,tensorboard,voxtral]"
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[corpora,demo,dev,docs,tensorboard,voxtral]"
 	# torchaudio is wanted for its Python transforms only. Its wheel's compiled part is linked against CUDA and cannot
 	# be loaded beside a CPU build of torch; there it is taken out of the way, and torchaudio does without it.
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps torchaudio
@@ -38,6 +38,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# The site is build/site/index.html; it is read from the folder and fetches nothing.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -1,17 +1,22 @@
 """Train credit rules from one checkpoint over several seeds and compare held-out scores.
 
-    python benchmarks/learning.py run --credit leaf --seed 0 [key=value ...]
-    python benchmarks/learning.py run --credit none            # the starting checkpoint
-    python benchmarks/learning.py table
+    python benchmarks/learning.py run --task qa --credit leaf --seed 0 [key=value ...]
+    python benchmarks/learning.py run --task qa --credit none            # the starting checkpoint
+    python benchmarks/learning.py search --task qa                       # learning rates, by validation
+    python benchmarks/learning.py table --task qa
 
-`run` trains recipes/qa.yaml with the given rule and seed, scores the last adapter on the test splits greedily, and
-appends one line to benchmarks/results/qa_learning.jsonl. Every rule sees the same prompts in the same order and draws
-from the same sampling seeds. `table` prints means over seeds with Student 95 % intervals, also of the gain.
+`run` trains recipes/qa.yaml (for the other tasks with their data) with the given rule and seed, scores the last adapter
+on the test splits, greedily and in five sampled passes (T 0.9, top-p 0.9, seeds 42 to 46), and appends one line to
+benchmarks/results/learning.jsonl. Every rule sees the same prompts in the same order and draws from the same sampling
+seeds. `table` prints means over seeds with Student 95 % intervals, differences to GRPO paired by seed, how many seeds an
+interval of ±0.5 takes, and how many completions each rule had sampled when its validation curve first reached
+GRPO's final score.
 """
 
 import argparse
 import json
 import platform
+import statistics
 from pathlib import Path
 
 import torch
@@ -27,71 +32,163 @@ from leaf.tasks import load
 from leaf.trainer import LeafTrainer
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks/results/qa_learning.jsonl"
+RESULTS = ROOT / "benchmarks/results/learning.jsonl"
+SEARCH = ROOT / "benchmarks/results/learning_search.jsonl"
 METRICS = ("bleu", "exact_match", "chrf")
+PASSES = range(42, 47)
+RATES = (1e-4, 2e-4, 4e-4, 8e-4)
+SEARCH_SEED = 100  # not among the seeds that are reported
+
+
+def append(file, record):
+    file.parent.mkdir(exist_ok=True)
+    with file.open("a") as lines:
+        lines.write(json.dumps(record) + "\n")
+
+
+def train(task, credit, seed, threads, overrides):
+    """Return the record of one run so far and the policy it trained."""
+    torch.set_num_threads(threads)
+    record = {"task": task, "credit": credit, "seed": seed, "steps": 0, "overrides": overrides}
+    record["machine"] = f"{platform.machine()}, {threads} thread, torch {torch.__version__}"
+    given = [f"task=asterisk_{task}", f"output_dir=runs/learning/{task}-{credit}-{seed}", f"seed={seed}"]
+    given += [] if credit == "none" else [f"credit={credit}"]
+    config = load_recipe(ROOT / "recipes/qa.yaml", given + overrides)
+    checkpoint = resolve_model(config.model)
+    if credit == "none":
+        return record, Policy.load(checkpoint, dtype=config.dtype), config
+    rows = load(config.task, config.train_split), load(config.task, config.eval_split)
+    trainer = LeafTrainer(checkpoint, args=config, train_dataset=rows[0], eval_dataset=rows[1])
+    directory = trainer.train()
+    steps = list(directory.lines("metrics.jsonl"))
+    record["steps"] = config.max_steps
+    record["completions_per_step"] = config.prompts_per_rollout * config.num_completions
+    record["rewards"] = [round(step["reward_mean"], 4) for step in steps]
+    record["usable_fork_rate"] = statistics.fmean(step["usable_fork_rate"] for step in steps)
+    record["validation"] = list(directory.lines("validation.jsonl"))
+    record["seconds_per_step"] = statistics.median(step["seconds/step"] for step in steps)
+    return record, trainer.policy, config
+
+
+def scored(policy, config, rows, *, sampled):
+    """Return greedy scores, and with `sampled` those of five sampled passes."""
+    common = {"max_new_tokens": config.max_new_tokens, "metrics": METRICS}
+    scores = {"items": len(rows), "greedy": evaluate(policy, rows, greedy=True, **common).values()}
+    if sampled:
+        scores["sampled"] = evaluate(policy, rows, seeds=PASSES, temperature=0.9, top_p=0.9, **common).values()
+    return scores
 
 
 def run(args):
-    torch.set_num_threads(args.threads)
-    name = args.credit if args.credit == "none" else f"{args.credit}-{args.seed}"
-    overrides = [f"output_dir=runs/learning/{name}", f"seed={args.seed}"]
-    overrides += [] if args.credit == "none" else [f"credit={args.credit}"]
-    config = load_recipe(ROOT / "recipes/qa.yaml", overrides + args.overrides)
-    checkpoint = resolve_model(config.model)
-    record = {"credit": args.credit, "seed": args.seed, "steps": 0, "overrides": args.overrides}
-    if args.credit == "none":
-        policy = Policy.load(checkpoint, dtype=config.dtype)
-    else:
-        rows = load(config.task, config.train_split), load(config.task, config.eval_split)
-        trainer = LeafTrainer(checkpoint, args=config, train_dataset=rows[0], eval_dataset=rows[1])
-        directory = trainer.train()
-        policy = trainer.policy
-        steps = list(directory.lines("metrics.jsonl"))
-        record["steps"] = config.max_steps
-        record["rewards"] = [round(step["reward_mean"], 4) for step in steps]
-        record["usable_fork_rate"] = sum(step["usable_fork_rate"] for step in steps) / len(steps)
-        record["validation"] = list(directory.lines("validation.jsonl"))
-        record["seconds_per_step"] = sorted(step["seconds/step"] for step in steps)[len(steps) // 2]
+    record, policy, config = train(args.task, args.credit, args.seed, args.threads, args.overrides)
     for split in args.splits.split(","):
         rows = load(config.task, split, limit=args.items).to_list()
-        result = evaluate(policy, rows, greedy=True, max_new_tokens=config.max_new_tokens, metrics=METRICS)
-        record[split] = {"items": len(rows), **result.values()}
-        print(args.credit, args.seed, split, record[split], flush=True)
-    record["machine"] = f"{platform.machine()}, {args.threads} thread, torch {torch.__version__}, {config.dtype}"
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+        record[split] = scored(policy, config, rows, sampled=True)
+        print(args.task, args.credit, args.seed, split, record[split], flush=True)
+    append(RESULTS, record)
+
+
+def search(args):
+    """Try every learning rate with both rules alike, one seed, and score the whole validation split greedily."""
+    for rate in RATES:
+        for credit in ("leaf", "grpo"):
+            given = [f"learning_rate={rate}", f"max_steps={args.steps}", "eval_every=0", "record_every=0"]
+            given += [f"output_dir=runs/learning/search-{args.task}-{credit}-{rate}", *args.overrides]
+            record, policy, config = train(args.task, credit, SEARCH_SEED, args.threads, given)
+            rows = load(config.task, config.eval_split).to_list()
+            record |= {"learning_rate": rate, "validation": scored(policy, config, rows, sampled=False)}
+            print(args.task, credit, rate, record["validation"], flush=True)
+            append(SEARCH, record)
 
 
 def table(args):
     records = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    start = next(record for record in records if record["credit"] == "none")
-    for split in (name for name in ("test", "test_heldout") if name in start):
-        shown = Table("", "seeds", *METRICS, *(f"gain {name}" for name in METRICS), title=f"{split}, greedy")
-        shown.add_row("start", "", *(f"{start[split][name]:.2f}" for name in METRICS), "", "", "")
-        for credit in dict.fromkeys(r["credit"] for r in records if r["credit"] != "none"):
-            mine = [record for record in records if record["credit"] == credit]
-            cells, gains = [], []
-            for name in METRICS:
-                mean, half = mean_interval([record[split][name] for record in mine])
-                cells.append(f"{mean:.2f} ± {half:.2f}")
-                gains.append(f"{mean - start[split][name]:+.2f} ± {half:.2f}")
-            shown.add_row(credit, str(len(mine)), *cells, *gains)
-        Console().print(shown)
+    records = [record for record in records if record["task"] == args.task]
+    starts = [record for record in records if record["credit"] == "none"]
+    rules = list(dict.fromkeys(record["credit"] for record in records if record["credit"] != "none"))
+    for split in ("test", "test_heldout"):
+        for mode in ("greedy", "sampled"):
+            title = f"{args.task}, {split}, {mode}: mean over seeds ± 95 %, and difference to GRPO paired by seed"
+            shown = Table(
+                "", "seeds", *METRICS, *(f"Δ {name}" for name in METRICS), "seeds for Δ bleu ± 0.5", title=title
+            )
+            for start in starts[:1]:
+                values = start[split][mode]
+                shown.add_row("start", "", *(f"{values[name]:.2f}" for name in METRICS), *[""] * 4)
+            for rule in rules:
+                mine = {r["seed"]: r[split][mode] for r in records if r["credit"] == rule and split in r}
+                base = {r["seed"]: r[split][mode] for r in records if r["credit"] == "grpo" and split in r}
+                shown.add_row(rule, str(len(mine)), *_cells(mine, base if rule != "grpo" else {}))
+            Console(width=150).print(shown)
+    _reached(records, rules)
+
+
+def _cells(mine, base):
+    cells = []
+    for name in METRICS:
+        values = [scores[name] for scores in mine.values()]
+        cells.append(_interval(values))
+    pairs = {name: [mine[s][name] - base[s][name] for s in sorted(mine.keys() & base.keys())] for name in METRICS}
+    cells += [_interval(pairs[name], signed=True) for name in METRICS]
+    spread = pairs["bleu"]
+    cells.append(_seeds_for(statistics.stdev(spread), 0.5) if len(spread) > 1 else "")
+    return cells
+
+
+def _interval(values, *, signed=False):
+    if not values:
+        return ""
+    sign = "+" if signed else ""
+    if len(values) == 1:
+        return f"{values[0]:{sign}.2f}"
+    mean, half = mean_interval(values)
+    return f"{mean:{sign}.2f} ± {half:.2f}"
+
+
+def _seeds_for(deviation, half):
+    """Return the fewest seeds whose Student 95 % half-width is at most `half` at this standard deviation."""
+    for seeds in range(2, 1000):
+        sample = [0.0] * (seeds - 1) + [1.0]  # any sample of n gives t / √n, the half-width per unit of deviation
+        if mean_interval(sample)[1] / statistics.stdev(sample) * deviation <= half:
+            return str(seeds)
+    return "over 999"
+
+
+def _reached(records, rules):
+    """Print at which validation each rule first reached the mean final validation BLEU of GRPO."""
+    curves = {}
+    for rule in rules:
+        mine = [record for record in records if record["credit"] == rule]
+        steps = [point["step"] for point in mine[0]["validation"]]
+        means = [statistics.fmean(record["validation"][i]["bleu"] for record in mine) for i in range(len(steps))]
+        curves[rule] = (steps, means, mine[0]["completions_per_step"])
+    if "grpo" not in curves:
+        return
+    goal = curves["grpo"][1][-1]
+    for rule, (steps, means, size) in curves.items():
+        at = next((step for step, value in zip(steps, means, strict=True) if value >= goal), None)
+        reached = "not reached" if at is None else f"{at * size} completions"
+        points = ", ".join(f"{step}: {value:.1f}" for step, value in zip(steps, means, strict=True))
+        print(f"{rule}: GRPO's final validation BLEU {goal:.2f}: {reached} (mean curve by step {points})")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("run")
-    one.add_argument("--credit", required=True)
-    one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--threads", type=int, default=1)
-    one.add_argument("--items", type=int, default=None)
-    one.add_argument("--splits", default="test,test_heldout")
-    one.add_argument("overrides", nargs="*", default=[])
-    one.set_defaults(command=run)
-    commands.add_parser("table").set_defaults(command=table)
+    for name, command in (("run", run), ("search", search), ("table", table)):
+        one = commands.add_parser(name)
+        one.add_argument("--task", choices=("qa", "fr", "it"), default="qa")
+        one.set_defaults(command=command)
+        if name != "table":
+            one.add_argument("--threads", type=int, default=1)
+            one.add_argument("overrides", nargs="*", default=[])
+        if name == "run":
+            one.add_argument("--credit", required=True)
+            one.add_argument("--seed", type=int, default=0)
+            one.add_argument("--items", type=int, default=None)
+            one.add_argument("--splits", default="test,test_heldout")
+        if name == "search":
+            one.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()
     args.command(args)
 

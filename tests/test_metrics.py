@@ -118,7 +118,7 @@ def test_a_resample_is_scored_as_the_metric_scores_it(name):
     rows = np.concatenate(list(_draws(len(OURS), 20, seed=1)))
     assert rows.sum(1).tolist() == [len(OURS)] * 20
     assert len(np.unique(rows, axis=0)) > 10
-    for row, value in zip(rows, _resampled(name, items, 20, seed=1), strict=True):
+    for row, value in zip(rows, _resampled(metric(name), items, 20, seed=1), strict=True):
         ours, theirs = [[side[i] for i in _index(row)] for side in (OURS, THEIRS)]
         assert value == pytest.approx(score(ours, theirs, [name])[name].value, abs=1e-9)
         if name == "bleu":

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import peft
 import pytest
@@ -74,9 +75,9 @@ def test_resume_equals_uninterrupted(tmp_path):
     first = trainer(config)
     save, stopped = first._save, RuntimeError("killed")
 
-    def save_and_die(step):
-        save(step)
-        if step == 2:
+    def save_and_die():
+        save()
+        if first.done == 2:
             raise stopped
 
     first._save = save_and_die
@@ -169,8 +170,10 @@ def test_a_reward_function_that_fails_and_a_run_without_checkpoint_are_named(tmp
     failing = trainer(recipe(tmp_path), reward_funcs=[short])
     with pytest.raises(RewardError, match="short"):
         failing.train()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
     fresh = trainer(recipe(tmp_path))
-    with pytest.raises(RunError, match="no checkpoint"):
+    with pytest.raises(RunError, match="recorded steps but no checkpoints"):
         fresh.train(resume_from_checkpoint=True)
 
 

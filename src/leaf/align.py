@@ -6,11 +6,13 @@ tokenised transcript. Only the projector learns, so the language model meets vec
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from leaf.checkpoints import Checkpoints, check_space, take_steps
 from leaf.config import AlignConfig
 from leaf.errors import DataError
 from leaf.run import RunDirectory
@@ -83,11 +85,22 @@ def token_error_rate(aligner: CtcAligner, frames: list[Tensor], texts: list[str]
 
 
 def align(
-    config: AlignConfig, policy: Policy, train_rows, eval_rows, run: RunDirectory, report=print
+    config: AlignConfig,
+    policy: Policy,
+    train_rows: Any,
+    eval_rows: Any,
+    run: RunDirectory,
+    report: Callable[[str], None] = print,
+    *,
+    resume: bool = False,
 ) -> dict[str, float]:
     """Train the projector; rows need `prompt`, `audio` and `reference` (the transcript).
 
-    Writes metrics.jsonl, validation.jsonl and projector.safetensors; returns the last validation.
+    Writes metrics.jsonl, validation.jsonl, projector.safetensors and checkpoints/; returns the last validation.
+    `resume` goes on from the newest intact checkpoint.
+
+    Raises:
+        RunInterrupted: SIGTERM, SIGUSR1 or Ctrl-C came, and the run is saved; only in the main thread.
     """
     texts = [row["reference"] for row in train_rows]
     if not all(text.strip() for text in texts):
@@ -96,13 +109,19 @@ def align(
     projector = policy.unfreeze_projector()
     optimizer = build_optimizer([*projector, *aligner.parameters()], config)
     schedule = build_schedule(optimizer, config)
+    named = {name: p for name, p in policy.named_parameters() if p.requires_grad} | dict(aligner.named_parameters())
+    facts = {"training rows": len(texts)}
+    checkpoints = Checkpoints(run, config, named, optimizer, schedule, facts=facts, say=report)
+    check_space(run.path, named, config.keep_checkpoints, have=len(checkpoints.steps()))
+    state = checkpoints.begin(resume)
     eval_rows = take(eval_rows, range(min(len(eval_rows), config.eval_items or len(eval_rows))))
     # The encoder is frozen, so its output is computed once, not once per epoch.
     report(f"align: encoding {len(train_rows)} + {len(eval_rows)} recordings")
     features, eval_features = _features(policy, train_rows), _features(policy, eval_rows)
     started, scores = time.perf_counter(), {}
-    for step in range(config.max_steps):
-        batch = batch_indices(len(train_rows), config.batch_size, step, config.seed)
+
+    def one_step(step: int) -> None:
+        batch = batch_indices(len(train_rows), config.batch_size, step - 1, config.seed)
         loss = aligner(_project(policy, [features[i] for i in batch]), [texts[i] for i in batch])
         loss.backward()
         norm = nn.utils.clip_grad_norm_(projector, config.max_grad_norm)
@@ -110,20 +129,24 @@ def align(
         schedule.step()
         optimizer.zero_grad()
         seconds = time.perf_counter() - started
-        run.append(
-            "metrics.jsonl", {"step": step + 1, "loss": loss.item(), "grad_norm": norm.item(), "seconds": seconds}
-        )
-        if (step + 1) % 50 == 0:
-            report(f"align {step + 1}/{config.max_steps}  ctc {loss.item():.3f}  {seconds:.0f} s")
-        if (config.eval_every and (step + 1) % config.eval_every == 0) or step + 1 == config.max_steps:
-            with torch.no_grad():
-                frames = _project(policy, eval_features)
-                scores = {
-                    "token_error_rate": token_error_rate(aligner, frames, [row["reference"] for row in eval_rows])
-                }
-            run.append("validation.jsonl", {"step": step + 1, **scores})
-            policy.save_projector(run.path / "projector.safetensors")
-            report(f"align {step + 1}/{config.max_steps}  token error rate {scores['token_error_rate']:.4f}")
+        record = {"step": step, "loss": loss.item(), "grad_norm": norm.item(), "seconds": seconds}
+        run.append("metrics.jsonl", record)
+        if step % 50 == 0:
+            report(f"align {step}/{config.max_steps}  ctc {loss.item():.3f}  {seconds:.0f} s")
+
+    @torch.no_grad()
+    def validate(step: int) -> None:
+        frames = _project(policy, eval_features)
+        scores["token_error_rate"] = token_error_rate(aligner, frames, [row["reference"] for row in eval_rows])
+        run.append("validation.jsonl", {"step": step, **scores})
+        report(f"align {step}/{config.max_steps}  token error rate {scores['token_error_rate']:.4f}")
+
+    def save(step: int, validation_due: bool) -> None:
+        if step > 0:
+            run.replace_file("projector.safetensors", policy.save_projector)
+        checkpoints.save(step, validation_due=validation_due)
+
+    take_steps(config, state, one_step, validate, save)
     return scores
 
 

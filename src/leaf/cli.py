@@ -1,6 +1,7 @@
 """The command `leaf`: train, sft, align, evaluate, demo, demo-model, data, recipe, families."""
 
 import dataclasses
+import io
 import sys
 import time
 import warnings
@@ -9,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from leaf import data_commands
@@ -23,24 +23,33 @@ app = typer.Typer(
     help="RL post-training for speech-aware LLMs: LEAF, GRPO and relatives. Start with `leaf demo`.",
 )
 app.add_typer(data_commands.app, name="data")
-console = Console(highlight=False, soft_wrap=True)
+# Whatever is printed may come from a model or a user: brackets in it are text, not markup.
+console = Console(highlight=False, soft_wrap=True, markup=False)
 
 Recipe = Annotated[Path, typer.Argument(help="recipe file (YAML)")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, laid over the recipe")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="further recipes (.yaml) laid over the first, then key=value")
+]
 
 
 def main() -> None:
-    """Run the command; a mistake of the user's is one sentence on standard error and exit code 2."""
+    """Run the command; a mistake is one sentence on standard error and exit code 2, a run interrupted and saved 75."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # its bars are about loading files; ours are lines about the run
     # peft 0.21 reads a property that transformers 5.23 has renamed; nothing a user could act on.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without a character gets a question mark in its place
     try:
         app()
     except LeafError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"leaf: {error}", markup=False)
-        sys.exit(2)
+        from leaf.terminal import visible
+
+        text = visible(f"leaf: {error}", keep="\n")
+        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+        sys.exit(error.exit_code)
 
 
 @app.command()
@@ -70,45 +79,83 @@ def evaluate(
     recipe: Recipe,
     overrides: Overrides = None,
     adapter: Annotated[
-        Path | None, typer.Option(help="adapter directory, e.g. runs/demo/best; none: the model")
+        list[str] | None, typer.Option(help="adapter DIR or NAME=DIR, e.g. runs/demo/best; may be repeated")
     ] = None,
+    with_base: Annotated[bool, typer.Option("--with-base", help="the bare model too; alone without --adapter")] = False,
     split: Annotated[str, typer.Option(help="split to evaluate")] = "test",
     items: Annotated[int | None, typer.Option(help="only the first N rows")] = None,
     greedy: Annotated[bool, typer.Option(help="one greedy pass instead of sampled passes")] = False,
     passes: Annotated[int, typer.Option(help="sampled passes, seeds 42, 43, ...")] = 5,
-    metrics: Annotated[str, typer.Option(help="comma-separated metric names")] = "bleu,exact_match,chrf",
+    metrics: Annotated[str, typer.Option(help="comma-separated metric names, or none")] = "bleu,exact_match,chrf",
+    metric_path: Annotated[list[str] | None, typer.Option(help="METRIC=PATH of its data or model")] = None,
     lowercase: Annotated[bool, typer.Option(help="compare without case")] = False,
-    out: Annotated[Path | None, typer.Option(help="write predictions here (JSON lines)")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for predictions; default runs/evaluation-RECIPE")] = None,
 ) -> None:
-    """Score a model or an adapter on a split with the model, task and decoding of a recipe."""
-    from leaf.evaluate import evaluate as run_evaluation
+    """Score a model and adapters on a split with the model, task and decoding of a recipe; keep the predictions."""
+    from leaf.compare import chosen_metrics, compare_files
+    from leaf.evaluate import evaluate_systems, name_systems
     from leaf.tasks import load
 
     config = _of_stage(recipe, overrides, LeafConfig)
-    policy = _policy(config, adapter=adapter)
-    rows = load(config.task, split, limit=items, columns=config.columns)
-    result = run_evaluation(
-        policy,
-        rows.to_list(),
-        greedy=greedy,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.eval_temperature,
-        top_p=config.eval_top_p,
-        seeds=range(42, 42 + passes),
-        metrics=tuple(metrics.split(",")),
-        lowercase=lowercase,
-        intervals=True,
+    systems = name_systems(config.model, adapter or [], with_base=with_base)
+    names, paths = chosen_metrics(metrics, metric_path)
+    rows = load(config.task, split, limit=items, columns=config.columns).to_list()
+    folder = out or Path("runs") / f"evaluation-{recipe.stem}-{split}"
+    decoding: dict[str, Any] = {"split": split, "greedy": greedy, "seeds": range(42, 42 + passes)}
+    options: dict[str, Any] = {"metrics": names, "lowercase": lowercase, "paths": paths, "say": _say}
+    evaluate_systems(config, systems, lambda path: _policy(config, path), rows, folder, **decoding, **options)
+    files = [folder / f"{name}.jsonl" for name in systems]
+    console.print(compare_files(files, metrics=names, paths=paths, lowercase=lowercase), markup=False)
+
+
+@app.command()
+def judge(
+    predictions: Annotated[Path, typer.Argument(help="prediction file of `leaf evaluate`")],
+    url: Annotated[str, typer.Option(help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1")],
+    model: Annotated[str, typer.Option(help="name of the judge at the endpoint")],
+    kind: Annotated[str, typer.Option(help="direct (0-100), rubric (1-5) or pairwise")] = "direct",
+    against: Annotated[Path | None, typer.Option(help="the other prediction file, for pairwise")] = None,
+    out: Annotated[Path | None, typer.Option(help="default PREDICTIONS.judge-KIND.jsonl")] = None,
+    template: Annotated[Path | None, typer.Option(help="own prompt, a text file")] = None,
+    key_env: Annotated[str | None, typer.Option(help="environment variable with the API key")] = None,
+    passes: Annotated[int, typer.Option(help="passes of the file to judge, the first N")] = 1,
+    samples: Annotated[int | None, typer.Option(help="samples per item; default direct 5, others 1")] = None,
+    temperature: Annotated[float | None, typer.Option(help="of the judge; default 1 with samples, else 0")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="length limit of the judge's reply")] = None,
+    concurrency: Annotated[int, typer.Option(help="requests at a time")] = 8,
+    timeout: Annotated[float, typer.Option(help="seconds a reply may take")] = 120.0,
+    cache: Annotated[Path | None, typer.Option(help="file of replies; default beside --out")] = None,
+) -> None:
+    """Have predictions judged by a language model behind an OpenAI-compatible endpoint; run again, it goes on."""
+    from leaf.judge import Endpoint, JudgeSettings, judge_file
+
+    endpoint = Endpoint(url, model, key_env=key_env, concurrency=concurrency, timeout_s=timeout)
+    settings = JudgeSettings.of(
+        kind, template=template, samples=samples, temperature=temperature, max_tokens=max_tokens
     )
-    table = Table("metric", "value", "95 % interval (first pass)", "over passes", "signature")
-    for name, value in result.scores.items():
-        low, high = result.intervals[name]
-        least, most = result.spreads[name]
-        spread = f"{least:.2f} to {most:.2f}"
-        table.add_row(name, f"{value:.2f}", f"{low:.2f} to {high:.2f}", spread, result.signatures[name])
-    console.print(table)
-    console.print(f"{len(result.rows)} items, {len(result.passes)} passes, {result.truncated:.1%} truncated")
-    if out is not None:
-        result.write(out)
+    console.print(judge_file(predictions, endpoint, settings, against=against, out=out, passes=passes, cache=cache))
+
+
+@app.command()
+def compare(
+    predictions: Annotated[
+        list[Path], typer.Argument(help="prediction files, or folders of them; the first is the base")
+    ],
+    metrics: Annotated[str | None, typer.Option(help="comma-separated; default those they were scored with")] = None,
+    metric_path: Annotated[list[str] | None, typer.Option(help="METRIC=PATH of its data or model")] = None,
+    lowercase: Annotated[bool | None, typer.Option(help="default as they were scored")] = None,
+    judged: Annotated[list[Path] | None, typer.Option("--judge", help="further files of `leaf judge`")] = None,
+    format: Annotated[str, typer.Option(help="text, markdown or latex")] = "text",
+    samples: Annotated[int, typer.Option(help="bootstrap resamples")] = 1000,
+) -> None:
+    """Print a table of systems: scores with 95 % intervals, paired differences to the first with p-values, judges."""
+    from leaf.compare import chosen_metrics, compare_files
+    from leaf.predictions import prediction_files
+
+    names, paths = chosen_metrics(metrics, metric_path)
+    options: dict[str, Any] = {"lowercase": lowercase, "judged": judged or [], "format": format, "samples": samples}
+    files = prediction_files(predictions)
+    console.print(compare_files(files, metrics=names, paths=paths, **options), markup=False)
 
 
 @app.command("demo-model")
@@ -131,6 +178,7 @@ def demo(
     items: Annotated[int, typer.Option(help="test rows scored before and after")] = 300,
 ) -> None:
     """Post-train the embedded model with LEAF on spoken QA and show held-out scores before and after."""
+    from leaf import terminal
     from leaf.evaluate import evaluate as run_evaluation
     from leaf.metrics import paired_bootstrap
     from leaf.speech.policy import Policy
@@ -145,7 +193,7 @@ def demo(
     trainer.start()
     console.print(f"scoring {len(rows)} held-out recordings before training")
     before = run_evaluation(policy, rows, **options)
-    run = _train(trainer)
+    run = terminal.train(trainer, console)
     after = run_evaluation(policy, rows, **options)
     before.write(run.path / "test_before.jsonl")
     after.write(run.path / "test_after.jsonl")
@@ -163,6 +211,34 @@ def demo(
         f"{config.max_steps} steps of {config.prompts_per_rollout} x {config.num_completions} completions, "
         f"{len(rows)} test rows, {(time.perf_counter() - began) / 60:.1f} minutes. The run is in {run.path}"
     )
+
+
+@app.command()
+def tree(
+    run: Annotated[Path, typer.Argument(help="run directory of stage rl, e.g. runs/demo")],
+    step: Annotated[int | None, typer.Option(help="recorded step; default the last one")] = None,
+    group: Annotated[int, typer.Option(help="which of the step's recorded groups, from 0")] = 0,
+    credit: Annotated[str | None, typer.Option(help="show this rule's credit on the same rollouts, e.g. grpo")] = None,
+) -> None:
+    """Draw a recorded group as a prefix tree: where completions part, and what each stretch is credited with."""
+    from leaf.terminal import show_group
+
+    show_group(console, run, step=step, group=group, credit=credit)
+
+
+@app.command()
+def doctor(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Say whether this machine can run a recipe, and what to change; exit code 1 if it cannot."""
+    from leaf.doctor import examine
+
+    states = []
+    for finding in examine(load_recipe(recipe, overrides)):
+        states.append(finding.state)
+        console.print(f"{finding.state:6}  {finding.subject}: {finding.found}", markup=False)
+        if finding.advice:
+            console.print(f"        {finding.advice}", markup=False)
+    if "fails" in states:
+        raise typer.Exit(1)
 
 
 @app.command("recipe")
@@ -198,42 +274,26 @@ def show_families() -> None:
 def run_recipe(config: RunConfig, *, resume: bool = False) -> None:
     """Run a recipe of any stage with lines on the terminal."""
     if isinstance(config, LeafConfig):
-        _train(_trainer(config), resume=resume)
+        from leaf import terminal
+
+        terminal.train(_trainer(config), console, resume=resume)
         console.print(f"the run is in {config.output_dir}")
         return
-    if resume:
-        raise ConfigError("Only runs of stage rl can be resumed; start this stage afresh in another output_dir.")
     from leaf.align import align as run_align
     from leaf.run import RunDirectory
     from leaf.sft import sft as run_sft
 
     policy = _policy(config)
-    run = RunDirectory.create(config)
     rows = _rows(config)
-    if isinstance(config, SftConfig):
-        run_sft(config, policy, *rows, run, report=_say)
-    elif isinstance(config, AlignConfig):
-        run_align(config, policy, *rows, run, report=_say)
+    run = RunDirectory.begin(config, resume, _say)
+    try:
+        if isinstance(config, SftConfig):
+            run_sft(config, policy, *rows, run, _say, resume=resume)
+        elif isinstance(config, AlignConfig):
+            run_align(config, policy, *rows, run, _say, resume=resume)
+    finally:
+        run.release()
     console.print(f"the run is in {run.path}")
-
-
-def _train(trainer: Any, *, resume: bool = False) -> Any:
-    """Train with a progress bar and live figures on a terminal, plain lines elsewhere."""
-    from leaf.trainer import step_line
-
-    if not console.is_terminal:
-        return trainer.train(resume_from_checkpoint=resume)
-    columns = (
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=trainer.args.max_steps, figures="")
-        trainer.on_step = lambda record: progress.update(bar, completed=record["step"], figures=step_line(record))
-        return trainer.train(resume_from_checkpoint=resume)
 
 
 def _of_stage(recipe: Path, overrides: list[str] | None, wanted: type) -> Any:
@@ -244,7 +304,9 @@ def _of_stage(recipe: Path, overrides: list[str] | None, wanted: type) -> Any:
 
 
 def _say(line: str) -> None:
-    console.print(line, markup=False)
+    from leaf.terminal import visible
+
+    console.print(visible(line, keep="\n"))  # it may quote a model, or a user's function that does
 
 
 def _rows(config: RunConfig) -> tuple[Any, Any]:
@@ -265,10 +327,13 @@ def _policy(config: RunConfig, adapter: Path | None = None) -> Any:
 
     from leaf.demo_model import resolve_model
     from leaf.plugins import load_plugins
+    from leaf.run import bring_back
     from leaf.speech.policy import Policy
     from leaf.training import pick_device
 
     load_plugins(config.plugins)
+    if adapter is not None:
+        bring_back(adapter)
     lora = None
     if isinstance(config, SftConfig):
         lora = peft.LoraConfig(
@@ -296,8 +361,10 @@ def _policy(config: RunConfig, adapter: Path | None = None) -> Any:
 
 def _trainer(config: LeafConfig) -> Any:
     from leaf.demo_model import resolve_model
+    from leaf.plugins import load_plugins
     from leaf.trainer import LeafTrainer
 
+    load_plugins(config.plugins)  # they may register the task and the credit rule
     rows = _rows(config)
     return LeafTrainer(resolve_model(config.model), None, config, *rows, report=_say)
 

@@ -1,11 +1,12 @@
 """Recipes: flat dataclasses with one default per field and one line of help each; unknown keys are refused.
 
 A recipe is a YAML file of these fields. `extends: other.yaml` (one name or a list, relative to the file) lays it over
-others; `key=value` on the command line lays over both.
+others; on the command line further recipes and then `key=value` are laid over it.
 """
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -14,7 +15,11 @@ from typing import Any, Literal
 
 import yaml
 
-from leaf.errors import ConfigError
+from leaf.errors import ConfigError, shown
+
+MOST_PARENTS = 16  # recipes that one extends at once, and how deep
+MOST_VALUES = 10_000  # values in one recipe, aliases unfolded
+LARGEST = 2**53  # up to here whole numbers and floating point agree
 
 
 def _field(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
@@ -40,7 +45,7 @@ class RunConfig:
     eval_split: str = _field("validation", "split to validate on")
     train_items: int | None = _field(None, "use only the first N training rows", low=1)
     output_dir: str | None = _field(None, "run directory; default runs/<recipe name>")
-    seed: int = _field(0, "seed of data order, initialisation and sampling", low=0)
+    seed: int = _field(0, "seed of data order, initialisation and sampling", low=0, high=2**32 - 1)
     dtype: Literal["float32", "bfloat16"] = _field("float32", "precision of the frozen weights; adapters are float32")
     attention: str | None = _field(None, "attention kernel: sdpa, eager, flash_attention_2, ...; default sdpa")
     device: str = _field("auto", "auto, cpu, cuda, cuda:0, ...")
@@ -52,6 +57,9 @@ class RunConfig:
     schedule_steps: int | None = _field(None, "steps the schedule is laid out for; default max_steps", low=1)
     warmup_steps: int = _field(0, "steps of linear warm-up", low=0)
     max_grad_norm: float = _field(1.0, "gradient norm clip", low=0.0)
+    max_skipped_steps: int = _field(
+        5, "optimiser steps in a row that may be skipped because loss or gradient is NaN or infinite", low=0
+    )
     token_budget: int | None = _field(None, "padded tokens in one forward; default what memory allows", low=1)
     max_prompt_tokens: int | None = _field(
         None, "longest prompt accepted, audio included; longer ones are refused", low=1
@@ -60,6 +68,7 @@ class RunConfig:
     eval_every: int = _field(50, "validate every N steps and at the end; 0 for never", low=0)
     eval_items: int | None = _field(256, "validation rows used", low=1)
     save_every: int = _field(50, "checkpoint every N steps and at the end", low=1)
+    keep_checkpoints: int = _field(2, "checkpoints kept, the newest ones; the others stand in for a damaged one", low=1)
     track_with: str | None = _field(None, "tracker of Accelerate: tensorboard, wandb, trackio, ...")
 
 
@@ -81,11 +90,23 @@ class LoraFields:
 class LeafConfig(LoraFields, RunConfig):
     """Recipe of stage rl. Defaults are the published protocol where it names a value."""
 
-    credit: str = _field("leaf", "credit rule: leaf, grpo, dr_grpo, rloo, treerl, tempo, spo, treepo")
+    credit: str = _field("leaf", "credit rule: leaf, grpo, dr_grpo, rloo, treerl, tempo, spo, treepo, shrunken")
     credit_options: dict[str, Any] = _field({}, "options of the rule, e.g. max_boundaries: 2")
     rewards: list[str] = _field(["bleu"], "reward functions by name, or package.module:function")
     reward_weights: list[float] | None = _field(None, "one weight per reward function; default all 1")
-    reward_timeout: float | None = _field(None, "seconds one reward function may take per rollout", low=0.0)
+    reward_timeout: float | None = _field(None, "seconds one reward function may take per rollout", low=1e-3, high=1e6)
+    on_reward_error: Literal["stop", "skip"] = _field(
+        "stop", "a reward function fails: stop the run, or go on with its completions unscored"
+    )
+    on_bad_audio: Literal["stop", "skip"] = _field(
+        "stop", "a row has no usable audio: stop the run, or put the next row in its place"
+    )
+    reward_options: dict[str, Any] = _field(
+        {}, "options of reward functions by name, as judge: {url: http://localhost:8000/v1, model: name}"
+    )
+    epochs: int | None = _field(
+        None, "passes over the training rows, in place of max_steps; each begins optimiser and schedule afresh", low=1
+    )
     prompts_per_rollout: int = _field(6, "prompts per rollout, over all processes", low=1)
     num_completions: int = _field(8, "completions per prompt (K)", low=1)
     max_new_tokens: int = _field(200, "length limit of a completion", low=1)
@@ -133,32 +154,44 @@ STAGES: dict[str, type[RunConfig]] = {"rl": LeafConfig, "sft": SftConfig, "align
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read a recipe file with its `extends` chain and `key=value` overrides into the dataclass of its stage."""
-    values = _read(Path(path), ())
-    for override in overrides or []:
+    """Read a recipe with its `extends` chain, further recipes and `key=value` into the dataclass of its stage.
+
+    Args:
+        path: the recipe.
+        overrides: in order: further recipe files (*.yaml), each laid over what came before, and key=value pairs, laid
+            over all files. The default run directory is named after the files.
+    """
+    overrides = overrides or []
+    files = [Path(path), *(Path(text) for text in overrides if "=" not in text and text.endswith((".yaml", ".yml")))]
+    values: dict[str, Any] = {}
+    for file in files:
+        values |= _read(file, ())
+    for override in overrides:
         key, equals, value = override.partition("=")
-        if not equals:
-            raise ConfigError(f"The override {override!r} is not of the form key=value.")
-        values[key.strip()] = _yaml(value, f"the override {override!r}")
-    values.setdefault("output_dir", f"runs/{Path(path).stem}")
+        if equals:
+            values[key.strip()] = _yaml(value, f"the override {shown(override)}")
+        elif Path(override) not in files:
+            raise ConfigError(f"{override!r} is neither key=value nor a further recipe (.yaml).")
+    values.setdefault("output_dir", f"runs/{'-'.join(file.stem for file in files)}")
     return from_dict(values)
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
     """Build the dataclass of `values["stage"]` (default rl), checking names, types and ranges."""
     stage = values.get("stage", "rl")
-    if stage not in STAGES:
-        raise ConfigError(f"The stage {stage!r} is unknown; allowed are {', '.join(STAGES)}.")
+    if not isinstance(stage, str) or stage not in STAGES:
+        raise ConfigError(f"The stage {shown(stage)} is unknown; allowed are {', '.join(STAGES)}.")
     config_class = STAGES[stage]
     known = {f.name: f for f in dataclasses.fields(config_class)}
     hints = typing.get_type_hints(config_class)
     checked = {}
     for key, value in values.items():
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
+            close = difflib.get_close_matches(str(key)[:80], known, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ConfigError(
-                f"The key {key!r} is unknown in a recipe of stage {stage}.{hint} `leaf recipe {stage}` lists all keys."
+                f"The key {shown(key)} is unknown in a recipe of stage {stage}.{hint} `leaf recipe {stage}` lists "
+                "all keys."
             )
         checked[key] = _check(key, value, hints[key], known[key].metadata)
     return config_class(**checked)
@@ -170,30 +203,78 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
-    path = path.resolve()
+    try:
+        path = path.resolve()
+        text = path.read_text(encoding="utf-8") if path not in chain else ""
+    except (OSError, ValueError, RuntimeError) as error:  # not UTF-8, a NUL character in the path, a loop of links
+        raise ConfigError(f"The recipe {shown(str(path))} cannot be read: {error}.") from error
     if path in chain:
         raise ConfigError(f"The recipe {path.name} extends itself, through {' -> '.join(p.name for p in chain)}.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The recipe {path} cannot be read: {error}.") from error
+    if len(chain) >= MOST_PARENTS:
+        raise ConfigError(f"The recipe {chain[0].name} extends others {len(chain)} deep; {MOST_PARENTS} are allowed.")
     values = _yaml(text, f"the recipe {path.name}")
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise ConfigError(f"The recipe {path.name} holds a {type(values).__name__}; it must be `key: value` lines.")
     parents = values.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents) or len(parents) > MOST_PARENTS:
+        raise ConfigError(
+            f"extends in {path.name} is {shown(parents)}; give the name of a recipe, or a list of at most "
+            f"{MOST_PARENTS}."
+        )
     merged: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
-        merged.update(_read(path.parent / str(parent), (*chain, path)))
+    for parent in parents:
+        merged.update(_read(path.parent / parent, (*chain, path)))
     return merged | values
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader (no code is run), that also refuses keys given twice and what would unfold without end."""
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        """Build a document after a look at its size with all aliases unfolded."""
+        self.measured: dict[int, float] = {}
+        if self._unfolded(node) > MOST_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"its aliases unfold to more than {MOST_VALUES} values, or without end", node.start_mark
+            )
+        return super().construct_document(node)
+
+    def _unfolded(self, node: yaml.Node) -> float:
+        """Return how many values a node stands for; infinity if it contains itself."""
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if id(node) not in self.measured:
+            self.measured[id(node)] = math.inf  # for whoever meets it inside itself
+            inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+            self.measured[id(node)] = 1 + sum(self._unfolded(part) for part in inner)
+        return self.measured[id(node)]
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping; PyYAML would take the last of two equal keys."""
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {shown(key.value)} stands there twice", key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep=deep)
 
 
 def _yaml(text: str, what: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise ConfigError(f"Cannot parse {what} as YAML: it is nested too deeply.") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"Cannot parse {what} as YAML: {' '.join(str(error).split())}.") from error
+        raise ConfigError(f"Cannot parse {what} as YAML: {' '.join(str(error).split())[:500]}.") from error
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        # PyYAML hands !!int, !!timestamp and the like to int() and datetime() and lets their errors through.
+        raise ConfigError(f"Cannot parse {what} as YAML: a value is not of its type ({error}).") from error
 
 
 def _check(key: str, value: Any, hint: Any, metadata: Any) -> Any:
@@ -204,25 +285,53 @@ def _check(key: str, value: Any, hint: Any, metadata: Any) -> Any:
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
-        return value
+        return _plain(key, value)
     if origin is Literal:
         if value not in arguments:
-            raise ConfigError(f"{key} is {value!r}; allowed are {', '.join(map(str, arguments))}.")
+            raise ConfigError(f"{key} is {shown(value)}; allowed are {', '.join(map(str, arguments))}.")
         return value
     if origin is list and isinstance(value, list | tuple):
         return [_check(f"{key}[{i}]", item, arguments[0], {}) for i, item in enumerate(value)]
     if origin is dict and isinstance(value, dict):
-        return {str(name): _check(f"{key}.{name}", item, arguments[1], {}) for name, item in value.items()}
+        return {_name(key, name): _check(f"{key}.{name}", item, arguments[1], {}) for name, item in value.items()}
     if hint is float:
         value = _number(value)
     if origin is None and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         low, high = metadata.get("low"), metadata.get("high")
         if (low is not None and not value >= low) or (high is not None and not value <= high):
             allowed = f"at least {low}" if high is None else f"from {low} to {high}"
-            raise ConfigError(f"{key} is {value!r}; allowed is a number {allowed}.")
-        return value
+            raise ConfigError(f"{key} is {shown(value)}; allowed is a number {allowed}.")
+        return _plain(key, value)
     wanted = getattr(origin or hint, "__name__", str(hint))
-    raise ConfigError(f"{key} is {value!r}, a {type(value).__name__}; allowed is a value of type {wanted}.")
+    raise ConfigError(f"{key} is {shown(value)}, a {type(value).__name__}; allowed is a value of type {wanted}.")
+
+
+def _plain(key: str, value: Any) -> Any:
+    """Return a value that YAML and JSON write and read back alike: finite numbers, text in Unicode, lists, mappings."""
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int | float):
+        if not abs(value) <= LARGEST:  # not NaN either
+            raise ConfigError(f"{key} is {shown(value)}; allowed are finite numbers up to {LARGEST:g}.")
+        return value
+    if isinstance(value, str):
+        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise ConfigError(f"{key} is {shown(value)}; NUL and half characters (lone surrogates) are not allowed.")
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(f"{key}[{i}]", item) for i, item in enumerate(value)]
+    if isinstance(value, dict):
+        return {_name(key, name): _plain(f"{key}.{name}", item) for name, item in value.items()}
+    raise ConfigError(
+        f"{key} is {shown(value)}, a {type(value).__name__}; allowed are numbers, text, lists and mappings."
+    )
+
+
+def _name(key: str, name: Any) -> str:
+    """Return the name of an entry of a mapping."""
+    if not isinstance(name, str):
+        raise ConfigError(f"{key} has the name {shown(name)}, a {type(name).__name__}; names are text.")
+    return _plain(key, name)
 
 
 def _number(value: Any) -> Any:
@@ -231,5 +340,5 @@ def _number(value: Any) -> Any:
         return value
     try:
         return float(value) if isinstance(value, int | float | str) else value
-    except ValueError:
+    except (ValueError, OverflowError):
         return value

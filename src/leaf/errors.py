@@ -1,8 +1,17 @@
 """The errors this library raises on purpose: one base class, members that also inherit the standard type."""
 
+import reprlib
+from typing import Any
+
 
 class LeafError(Exception):
-    """Base class of every error raised on purpose: what came, what is allowed, what to do."""
+    """Base class of every error raised on purpose: what came, what is allowed, what to do.
+
+    Attributes:
+        exit_code: what the command `leaf` exits with on it.
+    """
+
+    exit_code = 2
 
 
 class ConfigError(LeafError, ValueError):
@@ -25,5 +34,29 @@ class RewardError(LeafError, RuntimeError):
     """A reward function failed or returned something that is not one number per completion."""
 
 
+class JudgeError(LeafError, RuntimeError):
+    """The endpoint of an LLM judge refused a request, or gave no usable answer after all retries."""
+
+
 class RunError(LeafError, RuntimeError):
     """A run directory exists already, is missing or is damaged."""
+
+
+class RunInterrupted(LeafError, RuntimeError):
+    """A signal ended a run after its state was saved: given again with `--resume`, it goes on as if nothing happened.
+
+    Its exit code is 75, EX_TEMPFAIL of sysexits.h, "try again later": a scheduler can tell it from a failure (1, 2) and
+    from a process that was killed and saved nothing (128 + signal).
+    """
+
+    exit_code = 75
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error message shows it: like repr, but of bounded length whatever it holds."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlist, short.maxdict, short.maxstring, short.maxother = 3, 8, 8, 120, 120
+    try:
+        return short.repr(value)
+    except ValueError:  # Python writes out no whole numbers of more than 4,300 digits
+        return f"a {type(value).__name__} of {value.bit_length()} bits" if isinstance(value, int) else "a huge value"

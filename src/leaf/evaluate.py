@@ -1,20 +1,29 @@
-"""Evaluate a policy: greedy or sampled passes over a split, corpus metrics, bootstrap intervals."""
+"""Evaluate policies: greedy or sampled passes over a split, corpus metrics, bootstrap intervals, prediction files."""
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha256
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from leaf.errors import DataError
+from leaf.config import LeafConfig
+from leaf.demo_model import resolve_model
+from leaf.errors import ConfigError, DataError, RunError
 from leaf.memory import within_memory
-from leaf.metrics import bootstrap, score
+from leaf.metrics import metric
+from leaf.model_metrics import file_sha256
+from leaf.predictions import Predictions, kept_items, read_predictions
 from leaf.speech.policy import Policy
 from leaf.speech.sampling import sample
 from leaf.training import step_generator
 
 METRICS = ("bleu", "exact_match", "chrf")
+_BATCH = 16
+_PACKAGES = ("leaf-speech", "torch", "transformers", "peft", "numpy")
 
 
 @dataclass(frozen=True)
@@ -23,33 +32,35 @@ class Evaluation:
 
     Attributes:
         rows: the evaluated rows.
-        passes: predictions, one list per pass.
+        predictions: what was said, by pass, as it is written to a file.
         scores: metric name → mean over the passes.
         spreads: metric name → (lowest, highest) pass.
-        intervals: metric name → bootstrap interval of the first pass, resampled by utterance; empty if not asked for.
+        intervals: metric name → bootstrap interval of the mean over the passes, resampled by utterance; empty if not
+            asked for.
         signatures: metric name → what reproduces it, decoding included.
         truncated: share of completions cut by the length limit.
     """
 
     rows: list[dict[str, Any]]
-    passes: list[list[str]]
+    predictions: Predictions
     scores: dict[str, float]
     spreads: dict[str, tuple[float, float]]
     signatures: dict[str, str]
     truncated: float
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
+    @property
+    def passes(self) -> list[list[str]]:
+        """Return the predictions, one list per pass."""
+        return self.predictions.passes
+
     def values(self) -> dict[str, float]:
         """Return the scores and the truncation rate as one flat dictionary."""
         return {**self.scores, "truncated": self.truncated}
 
     def write(self, path: str | Path) -> None:
-        """Write predictions beside references as JSON lines."""
-        with Path(path).open("w", encoding="utf-8") as file:
-            for i, row in enumerate(self.rows):
-                record = {key: row[key] for key in ("id", "kind", "utterance", "prompt", "reference") if key in row}
-                record["predictions"] = [texts[i] for texts in self.passes]
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        """Write predictions beside references as JSON lines, one per item and pass, and what they were made with."""
+        self.predictions.write(Path(path))
 
 
 def predict(
@@ -61,17 +72,17 @@ def predict(
     temperature: float = 0.9,
     top_p: float = 0.9,
     seed: int = 42,
-    batch_size: int = 16,
+    batch_size: int = _BATCH,
     progress: Callable[[int], None] | None = None,
-) -> tuple[list[str], float]:
-    """Return one completion per row, in order, and the share that was truncated.
+) -> tuple[list[str], list[bool]]:
+    """Return one completion per row, in order, and whether the length limit cut it.
 
     Rows of like length share a batch; the sampling seed counts per batch, so a prediction depends on `seed`, the rows
     and `batch_size` only.
     """
     order = sorted(range(len(rows)), key=lambda i: (float(rows[i].get("seconds", 0.0)), i))
     texts = [""] * len(rows)
-    truncated = 0
+    truncated = [False] * len(rows)
     for at in range(0, len(order), batch_size):
         indices = order[at : at + batch_size]
         draw = partial(
@@ -87,10 +98,10 @@ def predict(
         groups = within_memory(policy, lambda draw=draw, at=at: draw(generator=step_generator(seed, at)))
         for i, group in zip(indices, groups, strict=True):
             texts[i] = group.texts(policy.tokenizer)[0]
-            truncated += int(group.truncated[0])
+            truncated[i] = bool(group.truncated[0])
         if progress is not None:
             progress(len(indices))
-    return texts, truncated / len(rows)
+    return texts, truncated
 
 
 def evaluate(
@@ -104,33 +115,237 @@ def evaluate(
     seeds: Sequence[int] = (42,),
     metrics: Sequence[str] = METRICS,
     lowercase: bool = False,
+    paths: Mapping[str, str] | None = None,
     intervals: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Score a policy on rows with `prompt`, `audio` and `reference`: one greedy pass, or one sampled pass per seed."""
+    """Score a policy on rows with `prompt`, `audio` and `reference`: one greedy pass, or one sampled pass per seed.
+
+    `paths` says where metrics that need data or a model find it (leaf.metrics.metric).
+    """
+    rows = _checked(rows, metrics, paths)
+    decoding = {"greedy": greedy, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    predictions = Predictions("model", kept_items(rows), [], [], [], meta={"made_with": {"decoding": decoding}})
+    for seed in [None] if greedy else seeds:
+        _add_pass(predictions, policy, rows, seed, progress)
+    return score_predictions(predictions, rows, metrics, lowercase=lowercase, paths=paths, intervals=intervals)
+
+
+def score_predictions(
+    predictions: Predictions,
+    rows: Sequence[dict[str, Any]],
+    metrics: Sequence[str] = METRICS,
+    *,
+    lowercase: bool = False,
+    paths: Mapping[str, str] | None = None,
+    intervals: bool = True,
+) -> Evaluation:
+    """Score predictions and write the scores, with their signatures, into what the predictions were made with."""
+    decoding = predictions.meta["made_with"]["decoding"]
+    how = "greedy" if decoding["greedy"] else f"sampled:T{decoding['temperature']:g}:p{decoding['top_p']:g}"
+    seeds = [] if decoding["greedy"] else [f"seeds{','.join(map(str, predictions.seeds))}"]
+    results: dict[str, dict[str, Any]] = {}
+    for name in metrics:
+        scored, signature = predictions.scored(name, lowercase=lowercase, paths=paths)
+        results[name] = {"value": scored.value(), "passes": scored.values(), "signature": signature}
+        if intervals:
+            results[name]["interval"] = list(scored.interval(groups=predictions.groups))
+    cut = [flag for one in predictions.truncated for flag in one]
+    truncated = sum(map(bool, cut)) / len(cut)
+    predictions.meta |= {
+        "predictions": 1,
+        "seeds": predictions.seeds,
+        "lowercase": lowercase,
+        "metrics": results,
+        "truncated": truncated,
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+    }
+    return Evaluation(
+        rows=list(rows),
+        predictions=predictions,
+        scores={name: one["value"] for name, one in results.items()},
+        spreads={name: (min(one["passes"]), max(one["passes"])) for name, one in results.items()},
+        signatures={
+            name: "|".join([one["signature"], "decoding:" + ":".join([how, *seeds])]) for name, one in results.items()
+        },
+        truncated=truncated,
+        intervals={name: tuple(one["interval"]) for name, one in results.items() if intervals},
+    )
+
+
+def evaluate_systems(
+    config: LeafConfig,
+    systems: Mapping[str, Path | None],
+    load: Callable[[Path | None], Policy],
+    rows: Sequence[dict[str, Any]],
+    out: Path,
+    *,
+    split: str,
+    greedy: bool = False,
+    seeds: Sequence[int] = (42,),
+    metrics: Sequence[str] = METRICS,
+    lowercase: bool = False,
+    paths: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Evaluation]:
+    """Evaluate several systems with a recipe's model, task and decoding, one prediction file each in `out`.
+
+    A file is written after every pass. Called again, passes that are there are not sampled again, so an evaluation
+    that was interrupted goes on, further passes are added and other metrics are scored without the model. All passes
+    of a file count.
+
+    Args:
+        config: the recipe.
+        systems: name → adapter directory, None for the bare model; see `name_systems`.
+        load: adapter directory → policy; called only where a pass is missing.
+        rows: rows of the split.
+        out: folder for `NAME.jsonl` and `NAME.meta.json`.
+        split: the split's name.
+        greedy: one greedy pass instead of a sampled one per seed.
+        seeds: of the sampled passes.
+        metrics: metric names; none for predictions alone, as for rows without references.
+        lowercase: compare without case.
+        paths: metric → data or model.
+        say: takes lines about the progress.
+
+    Raises:
+        RunError: a prediction file in `out` was made with something else.
+    """
+    rows = _checked(rows, metrics, paths)
+    items = kept_items(rows)
+    results = {}
+    for name, adapter in systems.items():
+        file = out / f"{name}.jsonl"
+        made_with = describe(config, adapter, items, split=split, greedy=greedy)
+        known = _known(file, name, items, made_with)
+        policy = None
+        for seed in [None] if greedy else seeds:
+            if seed not in known.seeds:
+                policy = policy or load(adapter)
+                _add_pass(known, policy, rows, seed)
+                known.kept = {}  # one entry per pass; made again when the passes are all there
+                known.meta.pop("metrics", None)
+                known.write(file)
+            say(f"{name}: {'greedy pass' if greedy else f'pass with seed {seed}'} is in {file}")
+        results[name] = score_predictions(known, rows, metrics, lowercase=lowercase, paths=paths)
+        results[name].write(file)
+    return results
+
+
+def describe(
+    config: LeafConfig, adapter: Path | None, items: Sequence[Mapping[str, Any]], *, split: str, greedy: bool
+) -> dict[str, Any]:
+    """Return what decides predictions, without a path of this machine: checksums of model, adapter and items, decoding.
+
+    Model checksums are those of the files in its folder; a name of the hub stands for itself.
+    """
+    asked = json.dumps([[item["id"], item["prompt"], item.get("reference")] for item in items], ensure_ascii=False)
+    model = _identity(Path(resolve_model(config.model)), config.model)
+    if config.projector is not None:
+        model["projector_sha256"] = file_sha256(Path(config.projector))
+    return {
+        "model": model,
+        "adapter": None if adapter is None else _identity(adapter, str(adapter)),
+        "task": Path(config.task).name,
+        "split": split,
+        "items": {"count": len(items), "sha256": sha256(asked.encode()).hexdigest()},
+        "decoding": {
+            "greedy": greedy,
+            "temperature": config.eval_temperature,
+            "top_p": config.eval_top_p,
+            "max_new_tokens": config.max_new_tokens,
+            "batch_size": _BATCH,
+            "dtype": config.dtype,
+        },
+    }
+
+
+def name_systems(model: str, adapters: Sequence[str], *, with_base: bool) -> dict[str, Path | None]:
+    """Return name → adapter directory for `DIR` or `NAME=DIR` each, the bare model (None) first where it is wanted.
+
+    A directory is named after its last two parts; without adapters the bare model is the one system.
+
+    Raises:
+        ConfigError: a directory without an adapter, or two systems of one name.
+    """
+    systems: list[tuple[str, Path | None]] = []
+    if with_base or not adapters:
+        systems.append((Path(model).name, None))
+    for given in adapters:
+        name, equals, directory = given.partition("=")
+        if not equals or Path(given).exists():
+            directory = given
+            name = "-".join(Path(given).absolute().parts[-2:])
+        if not (Path(directory) / "adapter_config.json").is_file():
+            raise ConfigError(f"{directory} holds no adapter (adapter_config.json); give a folder such as runs/x/best.")
+        systems.append((name, Path(directory)))
+    named = {re.sub(r"[^\w.-]+", "-", name): path for name, path in systems}
+    if len(named) < len(systems):
+        raise ConfigError("Two systems would have one name; name adapters apart as `--adapter NAME=DIR`.")
+    return named
+
+
+def _checked(rows: Sequence[Any], metrics: Sequence[str], paths: Mapping[str, str] | None) -> list[dict[str, Any]]:
+    """Return the rows, and refuse what would fail after the passes."""
     rows = [dict(row) for row in rows]
     if not rows:
         raise DataError("There are no rows to evaluate; give at least one.")
-    references = [row["reference"] for row in rows]
-    options = {"temperature": temperature, "top_p": top_p, "progress": progress, "max_new_tokens": max_new_tokens}
-    outcomes = [predict(policy, rows, greedy=greedy, seed=seed, **options) for seed in (seeds[:1] if greedy else seeds)]
-    passes = [texts for texts, _ in outcomes]
-    per_pass = [score(texts, references, metrics, lowercase=lowercase) for texts in passes]
-    decoding = "greedy" if greedy else f"sampled:T{temperature:g}:p{top_p:g}:seeds{','.join(map(str, seeds))}"
-    bounds = {}
-    if intervals:
-        groups = [row.get("utterance", str(i)) for i, row in enumerate(rows)]
-        for name in metrics:
-            _, low, high = bootstrap(passes[0], references, name, lowercase=lowercase, groups=groups)
-            bounds[name] = (low, high)
-    return Evaluation(
-        rows=rows,
-        passes=passes,
-        scores={name: sum(one[name].value for one in per_pass) / len(per_pass) for name in metrics},
-        spreads={
-            name: (min(o[name].value for o in per_pass), max(o[name].value for o in per_pass)) for name in metrics
-        },
-        signatures={name: f"{per_pass[0][name].signature}|decoding:{decoding}" for name in metrics},
-        truncated=sum(share for _, share in outcomes) / len(outcomes),
-        intervals=bounds,
+    for name in metrics:
+        found = metric(name, paths)
+        if found.needs_source and not all(row.get("text") for row in rows):
+            raise DataError(f"The metric {name} reads what was said; give every row a `text`, or leave it out.")
+    empty = sum(not str(row.get("reference") or "").strip() for row in rows)
+    if empty and metrics:
+        raise DataError(
+            f"{empty} of {len(rows)} rows have no reference, so no metric can be computed. Ask for predictions alone "
+            "(`--metrics none`) and have them judged with `leaf judge`."
+        )
+    return rows
+
+
+def _add_pass(
+    predictions: Predictions,
+    policy: Policy,
+    rows: Sequence[dict[str, Any]],
+    seed: int | None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Add one pass over the rows, greedy or sampled as the predictions' decoding says."""
+    decoding = predictions.meta["made_with"]["decoding"]
+    texts, truncated = predict(
+        policy,
+        rows,
+        greedy=decoding["greedy"],
+        max_new_tokens=decoding["max_new_tokens"],
+        temperature=decoding["temperature"],
+        top_p=decoding["top_p"],
+        seed=0 if seed is None else seed,
+        progress=progress,
     )
+    predictions.passes.append(texts)
+    predictions.seeds.append(seed)
+    predictions.truncated.append([*truncated])
+
+
+def _known(file: Path, name: str, items: list[dict[str, Any]], made_with: dict[str, Any]) -> Predictions:
+    """Return what a prediction file holds, or empty predictions; one that was made with something else is refused."""
+    if not file.exists():
+        return Predictions(name, items, [], [], [], meta={"predictions": 1, "made_with": made_with})
+    known = read_predictions(file)
+    was = known.meta.get("made_with", {})
+    other = [key for key, value in made_with.items() if was.get(key) != value]
+    if other:
+        raise RunError(
+            f"{file} exists and was made with another {other[0]}: {was.get(other[0])}, now {made_with[other[0]]}. "
+            "Choose another folder with --out, or remove it."
+        )
+    return known
+
+
+def _identity(folder: Path, name: str) -> dict[str, Any]:
+    """Return name and checksum of a model or adapter folder; a name of the hub alone."""
+    if not folder.is_dir():
+        return {"name": name}
+    files = sorted(f for f in folder.iterdir() if f.suffix == ".safetensors" or f.name.endswith("config.json"))
+    digest = sha256("".join(f"{f.name} {file_sha256(f)}\n" for f in files).encode()).hexdigest()
+    return {"name": Path(name).name, "sha256": digest}

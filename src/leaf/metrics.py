@@ -1,14 +1,15 @@
 """Corpus metrics with the signature that reproduces them, and bootstrap intervals over items or whole utterances.
 
 A metric is written as statistics per item, summed over the corpus, and a function of the sum. So a bootstrap resample
-is a weighted sum of rows, not a second scoring.
+is a weighted sum of rows, not a second scoring. Those that need data or a model (METEOR, BERTScore, COMET) are in
+leaf.model_metrics; `metric` finds them all.
 """
 
 import math
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -40,14 +41,70 @@ class Metric:
     """Define a corpus metric.
 
     Attributes:
-        items: (predictions, references) → (items, statistics) array.
+        items: (predictions, references), and the sources where they are needed → (items, statistics) array.
         total: sum of the statistics over the corpus → value.
         signature: whether both sides were lower-cased first → name, settings and versions.
+        needs_source: whether it reads what was said, besides prediction and reference.
+        is_kept: whether its statistics are written beside the predictions, because they take data or a model to make.
+        less_is_better: whether it counts errors.
     """
 
-    items: Callable[[Sequence[str], Sequence[str]], np.ndarray]
+    items: Callable[..., np.ndarray]
     total: Callable[[np.ndarray], float]
     signature: Callable[[bool], str]
+    needs_source: bool = False
+    is_kept: bool = False
+    less_is_better: bool = False
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Hold one system under one metric: (items, statistics) of each pass over the same items.
+
+    Its value is the mean over the passes. A resample draws items, or `groups` of items as wholes (one key per item),
+    and takes them in every pass: passes over one recording are no further recordings.
+    """
+
+    metric: Metric
+    passes: Sequence[np.ndarray]
+
+    def values(self) -> list[float]:
+        """Return the value of each pass."""
+        return [self.metric.total(items.sum(0)) for items in self.passes]
+
+    def value(self) -> float:
+        """Return the mean over the passes."""
+        return float(np.mean(self.values()))
+
+    def interval(
+        self,
+        *,
+        groups: Sequence[Hashable] | None = None,
+        samples: int = 1000,
+        seed: int = 0,
+        level: float = 0.95,
+    ) -> tuple[float, float]:
+        """Return the percentile bootstrap interval of the value."""
+        return _quantiles(self._resampled(groups, samples, seed), level)
+
+    def against(
+        self,
+        other: "Scored",
+        *,
+        groups: Sequence[Hashable] | None = None,
+        samples: int = 1000,
+        seed: int = 0,
+        level: float = 0.95,
+    ) -> tuple[float, float, float, float]:
+        """Return the difference to another system, self − other, its interval and two-sided p; see paired_bootstrap."""
+        # The same seed and the same number of units draw the same resamples.
+        differences = self._resampled(groups, samples, seed) - other._resampled(groups, samples, seed)
+        low, high = _quantiles(differences, level)
+        tail = min((differences <= 0).sum(), (differences >= 0).sum())
+        return self.value() - other.value(), low, high, float(min(1.0, 2 * (tail + 1) / (samples + 1)))
+
+    def _resampled(self, groups: Sequence[Hashable] | None, samples: int, seed: int) -> np.ndarray:
+        return np.mean([_resampled(self.metric, _grouped(p, groups), samples, seed) for p in self.passes], axis=0)
 
 
 def fold_whitespace(text: str) -> str:
@@ -116,8 +173,20 @@ def _sacrebleu(name: str, kind: type[BLEU] | type[CHRF]) -> Metric:
     return Metric(items, total, signature)
 
 
+def _error_rate(characters: bool) -> Metric:
+    """Define the word or character error rate over the corpus: all edits over all reference words or characters."""
+    pair = partial(edits, characters=characters)
+    name = "cer" if characters else "wer"
+    return _ratio(pair, f"{name}|punctuation:yes", "jiwer", keeps_case=True, less_is_better=True)
+
+
 def _ratio(
-    pair: Callable[[str, str], tuple[float, float]], signature: str, package: str, *, keeps_case: bool = False
+    pair: Callable[[str, str], tuple[float, float]],
+    signature: str,
+    package: str,
+    *,
+    keeps_case: bool = False,
+    less_is_better: bool = False,
 ) -> Metric:
     """Define 100 times the sum of the pairs' first numbers over the sum of their second ones."""
 
@@ -128,7 +197,12 @@ def _ratio(
         case = "mixed" if keeps_case and not lowercase else "lc"
         return f"{signature}|case:{case}|{package}:{metadata.version(package)}"
 
-    return Metric(items, lambda sums: float(100.0 * sums[0] / sums[1]), described)
+    return Metric(items, percentage, described, less_is_better=less_is_better)
+
+
+def percentage(sums: np.ndarray) -> float:
+    """Return 100 times the first sum over the second: the total of a mean or a rate."""
+    return float(100.0 * sums[0] / sums[1])
 
 
 def _mean(function: Callable[[str, str], float], signature: str, package: str) -> Metric:
@@ -142,16 +216,29 @@ METRICS: dict[str, Metric] = {
     **{name: _mean(partial(rouge_f, name), f"{name}|f1|stemmer:no|tok:a-z0-9", "rouge-score") for name in _ROUGE},
     "exact_match": _mean(exact_match, "exact_match|punctuation:no", "leaf-speech"),
     "token_f1": _mean(token_f1, "token_f1|punctuation:no", "leaf-speech"),
-    "wer": _ratio(edits, "wer|punctuation:yes", "jiwer", keeps_case=True),
-    "cer": _ratio(partial(edits, characters=True), "cer|punctuation:yes", "jiwer", keeps_case=True),
+    "wer": _error_rate(characters=False),
+    "cer": _error_rate(characters=True),
 }
 
 
-def metric(name: str) -> Metric:
-    """Return a metric by name; an unknown one is a ConfigError."""
-    if name not in METRICS:
-        raise ConfigError(f"The metric {name!r} is unknown; allowed are {', '.join(METRICS)}.")
-    return METRICS[name]
+def metric(name: str, paths: Mapping[str, str] | None = None) -> Metric:
+    """Return a metric by name.
+
+    Args:
+        name: of `METRICS` or leaf.model_metrics.BUILDERS.
+        paths: metric → where its data or model lies, for those that need some.
+
+    Raises:
+        ConfigError: an unknown name, or a metric whose package, data or model is missing: what, and how to get it.
+    """
+    from leaf.model_metrics import BUILDERS, COMET_PROGRAM, build
+
+    paths = paths or {}
+    for given in (name, *(key for key in paths if key != COMET_PROGRAM)):
+        if given not in METRICS and given not in BUILDERS:
+            allowed = ", ".join((*METRICS, *BUILDERS))
+            raise ConfigError(f"The metric {given!r} is unknown; allowed are {allowed}.")
+    return METRICS[name] if name in METRICS else build(name, paths)
 
 
 def score(
@@ -160,17 +247,31 @@ def score(
     metrics: Sequence[str] = ("bleu", "chrf", "exact_match"),
     *,
     lowercase: bool = False,
+    sources: Sequence[str] | None = None,
+    paths: Mapping[str, str] | None = None,
 ) -> dict[str, Score]:
     """Return each metric over the corpus, 0 to 100; error rates may exceed 100, and less is better there.
 
     White space is folded first, and case with `lowercase`, on both sides.
 
+    Args:
+        predictions: one text per item.
+        references: one text per item, not empty.
+        metrics: names.
+        lowercase: compare without case.
+        sources: what was said, one text per item, where a metric reads it (comet).
+        paths: metric → where its data or model lies (meteor, bertscore, comet).
+
     Raises:
-        ConfigError: an unknown metric.
+        ConfigError: an unknown metric, or one that cannot run here.
         DataError: a different number of predictions and references, none, a value that is not text, an empty reference.
     """
-    totals = {name: _items(name, predictions, references, lowercase).sum(0) for name in metrics}
-    return {name: Score(METRICS[name].total(sums), METRICS[name].signature(lowercase)) for name, sums in totals.items()}
+    scores = {}
+    for name in metrics:
+        found = metric(name, paths)
+        value = found.total(statistics(found, predictions, references, lowercase=lowercase, sources=sources).sum(0))
+        scores[name] = Score(value, found.signature(lowercase))
+    return scores
 
 
 def bootstrap(
@@ -188,9 +289,9 @@ def bootstrap(
 
     With several rows from one recording give its name as the group: rows of one recording are not independent.
     """
-    items = _items(name, predictions, references, lowercase)
-    low, high = _quantiles(_resampled(name, _grouped(items, groups), samples, seed), level)
-    return metric(name).total(items.sum(0)), low, high
+    found = metric(name)
+    scored = Scored(found, [statistics(found, predictions, references, lowercase=lowercase)])
+    return scored.value(), *scored.interval(groups=groups, samples=samples, seed=seed, level=level)
 
 
 def paired_bootstrap(
@@ -210,14 +311,12 @@ def paired_bootstrap(
     p is twice the smaller share of resamples on one side of 0, where the corpus itself counts as one more resample: at
     least 2/(samples + 1), at most 1. Paired resampling is Koehn's (EMNLP 2004), who reports one side.
     """
-    items_a, items_b = [_items(name, side, references, lowercase) for side in (predictions_a, predictions_b)]
-    # The same seed and the same number of units draw the same resamples.
-    values_a, values_b = [_resampled(name, _grouped(items, groups), samples, seed) for items in (items_a, items_b)]
-    differences = values_b - values_a
-    low, high = _quantiles(differences, level)
-    tail = min((differences <= 0).sum(), (differences >= 0).sum())
-    total = metric(name).total
-    return total(items_b.sum(0)) - total(items_a.sum(0)), low, high, float(min(1.0, 2 * (tail + 1) / (samples + 1)))
+    found = metric(name)
+    a, b = [
+        Scored(found, [statistics(found, side, references, lowercase=lowercase)])
+        for side in (predictions_a, predictions_b)
+    ]
+    return b.against(a, groups=groups, samples=samples, seed=seed, level=level)
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -243,8 +342,15 @@ def _student_quantile(level: float, freedom: int) -> float:
     return math.sqrt(freedom) * math.tan(low)
 
 
-def _items(name: str, predictions: Sequence[str], references: Sequence[str], lowercase: bool) -> np.ndarray:
-    """Return the (items, statistics) array of a metric over checked texts."""
+def statistics(
+    metric: Metric,
+    predictions: Sequence[str],
+    references: Sequence[str],
+    *,
+    lowercase: bool = False,
+    sources: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Return the (items, statistics) array of a metric over checked texts; errors as `score`."""
     if len(predictions) != len(references) or not len(references):
         counts = f"{len(predictions)} predictions came for {len(references)} references"
         raise DataError(f"{counts}; give the same number of both, at least 1.")
@@ -254,7 +360,15 @@ def _items(name: str, predictions: Sequence[str], references: Sequence[str], low
         if not reference.strip():
             raise DataError(f"Reference {i} is empty; every item needs a text to be compared with.")
     fold = (lambda text: fold_whitespace(text).lower()) if lowercase else fold_whitespace
-    return metric(name).items([fold(text) for text in predictions], [fold(text) for text in references])
+    texts = [[fold(text) for text in side] for side in (predictions, references)]
+    if metric.needs_source:
+        if sources is None or len(sources) != len(references) or not all(sources):
+            raise DataError(
+                f"The metric {metric.signature(lowercase).split('|')[0]} reads what was said, besides prediction and "
+                "reference; give every row a `text`, or leave the metric out."
+            )
+        texts.append([fold(text) for text in sources])
+    return metric.items(*texts)
 
 
 def _grouped(items: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray:
@@ -281,10 +395,10 @@ def _draws(units: int, samples: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units).astype(np.float64)
 
 
-def _resampled(name: str, items: np.ndarray, samples: int, seed: int) -> np.ndarray:
+def _resampled(metric: Metric, items: np.ndarray, samples: int, seed: int) -> np.ndarray:
     """Return (samples,) the metric of every resample."""
     draws = _draws(len(items), samples, seed)
-    return np.array([METRICS[name].total(sums) for counts in draws for sums in counts @ items])
+    return np.array([metric.total(sums) for counts in draws for sums in counts @ items])
 
 
 def _quantiles(values: np.ndarray, level: float) -> tuple[float, float]:

@@ -8,9 +8,10 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from numbers import Real
 from typing import Any, cast
 
@@ -19,11 +20,13 @@ import torch
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from leaf.errors import ConfigError, DataError, RewardError
+from leaf.errors import ConfigError, DataError, RewardError, shown
 from leaf.metrics import edits, exact_match, fold_whitespace, rouge_f, token_f1
 from leaf.plugins import import_module
 
 RewardFunction = Callable[..., Sequence[float | None]]
+
+MOST_HANGING = 16  # calls past their time limit that may still be running; each holds a thread and what it was given
 
 # Sentence BLEU as sacrebleu.sentence_bleu: nrefs:1|case:mixed|eff:yes|tok:13a|smooth:exp.
 _BLEU = BLEU(effective_order=True)
@@ -79,11 +82,15 @@ class RewardResult:
         totals: (n,) weighted sums, NaN = unscored.
         parts: reward function → (n,) its own values, without the weight.
         seconds: reward function → what its call took.
+        failed: (n,) True where a function failed on a completion, which is then unscored.
+        messages: what failed, one sentence for each function that did.
     """
 
     totals: np.ndarray
     parts: dict[str, np.ndarray]
     seconds: dict[str, float]
+    failed: np.ndarray
+    messages: list[str]
 
 
 class RewardSum:
@@ -97,10 +104,17 @@ class RewardSum:
             callables.
         weights: one finite number per function; default all 1.
         timeout_s: seconds each function may take per batch, None = no limit. Python cannot end a thread: a function
-            that took longer runs on beside the error until it returns or the process ends.
+            that took longer runs on beside the error until it returns or the process ends. A function that never lets
+            go of the interpreter (one long call into C, as a regular expression may be) cannot be cut off.
+        on_error: `stop` raises what goes wrong in a function. `skip` leaves unscored what it concerns: one completion
+            whose value is no number, all of the batch where the function raised, hung or returned a wrong count. A
+            completion without the value of a function that failed is unscored whatever the others gave: a sum that
+            lacks a term is another reward.
+        options: name of a function, as in `functions` → keyword arguments for it; `judge` needs url and model
+            (leaf.judge.judge_reward).
 
     Raises:
-        ConfigError: a function cannot be found or is a coroutine, or weights or limit are not as above.
+        ConfigError: a function cannot be found or is a coroutine, or weights, limit or `on_error` are not as above.
     """
 
     def __init__(
@@ -109,14 +123,20 @@ class RewardSum:
         *,
         weights: Sequence[float] | None = None,
         timeout_s: float | None = None,
+        on_error: str = "stop",
+        options: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         if isinstance(functions, str) or not functions:
             raise ConfigError(
                 f"The reward functions are {functions!r}: there is no reward function; give a list of them."
             )
         self.functions: dict[str, RewardFunction] = {}
+        options = options or {}
+        unknown = [name for name in options if name not in functions]
+        if unknown:
+            raise ConfigError(f"There are reward options for {unknown[0]!r}, which is none of the rewards {functions}.")
         for given in functions:
-            name, function = _resolve(given)
+            name, function = _resolve(given, options.get(given, {}) if isinstance(given, str) else {})
             self.functions[name if name not in self.functions else f"{name}#{len(self.functions) + 1}"] = function
         self.weights = [1.0] * len(functions) if weights is None else [float(weight) for weight in weights]
         if len(self.weights) != len(self.functions) or not all(map(math.isfinite, self.weights)):
@@ -125,25 +145,48 @@ class RewardSum:
             )
         if timeout_s is not None and not 0 < timeout_s < math.inf:
             raise ConfigError(f"The time limit of a reward function is {timeout_s} s; allowed are None and above 0.")
-        self.timeout_s = timeout_s
+        if on_error not in ("stop", "skip"):
+            raise ConfigError(f"on_error is {on_error!r}; allowed are stop and skip.")
+        self.timeout_s, self.on_error = timeout_s, on_error
+        self._hanging: list[threading.Thread] = []
 
     def __call__(self, *, completions: Sequence[str], **columns: Any) -> RewardResult:
         """Return the rewards of a batch of completions; columns hold one value per completion.
 
         Raises:
-            RewardError: a function failed, took too long, or returned something other than one number per completion.
+            RewardError: a function failed, took too long, or returned something other than one number per completion,
+                and `on_error` is stop; or calls that hang pile up.
         """
+        size = len(completions)
         parts: dict[str, np.ndarray] = {}
         seconds: dict[str, float] = {}
+        failed, messages = np.zeros(size, dtype=bool), []
         for name, function in self.functions.items():
             began = time.perf_counter()
-            values = self._call(name, function, {"completions": list(completions), **columns})
+            try:
+                values = self._call(name, function, {"completions": list(completions), **columns})
+                parts[name], problems = _checked(name, values, size)
+            except RewardError as error:
+                if self.on_error == "stop":
+                    raise
+                parts[name], problems = np.full(size, np.nan), dict.fromkeys(range(size), str(error))
+            if problems:
+                first = next(iter(problems))
+                if self.on_error == "stop":
+                    raise RewardError(problems[first])
+                failed[list(problems)] = True
+                messages.append(problems[first])
+                if len(self._hanging) >= MOST_HANGING:
+                    raise RewardError(
+                        f"{len(self._hanging)} calls of reward functions still run after their time limit, "
+                        f"{MOST_HANGING - 1} are allowed: {problems[first]}"
+                    )
             seconds[name] = time.perf_counter() - began
-            parts[name] = _checked(name, values, len(completions))
         stacked = np.stack(list(parts.values()))
         weighted = np.array(self.weights)[:, None] * stacked
-        totals = np.where(np.isnan(stacked).all(0), np.nan, np.nansum(weighted, axis=0))
-        return RewardResult(totals, parts, seconds)
+        unscored = np.isnan(stacked).all(0) | failed
+        totals = np.where(unscored, np.nan, np.nansum(weighted, axis=0))
+        return RewardResult(totals, parts, seconds, failed, messages)
 
     def _call(self, name: str, function: RewardFunction, arguments: dict[str, Any]) -> Any:
         """Return what the function gives, or raise its failure under its name."""
@@ -152,8 +195,10 @@ class RewardSum:
         def run() -> None:
             try:
                 values = function(**arguments)
-                # An iterator runs the user's code: here, where its failure has a name and its time counts.
-                outcome["values"] = list(values) if isinstance(values, Iterator) else values
+                # An iterator runs the user's code: here, where its failure has a name and its time counts. One value
+                # too many is enough to refuse it, so one without end is not waited for.
+                endless = isinstance(values, Iterable) and not isinstance(values, Sized)
+                outcome["values"] = list(islice(values, len(arguments["completions"]) + 1)) if endless else values
             except (Exception, SystemExit) as error:  # whatever it is, it is raised again below
                 outcome["error"] = error
 
@@ -163,6 +208,7 @@ class RewardSum:
             thread = threading.Thread(target=run, name=f"reward {name}", daemon=True)
             thread.start()
             thread.join(self.timeout_s)
+            self._hanging = [other for other in (*self._hanging, thread) if other.is_alive()]
             if thread.is_alive():
                 raise RewardError(
                     f"The reward function {name} took longer than {self.timeout_s:g} s (reward_timeout); it runs on in "
@@ -170,24 +216,33 @@ class RewardSum:
                 )
         if "error" in outcome:
             error = outcome["error"]
-            raise RewardError(f"The reward function {name} raised {type(error).__name__}: {error}") from error
+            raise RewardError(
+                f"The reward function {name} raised {type(error).__name__}: {str(error)[:1000]}"
+            ) from error
         return outcome["values"]
 
 
-def _checked(name: str, values: Any, size: int) -> np.ndarray:
-    """Return (size,) float64, NaN = unscored, or raise what is wrong with the values under the function's name."""
+def _checked(name: str, values: Any, size: int) -> tuple[np.ndarray, dict[int, str]]:
+    """Return (size,) float64, NaN = unscored, and by completion what is wrong with its value.
+
+    Raises:
+        RewardError: the values are not a list with one for each completion.
+    """
     try:
         # The length of a text and the order of a set or the keys of a mapping mean nothing here.
         listed = None if isinstance(values, str | bytes | Mapping | Set) else list(values)
     except TypeError:
         listed = None
     if listed is None:
-        raise RewardError(f"The reward function {name} returned {values!r}; it must return {size} numbers in a list.")
+        raise RewardError(
+            f"The reward function {name} returned {shown(values)}; it must return {size} numbers in a list."
+        )
     if len(listed) != size:
         raise RewardError(
             f"The reward function {name} returned {len(listed)} values for {size} completions; return one for each."
         )
     checked = np.full(size, np.nan)
+    problems: dict[int, str] = {}
     for i, value in enumerate(listed):
         if value is None:
             continue
@@ -196,15 +251,34 @@ def _checked(name: str, values: Any, size: int) -> np.ndarray:
         number: Any = value.item() if scalar else value
         # Real has no order against float in its stub. A huge int is compared before float() would fail on it.
         if not isinstance(number, Real) or abs(number) > sys.float_info.max:  # pyright: ignore[reportOperatorIssue]
-            raise RewardError(
-                f"The reward function {name} returned {value!r} for completion {i}; allowed are finite numbers, and "
-                "None or NaN for `could not be scored`."
+            problems[i] = (
+                f"The reward function {name} returned {shown(value)} for completion {i}; allowed are finite numbers, "
+                "and None or NaN for `could not be scored`."
             )
-        checked[i] = float(number)
-    return checked
+        else:
+            checked[i] = float(number)
+    return checked, problems
 
 
-def _resolve(function: str | RewardFunction) -> tuple[str, RewardFunction]:
+def _resolve(function: str | RewardFunction, options: Mapping[str, Any]) -> tuple[str, RewardFunction]:
+    """Return name and function, with its options."""
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"The options of the reward {function} are {options!r}; give key: value.")
+    if function == "judge":
+        from leaf.judge import judge_reward  # brings an HTTP client, which other rewards do without
+
+        try:
+            return "judge", judge_reward(**options)
+        except TypeError as error:
+            raise ConfigError(
+                f"The options of the reward judge do not fit ({error}); give reward_options: {{judge: {{url: "
+                "http://localhost:8000/v1, model: name}}, and see leaf.judge.judge_reward for more."
+            ) from error
+    name, found = _found(function)
+    return name, partial(found, **options) if options else found
+
+
+def _found(function: str | RewardFunction) -> tuple[str, RewardFunction]:
     """Return name and function."""
     if isinstance(function, str) and function in REWARDS:
         return function, REWARDS[function]
@@ -222,8 +296,8 @@ def _imported(path: str) -> Any:
     module_name, colon, attribute = path.rpartition(":")
     if not colon:
         raise ConfigError(
-            f"The reward function {path!r} is unknown; allowed are {', '.join(REWARDS)}, or an import path such as "
-            "package.module:function or path/to/file.py:function."
+            f"The reward function {path!r} is unknown; allowed are {', '.join(REWARDS)}, judge, or an import path such "
+            "as package.module:function or path/to/file.py:function."
         )
     try:
         return getattr(import_module(module_name), attribute)

@@ -1,12 +1,13 @@
 """Stage sft: supervised warm start on references, with the policy and the packed forward of stage rl."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from leaf.checkpoints import Checkpoints, check_space, take_steps
 from leaf.config import SftConfig
 from leaf.credit.tree import PrefixTree
 from leaf.errors import DataError
@@ -65,10 +66,23 @@ def _reference(row: dict[str, Any]) -> str:
     return row["reference"]
 
 
-def sft(config: SftConfig, policy: Policy, train_rows, eval_rows, run: RunDirectory, report=print) -> dict[str, Any]:
+def sft(
+    config: SftConfig,
+    policy: Policy,
+    train_rows: Any,
+    eval_rows: Any,
+    run: RunDirectory,
+    report: Callable[[str], None] = print,
+    *,
+    resume: bool = False,
+) -> dict[str, Any]:
     """Train adapter and (by recipe) projector on references.
 
-    Writes metrics.jsonl, validation.jsonl, last/ (adapter) and projector.safetensors; returns the last validation.
+    Writes metrics.jsonl, validation.jsonl, last/ (adapter), projector.safetensors and checkpoints/; returns the last
+    validation. `resume` goes on from the newest intact checkpoint.
+
+    Raises:
+        RunInterrupted: SIGTERM, SIGUSR1 or Ctrl-C came, and the run is saved; only in the main thread.
     """
     trained: list[dict[str, Any]] = [{"params": [p for p in policy.parameters() if p.requires_grad]}]
     if config.train_projector:
@@ -77,13 +91,32 @@ def sft(config: SftConfig, policy: Policy, train_rows, eval_rows, run: RunDirect
     parameters = [p for group in trained for p in group["params"]]
     optimizer = build_optimizer(trained, config)
     schedule = build_schedule(optimizer, config)
+    named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    facts = {"training rows": len(train_rows)}
+    checkpoints = Checkpoints(run, config, named, optimizer, schedule, facts=facts, say=report)
+    check_space(run.path, named, config.keep_checkpoints, have=len(checkpoints.steps()))
     groups = share_audio(policy, take(train_rows, range(len(train_rows))))
     report(f"sft: {len(train_rows)} rows on {len(groups)} recordings, {config.batch_size} recordings a step")
     started, scores = time.perf_counter(), {}
-    for step in range(config.max_steps):
-        torch.manual_seed(config.seed * 1_000_003 + step)  # dropout: a function of seed and step
+
+    def validate(step: int) -> None:
+        policy.eval()
+        rows = take(eval_rows, range(min(len(eval_rows), config.eval_items or len(eval_rows))))
+        result = evaluate(policy, rows, greedy=True, max_new_tokens=config.max_new_tokens)
+        scores.update(result.values())
+        run.append("validation.jsonl", {"step": step, **scores})
+        report(f"sft {step}/{config.max_steps}  " + "  ".join(f"{k} {v:.2f}" for k, v in scores.items()))
+
+    def save(step: int, validation_due: bool) -> None:
+        if step > 0:
+            run.replace_directory("last", policy.save_adapter)
+            run.replace_file("projector.safetensors", policy.save_projector)
+        checkpoints.save(step, validation_due=validation_due, token_budget=policy.token_budget)
+
+    def one_step(step: int) -> None:
+        torch.manual_seed(config.seed * 1_000_003 + step - 1)  # dropout: a function of seed and step
         policy.train()
-        batch = batch_indices(len(groups), config.batch_size, step, config.seed)
+        batch = batch_indices(len(groups), config.batch_size, step - 1, config.seed)
         loss = sft_loss(policy, [groups[i] for i in batch])
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
@@ -91,19 +124,13 @@ def sft(config: SftConfig, policy: Policy, train_rows, eval_rows, run: RunDirect
         schedule.step()
         optimizer.zero_grad()
         seconds = time.perf_counter() - started
-        record = {"step": step + 1, "loss": loss.item(), "grad_norm": norm.item(), "seconds": seconds}
+        record = {"step": step, "loss": loss.item(), "grad_norm": norm.item(), "seconds": seconds}
         run.append("metrics.jsonl", record | {"learning_rate": schedule.get_last_lr()[0]})
-        if (step + 1) % 20 == 0:
-            report(f"sft {step + 1}/{config.max_steps}  nll {loss.item():.3f}  {seconds:.0f} s")
-        last = step + 1 == config.max_steps
-        if last or (step + 1) % config.save_every == 0:
-            run.replace_directory("last", policy.save_adapter)
-            policy.save_projector(run.path / "projector.safetensors")
-        if last or (config.eval_every and (step + 1) % config.eval_every == 0):
-            policy.eval()
-            rows = take(eval_rows, range(min(len(eval_rows), config.eval_items or len(eval_rows))))
-            result = evaluate(policy, rows, greedy=True, max_new_tokens=config.max_new_tokens)
-            scores = result.values()
-            run.append("validation.jsonl", {"step": step + 1, **scores})
-            report(f"sft {step + 1}/{config.max_steps}  " + "  ".join(f"{k} {v:.2f}" for k, v in scores.items()))
+        if step % 20 == 0:
+            report(f"sft {step}/{config.max_steps}  nll {loss.item():.3f}  {seconds:.0f} s")
+
+    state = checkpoints.begin(resume)
+    if state is not None and config.token_budget == state["recipe"]["token_budget"]:
+        policy.token_budget = state["token_budget"]
+    take_steps(config, state, one_step, validate, save)
     return scores

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -14,19 +15,32 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from leaf.accidents import SkippedSteps, Streaks, diagnose, rows_with_audio, unscore_unsampled
+from leaf.checkpoints import Checkpoints, check_space
 from leaf.checks import check_policy
 from leaf.config import LeafConfig
 from leaf.credit import credit_rule, policy_loss, token_weights
-from leaf.errors import ConfigError, DataError, RunError
+from leaf.errors import AudioError, ConfigError, DataError
 from leaf.evaluate import Evaluation, evaluate
 from leaf.memory import available_bytes, peak_bytes, reset_peak, token_budget, within_memory
 from leaf.plugins import load_plugins
 from leaf.records import group_record, rollout_statistics
 from leaf.rewards import RewardSum
-from leaf.run import RunDirectory
-from leaf.speech.policy import Policy
+from leaf.run import RunDirectory, run_path
+from leaf.signals import StopRequested, StopSignals
+from leaf.speech.policy import Policy, Prompt
+from leaf.speech.prompts import row_name
 from leaf.speech.sampling import Group, sample
-from leaf.training import batch_indices, build_optimizer, build_schedule, pick_device, step_generator, take
+from leaf.training import (
+    batch_indices,
+    build_optimizer,
+    build_schedule,
+    in_steps,
+    is_warm_restart,
+    pick_device,
+    step_generator,
+    take,
+)
 
 # Beyond these a larger batch of rows is no faster: caches on the CPU, full occupancy on a GPU.
 AUTOMATIC_BUDGET = {"cpu": 512, "cuda": 32768}
@@ -43,6 +57,7 @@ class Rollout:
     advantages: list[Tensor]
     old_log_probs: list[Tensor] | None
     ref_log_probs: list[Tensor] | None
+    accidents: dict[str, int]  # what was left out: completions by reward_errors, rows by bad_audio
 
 
 class LeafTrainer:
@@ -79,10 +94,15 @@ class LeafTrainer:
         self.args = args = args or LeafConfig()
         if train_dataset is None or len(train_dataset) == 0:
             raise DataError("LeafTrainer has no training rows; pass train_dataset with prompt, audio and reference.")
+        self.args = args = in_steps(args, len(train_dataset))
         self.train_rows, self.eval_rows = train_dataset, eval_dataset
         self.rule = credit_rule(credit or args.credit, **args.credit_options)
         self.rewards = RewardSum(
-            reward_funcs or args.rewards, weights=args.reward_weights, timeout_s=args.reward_timeout
+            reward_funcs or args.rewards,
+            weights=args.reward_weights,
+            timeout_s=args.reward_timeout,
+            on_error=args.on_reward_error,
+            options=args.reward_options,
         )
         self.accelerator = Accelerator(
             cpu=pick_device(args.device).type == "cpu",
@@ -97,7 +117,8 @@ class LeafTrainer:
             )
         torch.manual_seed(args.seed)
         self.policy = self._policy(model, processing_class, peft_config)
-        self.parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        self.trained = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+        self.parameters = list(self.trained.values())
         self.on_policy = (
             args.lora_dropout == 0.0 and args.completions_per_update is None and args.passes_per_rollout == 1
         )
@@ -106,12 +127,20 @@ class LeafTrainer:
             rollout / (args.completions_per_update or rollout)
         )
         optimizer = build_optimizer(self.parameters, args)
-        schedule = build_schedule(optimizer, args, self.updates_per_rollout)
+        schedule = build_schedule(optimizer, args, self.updates_per_rollout, restarts=args.epochs is not None)
+        self._optimizer = optimizer
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
         self.schedule = schedule
         self.run, self.report, self.on_step = run, report, on_step
+        self.checkpoints: Checkpoints | None = None
+        self.stop = StopSignals()
+        # Where the run stands, as a checkpoint keeps it: last step done, whether its validation is still to come, best.
+        self.done, self.validation_due = 0, bool(args.eval_every)
         self.best: float | None = None
+        self._saved: tuple[int, bool] | None = None
         self.seconds: dict[str, float] = {}
+        self.skips = SkippedSteps(args.max_skipped_steps, self.policy.base.dtype, self._say)
+        self.streaks = Streaks(self._say)
 
     def _policy(self, model: Any, processor: Any, lora: peft.LoraConfig | None) -> Policy:
         args, device = self.args, self.accelerator.device
@@ -164,29 +193,58 @@ class LeafTrainer:
 
         Args:
             resume_from_checkpoint: True continues the run directory of the recipe (or a path: that directory) from its
-                last checkpoint.
+                last intact checkpoint, and starts it if it was killed before there was one.
 
         Raises:
             ModelError: a start-up check failed: the packed forward, or the audio does not reach the model.
-            RunError: the run directory exists already and is not being resumed.
+            RunError: the run directory exists already and is not being resumed, cannot be continued with this recipe,
+                or cannot be written.
+            RunInterrupted: SIGTERM, SIGUSR1 or Ctrl-C came, and the run is saved; only in the main thread.
         """
-        args = self.args
-        start = self.start(resume_from_checkpoint)
+        self.start(resume_from_checkpoint)
         assert self.run is not None
-        first = take(self.train_rows, range(min(2, len(self.train_rows))))
+        try:
+            with self.stop:
+                self._train()
+        finally:
+            self.run.release()
+        return self.run
+
+    def _train(self) -> None:
+        first, _, _ = self._embedded(range(min(2, len(self.train_rows))), "start")
         for line in check_policy(self.policy, first):
             self._say(line)
         self._say(f"token budget: {self.policy.token_budget} padded tokens a forward")
-        if args.track_with:
+        if self.args.track_with:
             self.accelerator.init_trackers("leaf")
-        if start == 0 and args.eval_every:
-            self._validate(0)
-        for step in range(start + 1, args.max_steps + 1):
+        try:
+            self._steps()
+        except StopRequested:
+            if self._saved != (self.done, self.validation_due):
+                self._save()
+            raise self.stop.interrupted(self.done, self.args.max_steps) from None
+        finally:
+            if self.args.track_with:
+                self.accelerator.end_training()
+
+    def _steps(self) -> None:
+        """Take the steps that are left; the state is whole wherever `stop.safe` is set, and between steps."""
+        args = self.args
+        if self.validation_due:
+            self._validate(self.done)
+            self._save()
+        for step in range(self.done + 1, args.max_steps + 1):
             self.seconds = {}
             began = time.perf_counter()
             reset_peak(self.policy.device)
+            if is_warm_restart(args, step):
+                self._optimizer.state.clear()
+                self._say(f"step {step}: a new epoch begins; the optimiser and the schedule begin afresh")
+            self.stop.safe = self.accelerator.num_processes == 1
             rollout = self.rollout(step)
-            record = {"step": step, **self._statistics(rollout), **self.update(rollout)}
+            self.stop.safe = False
+            record = {"step": step, **self._statistics(rollout), **rollout.accidents, **self.update(rollout)}
+            self.streaks.step(record)
             record["token_budget"] = self.policy.token_budget
             record["memory/peak_gb"] = peak_bytes(self.policy.device) / 1e9
             record["learning_rate"] = self.schedule.get_last_lr()[0]
@@ -194,33 +252,63 @@ class LeafTrainer:
             record["seconds/step"] = time.perf_counter() - began
             self._log(step, record, rollout)
             last = step == args.max_steps
-            if args.eval_every and (last or step % args.eval_every == 0):
+            self.done, self.validation_due = step, args.eval_every > 0 and (last or step % args.eval_every == 0)
+            if self.validation_due:
                 self._validate(step)
             if last or step % args.save_every == 0:
-                self._save(step)
-        if args.track_with:
-            self.accelerator.end_training()
-        return self.run
+                self._save()
+            if not last and self._asked_to_stop():
+                raise StopRequested
+
+    def _asked_to_stop(self) -> bool:
+        """Tell whether a signal asked any process to stop; they all get the same answer, so they stop together."""
+        asked = self.stop.received is not None
+        if self.accelerator.num_processes == 1:
+            return asked
+        votes: Any = self.accelerator.reduce(torch.tensor(float(asked), device=self.accelerator.device))
+        return bool(votes > 0)
 
     def start(self, resume: bool | str | Path = False) -> int:
         """Make the run directory (or reopen it) ahead of `train`, and return the last step done."""
-        if resume:
-            self.run = RunDirectory.open(self.args.output_dir or "runs/run" if resume is True else resume)
-            return self._restore()
-        if self.run is None:
+        if self.checkpoints is not None and self.run is not None and not resume:
             if self.accelerator.is_main_process:
-                self.run = RunDirectory.create(self.args)
-            self.accelerator.wait_for_everyone()
-            self.run = self.run or RunDirectory(self.args.output_dir or "runs/run")
-        return 0
+                self.run.lock(self._say)
+            return self.done
+        args = self.args
+        if self.run is not None:
+            self.run.release()
+        path = run_path(args, resume) if resume or self.run is None else self.run.path
+        if self.accelerator.is_main_process:
+            have = len(list((path / "checkpoints").glob("step-*")))
+            check_space(path, self.trained, args.keep_checkpoints, have)
+            if resume or self.run is None:
+                self.run = RunDirectory.begin(args, resume, self._say)
+            else:
+                self.run.lock(self._say)
+        self.accelerator.wait_for_everyone()
+        run = self.run = RunDirectory(path) if self.run is None else self.run
+        facts = {
+            "processes": self.accelerator.num_processes,
+            "training rows": len(self.train_rows),
+            "rewards": list(self.rewards.functions),
+        }
+        training = (self.trained, self._optimizer, self.schedule)
+        self.checkpoints = Checkpoints(run, args, *training, facts=facts, say=self._say)
+        try:
+            self._take_up(self.checkpoints.begin(bool(resume), main=self.accelerator.is_main_process))
+        except BaseException:
+            run.release()
+            self.checkpoints = None
+            raise
+        self.accelerator.wait_for_everyone()
+        return self.done
 
     def rollout(self, step: int) -> Rollout:
         """Embed this step's prompts, sample groups, score them with rewards and credit."""
         args, world = self.args, self.accelerator.num_processes
         with self._stage("embed"):
             indices = batch_indices(len(self.train_rows), args.prompts_per_rollout, step - 1, args.seed)
-            rows = take(self.train_rows, indices[self.accelerator.process_index :: world])
-            prompts = self.policy.embed(rows)
+            rows, prompts, bad_audio = self._embedded(indices[self.accelerator.process_index :: world], f"step {step}")
         with self._stage("sample"):
             groups = within_memory(
                 self.policy,
@@ -235,7 +323,10 @@ class LeafTrainer:
                 ),
             )
         with self._stage("reward"):
-            rewards = self._score(rows, groups)
+            rewards, reward_errors = self._score(step, rows, groups)
+            groups, rewards, unsampled = unscore_unsampled(groups, rewards)
+            if unsampled:
+                self._say(f"step {step}: {unsampled} completions came from logits that are not finite; left unscored")
         with self._stage("credit"):
             advantages = [
                 self.rule(group.tree, reward, surprisal=group.surprisal).float()
@@ -245,10 +336,27 @@ class LeafTrainer:
         # On-policy and without dropout the update's own forward is the old policy: the ratio is 1 by construction.
         old = None if self.on_policy else self._log_probs("old", groups, nullcontext())
         reference = self._log_probs("reference", groups, self.policy.reference()) if args.kl_coef else None
-        return Rollout(step, rows, groups, rewards, [a.to(device) for a in advantages], old, reference)
+        accidents = {"reward_errors": reward_errors, "bad_audio": bad_audio}
+        return Rollout(step, rows, groups, rewards, [a.to(device) for a in advantages], old, reference, accidents)
 
-    def _score(self, rows: list[dict[str, Any]], groups: list[Group]) -> list[Tensor]:
-        """Call the reward functions once on the whole rollout; columns are repeated K times, as in TRL."""
+    def _embedded(self, indices: Sequence[int], when: str) -> tuple[list[dict[str, Any]], list[Prompt], int]:
+        """Return training rows, their prompts, and how many rows without usable audio gave way to the next one."""
+        rows = take(self.train_rows, indices)
+        try:
+            return rows, self.policy.embed(rows), 0
+        except AudioError:
+            if self.args.on_bad_audio == "stop":
+                raise
+        rows, replaced = rows_with_audio(
+            self.policy, self.train_rows, indices, lambda line: self._say(f"{when}: {line}")
+        )
+        return rows, self.policy.embed(rows), replaced
+
+    def _score(self, step: int, rows: list[dict[str, Any]], groups: list[Group]) -> tuple[list[Tensor], int]:
+        """Call the reward functions once on the whole rollout; columns are repeated K times, as in TRL.
+
+        Returns the rewards per group, and on how many completions a function failed.
+        """
         size = self.args.num_completions
         texts = [text for group in groups for text in group.texts(self.policy.tokenizer)]
         columns = {key: [row[key] for row in rows for _ in range(size)] for key in rows[0]}
@@ -257,8 +365,11 @@ class LeafTrainer:
             for group in groups
             for row, length in zip(group.tokens, group.lengths.tolist(), strict=True)
         ]
-        totals = self.rewards(completions=texts, prompts=columns.pop("prompt"), completion_ids=ids, **columns).totals
-        return list(torch.as_tensor(totals, dtype=torch.float64).reshape(len(groups), size))
+        result = self.rewards(completions=texts, prompts=columns.pop("prompt"), completion_ids=ids, **columns)
+        for message in result.messages:
+            self._say(f"step {step}: left unscored: {message}")
+        totals = torch.as_tensor(result.totals, dtype=torch.float64).reshape(len(groups), size)
+        return list(totals), int(result.failed.sum())
 
     @torch.no_grad()
     def _log_probs(self, stage: str, groups: list[Group], mode: Any) -> list[Tensor]:
@@ -269,22 +380,29 @@ class LeafTrainer:
             largest = partial(self.policy.largest_batch, prompts, trees)
             return within_memory(self.policy, lambda: self.policy(prompts, trees), largest=largest).log_probs
 
-    def update(self, rollout: Rollout) -> dict[str, float]:
-        """Take the optimiser steps of one rollout and return their mean statistics."""
+    def update(self, rollout: Rollout) -> dict[str, float | None]:
+        """Take the optimiser steps of one rollout and return their mean statistics, None where all were skipped."""
         args = self.args
         self.policy.train()
         totals: dict[str, float] = {}
-        count = 0
+        count = skipped = 0
         with self._stage("update"):
             for _ in range(args.passes_per_rollout):
                 for part in _parts(rollout, args.completions_per_update):
-                    for key, value in self._optimizer_step(part, count).items():
-                        totals[key] = totals.get(key, 0.0) + value
+                    stats, taken = self._optimizer_step(part, count)
+                    for key, value in stats.items():
+                        totals[key] = totals.get(key, 0.0) + (value if taken else 0.0)
                     count += 1
-        return {key: value / count for key, value in totals.items()}
+                    skipped += not taken
+        mean = {key: value / (count - skipped) if count > skipped else None for key, value in totals.items()}
+        return {**mean, "skipped_steps": skipped}
 
-    def _optimizer_step(self, part: Rollout, count: int) -> dict[str, float]:
-        """Accumulate the gradient of one part of a rollout, within memory, and step once."""
+    def _optimizer_step(self, part: Rollout, count: int) -> tuple[dict[str, float], bool]:
+        """Accumulate the gradient of one part of a rollout, within memory, and step once.
+
+        Returns its statistics, and whether the step was taken: not where loss or gradient are not finite. Weights and
+        moments then stay as they were; the schedule moves on, because it counts updates.
+        """
         args = self.args
 
         def accumulate() -> dict[str, float]:
@@ -299,15 +417,29 @@ class LeafTrainer:
         stats = within_memory(self.policy, accumulate, largest=largest) if alone else accumulate()
         norm = self.accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
         stats["grad_norm"] = math.nan if norm is None else float(norm)
-        if not math.isfinite(stats["grad_norm"]) or not math.isfinite(stats["loss"]):
-            raise RunError(
-                f"The loss is {stats['loss']} and the gradient norm {stats['grad_norm']}: training stops before they "
-                "reach the weights. The last checkpoint is intact; lower the learning rate or use dtype: float32."
-            )
-        self.optimizer.step()
+        finite = self._all(math.isfinite(stats["grad_norm"]) and math.isfinite(stats["loss"]))
+        if finite:
+            self.optimizer.step()
+            self.skips.taken()
         self.optimizer.zero_grad()
-        self.schedule.step()
-        return stats
+        with warnings.catch_warnings():
+            # Of a first update that was skipped; nothing a user could act on.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self.schedule.step()
+        if not finite:
+            given = [part.advantages, part.old_log_probs, part.ref_log_probs]
+            tensors = list(zip(*(one for one in given if one is not None), strict=True))
+            names = [row_name(row) for row in part.rows]
+            diagnosis = diagnose(self.policy, names, prompts, part.groups, tensors, self.parameters)
+            self.skips.skipped(part.step, stats["loss"], stats["grad_norm"], diagnosis)
+        return stats, finite
+
+    def _all(self, good: bool) -> bool:
+        """Tell whether something holds in every process; they all get the same answer."""
+        if self.accelerator.num_processes == 1:
+            return good
+        votes: Any = self.accelerator.reduce(torch.tensor(float(not good), device=self.accelerator.device))
+        return not bool(votes > 0)
 
     def _gradient(self, part: Rollout) -> dict[str, float]:
         """Run the loss forward and backward over micro-batches of packed groups and return its statistics."""
@@ -348,6 +480,7 @@ class LeafTrainer:
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
+        self.stop.check()
         began = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
@@ -376,22 +509,32 @@ class LeafTrainer:
             self._say(f"step {step}/{args.max_steps}  {step_line(record)}")
 
     def _validate(self, step: int) -> None:
+        """Score the validation rows, and keep the adapter as best/ if it is the best so far."""
         if self.eval_rows is None or len(self.eval_rows) == 0:
+            self.validation_due = False
             return
         if self.accelerator.is_main_process and self.run is not None:
+            self.stop.safe = self.accelerator.num_processes == 1
             result = self.evaluate(step)
+            self.stop.safe = False
             score = result.scores[self.args.best_metric]
             self.run.append("validation.jsonl", {"step": step, **result.values()})
             self._say(f"step {step}/{self.args.max_steps}  validation  " + _line(result))
             if step > 0 and (self.best is None or score > self.best):
                 self.best = score
                 self.run.replace_directory("best", self.policy.save_adapter)
+        self.validation_due = False
         self.accelerator.wait_for_everyone()
 
     def evaluate(self, step: int = 0) -> Evaluation:
         """Score the validation rows with the recipe's decoding."""
         args = self.args
-        rows = take(self.eval_rows, range(min(len(self.eval_rows), args.eval_items or len(self.eval_rows))))
+        indices = range(min(len(self.eval_rows), args.eval_items or len(self.eval_rows)))
+        rows = take(self.eval_rows, indices)
+        if args.on_bad_audio == "skip":
+            rows, _ = rows_with_audio(
+                self.policy, self.eval_rows, indices, lambda line: self._say(f"validation: {line}")
+            )
         metrics = tuple(dict.fromkeys((args.best_metric, "bleu", "exact_match", "chrf")))
         return evaluate(
             self.policy,
@@ -401,42 +544,39 @@ class LeafTrainer:
             top_p=args.eval_top_p,
             max_new_tokens=args.max_new_tokens,
             metrics=metrics,
+            progress=lambda count: self.stop.check(),
         )
 
-    def _save(self, step: int) -> None:
-        """Write last/ (adapter) and checkpoint/ (adapter, optimiser, schedule, step)."""
-        if self.accelerator.is_main_process and self.run is not None:
-            self.run.replace_directory("last", self.policy.save_adapter)
-            self.run.replace_directory("checkpoint", lambda path: self._write_checkpoint(path, step))
+    def _save(self) -> None:
+        """Write last/ (adapter) and the checkpoint of the last step done.
+
+        The checkpoint comes last: whatever a kill leaves undone before it, the resumed run does again.
+        """
+        if self.accelerator.is_main_process and self.run is not None and self.checkpoints is not None:
+            if self.done > 0:
+                self.run.replace_directory("last", self.policy.save_adapter)
+            self.checkpoints.save(
+                self.done,
+                validation_due=self.validation_due,
+                best=self.best,
+                token_budget=self.policy.token_budget,
+                skipped_in_a_row=self.skips.in_a_row,
+                streaks=self.streaks.lengths,
+            )
+        self._saved = (self.done, self.validation_due)
         self.accelerator.wait_for_everyone()
 
-    def _write_checkpoint(self, path: Path, step: int) -> None:
-        self.policy.save_adapter(path / "adapter")
-        state = {
-            "step": step,
-            "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "token_budget": self.policy.token_budget,
-        }
-        torch.save(state, path / "state.pt")
-
-    def _restore(self) -> int:
-        assert self.run is not None
-        path = self.run.path / "checkpoint"
-        if not path.is_dir():
-            raise RunError(f"{self.run.path} has no checkpoint yet, so there is nothing to resume. Start it afresh.")
-        state = torch.load(path / "state.pt", map_location=self.accelerator.device, weights_only=True)
-        weights = peft.utils.load_peft_weights(str(path / "adapter"), device=str(self.accelerator.device))
-        peft.set_peft_model_state_dict(self.policy.model, weights)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.best = state["best"]
-        # Other micro-batches would add up to other last bits.
-        self.policy.token_budget = state["token_budget"]
-        self.run.forget_after(state["step"])
-        self._say(f"resumed {self.run.path} after step {state['step']}")
-        return int(state["step"])
+    def _take_up(self, state: dict[str, Any] | None) -> None:
+        """Stand where a checkpoint stood, or write the first one."""
+        if state is None:
+            self._save()
+            return
+        self.done, self.validation_due, self.best = state["step"], state["validation_due"], state["best"]
+        self._saved = (self.done, self.validation_due)
+        self.skips.in_a_row, self.streaks.lengths = state["skipped_in_a_row"], state["streaks"]
+        if self.args.token_budget == state["recipe"]["token_budget"]:
+            # Other micro-batches would add up to other last bits.
+            self.policy.token_budget = state["token_budget"]
 
 
 def _parts(rollout: Rollout, size: int | None) -> Iterator[Rollout]:
@@ -467,14 +607,15 @@ def _select(tensors: list[Tensor] | None, chosen: dict[int, list[int]]) -> list[
 def step_line(record: dict[str, Any]) -> str:
     """Return what a person wants to see of one step."""
     return (
-        f"reward {_number(record['reward_mean'])}  kl {record['kl']:.4f}  grad {record['grad_norm']:.2f}  "
+        f"reward {_number(record['reward_mean'])}  kl {_number(record['kl'], 4)}  "
+        f"grad {_number(record['grad_norm'], 2)}  "
         f"len {record['length_mean']:.1f}  usable forks {record['usable_fork_rate']:.2f}  "
         f"{record['seconds/step']:.1f} s"
     )
 
 
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3f}"
+def _number(value: float | None, digits: int = 3) -> str:
+    return "none" if value is None else f"{value:.{digits}f}"
 
 
 def _line(result: Evaluation) -> str:

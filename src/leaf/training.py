@@ -3,11 +3,12 @@
 import math
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from leaf.config import RunConfig
+from leaf.config import LeafConfig, RunConfig
 from leaf.errors import ConfigError, DataError
 
 
@@ -26,13 +27,30 @@ def build_optimizer(parameters: Iterable[Any], config: RunConfig) -> torch.optim
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
+def in_steps(config: LeafConfig, num_rows: int) -> LeafConfig:
+    """Return the recipe with `epochs` spelled out: max_steps, and a schedule that is laid out for one epoch."""
+    if config.epochs is None:
+        return config
+    steps = math.ceil(num_rows / config.prompts_per_rollout)
+    return replace(config, max_steps=config.epochs * steps, schedule_steps=steps)
+
+
+def is_warm_restart(config: LeafConfig, step: int) -> bool:
+    """Tell whether a step (from 1) begins an epoch after the first: the adapter stays, the optimiser begins afresh."""
+    return config.epochs is not None and step > 1 and (step - 1) % (config.schedule_steps or config.max_steps) == 0
+
+
 def build_schedule(
-    optimizer: torch.optim.Optimizer, config: RunConfig, updates_per_step: int = 1
+    optimizer: torch.optim.Optimizer, config: RunConfig, updates_per_step: int = 1, *, restarts: bool = False
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return warm-up and then cosine, linear or constant down to `min_lr_ratio` of the peak, in optimiser updates."""
+    """Return warm-up and then cosine, linear or constant down to `min_lr_ratio` of the peak, in optimiser updates.
+
+    With `restarts` it begins anew each time it has ended, otherwise it stays where it ends.
+    """
     total = max((config.schedule_steps or config.max_steps) * updates_per_step, 1)
 
     def factor(step: int) -> float:
+        step = step % total if restarts else step
         if step < config.warmup_steps:
             return (step + 1) / (config.warmup_steps + 1)
         progress = min((step - config.warmup_steps) / max(total - config.warmup_steps, 1), 1.0)

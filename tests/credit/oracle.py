@@ -64,12 +64,12 @@ def leaf_advantages(rows, rewards, cuts, width, normalize=True, **options):
     return result
 
 
-def per_token(name, rows, rewards, width):
-    """Return the advantages of every rule but LEAF, with its default options."""
+def per_token(name, rows, rewards, width, **options):
+    """Return the advantages of every rule but LEAF, by default with its default options."""
     rows = [tuple(row) for row in rows]
     result = [[0.0] * width for _ in rows]
     if not _flat(rows, rewards):
-        credit = RELATIVES[name](rows, rewards)
+        credit = RELATIVES[name](rows, rewards, **options)
         for i in _scored(rows, rewards):
             result[i][: len(rows[i])] = [credit(i, t) for t in range(len(rows[i]))]
     return result
@@ -131,7 +131,21 @@ def treepo(rows, rewards):
     return credit
 
 
-RELATIVES = {rule.__name__: rule for rule in (grpo, dr_grpo, rloo, tempo, spo, spo_whole_segment, treerl, treepo)}
+def shrunken(rows, rewards, kappa=1.0, leave_one_out=True):
+    def baseline(i, prefix):
+        same = [j for j in _scored(rows, rewards) if rows[j][: len(prefix)] == prefix and not (leave_one_out and j == i)]
+        if not prefix:
+            return _mean([rewards[j] for j in same])
+        if not same and kappa == 0:
+            return baseline(i, prefix[:-1])
+        return (sum(rewards[j] for j in same) + kappa * baseline(i, prefix[:-1])) / (len(same) + kappa)
+
+    return lambda i, t: rewards[i] - baseline(i, rows[i][:t])
+
+
+RELATIVES = {
+    rule.__name__: rule for rule in (grpo, dr_grpo, rloo, tempo, spo, spo_whole_segment, treerl, treepo, shrunken)
+}
 
 
 def _scored(rows, rewards):

@@ -34,7 +34,7 @@ def built(completions, rewards, extra=0):
 
 # -- registry ----------------------------------------------------------------------------------------------------------
 def test_the_rules_by_name():
-    assert list(CREDIT_RULES) == ["leaf", "grpo", "dr_grpo", "rloo", "tempo", "spo", "treerl", "treepo"]
+    assert list(CREDIT_RULES) == ["leaf", "grpo", "dr_grpo", "rloo", "tempo", "spo", "treerl", "treepo", "shrunken"]
     assert credit_rule("rloo") is CREDIT_RULES["rloo"]
 
 
@@ -103,6 +103,58 @@ def test_step_credit_telescopes_to_the_own_reward(seed):
     for i, c in enumerate(completions):
         if c and not math.isnan(rewards[i]) and sum(other[: len(c)] == c for other in scored) == 1:
             assert total[i].item() == pytest.approx(deviation[i, 0].item(), abs=1e-9)
+
+
+# -- shrunken baselines -------------------------------------------------------------------------------------------------
+def test_shrunken_with_the_own_reward_by_hand():
+    # Mean 1/2, V̂(1) = V̂(1, 2) = 5/8; κ = 1: Ṽ(1) = (5/4 + 1/2) / 3 = 7/12, Ṽ(1, 2) = (5/4 + 7/12) / 3 = 11/18.
+    # The third is alone from its first token on: Ṽ(5) = (1/4 + 1/2) / 2 = 3/8, Ṽ(5, 6) = (1/4 + 3/8) / 2 = 5/16.
+    tree, rewards = built([[1, 2, 3], [1, 2, 4], [5, 6, 7]], [1.0, 0.25, 0.25])
+    got = credit_rule("shrunken", leave_one_out=False)(tree, rewards)
+    want = [[1 / 2, 5 / 12, 7 / 18], [-1 / 4, -1 / 3, -13 / 36], [-1 / 4, -1 / 8, -1 / 16]]
+    assert torch.allclose(got, torch.tensor(want, dtype=torch.float64))
+
+
+def test_shrunken_between_its_limits():
+    """κ = 0 is r − V̂(prefix); for large κ it is Dr. GRPO, or RLOO with the own reward left out."""
+    tree, rewards = built([[1, 2, 3], [1, 2, 4], [5, 6, 7]], [1.0, 0.25, 0.25])
+    plain = credit_rule("shrunken", kappa=0.0, leave_one_out=False)(tree, rewards)
+    assert plain.tolist() == [[0.5, 0.375, 0.375], [-0.25, -0.375, -0.375], [-0.25, 0.0, 0.0]]
+    others = credit_rule("shrunken", kappa=0.0)(tree, rewards)
+    assert others.tolist() == [[0.75, 0.75, 0.75], [-0.375, -0.75, -0.75], [-0.375, -0.375, -0.375]]
+    for leave_one_out, limit in ((True, "rloo"), (False, "dr_grpo")):
+        far = credit_rule("shrunken", kappa=1e9, leave_one_out=leave_one_out)(tree, rewards)
+        assert torch.allclose(far, credit_rule(limit)(tree, rewards), atol=1e-8)
+
+
+@settings(max_examples=200, deadline=None)
+@given(SEEDS, st.sampled_from([0.0, 0.3, 1.0, 7.0]), st.booleans())
+def test_shrunken_equals_the_oracle(seed, kappa, leave_one_out):
+    completions, rewards, _ = random_group(seed)
+    tree, reward = built(completions, rewards, extra=seed % 3)
+    options = {"kappa": kappa, "leave_one_out": leave_one_out}
+    want = oracle.per_token("shrunken", completions, rewards, tree.tokens.shape[1], **options)
+    got = credit_rule("shrunken", **options)(tree, reward)
+    assert torch.allclose(got, torch.tensor(want, dtype=torch.float64).reshape(got.shape), atol=1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, st.integers(0, 7), st.floats(-2, 2))
+def test_a_baseline_without_the_own_reward_does_not_move_with_it(seed, i, shift):
+    """So r − baseline moves one to one with r, at every token of the completion: the gradient stays unbiased."""
+    completions, rewards, _ = random_group(seed)
+    i %= len(completions)
+    tree, reward = built(completions, rewards)
+    moved = reward.clone()
+    moved[i] += shift
+    known = {r for c, r in zip(completions, reward.tolist(), strict=True) if c and not math.isnan(r)}
+    if len(known) < 2 or len(set(moved.tolist())) < 2 or not completions[i] or math.isnan(rewards[i]):
+        return
+    change = credit_rule("shrunken")(tree, moved) - credit_rule("shrunken")(tree, reward)
+    if bool((credit_rule("dr_grpo")(tree, moved) == 0).all()):
+        return
+    want = torch.full((len(completions[i]),), shift, dtype=torch.float64)
+    assert torch.allclose(change[i, : len(completions[i])], want, atol=1e-9)
 
 
 # -- LEAF's edges ------------------------------------------------------------------------------------------------------
@@ -253,6 +305,9 @@ def test_refusals():
             leaf_spans(tree, torch.tensor([0.0, 1.0]), boundaries=torch.tensor(bad))
     with pytest.raises(DataError, match="finite"):
         credit_rule("grpo")(tree, torch.tensor([INF, 1.0]))
+    for kappa in (-1.0, INF, NAN):
+        with pytest.raises(ConfigError, match="kappa"):
+            credit_rule("shrunken", kappa=kappa)(tree, torch.tensor([0.0, 1.0]))
     with pytest.raises(ConfigError, match="std_floor"):
         credit_rule("grpo", std_floor=-1.0)(tree, torch.tensor([0.0, 1.0]))
     with pytest.raises(DataError, match="NaN"):

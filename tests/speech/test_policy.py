@@ -7,7 +7,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from leaf.checks import check_policy, plain_log_probs
 from leaf.credit import PrefixTree
-from leaf.errors import ModelError
+from leaf.errors import AudioError, ModelError
 from leaf.speech.policy import Policy
 from leaf.speech.sampling import _choose, sample
 
@@ -217,7 +217,7 @@ def test_audio_integrity_is_refused_in_one_sentence(policy):
     with pytest.raises(ModelError, match="2 audio placeholders"):
         policy.embed([{**row, "prompt": "<sound> and <sound>"}])
     long = {"array": np.full(16000 * 3, 0.1, np.float32), "sampling_rate": 16000}
-    with pytest.raises(ModelError, match=r"lasts 3\.0 s; this model takes at most 2 s"):
+    with pytest.raises(AudioError, match=r"lasts 3\.0 s; this model takes at most 2 s"):
         policy.embed([{**row, "audio": long}])
     policy.max_prompt_tokens = 10
     with pytest.raises(ModelError, match="at most 10 are allowed"):

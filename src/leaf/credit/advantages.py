@@ -14,7 +14,7 @@ from torch import Tensor
 from leaf.credit.registry import rule
 from leaf.credit.spans import Terms, cut_spans
 from leaf.credit.tree import PrefixTree
-from leaf.credit.values import known_rewards, prefix_values, root_mean, scored_completions
+from leaf.credit.values import known_rewards, prefix_values, root_mean, scored_completions, shrunken_values
 from leaf.errors import ConfigError, DataError
 
 
@@ -97,6 +97,33 @@ def treepo(tree: PrefixTree, rewards: Float[Tensor, " K"], *, surprisal: Any = N
     reward = deviation + stretch.root
     inner = torch.where(weight > 0, weight * (reward[:, None] - stretch.value), 0.0).sum(1)
     return ((n * deviation + inner) / (n + weight.sum(1)).clamp_min(1))[:, None]
+
+
+@rule()
+def shrunken(
+    tree: PrefixTree,
+    rewards: Float[Tensor, " K"],
+    *,
+    surprisal: Any = None,
+    kappa: float = 1.0,
+    leave_one_out: bool = True,
+) -> Tensor:
+    """Give token t A = r − Ṽ(prefix before t), Ṽ(v) = (n V̂(v) + κ Ṽ(parent)) / (n + κ).
+
+    Ours, and a hypothesis: see the credit laboratory for what it does and does not help. V̂ of the prefix is the best
+    baseline where many completions share it and the noisiest where few do; κ, in completions, is how many the parent
+    counts for. Every token is a step down the tree.
+
+    With `leave_one_out`, the completion's own reward is in none of its baselines, which therefore do not bias the
+    gradient; large κ is RLOO. Without it, κ = 0 is r − V̂(prefix) and large κ is Dr. GRPO, and once a completion's
+    prefix is its own, its advantage fades by κ / (1 + κ) a token.
+    """
+    if not 0 <= kappa < float("inf"):
+        raise ConfigError(f"kappa is {kappa}; it must be a finite number of at least 0.")
+    scored = scored_completions(tree, rewards)
+    reward = known_rewards(rewards, scored)
+    count, value = prefix_values(tree, reward, scored)
+    return reward[:, None] - shrunken_values(count, value, reward, kappa, leave_one_out=leave_one_out)[:, :-1]
 
 
 def leaf_advantages(

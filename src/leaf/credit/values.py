@@ -82,3 +82,38 @@ def prefix_values(
     count, value = torch.cat([count, total[None]]), torch.cat([value, mean[None]])
     prefix = torch.nn.functional.pad(tree.node, (1, 0), value=-1)
     return count[prefix], value[prefix]
+
+
+def shrunken_values(
+    count: Float[Tensor, "K L"],
+    value: Float[Tensor, "K L"],
+    reward: Float[Tensor, " K"],
+    kappa: float | Float[Tensor, " L"],
+    *,
+    leave_one_out: bool,
+) -> Float[Tensor, "K L"]:
+    """Return Ṽ of every prefix of every completion: V̂ shrunk towards Ṽ of the prefix one token shorter.
+
+    Ṽ(v) = (n V̂(v) + κ Ṽ(parent)) / (n + κ), and Ṽ(v₀) = V̂(v₀). With `leave_one_out`, n and V̂ are those of the other
+    completions; a prefix that no other completion has keeps its parent's Ṽ.
+
+    Args:
+        count, value: (K, L) from `prefix_values`, by prefix length; column 0 is the root.
+        reward: (K,) from `known_rewards`.
+        kappa: κ ≥ 0, the weight of the parent in completions, for all prefixes or by prefix length. 0 gives V̂.
+    """
+    total = count * value
+    if leave_one_out:
+        count, total = (count - 1).clamp_min(0), total - reward[:, None]
+    weight = count + kappa
+    keep = torch.where(weight > 0, kappa / weight, 1.0)
+    step = torch.where(count > 0, total / weight, 0.0)
+    keep[:, 0], step[:, 0] = 0.0, total[:, 0] / count[:, 0].clamp_min(1)
+    # Ṽ_t = keep_t Ṽ_{t−1} + step_t. Each round composes every such map with the one `reach` tokens before it, so after
+    # log₂ L rounds all of them start from the root.
+    reach = 1
+    while reach < keep.shape[1]:
+        step[:, reach:] = step[:, reach:] + keep[:, reach:] * step[:, :-reach]
+        keep[:, reach:] = keep[:, reach:] * keep[:, :-reach]
+        reach *= 2
+    return step

@@ -1,8 +1,12 @@
 """Waveforms: load, join, mix down, resample, and refuse what is not usable speech audio."""
 
+import os
+import stat
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +14,22 @@ import numpy as np
 import soundfile
 import soxr
 
-from leaf.errors import AudioError
+from leaf.errors import AudioError, shown
 
 JOIN_PAUSE = 0.06  # seconds of silence between recordings joined to one utterance
 SHORTEST = 0.05  # seconds; less is not speech but a broken file
+RATES = (2000, 768_000)  # Hz; outside of these a header is broken
+CLIPPED = 0.01  # share of samples at full scale above which a recording is reported as clipped
 CACHE_BYTES = 128 * 2**20  # decoded recordings kept in memory; the asterisk task holds 78 MiB at 16 kHz
+_FULL_SCALE = 0.999
 _SILENT = 1e-4  # peak amplitude below which a recording counts as silent (−80 dB of full scale)
 _LOUDEST = 4.0  # peak above which floating-point samples are not in [−1, 1] but on another scale (12 dB of overshoot)
 
 Audio = str | Path | Sequence[str] | Mapping[str, Any]
+
+
+class AudioWarning(UserWarning):
+    """A recording can be used and is poor."""
 
 
 def load_audio(audio: Audio, *, sampling_rate: int = 16000) -> np.ndarray:
@@ -31,17 +42,19 @@ def load_audio(audio: Audio, *, sampling_rate: int = 16000) -> np.ndarray:
         sampling_rate: of the result, in Hz.
 
     Raises:
-        AudioError: missing, unreadable, empty, shorter than 0.05 s, silent, not finite, or of an unknown scale.
+        AudioError: missing, unreadable, empty, shorter than 0.05 s, silent, not finite, or of an unknown scale or rate.
+
+    Warns:
+        AudioWarning: clipped: more than 1 % of the samples stand at full scale.
     """
-    if isinstance(audio, str | Path):
-        return _read(str(audio), sampling_rate).copy()  # the cache's own array is read-only
     if isinstance(audio, Mapping):
-        _require_array(audio)
-        return _convert(np.asarray(audio["array"]), int(audio["sampling_rate"]), sampling_rate, "the array given")
-    if len(audio) == 0:
-        raise AudioError("Audio came as an empty list; name at least one file.")
+        array, rate = _array(audio)
+        return _convert(array, rate, sampling_rate, "the array given")
+    names = _names(audio)
+    parts = [_read(name, sampling_rate) for name in names]
+    if len(parts) == 1:
+        return parts[0].copy()  # the cache's own array is read-only
     pause = np.zeros(round(JOIN_PAUSE * sampling_rate), dtype=np.float32)
-    parts = [_read(str(name), sampling_rate) for name in audio]
     return np.concatenate([piece for part in parts for piece in (part, pause)][:-1])
 
 
@@ -52,28 +65,53 @@ def audio_seconds(audio: Audio) -> float:
         AudioError: a file is missing or its header cannot be read, or the mapping is not one.
     """
     if isinstance(audio, Mapping):
-        _require_array(audio)
-        return len(audio["array"]) / int(audio["sampling_rate"])
-    names = [str(audio)] if isinstance(audio, str | Path) else [str(name) for name in audio]
-    if not names:
-        raise AudioError("Audio came as an empty list; name at least one file.")
-    check_files(names)
+        array, rate = _array(audio)
+        return len(array) / rate
+    names = _names(audio)
+    check_files(audio)
     seconds = 0.0
     for name in names:
         try:
             header = soundfile.info(name)
-        except (soundfile.LibsndfileError, OSError) as error:
+        except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: a name that ends in .raw
             raise _unreadable(name, error) from error
+        _check_rate(header.samplerate, f"the file {name}")
         seconds += header.frames / header.samplerate
     return seconds + JOIN_PAUSE * (len(names) - 1)
 
 
 def check_files(audio: Audio) -> None:
-    """Raise AudioError if a file that `audio` names does not exist; nothing is decoded."""
-    names = [] if isinstance(audio, Mapping) else [audio] if isinstance(audio, str | Path) else audio
-    for name in names:
-        if not Path(str(name)).is_file():
-            raise AudioError(f"The audio file {name} does not exist. Check the path, relative to the manifest.")
+    """Raise AudioError if a file that `audio` names does not exist or is no file; nothing is decoded."""
+    for name in [] if isinstance(audio, Mapping) else _names(audio):
+        problem = file_problem(name)
+        if problem is not None:
+            raise AudioError(f"The audio file {name} {problem}. Check the path, relative to the manifest.")
+
+
+def file_problem(path: str) -> str | None:
+    """Return why a path cannot be read as a file, as the end of a sentence; None if it can. One look at the disk."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "does not exist"
+    except OSError as error:  # a loop of links, a folder that may not be entered, a name too long
+        return f"cannot be reached ({error.strerror})"
+    except ValueError:  # a NUL character, or one that no file name can hold
+        return "cannot exist under such a name"
+    return None if stat.S_ISREG(mode) else "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
+
+
+def _names(audio: Any) -> list[str]:
+    """Return the files that `audio` names, at least one."""
+    names = [audio] if isinstance(audio, str | Path) else audio
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str | Path) for name in names):
+        raise AudioError(
+            f"Audio came as {shown(audio)}; give a path, a list of paths, or a mapping with 'array' and "
+            "'sampling_rate'."
+        )
+    if not names:
+        raise AudioError("Audio came as an empty list; name at least one file.")
+    return [str(name) for name in names]
 
 
 class _Cache:
@@ -111,8 +149,12 @@ def _read(path: str, sampling_rate: int) -> np.ndarray:
     if wave is None:
         try:
             wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, OSError) as error:
+        except (soundfile.LibsndfileError, OSError, TypeError) as error:
             raise _unreadable(path, error) from error
+        except MemoryError as error:
+            raise AudioError(
+                f"The audio file {path} is not what its header says, or does not fit into memory: {error}."
+            ) from error
         wave = _convert(wave, rate, sampling_rate, f"the file {path}")
         wave.setflags(write=False)  # the cache hands the same array to every caller
         _cache.put(key, wave)
@@ -121,10 +163,8 @@ def _read(path: str, sampling_rate: int) -> np.ndarray:
 
 def _convert(wave: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
     """Return mono float32 at the wanted rate, after checking that it is usable."""
-    if rate <= 0 or wanted <= 0:
-        raise AudioError(
-            f"The audio of {name} has sampling rate {rate} Hz and {wanted} Hz is wanted; both must be > 0."
-        )
+    _check_rate(rate, name)
+    _check_rate(wanted, "what is wanted")
     if wave.dtype in (np.int16, np.int32):
         wave = wave / float(np.iinfo(wave.dtype).max + 1)
     if wave.ndim not in (1, 2) or not np.issubdtype(wave.dtype, np.floating):
@@ -151,15 +191,44 @@ def _convert(wave: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
             f"The audio of {name} is floating point with a peak of {peak:.6g}, far outside [-1, 1]; "
             "divide 16-bit values by 32768, or pass them as int16."
         )
+    clipped = float((np.abs(wave) >= _FULL_SCALE).mean())
+    if clipped > CLIPPED:
+        warnings.warn(
+            f"The audio of {name} is clipped: {clipped:.1%} of its samples stand at full scale. It is used as it is.",
+            AudioWarning,
+            stacklevel=2,
+        )
     if rate != wanted:
         wave = soxr.resample(wave, rate, wanted).astype(np.float32)
     return np.clip(wave, -1.0, 1.0)
 
 
-def _require_array(audio: Mapping[str, Any]) -> None:
+def _check_rate(rate: int, name: str) -> None:
+    if not RATES[0] <= rate <= RATES[1]:
+        raise AudioError(
+            f"The audio of {name} has sampling rate {rate} Hz; allowed are {RATES[0]} to {RATES[1]} Hz. Its header is "
+            "broken, or the rate was given in another unit."
+        )
+
+
+def _array(audio: Mapping[str, Any]) -> tuple[np.ndarray, int]:
+    """Return samples and sampling rate of a mapping."""
     if "array" not in audio or "sampling_rate" not in audio:
-        raise AudioError(f"Audio came as a mapping with {sorted(audio)}; it needs 'array' and 'sampling_rate'.")
+        raise AudioError(
+            f"Audio came as a mapping with {shown(sorted(map(str, audio)))}; it needs 'array' and 'sampling_rate'."
+        )
+    rate: Any = audio["sampling_rate"]
+    if isinstance(rate, bool) or not isinstance(rate, Real) or float(rate) % 1 != 0:  # NaN and infinity have no rest
+        raise AudioError(f"Audio came with sampling_rate {shown(rate)}; give a whole number of Hz.")
+    try:
+        array = np.asarray(audio["array"])
+    except (ValueError, TypeError) as error:  # nested lists of unequal length, a tensor on a GPU
+        raise AudioError(f"Audio came with an array that is not one: {error}.") from error
+    if array.ndim == 0:
+        raise AudioError(f"Audio came with the array {shown(audio['array'])} of shape (); give (samples,).")
+    return array, int(float(rate))
 
 
 def _unreadable(path: str, error: Exception) -> AudioError:
-    return AudioError(f"The audio file {path} cannot be read: {error}. Give wav, flac, ogg or mp3.")
+    reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
+    return AudioError(f"The audio file {path} cannot be read: {reason.rstrip('. ')}. Give wav, flac, ogg or mp3.")

@@ -11,10 +11,29 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from leaf.errors import ModelError
 from leaf.speech.families import Family
+
+
+def refuse_pickle(name: str | Path, subfolder: str = "") -> None:
+    """Refuse a saved adapter without adapter_model.safetensors: peft would read a pickle, which may hold code.
+
+    Raises:
+        ModelError: there is an adapter_config.json and no such file beside it.
+    """
+    if find_adapter_config_file(str(name), subfolder=subfolder) is None:
+        return
+    found = cached_file(
+        str(name), "adapter_model.safetensors", subfolder=subfolder, _raise_exceptions_for_missing_entries=False
+    )
+    if found is None:
+        raise ModelError(
+            f"The adapter in {Path(name) / subfolder} has no adapter_model.safetensors. Only safetensors are read, since "
+            "a .bin or .pt file may hold code: load it where you trust it, and save it with safe_serialization=True."
+        )
 
 
 def load_own_adapter(model: Any, family: Family, name: str | Path) -> None:
@@ -22,6 +41,7 @@ def load_own_adapter(model: Any, family: Family, name: str | Path) -> None:
     loaded = getattr(model, "_hf_peft_config_loaded", False)
     if family.adapter is None or loaded or find_adapter_config_file(str(name), subfolder=family.adapter) is None:
         return
+    refuse_pickle(name, family.adapter)
     model.load_adapter(str(name), adapter_name="speech", adapter_kwargs={"subfolder": family.adapter})
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from leaf.errors import ModelError
-from leaf.speech.audio import load_audio
+from leaf.errors import AudioError, DataError, ModelError, shown
+from leaf.speech.audio import audio_seconds, load_audio
 from leaf.speech.families import Family, encode_text
 
 Example = Mapping[str, Any]
@@ -22,19 +22,32 @@ def conversation(family: Family, prompt: str | Sequence[Mapping[str, Any]]) -> l
     if isinstance(prompt, str):
         text = prompt if family.audio_token in prompt else family.audio_token + prompt
         return [{"role": "user", "content": _parts(text, family.audio_token)}]
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        raise DataError(f"A prompt is {shown(prompt)}; give a string, or a list of messages.")
     messages = []
     for message in prompt:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise ModelError(
-                f"A prompt's message is {message!r}; give each a 'role' and a 'content' (a string or a list of parts)."
+                f"A prompt's message is {shown(message)}; give each a 'role' and a 'content', which is a string or a "
+                "list of parts."
             )
         content = message["content"]
         if not isinstance(content, str):
+            _check_parts(content)
             content = [part if part.get("type") != "audio" else {"type": "audio", "audio": ""} for part in content]
         elif family.audio_token in content and family.structured:
             content = _parts(content, family.audio_token)
         messages.append({**message, "content": content})
     return messages
+
+
+def _check_parts(content: Any) -> None:
+    for part in content if isinstance(content, list | tuple) else [content]:
+        if part is content or not isinstance(part, Mapping) or ("text" not in part and part.get("type") != "audio"):
+            raise DataError(
+                f"A prompt's message holds {shown(part)}; its content is a string, or a list of parts such as "
+                "{'type': 'text', 'text': ...} and {'type': 'audio'}."
+            )
 
 
 def _parts(text: str, placeholder: str) -> list[dict[str, str]]:
@@ -72,6 +85,8 @@ def _flat(content: Any, placeholder: str) -> str:
 
 def audio_of(example: Example) -> Any:
     """Return a row's audio: its column, or the audio part of its messages."""
+    if example.get("prompt") is None:
+        raise DataError(f"A row has no prompt; it has the columns {', '.join(map(str, example))}.")
     if example.get("audio") is not None:
         return example["audio"]
     prompt = example["prompt"]
@@ -85,8 +100,8 @@ def audio_of(example: Example) -> Any:
     found = [part[key] for part in parts for key in ("audio", "path", "url") if part.get(key) is not None]
     if len(found) != 1:
         raise ModelError(
-            f"The row {_name(example)!r} carries {len(found)} recordings; give it one, as `audio` or in the audio part "
-            "of its messages."
+            f"The row {row_name(example)!r} carries {len(found)} recordings; give it one, as `audio` or in the audio "
+            "part of its messages."
         )
     return found[0]
 
@@ -97,12 +112,12 @@ def encode(
     """Turn rows with `prompt` and `audio` into the processor's tensors; refuse what would lose audio.
 
     Raises:
-        ModelError: not exactly one audio placeholder, audio longer than the model takes, a prompt over the limit.
+        AudioError: audio that cannot be used or is longer than the model takes; the row is named.
+        DataError: a row without prompt or audio, or a prompt that is neither a string nor messages.
+        ModelError: not exactly one audio placeholder, a prompt over the limit.
     """
     rate = getattr(processor, family.feature_extractor).sampling_rate
-    waves = [load_audio(audio_of(example), sampling_rate=rate) for example in examples]
-    for example, wave in zip(examples, waves, strict=True):
-        _check_length(family, processor, example, wave, rate)
+    waves = [waveform(family, processor, example) for example in examples]
     if family.encode is encode_text:
         prompts: list[Any] = [render(family, processor, example["prompt"]) for example in examples]
         counts = [text.count(family.audio_token) for text in prompts]
@@ -112,15 +127,15 @@ def encode(
     for example, count in zip(examples, counts, strict=True):
         if count != 1:
             raise ModelError(
-                f"The prompt of {_name(example)!r} has {count} audio placeholders ({family.audio_token}); exactly one "
-                "is allowed, one recording per prompt."
+                f"The prompt of {row_name(example)!r} has {count} audio placeholders ({family.audio_token}); exactly "
+                "one is allowed, one recording per prompt."
             )
     batch = family.encode(processor, prompts, waves, rate)
     lengths = batch["attention_mask"].sum(-1)
     if max_prompt_tokens is not None and int(lengths.max()) > max_prompt_tokens:
         worst = examples[int(lengths.argmax())]
         raise ModelError(
-            f"The prompt of {_name(worst)!r} has {int(lengths.max())} tokens, audio included; at most "
+            f"The prompt of {row_name(worst)!r} has {int(lengths.max())} tokens, audio included; at most "
             f"{max_prompt_tokens} are allowed (max_prompt_tokens). Nothing is cut: raise the limit or shorten the row."
         )
     return {key: value for key, value in batch.items() if isinstance(value, Tensor)}
@@ -131,14 +146,33 @@ def _audio_parts(messages: Sequence[Mapping[str, Any]]) -> int:
     return sum(part.get("type") == "audio" for part in parts)
 
 
-def _check_length(family: Family, processor: Any, example: Example, wave: np.ndarray, rate: int) -> None:
-    longest = family.max_seconds(processor)
-    if len(wave) > longest * rate:
-        raise ModelError(
-            f"The audio of {_name(example)!r} lasts {len(wave) / rate:.1f} s; this model takes at most {longest:g} s "
-            "and would cut the rest. Shorten it or leave the row out."
-        )
+def waveform(family: Family, processor: Any, example: Example) -> np.ndarray:
+    """Return a row's audio as the model takes it; its length is looked at before anything is decoded.
+
+    Raises:
+        AudioError: the audio cannot be used, or is longer than the model takes; the row is named.
+    """
+    rate = getattr(processor, family.feature_extractor).sampling_rate
+    audio, longest = audio_of(example), family.max_seconds(processor)
+    try:
+        seconds = audio_seconds(audio)
+        if seconds - 1 / rate > longest:  # resampling may round one sample away
+            raise _too_long(seconds, longest)
+        wave = load_audio(audio, sampling_rate=rate)
+        if len(wave) > longest * rate:  # a header may promise less than there is
+            raise _too_long(len(wave) / rate, longest)
+    except AudioError as error:
+        raise AudioError(f"Row {row_name(example)!r}: {error}") from error
+    return wave
 
 
-def _name(example: Example) -> str:
+def _too_long(seconds: float, longest: float) -> AudioError:
+    return AudioError(
+        f"The audio lasts {seconds:.1f} s; this model takes at most {longest:g} s and would cut the rest. Shorten it "
+        "or leave the row out."
+    )
+
+
+def row_name(example: Example) -> str:
+    """Return what a row is called in messages: its id, or else how its prompt begins."""
     return str(example.get("id", str(example["prompt"])[:40]))

@@ -75,8 +75,10 @@ def load(name: str, split: str, *, limit: int | None = None, columns: dict[str, 
         )
     try:
         return Dataset.from_list(rows[:limit])
-    except ArrowException as error:
+    except (ArrowException, OverflowError) as error:
         raise DataError(f"A column of {name} mixes kinds of values: {error}. Make each column one kind.") from error
+    except UnicodeEncodeError as error:
+        raise DataError(f"A column of {name} holds half a character (a lone surrogate): {error}.") from error
 
 
 def splits_of(name: str) -> tuple[str, ...]:

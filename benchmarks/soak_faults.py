@@ -1,0 +1,85 @@
+"""The faults that benchmarks/soak.py puts into a run: a plugin and a reward function of its recipe.
+
+Which fault meets which step is a function of seed and step, so that the counts to expect are known beforehand and a
+step that is done again after a kill meets the same fault again.
+"""
+
+import random
+import time
+
+import torch
+
+from leaf.speech.policy import Policy
+from leaf.trainer import LeafTrainer
+
+# Share of steps that meet each fault.
+RATES = {
+    "reward raises": 0.02,
+    "reward hangs": 0.01,
+    "reward returns NaN": 0.02,
+    "reward returns None": 0.02,
+    "reward returns a string": 0.01,
+    "reward returns one value too few": 0.01,
+    "NaN in the loss": 0.015,
+    "NaN in the gradient": 0.015,
+}
+REWARD_TIMEOUT = 0.3  # seconds
+OUT_OF_MEMORY_AT = (0.2, 0.6)  # shares of the run; each halves the token budget for good, so few are survivable
+
+_now = {"step": 0, "fault": None, "memory": True}
+
+
+def fault_of(seed, step, steps):
+    """Return the fault of a step, or None."""
+    if step in [round(share * steps) for share in OUT_OF_MEMORY_AT]:
+        return "memory runs out"
+    draw = random.Random(f"{seed}/fault/{step}").random()
+    for fault, rate in RATES.items():
+        draw -= rate
+        if draw < 0:
+            return fault
+    return None
+
+
+def vowels(completions, **columns):
+    """Reward something that differs between random completions, unless this step's fault is the reward's."""
+    values = [sum(letter in "aeiou" for letter in text) / 10 for text in completions]
+    match _now["fault"]:
+        case "reward raises":
+            raise ConnectionError("the judge does not answer")
+        case "reward hangs":
+            time.sleep(4 * REWARD_TIMEOUT)
+        case "reward returns NaN":
+            values[0] = float("nan")
+        case "reward returns None":
+            values[0] = None
+        case "reward returns a string":
+            values[0] = "0.7"
+        case "reward returns one value too few":
+            values = values[1:]
+    return values
+
+
+def _install():
+    rollout, forward = LeafTrainer.rollout, Policy.forward
+
+    def rollout_with_fault(self, step):
+        _now.update(step=step, fault=fault_of(self.args.seed, step, self.args.max_steps), memory=False)
+        return rollout(self, step)
+
+    def forward_with_fault(self, prompts, trees):
+        updating = torch.is_grad_enabled()
+        if updating and _now["fault"] == "memory runs out" and not _now["memory"]:
+            _now["memory"] = True
+            torch.empty(2**46, dtype=torch.uint8)  # 64 TiB: the allocator itself refuses
+        scores = forward(self, prompts, trees)
+        if updating and _now["fault"] == "NaN in the loss":
+            scores.log_probs[0] = scores.log_probs[0] * float("nan")
+        if updating and _now["fault"] == "NaN in the gradient":
+            scores.log_probs[0].register_hook(lambda gradient: gradient * float("nan"))
+        return scores
+
+    LeafTrainer.rollout, Policy.forward = rollout_with_fault, forward_with_fault
+
+
+_install()

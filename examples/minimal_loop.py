@@ -1,0 +1,121 @@
+"""A complete RL loop from leaf's pieces, without its trainer: sample, score, credit, update.
+
+    python examples/minimal_loop.py --steps 10
+
+Left out, and done by `leaf train`: validation, checkpoints, start-up checks, several GPUs, several updates a rollout.
+"""
+
+import argparse
+import random
+import time
+
+import peft
+import torch
+
+from leaf.credit import credit_rule, policy_loss, token_weights
+from leaf.demo_model import resolve_model
+from leaf.rewards import RewardSum
+from leaf.speech.policy import Policy
+from leaf.speech.sampling import sample
+from leaf.tasks import load
+
+
+def arguments() -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo", help="checkpoint directory, hub id, or demo")
+    parser.add_argument("--task", default="asterisk_qa", help="task name or manifest")
+    parser.add_argument("--credit", default="leaf", help="credit rule")
+    parser.add_argument("--reward", default="bleu", help="reward function by name or import path")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--prompts", type=int, default=4, help="prompts a step")
+    parser.add_argument("--completions", type=int, default=8, help="completions per prompt (K)")
+    parser.add_argument("--max-new-tokens", type=int, default=48)
+    parser.add_argument("--learning-rate", type=float, default=4e-4)
+    parser.add_argument("--kl", type=float, default=0.02, help="weight of the divergence from the reference")
+    parser.add_argument("--dtype", default="bfloat16", help="precision of the frozen weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default="runs/minimal_loop", help="where the adapter is written")
+    return parser.parse_args()
+
+
+def step(policy, optimizer, rule, rewards, rows, options, generator):
+    """Take one step on a batch of rows and return the mean reward and the loss."""
+    # Rollout. A prompt is embedded once, audio included; its embeddings serve sampling, reference and update.
+    prompts = policy.embed(rows)
+    groups = sample(
+        policy,
+        prompts,
+        num_completions=options.completions,
+        max_new_tokens=options.max_new_tokens,
+        temperature=policy.temperature,
+        generator=generator,
+    )
+    trees = [group.tree for group in groups]
+
+    # Reward: one call on all completions, columns repeated K times.
+    texts = [text for group in groups for text in group.texts(policy.tokenizer)]
+    references = [row["reference"] for row in rows for _ in range(options.completions)]
+    totals = torch.as_tensor(rewards(completions=texts, reference=references).totals)
+    earned = totals.reshape(len(rows), options.completions)
+
+    # Credit: from the tree and the rewards of a group to an advantage per token, (K, T).
+    advantages = [rule(g.tree, r, surprisal=g.surprisal).float() for g, r in zip(groups, earned, strict=True)]
+
+    # The reference is the same model with its adapter off.
+    with torch.no_grad(), policy.reference():
+        reference = policy(prompts, trees).log_probs
+
+    # Update. Weights are taken over the whole batch, so the losses of micro-batches add up to the loss of the batch.
+    policy.train()
+    masks = [tree.node >= 0 for tree in trees]
+    weights = token_weights(masks)
+    total = 0.0
+    for batch in policy.batches(prompts, trees):
+        new = policy([prompts[i] for i in batch], [trees[i] for i in batch]).log_probs
+        loss = torch.zeros((), device=policy.device)
+        for logp, i in zip(new, batch, strict=True):
+            part, _ = policy_loss(
+                logp,
+                logp.detach(),  # one update a rollout and no dropout: the policy that sampled is this one
+                advantages[i].to(logp.device),
+                masks[i].to(logp.device),
+                weights=weights[i].to(logp.device),
+                ref_logp=reference[i],
+                kl_coef=options.kl,
+            )
+            loss = loss + part
+        loss.backward()
+        total += loss.item()
+    torch.nn.utils.clip_grad_norm_([p for p in policy.parameters() if p.requires_grad], 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(totals.nanmean()), total
+
+
+def main() -> None:
+    """Load a model and data, train, and save the adapter."""
+    options = arguments()
+    torch.manual_seed(options.seed)  # of the adapter's initial weights
+    policy = Policy.load(
+        resolve_model(options.model),
+        lora=peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0),
+        dtype=options.dtype,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    optimizer = torch.optim.AdamW((p for p in policy.parameters() if p.requires_grad), lr=options.learning_rate)
+    rule, rewards = credit_rule(options.credit), RewardSum([options.reward])
+    data = load(options.task, "train")
+    order = random.Random(options.seed)
+    generator = torch.Generator().manual_seed(options.seed)
+    for number in range(1, options.steps + 1):
+        began = time.perf_counter()
+        rows = [data[i] for i in order.sample(range(len(data)), min(options.prompts, len(data)))]
+        reward, loss = step(policy, optimizer, rule, rewards, rows, options, generator)
+        print(f"step {number}  reward {reward:.3f}  loss {loss:+.4f}  {time.perf_counter() - began:.1f} s")
+    policy.save_adapter(options.out)
+    print(f"the adapter is in {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+#!/bin/bash
+# One run of the published protocol as a Slurm job, on one node:
+#   sbatch --gpus-per-node=1 recipes/published/slurm.sh leaf granite-3.3-2b librisqa [recipe or key=value ...]
+#   sbatch --gpus-per-node=8 --mem=256G recipes/published/slurm.sh leaf granite-3.3-2b librisqa
+# Ten minutes before its time is up Slurm sends SIGTERM; leaf saves and stops, and the job queues itself again.
+#SBATCH --job-name=leaf
+#SBATCH --nodes=1
+#SBATCH --cpus-per-gpu=8
+#SBATCH --mem=64G
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:TERM@600
+#SBATCH --requeue
+set -uo pipefail
+method=$1 model=$2 task=$3
+shift 3
+cd "${SLURM_SUBMIT_DIR:-.}"
+published=recipes/published
+run=runs/$method-$model-$task
+gpus=${SLURM_GPUS_ON_NODE:-1}
+
+command=(leaf)
+recipes=("$published/$method.yaml" "$published/models/$model.yaml" "$published/tasks/$task.yaml")
+if [ "$gpus" -gt 1 ]; then
+    command=(accelerate launch --config_file recipes/accelerate/ddp.yaml --num_processes "$gpus" -m leaf)
+    [ "$method" = sft ] || recipes+=("$published/eight-gpus.yaml")
+fi
+resume=()
+[ -e "$run/recipe.yaml" ] && resume=(--resume)
+
+"${command[@]}" train "${recipes[@]}" "output_dir=$run" "$@" "${resume[@]}" &
+child=$!
+stopped=
+trap 'stopped=yes; kill -TERM "$child"' TERM
+wait "$child"
+code=$?
+if [ -n "$stopped" ]; then
+    wait "$child" # the first wait ended with the signal
+    code=$?
+    [ -n "${SLURM_JOB_ID:-}" ] && scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -1,0 +1,203 @@
+"""What may go wrong in the middle of a run, and how it goes on: numbers that are not finite, rows without usable audio.
+
+An optimiser step whose loss or gradient is NaN or infinite is skipped: weights and optimiser state stay as they were,
+the learning-rate schedule moves on, because it counts updates. Too many in a row end the run with a diagnosis.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leaf.errors import AudioError, DataError, RunError
+from leaf.speech.policy import Policy, Prompt
+from leaf.speech.prompts import row_name, waveform
+from leaf.speech.sampling import Group
+from leaf.training import take
+
+MOST_UNUSABLE = 100  # rows in a row without usable audio; then it is the data set, not a row
+
+
+@dataclass
+class SkippedSteps:
+    """Count optimiser steps that had to be skipped one after the other.
+
+    Attributes:
+        limit: how many in a row are allowed.
+        dtype: precision of the frozen weights, for the advice.
+        say: called with every line meant for a person.
+        in_a_row: how many there have been since the last step taken.
+    """
+
+    limit: int
+    dtype: torch.dtype
+    say: Callable[[str], None]
+    in_a_row: int = 0
+
+    def taken(self) -> None:
+        """Note a step that was taken."""
+        self.in_a_row = 0
+
+    def skipped(self, step: int, loss: float, norm: float, diagnosis: str) -> None:
+        """Note a step that was skipped and say why.
+
+        Args:
+            step: of the recipe.
+            loss, norm: loss and gradient norm, at least one of them not finite here or in another process.
+            diagnosis: a sentence on which prompt and completions they come from.
+
+        Raises:
+            RunError: it is one too many.
+        """
+        self.in_a_row += 1
+        if not math.isfinite(loss):
+            what = f"the loss is {loss}"
+        elif not math.isfinite(norm):
+            what = f"the gradient norm is {norm} at a finite loss of {loss:.4g}"
+        else:
+            what = "another process had a loss or gradient that is not finite"
+        if self.in_a_row <= self.limit:
+            self.say(
+                f"step {step}: an optimiser step was skipped, the weights stay as they were ({self.in_a_row} in a row, "
+                f"{self.limit} allowed): {what}. {diagnosis}"
+            )
+            return
+        precise = "" if self.dtype == torch.float32 else ", use dtype: float32"
+        raise RunError(
+            f"{self.in_a_row} optimiser steps in a row would have been skipped and {self.limit} are allowed "
+            f"(max_skipped_steps): {what}, with weights in {str(self.dtype).removeprefix('torch.')}. {diagnosis} No "
+            f"NaN has reached the weights. Leave such rows out, lower learning_rate{precise}, and go on from the last "
+            "checkpoint with `--resume`, or start afresh in another output_dir."
+        )
+
+
+def diagnose(
+    policy: Policy,
+    names: Sequence[str],
+    prompts: Sequence[Prompt],
+    groups: Sequence[Group],
+    given: Sequence[Sequence[Tensor]],
+    parameters: Sequence[nn.Parameter],
+) -> str:
+    """Return a sentence on which prompt and completions make log-probabilities or gradients that are not finite.
+
+    Every group runs forward and backward alone, so it costs about one step; nothing is left in the gradients.
+
+    Args:
+        policy: the policy as it was when it happened.
+        names: of the rows, one per group.
+        prompts, groups: what was scored.
+        given: per group, further (K, T) tensors the loss is made of: advantages, old and reference log-probabilities.
+        parameters: what is trained.
+    """
+    found = []
+    for name, prompt, group, tensors in zip(names, prompts, groups, given, strict=True):
+        if _odd(prompt.embeddings[None]):
+            found.append(f"row {name!r}: its embedded prompt is not finite")
+            continue
+        if rows := [k for tensor in tensors for k in _odd(tensor)]:
+            found.append(f"row {name!r}, {_completions(rows)}: what the loss is made of is not finite")
+            continue
+        scores = policy([prompt], [group.tree]).log_probs[0]
+        if rows := _odd(scores):
+            found.append(f"row {name!r}, {_completions(rows)}: the log-probabilities are not finite")
+            continue
+        rows = [k for k in range(len(scores)) if _odd_gradient(scores[k].sum(), parameters)]
+        if rows:
+            found.append(f"row {name!r}, {_completions(rows)}: the log-probabilities are finite, their gradient is not")
+    if not found:
+        return f"None of the rows {', '.join(map(repr, names))} gives it alone and again."
+    return f"It comes from {'; '.join(found)}."
+
+
+def _odd(rows: Tensor) -> list[int]:
+    """Return the indices of the rows (K, ...) that hold a value which is not finite."""
+    return (~rows.detach().isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+
+
+def _odd_gradient(value: Tensor, parameters: Sequence[nn.Parameter]) -> bool:
+    # Not `backward`: nothing may be added to .grad, and DDP must not join in.
+    gradients = torch.autograd.grad(value, list(parameters), retain_graph=True, allow_unused=True)
+    return any(not bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
+
+
+def _completions(rows: Sequence[int]) -> str:
+    rows = sorted(set(rows))
+    return f"completion{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows))}"
+
+
+def unscore_unsampled(groups: Sequence[Group], rewards: Sequence[Tensor]) -> tuple[list[Group], list[Tensor], int]:
+    """Leave completions unscored that were drawn from logits which are not finite, and count them.
+
+    Their surprisal becomes 0, so that no boundary is put where nothing is known. The others of a group keep theirs.
+    """
+    kept, scores, count = [], [], 0
+    for group, reward in zip(groups, rewards, strict=True):
+        odd = ~group.surprisal.isfinite().all(1)
+        if bool(odd.any()):
+            count += int(odd.sum())
+            group = replace(group, surprisal=group.surprisal.masked_fill(odd[:, None], 0.0))
+            reward = reward.masked_fill(odd, math.nan)
+        kept.append(group)
+        scores.append(reward)
+    return kept, scores, count
+
+
+def rows_with_audio(
+    policy: Policy, rows: Any, indices: Sequence[int], say: Callable[[str], None]
+) -> tuple[list[dict[str, Any]], int]:
+    """Return rows by index, each without usable audio replaced by the next one that has it, and how many were replaced.
+
+    Raises:
+        DataError: too many rows, one after the other, are unusable.
+    """
+    chosen, replaced = [], 0
+    for index in indices:
+        for offset in range(min(len(rows), MOST_UNUSABLE)):
+            (row,) = take(rows, [(index + offset) % len(rows)])
+            try:
+                waveform(policy.family, policy.processor, row)
+            except AudioError as error:
+                say(f"left out, the next row takes its place: {error}")
+                continue
+            chosen.append(row)
+            replaced += offset > 0
+            break
+        else:
+            (row,) = take(rows, [index])
+            raise DataError(
+                f"From row {row_name(row)!r} on {min(len(rows), MOST_UNUSABLE)} rows, one after the other, have no "
+                "usable audio. Check where the manifest points."
+            )
+    return chosen, replaced
+
+
+@dataclass
+class Streaks:
+    """Say so when steps in a row teach nothing, once per streak: the run goes on, but its user should know."""
+
+    say: Callable[[str], None]
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        self.lengths: dict[str, int] = {}
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Look at the record of a step."""
+        unscored = record["reward_mean"] is None
+        met = {
+            "no completion was scored, so there is nothing to learn from. Look at what the reward functions return": (
+                unscored
+            ),
+            "the rewards within every group were all equal, so there is nothing to learn from. Use a reward with finer "
+            "levels, a higher temperature or other rows": not unscored and record["zero_variance_groups"] == 1.0,
+            "every completion reached max_new_tokens without ending. Raise it, or check that the prompt's template "
+            "makes the model end its answers": record["truncated"] == 1.0,
+        }
+        for what, now in met.items():
+            self.lengths[what] = self.lengths.get(what, 0) + 1 if now else 0
+            if self.lengths[what] == self.patience:
+                self.say(f"step {record['step']}: for {self.patience} steps {what}")

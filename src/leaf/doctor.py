@@ -1,0 +1,183 @@
+"""Can this machine run this recipe? Packages, model, data, memory by part and disk, with what to change."""
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import peft
+import torch
+from transformers import AutoConfig, AutoProcessor
+
+from leaf.config import LeafConfig, LoraFields, RunConfig
+from leaf.demo_model import resolve_model
+from leaf.errors import LeafError
+from leaf.memory import Estimate, available_bytes
+from leaf.plugins import load_plugins
+from leaf.speech.audio import audio_seconds
+from leaf.speech.families import Family, family_of
+from leaf.speech.policy import Policy
+from leaf.training import pick_device
+
+State = Literal["ok", "unsure", "fails"]
+GB = 1e9
+_LOOKED_AT = 50  # rows whose audio headers are read
+_SHARE = 0.8  # of free memory, as the automatic token budget takes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Hold one answer: what was looked at, whether it is in order, what was found, and what to change."""
+
+    subject: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+def examine(config: RunConfig) -> Iterator[Finding]:
+    """Yield what speaks for and against running a recipe on this machine; no weights are read, nothing is trained."""
+    yield from _packages()
+    load_plugins(config.plugins)
+    device = pick_device(config.device)
+    yield _device(config, device)
+    shape: Estimate | None = None
+    family: Family | None = None
+    processor: Any = None
+    name = resolve_model(config.model)
+    try:
+        model_config = AutoConfig.from_pretrained(name, trust_remote_code=config.trust_remote_code)
+        family = family_of(model_config)
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=config.trust_remote_code)
+        yield Finding("model", "ok", f"{config.model}: {family.model_type}. {family.note}".rstrip(". ") + ".")
+    except LeafError as error:
+        yield Finding("model", "fails", str(error))
+    except (OSError, ValueError, ImportError) as error:
+        advice = "Give the path of a checkpoint on this machine, or a hub id that it can reach; see `leaf families`."
+        yield Finding("model", "fails", f"{config.model} cannot be looked at: {_first_line(error)}", advice)
+    else:
+        shape = _shape(config, family, model_config, processor, device)
+        yield from _memory(config, shape, device)
+    yield from _data(config, family, processor)
+    yield _disk(config, shape)
+
+
+def _packages() -> Iterator[Finding]:
+    names = ("torch", "transformers", "peft", "accelerate", "datasets")
+    yield Finding("packages", "ok", ", ".join(f"{name} {metadata.version(name)}" for name in names))
+
+
+def _device(config: RunConfig, device: torch.device) -> Finding:
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        name = torch.cuda.get_device_name(device)
+        half = torch.cuda.is_bf16_supported()
+        if config.dtype == "bfloat16" and not half:
+            return Finding("device", "fails", f"{count} × {name}, which has no bfloat16", "Set dtype: float32.")
+        return Finding("device", "ok", f"{count} × {name}, {available_bytes(device) / GB:.1f} GB free on the first")
+    found = f"{device.type} with {torch.get_num_threads()} threads, {available_bytes(device) / GB:.1f} GB free"
+    return Finding("device", "ok", found)
+
+
+def _shape(config: RunConfig, family: Family, model_config: Any, processor: Any, device: torch.device) -> Estimate:
+    """Return the memory estimate of a model that is built without its weights."""
+    lora = peft.LoraConfig(r=64)
+    if isinstance(config, LoraFields):
+        lora = peft.LoraConfig(
+            r=config.lora_r,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=config.lora_layers,
+        )
+    auto: Any = family.auto_model
+    build = auto.from_config if hasattr(auto, "from_config") else auto._from_config
+    with torch.device("meta"):
+        model = build(model_config, dtype=getattr(torch, config.dtype))
+    checkpointing = config.gradient_checkpointing
+    policy = Policy.wrap(model, processor, lora=lora, gradient_checkpointing=checkpointing)
+    shape = policy.memory()
+    return dataclasses.replace(shape, heap_token=0) if device.type == "cuda" else shape
+
+
+def _memory(config: RunConfig, shape: Estimate, device: torch.device) -> Iterator[Finding]:
+    """Say what the run needs by part: one prompt with its completions at the longest, and the sampler's cache."""
+    available = available_bytes(device)
+    prompt = config.max_prompt_tokens or 1024
+    completions, length, prompts = 1, 256, 1
+    if isinstance(config, LeafConfig):
+        completions, length = config.num_completions, config.max_new_tokens
+        prompts = config.prompts_per_rollout
+    longest = prompt + completions * length
+    update = shape.update(longest, longest, completions * length)
+    cache = shape.cache(prompts * completions, prompt + length)
+    parts = {
+        "weights": shape.weights,
+        "gradient": shape.gradient,
+        "optimiser": shape.optimizer,
+        f"update of one row of {longest} tokens": update,
+    }
+    fixed = shape.weights + shape.gradient + shape.optimizer
+    need = fixed + max(update, cache if completions > 1 else 0)
+    found = ", ".join(f"{name} {size / GB:.2f} GB" for name, size in parts.items())
+    if completions > 1:
+        found += f", sampler's cache {cache / GB:.2f} GB (all {prompts} prompts at once, nothing shared)"
+    room = _SHARE * available
+    if need <= room:
+        yield Finding("memory", "ok", f"{found}: {need / GB:.1f} of {available / GB:.1f} GB")
+        return
+    advice = []
+    if not config.gradient_checkpointing:
+        advice.append("gradient_checkpointing: true")
+    if config.dtype == "float32":
+        advice.append("dtype: bfloat16")
+    if fixed + update > room:
+        advice.append("a smaller max_new_tokens or max_prompt_tokens, or fewer num_completions")
+    if fixed > room:
+        advice = ["a smaller model or a larger device: not even weights and optimiser fit"]
+    # The cache is halved until it fits, and completions that share prefixes need less: only the rest is certain.
+    state: State = "unsure" if fixed + update <= room else "fails"
+    yield Finding("memory", state, f"{found}: {need / GB:.1f} of {available / GB:.1f} GB", "Use " + ", ".join(advice))
+
+
+def _data(config: RunConfig, family: Family | None, processor: Any) -> Iterator[Finding]:
+    from leaf.tasks import load
+
+    for split in (config.train_split, config.eval_split):
+        try:
+            rows = load(config.task, split, columns=config.columns)
+            looked = [audio_seconds(row["audio"]) for row in rows.select(range(min(len(rows), _LOOKED_AT)))]
+        except LeafError as error:
+            yield Finding(f"data, {split}", "fails", str(error))
+            continue
+        found = (
+            f"{len(rows)} rows of {config.task}; the first {len(looked)} last {min(looked):.1f} to {max(looked):.1f} s"
+        )
+        limit = float("inf") if family is None else family.max_seconds(processor)
+        if max(looked) > limit:
+            advice = f"This model takes {limit:g} s. Prepare the data with --max-seconds {limit:g}, or leave rows out."
+            yield Finding(f"data, {split}", "fails", found, advice)
+        else:
+            yield Finding(f"data, {split}", "ok", found)
+
+
+def _disk(config: RunConfig, shape: Estimate | None) -> Finding:
+    """Compare the free space with what the kept checkpoints take: adapter and two moments each, best/ and last/."""
+    folder = Path(config.output_dir or "runs/run").absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if shape is None:
+        return Finding("disk", "unsure", f"{free / GB:.1f} GB free; what checkpoints take is known with the model only")
+    adapter = shape.gradient
+    need = 3 * adapter * (config.keep_checkpoints + 1) + 3 * adapter
+    found = f"{need / GB:.2f} GB for {config.keep_checkpoints} checkpoints and two adapters, {free / GB:.1f} GB free"
+    if need > free:
+        return Finding("disk", "fails", found, "Choose an output_dir with more room, or keep_checkpoints: 1.")
+    return Finding("disk", "ok", found)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

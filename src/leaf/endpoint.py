@@ -1,0 +1,259 @@
+"""A client for OpenAI-compatible chat endpoints: retries with back-off, a cache by content, requests side by side.
+
+The API key comes from an environment variable that the user names; it goes into a header and nowhere else.
+"""
+
+import json
+import os
+import random
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx2 as httpx
+
+from leaf.errors import ConfigError, JudgeError
+
+_LONGEST_WAIT = 120.0
+_REPORT_EVERY = 200
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Name an endpoint.
+
+    Attributes:
+        url: up to and with the version, as http://localhost:8000/v1.
+        model: name of the model there.
+        key_env: environment variable with the API key, None for no key.
+        concurrency: requests at a time.
+        timeout_s: seconds a reply may take.
+        retries: after the first try, on 408, 409, 429, 5xx, time-outs, broken connections and replies that are no JSON.
+        wait_s: seconds before the first retry; doubled each time, with jitter; a Retry-After of the server counts more.
+    """
+
+    url: str
+    model: str
+    key_env: str | None = None
+    concurrency: int = 8
+    timeout_s: float = 120.0
+    retries: int = 6
+    wait_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse an address that is none, credentials in it, and numbers out of range."""
+        try:
+            parsed = httpx.URL(self.url)
+        except (TypeError, httpx.InvalidURL) as error:
+            raise ConfigError(f"The endpoint is {self.url!r}, which is no address: {error}.") from error
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise ConfigError(f"The endpoint is {self.url!r}; give an address such as http://localhost:8000/v1.")
+        for name in ("concurrency", "timeout_s", "retries", "wait_s"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ConfigError(f"{name} of the endpoint is {value!r}; give a number.")
+        if not isinstance(self.model, str) or not isinstance(self.key_env, str | None):
+            raise ConfigError("The model of an endpoint and the variable with its key are names; give texts.")
+        if parsed.userinfo:
+            raise ConfigError("The endpoint's address holds a user or password; give a key by --key-env instead.")
+        if self.concurrency < 1 or not self.timeout_s > 0 or self.retries < 0:
+            raise ConfigError(
+                f"concurrency {self.concurrency}, timeout {self.timeout_s} and retries {self.retries}: allowed are "
+                "1 or more, above 0, and 0 or more."
+            )
+
+    def key(self) -> str | None:
+        """Return the API key, or refuse a variable that is not set."""
+        if self.key_env is None:
+            return None
+        key = os.environ.get(self.key_env)
+        if not key:
+            raise ConfigError(f"The environment variable {self.key_env} (--key-env) is not set; put the API key there.")
+        return key
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Hold a reply: its text, and per token {token, logprob, top: [{token, logprob}]} where the server gave them."""
+
+    text: str
+    tokens: list[dict[str, Any]] | None = None
+
+
+class Client:
+    """Send requests to an endpoint; a context manager.
+
+    Args:
+        endpoint: where to.
+        cache: SQLite file of replies by SHA-256 of the request, None for none. The address is no part of a request: a
+            server that gives the same name to another model needs a file of its own.
+        say: takes lines about the progress.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, cache: str | Path | None = None, *, say: Callable[[str], None] | None = None
+    ):
+        self.endpoint = endpoint
+        self.cached = 0
+        self.say = say
+        self._key = endpoint.key()
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self._http = httpx.Client(timeout=endpoint.timeout_s, headers=headers)
+        self._cache = Cache(Path(cache)) if cache is not None else None
+        self._stop = threading.Event()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+        if self._cache is not None:
+            self._cache.close()
+
+    def complete(self, bodies: Sequence[Mapping[str, Any]]) -> list[Reply]:
+        """Return the reply to each request body, in order; equal bodies are sent once, known ones not at all.
+
+        Raises:
+            JudgeError: the endpoint refuses a request, or one fails after all retries; what came before is cached.
+        """
+        keys = [request_key(body) for body in bodies]
+        replies: dict[str, Reply] = self._cache.known(set(keys)) if self._cache is not None else {}
+        self.cached += sum(key in replies for key in keys)
+        wanted = {key: body for key, body in zip(keys, bodies, strict=True) if key not in replies}
+        self._stop.clear()
+        with ThreadPoolExecutor(self.endpoint.concurrency, thread_name_prefix="judge") as pool:
+            futures = {pool.submit(self._ask, body): key for key, body in wanted.items()}
+            try:
+                for done, future in enumerate(as_completed(futures), 1):
+                    replies[futures[future]] = self._kept(futures[future], future.result())
+                    if self.say is not None and done % _REPORT_EVERY == 0:
+                        self.say(f"{done} of {len(wanted)} replies")
+            except BaseException:
+                self._stop.set()  # those that wait for a retry stop waiting
+                pool.shutdown(cancel_futures=True)
+                for future, key in futures.items():  # what was under way has been paid for
+                    if key not in replies and not future.cancelled() and future.exception() is None:
+                        self._kept(key, future.result())
+                raise
+        return [replies[key] for key in keys]
+
+    def _kept(self, key: str, reply: Reply) -> Reply:
+        if self._cache is not None:
+            self._cache.add(key, reply)
+        return reply
+
+    def _ask(self, body: Mapping[str, Any]) -> Reply:
+        url = self.endpoint.url.rstrip("/") + "/chat/completions"
+        reason = ""
+        for attempt in range(self.endpoint.retries + 1):
+            wait = self.endpoint.wait_s * 2**attempt * random.uniform(0.5, 1.5)
+            try:
+                response = self._http.post(url, json=dict(body))
+            except httpx.TimeoutException:
+                reason = f"no answer within {self.endpoint.timeout_s:g} s"
+            except httpx.TransportError as error:
+                reason = f"{type(error).__name__}: {error}"
+            else:
+                if response.status_code == 200:
+                    reply = _reply(response)
+                    if reply is not None:
+                        return reply
+                    reason = "the answer is not a chat completion: " + response.text[:200]
+                elif response.status_code in (408, 409, 429) or response.status_code >= 500:
+                    reason = f"status {response.status_code}: {response.text[:200]}"
+                    wait = max(wait, _retry_after(response))
+                else:
+                    raise JudgeError(
+                        self._safe(
+                            f"The endpoint {url} refused a request with status {response.status_code}: "
+                            f"{response.text[:300]}"
+                        )
+                    )
+            if attempt < self.endpoint.retries and self._stop.wait(min(wait, _LONGEST_WAIT)):
+                break
+        raise JudgeError(
+            self._safe(
+                f"The endpoint {url} gave no usable answer in {self.endpoint.retries + 1} tries; last: {reason}. What "
+                "came before is kept where there is a cache: the same command goes on from there."
+            )
+        )
+
+    def _safe(self, text: str) -> str:
+        """Return text without the API key, which some servers repeat."""
+        return text.replace(self._key, "***") if self._key else text
+
+
+class Cache:
+    """Keep replies in a SQLite file, each as soon as it came."""
+
+    def __init__(self, path: Path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path)
+            self._db.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(
+                f"The cache {path} cannot be opened: {error}. Name another file, or remove it."
+            ) from error
+
+    def known(self, keys: set[str]) -> dict[str, Reply]:
+        """Return the replies that are there."""
+        found = {}
+        for key in keys:
+            row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+            if row is not None:
+                found[key] = Reply(**json.loads(row[0]))
+        return found
+
+    def add(self, key: str, reply: Reply) -> None:
+        """Add one reply and bring it to the disk."""
+        with self._db:
+            text = json.dumps({"text": reply.text, "tokens": reply.tokens}, ensure_ascii=False)
+            self._db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, text))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+def request_key(body: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a request body in canonical JSON."""
+    return sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _reply(response: httpx.Response) -> Reply | None:
+    """Return text and log-probabilities of a chat completion; None if it is none."""
+    try:
+        choice = response.json()["choices"][0]
+        text = choice["message"]["content"]
+        listed = (choice.get("logprobs") or {}).get("content")
+        tokens = None
+        if listed:
+            tokens = [
+                {**_token(one), "top": [_token(other) for other in one.get("top_logprobs") or []]} for one in listed
+            ]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+    if text is None:  # a reasoning model that spent all its tokens: an answer, and an empty one
+        text = ""
+    return Reply(text, tokens) if isinstance(text, str) else None
+
+
+def _token(one: Mapping[str, Any]) -> dict[str, Any]:
+    return {"token": str(one["token"]), "logprob": float(one["logprob"])}
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Return the seconds of a Retry-After header, 0 where there is none or it is a date."""
+    try:
+        return max(0.0, float(response.headers.get("retry-after", "0")))
+    except ValueError:
+        return 0.0

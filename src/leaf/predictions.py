@@ -1,0 +1,282 @@
+"""Prediction files: JSON lines, one row per item and pass, and beside them `NAME.meta.json`, what they were made with.
+
+A row holds the ids, prediction, reference, prompt, what was said and the statistics of metrics that take data or a
+model, so that every score can be computed again without the model. Neither file holds a path of the machine. Rows of
+other programs do as well: `id`, `prediction` and `reference` are enough.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leaf.errors import DataError
+from leaf.metrics import Metric, Scored, metric, statistics
+from leaf.model_metrics import file_sha256
+from leaf.run import writing
+
+# What a row takes over from the evaluated row; audio is left where it is.
+COLUMNS = ("id", "kind", "utterance", "prompt", "text", "reference")
+
+
+@dataclass
+class Predictions:
+    """Hold one system's predictions.
+
+    Attributes:
+        system: its name.
+        items: one row per item, in order: `id`, `reference`, and what else of `COLUMNS` there is.
+        passes: predictions, one list per pass.
+        seeds: seed of each pass, None where it had none.
+        truncated: per pass and item, whether the length limit cut it; None where unknown.
+        kept: metric → per pass, (items, statistics); of metrics that take data or a model.
+        meta: what they were made with.
+        digest: SHA-256 of the file, None before it is written.
+    """
+
+    system: str
+    items: list[dict[str, Any]]
+    passes: list[list[str]]
+    seeds: list[int | None]
+    truncated: list[list[bool | None]]
+    kept: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+    digest: str | None = None
+
+    @property
+    def references(self) -> list[str]:
+        """Return the references, one per item."""
+        return [item["reference"] for item in self.items]
+
+    @property
+    def groups(self) -> list[str]:
+        """Return the recording of each item, or its id where none is named: what a resample draws as a whole."""
+        return [str(item.get("utterance") or item["id"]) for item in self.items]
+
+    def scored(self, name: str, *, lowercase: bool, paths: Mapping[str, str] | None = None) -> tuple[Scored, str]:
+        """Return the system under a metric, and the signature; kept statistics are used where there is no path.
+
+        Raises:
+            ConfigError, DataError: as `leaf.metrics.score`.
+        """
+        if name in self.kept and name not in (paths or {}) and self.meta["lowercase"] == lowercase:
+            recorded = self.meta["metrics"][name]["signature"]
+            return Scored(_KEPT, self.kept[name]), recorded
+        found = metric(name, paths)
+        sources = [str(item.get("text") or "") for item in self.items]
+        options: dict[str, Any] = {"lowercase": lowercase, "sources": sources}
+        arrays = [statistics(found, texts, self.references, **options) for texts in self.passes]
+        if found.is_kept:
+            self.kept[name] = arrays
+        return Scored(found, arrays), found.signature(lowercase)
+
+    def write(self, path: Path) -> None:
+        """Write rows and meta data; each file appears whole or not at all."""
+        lines = []
+        for number, texts in enumerate(self.passes):
+            for i, item in enumerate(self.items):
+                row = {"id": item["id"], "pass": number, "seed": self.seeds[number], "prediction": texts[i]}
+                row |= {key: value for key, value in item.items() if key != "id"}
+                row["truncated"] = self.truncated[number][i]
+                if self.kept:
+                    row["statistics"] = {name: arrays[number][i].tolist() for name, arrays in self.kept.items()}
+                lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(path, "".join(lines))
+        self.digest = file_sha256(path)
+        self.meta["system"] = self.system
+        write_text(meta_path(path), json.dumps(self.meta, indent=2, ensure_ascii=False) + "\n")
+
+
+def _kept_metric() -> Metric:
+    def items(*texts: Sequence[str]) -> np.ndarray:
+        raise DataError("Kept statistics cannot be computed again without the metric's data or model.")
+
+    from leaf.metrics import percentage
+
+    return Metric(items, percentage, lambda lowercase: "kept", is_kept=True)
+
+
+_KEPT = _kept_metric()
+
+
+def kept_items(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what prediction files keep of evaluated rows: `COLUMNS`, prompts as text, no path of this machine.
+
+    An id that comes again gets a number: `a`, `a#2`.
+    """
+    items = []
+    seen: Counter[str] = Counter()
+    for number, row in enumerate(rows):
+        item = {key: row[key] for key in COLUMNS if row.get(key) is not None}
+        item["id"] = str(row.get("id") or number)
+        item["prompt"] = prompt_text(row["prompt"])
+        utterance = str(row.get("utterance") or item["id"])
+        if Path(utterance).is_absolute():  # a manifest without the column: the recording's file
+            utterance = f"{Path(utterance).name}#{sha256(utterance.encode()).hexdigest()[:8]}"
+        seen[item["id"]] += 1
+        if seen[item["id"]] > 1:
+            item["id"] += f"#{seen[item['id']]}"
+        items.append(item | {"utterance": utterance})
+    return items
+
+
+def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """Return a prompt's text; of conversational messages, their text parts in order."""
+    if isinstance(prompt, str):
+        return prompt
+    texts = []
+    for message in prompt:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        texts += [part["text"] for part in parts if part.get("type") == "text"]
+    return "\n".join(texts)
+
+
+def meta_path(path: Path) -> Path:
+    """Return where the meta data of a JSON-lines file lies."""
+    return path.with_suffix(".meta.json")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under another name and rename it, so that a reader sees the old or the new content."""
+    partial = path.with_name(path.name + ".partial")
+    with writing(path, partial):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSON-lines file.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not a JSON object.
+    """
+    rows = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                if not isinstance(row, dict):
+                    raise DataError(f"Line {number} of {path} is not a JSON object.")
+                rows.append(row)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+    return rows
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Return what lies beside a JSON-lines file, {} if nothing does."""
+    file = meta_path(path)
+    if not file.is_file():
+        return {}
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON: {error}.") from error
+    if not isinstance(meta, dict):
+        raise DataError(f"{file} holds no JSON object.")
+    return meta
+
+
+def read_predictions(path: str | Path) -> Predictions:
+    """Read a prediction file, ours or another program's with `id`, `prediction` and `reference` per line.
+
+    Raises:
+        DataError: the file cannot be read, a row lacks something, or passes differ in their items.
+    """
+    path = Path(path)
+    rows = read_rows(path)
+    if not rows:
+        raise DataError(f"{path} holds no predictions.")
+    by_pass: dict[Any, dict[str, dict[str, Any]]] = {}
+    for number, row in enumerate(rows, 1):
+        for key in ("id", "prediction", "reference"):
+            if not isinstance(row.get(key), str):
+                raise DataError(f"Line {number} of {path} has {key} {row.get(key)!r}; each line needs a text there.")
+        taken = by_pass.setdefault(row.get("pass", 0), {})
+        if row["id"] in taken:
+            raise DataError(f"{path} has the item {row['id']!r} twice in pass {row.get('pass', 0)}.")
+        taken[row["id"]] = row
+    first, *others = by_pass.values()
+    for number, other in enumerate(others, 1):
+        if other.keys() != first.keys():
+            odd = sorted(other.keys() ^ first.keys())
+            raise DataError(f"Pass {number} of {path} has other items than its first pass, such as {odd[0]!r}.")
+    meta = read_meta(path)
+    ordered = [[one[key] for key in first] for one in by_pass.values()]
+    names = rows[0].get("statistics", {})
+    return Predictions(
+        system=str(meta.get("system") or path.stem),
+        items=[{key: row[key] for key in COLUMNS if key in row} for row in first.values()],
+        passes=[[row["prediction"] for row in one] for one in ordered],
+        seeds=[one[0].get("seed") for one in ordered],
+        truncated=[[row.get("truncated") for row in one] for one in ordered],
+        kept={name: [np.array([row["statistics"][name] for row in one]) for one in ordered] for name in names},
+        meta=meta,
+        digest=file_sha256(path),
+    )
+
+
+def prediction_files(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the prediction files that files and folders stand for; a folder holds them itself or in `evaluation/`.
+
+    Raises:
+        DataError: nothing at a path, or a folder without prediction files.
+    """
+    files = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found = [
+            file
+            for folder in (path, path / "evaluation")
+            for file in sorted(folder.glob("*.jsonl"))
+            if "predictions" in read_meta(file)
+        ]
+        if not found:
+            raise DataError(f"{path} holds no prediction files; `leaf evaluate ... --out {path}` writes them.")
+        files += found
+    return files
+
+
+def item_difference(a: Predictions, b: Predictions) -> str | None:
+    """Say how the items of two systems differ, in ids or references; None where they are the same in any order."""
+    ours, theirs = ({item["id"]: item["reference"] for item in one.items} for one in (a, b))
+    only = [f"{len(ids)} only in {one.system} ({_some(ids)})" for ids, one in (
+        (sorted(ours.keys() - theirs.keys()), a), (sorted(theirs.keys() - ours.keys()), b),
+    ) if ids]  # fmt: skip
+    if only:
+        return "items differ: " + ", ".join(only)
+    other = sorted(key for key, text in ours.items() if theirs[key] != text)
+    return f"references differ for {len(other)} items ({_some(other)})" if other else None
+
+
+def in_order_of(b: Predictions, a: Predictions) -> Predictions:
+    """Return b with its items in the order of a's."""
+    place = {item["id"]: i for i, item in enumerate(b.items)}
+    order = [place[item["id"]] for item in a.items]
+    return Predictions(
+        system=b.system,
+        items=[b.items[i] for i in order],
+        passes=[[one[i] for i in order] for one in b.passes],
+        seeds=b.seeds,
+        truncated=[[one[i] for i in order] for one in b.truncated],
+        kept={name: [array[order] for array in arrays] for name, arrays in b.kept.items()},
+        meta=b.meta,
+        digest=b.digest,
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")

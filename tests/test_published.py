@@ -1,0 +1,120 @@
+"""The published protocol as recipes: every combination resolves to its values, and runs on a model of its family."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import soundfile
+import tiny
+from test_families import CASES
+from typer.testing import CliRunner
+
+from leaf.cli import app
+from leaf.config import LeafConfig, SftConfig, load_recipe
+from leaf.tasks.corpora import CORPORA, prepare
+
+PUBLISHED = Path(__file__).parent.parent / "recipes/published"
+MODELS = sorted(path.stem for path in (PUBLISHED / "models").glob("*.yaml"))
+TASKS = sorted(path.stem for path in (PUBLISHED / "tasks").glob("*.yaml"))
+METHODS = ("leaf", "grpo", "sft")
+
+
+def recipe(method, model, task, *more):
+    files = [PUBLISHED / "models" / f"{model}.yaml", PUBLISHED / "tasks" / f"{task}.yaml"]
+    return load_recipe(PUBLISHED / f"{method}.yaml", [*map(str, files), *more])
+
+
+def test_all_models_and_tasks_are_there():
+    assert MODELS == ["granite-3.3-2b", "granite-3.3-8b", "granite-4.0-1b", "qwen2-audio-7b", "voxtral-3b"]
+    assert TASKS == ["covost2-en-de", "dailytalk", "librisqa", "longaudio"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_combination_resolves_to_the_protocol(method):
+    for model, task in itertools.product(MODELS, TASKS):
+        config = recipe(method, model, task)
+        assert config.output_dir == f"runs/{method}-{model}-{task}"
+        assert config.task == f"data/{task}"
+        assert (config.dtype, config.schedule, config.min_lr_ratio, config.max_grad_norm) == (
+            "bfloat16", "cosine", 0.1, 1.0,
+        )  # fmt: skip
+        assert isinstance(config, LeafConfig | SftConfig)
+        assert (config.lora_r, config.lora_alpha, config.lora_dropout) == (64, 128, 0.05)
+        assert set(config.lora_layers or ()) == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+        assert (config.eval_every, config.eval_items, config.best_metric) == (200, 256, "bleu")
+        if isinstance(config, LeafConfig):
+            assert config.credit == method
+            assert (config.num_completions, config.prompts_per_rollout, config.completions_per_update) == (8, 6, 6)
+            assert (config.temperature, config.top_p, config.max_new_tokens) == (1.0, 0.9, 200)
+            assert (config.learning_rate, config.clip, config.kl_coef) == (5e-6, 0.2, 0.02)
+            assert (config.eval_temperature, config.eval_top_p, config.rewards) == (0.9, 0.9, ["bleu"])
+            assert config.reduction == "completion_mean"
+    assert recipe("leaf", MODELS[0], TASKS[0]).credit_options == {"max_boundaries": 2, "min_prefix": 1}  # type: ignore[union-attr]
+
+
+def test_variants_for_other_machines_lie_over_them():
+    eight = recipe("leaf", "granite-3.3-2b", "librisqa", str(PUBLISHED / "eight-gpus.yaml"))
+    assert eight.prompts_per_rollout % 8 == 0  # type: ignore[union-attr]
+    assert recipe("sft", "granite-3.3-8b", "librisqa", str(PUBLISHED / "small-gpu.yaml")).gradient_checkpointing
+
+
+@pytest.fixture(scope="module")
+def librisqa(tmp_path_factory):
+    """Return a prepared LibriSQA of tones in LibriSpeech's layout."""
+    source = tmp_path_factory.mktemp("corpus")
+    for split, folder, speakers in (("train", "train-clean-360", range(24)), ("test", "test-clean", range(90, 92))):
+        entries = []
+        for speaker in speakers:
+            name = f"LibriSpeech/{folder}/{speaker}/1/{speaker}-1-0000.flac"
+            (source / name).parent.mkdir(parents=True)
+            audio = tiny.rows(3)[speaker % 3]["audio"]
+            soundfile.write(source / name, audio["array"], audio["sampling_rate"])
+            entries.append({"speech_path": name, "text": "", "question": f"Who is number {speaker}?", "answer": "one"})
+        (source / f"LibriSQA-PartI-{split}.json").write_text(json.dumps(entries))
+    prepare("librisqa", CORPORA["librisqa"], source, source / "prepared", report=lambda line: None)
+    return str(source / "prepared")
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "case"),
+    [
+        ("leaf", "granite-3.3-2b", "granite_speech"),
+        ("grpo", "qwen2-audio-7b", "qwen2_audio"),
+        ("leaf", "voxtral-3b", "voxtral"),
+        ("sft", "granite-3.3-2b", "granite_speech"),
+    ],
+)
+def test_a_step_with_the_real_hyperparameters_on_a_tiny_model(method, model, case, librisqa, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network, processor = CASES[case]()
+    network.save_pretrained("model")
+    processor.save_pretrained("model")
+    files = [str(PUBLISHED / "models" / f"{model}.yaml"), str(PUBLISHED / "tasks/librisqa.yaml")]
+    steps = ["max_steps=1"] if method == "sft" else ["epochs=null", "max_steps=1"]
+    overrides = ["model=model", f"task={librisqa}", "device=cpu", "eval_items=2", "output_dir=run", *steps]
+    arguments = [str(PUBLISHED / f"{method}.yaml"), *files, *overrides]
+    checked = CliRunner().invoke(app, ["doctor", *arguments])
+    assert checked.exit_code == 0, checked.output
+    assert "fails" not in checked.output
+    result = CliRunner().invoke(app, ["train", *arguments])
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert record["step"] == 1
+    assert record["loss"] == record["loss"]
+
+
+def test_the_doctor_says_what_is_missing_and_what_to_change(librisqa, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    said = CliRunner().invoke(app, ["doctor", str(PUBLISHED / "leaf.yaml"), "model=model", "task=nothing"])
+    assert said.exit_code == 1
+    assert "fails   model: model cannot be looked at" in said.output
+    assert "fails   data, train: The task 'nothing' is unknown" in said.output
+    network, processor = CASES["qwen2_audio"]()
+    network.save_pretrained("model")
+    processor.save_pretrained("model")
+    huge = ["max_prompt_tokens=100000", "max_new_tokens=100000", "device=cpu", "model=model", f"task={librisqa}"]
+    said = CliRunner().invoke(app, ["doctor", str(PUBLISHED / "leaf.yaml"), *huge])
+    assert said.exit_code == 1
+    assert "Use gradient_checkpointing: true, a smaller max_new_tokens" in said.output
