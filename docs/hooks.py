@@ -39,7 +39,7 @@ def _commands(command: Any, name: str) -> Iterator[str]:
             yield "| | default | |\n|---|---|---|"
         for parameter in shown:
             option = parameter.param_type_name == "option"
-            names = ", ".join(f"`{text}`" for text in (parameter.opts if option else [parameter.human_readable_name]))
+            names = ", ".join(f"`{text}`" for text in (parameter.opts if option else [parameter.name.upper()]))
             default = "" if parameter.default in (None, False) or callable(parameter.default) else parameter.default
             yield f"| {names} | {f'`{default}`' if default != '' else ''} | {_cell(parameter.help or '')} |"
         yield ""

@@ -53,12 +53,11 @@ def test_the_three_stages_and_an_evaluation(project):
     assert (project / "runs/sft/last/adapter_model.safetensors").is_file()
     assert "step 2/2" in run("train", "rl.yaml", "credit=grpo", "seed=1")
     assert "credit: grpo" in (project / "runs/rl/recipe.yaml").read_text()
-    shown = run("evaluate", "rl.yaml", "--adapter", "runs/rl/last", "--passes", "2", "--out", "predictions.jsonl")
+    shown = run("evaluate", "rl.yaml", "--adapter", "runs/rl/last", "--passes", "2", "--out", "scored")
     assert "bleu" in shown
     assert "2 passes" in shown
-    predictions = [json.loads(line) for line in (project / "predictions.jsonl").read_text().splitlines()]
-    assert len(predictions) == 4
-    assert len(predictions[0]["predictions"]) == 2
+    predictions = [json.loads(line) for line in (project / "scored/rl-last.jsonl").read_text().splitlines()]
+    assert [row["seed"] for row in predictions] == [42] * 4 + [43] * 4
 
 
 def test_resume_continues_a_finished_run_without_harm(project):

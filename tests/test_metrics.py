@@ -1,16 +1,25 @@
+import re
+import sys
+
 import jiwer
+import nltk
 import numpy as np
 import pytest
 import sacrebleu
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nltk.tokenize import NLTKWordTokenizer
+from nltk.translate.meteor_score import single_meteor_score
 from rouge_score import rouge_scorer
 from sacrebleu.metrics.chrf import CHRF
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from leaf import metrics
+from leaf import metrics, model_metrics
 from leaf.errors import ConfigError, DataError
 from leaf.metrics import (
     METRICS,
+    Scored,
     _draws,
     _resampled,
     bootstrap,
@@ -20,6 +29,7 @@ from leaf.metrics import (
     normalise,
     paired_bootstrap,
     score,
+    statistics,
     token_f1,
 )
 
@@ -266,3 +276,157 @@ def test_refusals():
             bootstrap(["a"], ["a"], "bleu", level=level)
         with pytest.raises(ConfigError, match="between 0 and 1"):
             mean_interval([1.0, 2.0], level=level)
+
+
+# -- several passes ----------------------------------------------------------------------------------------------------
+def _scored(name, passes, references):
+    return Scored(metric(name), [statistics(metric(name), texts, references) for texts in passes])
+
+
+def test_passes_are_averaged_and_drawn_together():
+    references = ["a", "b", "c", "d"]
+    one, two = ["a", "b", "x", "x"], ["a", "b", "c", "x"]
+    scored = _scored("exact_match", [one, two], references)
+    assert (scored.values(), scored.value()) == ([50.0, 75.0], 62.5)
+    # Every pass right or wrong on the same items: two passes are as sure as one, not surer.
+    assert (
+        _scored("exact_match", [one, one], references).interval()
+        == _scored("exact_match", [one], references).interval()
+    )
+    assert scored.interval(groups=["x"] * 4) == (62.5, 62.5)
+    other = _scored("exact_match", [one], references)
+    difference, low, high, p = scored.against(other)
+    assert difference == 12.5
+    assert low <= difference <= high
+    assert p <= 1.0
+    assert other.against(other) == (0.0, 0.0, 0.0, 1.0)
+
+
+# -- metrics with data or a model --------------------------------------------------------------------------------------
+def _wordnet(folder):
+    """Write a WordNet of one synset {car, auto, automobile} in its real format (wndb(5WN)); offsets are bytes."""
+    folder.mkdir()
+    licence = "  1 This is a hand-made test dictionary.  \n  2 WordNet 3.0 Copyright 2006 by Princeton University.  \n"
+    for part in ("adj", "adv", "verb", "noun"):
+        data = index = licence
+        if part == "noun":
+            offset = len(data)
+            data += f"{offset:08d} 06 n 03 car 0 auto 0 automobile 0 000 | a motor vehicle  \n"
+            index += "".join(f"{word} n 1 0 1 1 {offset:08d}  \n" for word in ("auto", "automobile", "car"))
+        (folder / f"data.{part}").write_text(data)
+        (folder / f"index.{part}").write_text(index)
+        (folder / f"{part}.exc").write_text("")
+    return folder
+
+
+def test_meteor_is_that_of_nltk(tmp_path):
+    folder = _wordnet(tmp_path / "dict")
+    paths = {"meteor": str(folder)}
+    # Three of three words match (car by synonym) in one chunk: F = 1, penalty 0.5 (1/3)^3.
+    got = score(["the Auto stops"], ["the car stops"], ["meteor"], paths=paths)["meteor"]
+    assert got.value == pytest.approx(100 * (1 - 0.5 / 27))
+    # One match of two and three words: P 1/2, R 1/3, F = P R / (0.9 P + 0.1 R), penalty 0.5.
+    precision, recall = 1 / 2, 1 / 3
+    value = precision * recall / (0.9 * precision + 0.1 * recall) * 0.5
+    assert score(["car runs"], ["an auto stops"], ["meteor"], paths=paths)["meteor"].value == pytest.approx(100 * value)
+    assert score(["stopped"], ["stops"], ["meteor"], paths=paths)["meteor"].value == pytest.approx(50)  # by their stem
+    # nltk looks synonyms up by their stems: "automobil" is in no dictionary.
+    assert score(["automobile"], ["car"], ["meteor"], paths=paths)["meteor"].value == 0.0
+    assert score(["bus"], ["car"], ["meteor"], paths=paths)["meteor"].value == 0.0
+    assert score([""], ["car"], ["meteor"], paths=paths)["meteor"].value == 0.0
+    assert "|stemmer:porter|" in got.signature
+    assert "|wordnet:3.0#" in got.signature
+    ours = [OURS[i] for i in (0, 1, 3)]
+    theirs = [THEIRS[i] for i in (0, 1, 3)]
+    wordnet, _ = model_metrics._wordnet(str(folder))
+    tokens = [NLTKWordTokenizer().tokenize(text) for text in [*ours, *theirs]]
+    each = [single_meteor_score(r, p, wordnet=wordnet) for p, r in zip(tokens[:3], tokens[3:], strict=True)]
+    assert score(ours, theirs, ["meteor"], paths=paths)["meteor"].value == pytest.approx(100 * np.mean(each))
+
+
+def test_meteor_without_wordnet_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    with pytest.raises(ConfigError, match=r"nltk.downloader wordnet.*--metric-path meteor=DIR"):
+        metric("meteor")
+    with pytest.raises(ConfigError, match=r"does not hold WordNet: data.adj"):
+        metric("meteor", {"meteor": str(tmp_path)})
+    folder = _wordnet(tmp_path / "wordnet")
+    assert metric("meteor", {"meteor": str(tmp_path)}).is_kept  # the folder above will do
+    (tmp_path / "corpora").mkdir()
+    folder.rename(tmp_path / "corpora/wordnet")
+    model_metrics._built.cache_clear()
+    assert metric("meteor").is_kept  # where nltk itself looks
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A random BERT of three layers: for equality with the reference package, its scores mean nothing."""
+    folder = tmp_path_factory.mktemp("bert")
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] press one two to leave the menu now you have new messages . hello".split()
+    tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}, model_max_length=64)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    return folder
+
+
+def test_bertscore_is_that_of_bert_score(bert):
+    bert_score = pytest.importorskip("bert_score", reason='pip install "leaf-speech[bertscore]"')
+    paths = {"bertscore": f"{bert}:2"}
+    ours, theirs = (
+        ["press two now", "you have messages", ""],
+        ["press one to leave", "you have new messages .", "hello"],
+    )
+    found = metric("bertscore", paths)
+    values = statistics(found, ours, theirs)[:, 0]
+    f1 = bert_score.score(ours[:2], theirs[:2], model_type=str(bert), num_layers=2)[2]
+    assert values.tolist() == [*f1.double().tolist(), 0.0]  # the package itself fails on an empty text here
+    got = score(ours, theirs, ["bertscore"], paths=paths)["bertscore"]
+    assert got.value == pytest.approx(100 * values.mean())
+    assert re.search(r"bertscore\|f1\|model:bert0#[0-9a-f]{8}\|layer:2\|idf:no\|rescale:no\|case:mixed", got.signature)
+    assert str(bert.parent) not in got.signature
+    with pytest.raises(ConfigError, match="knows no layer"):
+        metric("bertscore", {"bertscore": str(bert)})
+    with pytest.raises(ConfigError, match="cannot take layer 9"):
+        metric("bertscore", {"bertscore": f"{bert}:9"})
+
+
+def test_bertscore_without_a_model_says_how_to_get_it():
+    with pytest.raises(ConfigError, match=r"needs a model.*bertscore=DIR:17"):
+        metric("bertscore")
+
+
+COMET = """#!{python}
+import json, sys
+arguments = [a for a in sys.argv[1:] if a != "--quiet"]
+given = dict(zip(arguments[::2], arguments[1::2]))
+sides = [open(given[key], encoding="utf-8").read().splitlines() for key in ("-s", "-t", "-r")]
+if "fail" in sides[1]:
+    sys.exit("the checkpoint does not load")
+rows = [dict(src=s, mt=t, ref=r, COMET=0.5 + 0.25 * (t == r)) for s, t, r in zip(*sides)]
+json.dump({{given["-t"]: rows}}, open(given["--to_json"], "w"))
+"""
+
+
+def test_comet_calls_its_own_program(tmp_path):
+    """The program here only speaks comet-score's command line: unbabel-comet itself cannot be installed beside leaf."""
+    program = tmp_path / "comet-score"
+    program.write_text(COMET.format(python=sys.executable))
+    program.chmod(0o755)
+    (tmp_path / "model.ckpt").write_text("weights")
+    paths = {"comet": str(tmp_path / "model.ckpt"), "comet-score": str(program)}
+    sources = ["un", "deux"]
+    got = score(["one", "two"], ["one", "too"], ["comet"], sources=sources, paths=paths)["comet"]
+    assert got.value == 62.5
+    assert re.fullmatch(r"comet\|model:model.ckpt#[0-9a-f]{8}\|scale:100\|case:mixed", got.signature)
+    with pytest.raises(DataError, match="reads what was said"):
+        score(["one"], ["one"], ["comet"], paths=paths)
+    with pytest.raises(ConfigError, match="ended with code 1: the checkpoint does not load"):
+        score(["fail"], ["one"], ["comet"], sources=["un"], paths=paths)
+    with pytest.raises(ConfigError, match=r"model.ckpt is not there"):
+        metric("comet", {**paths, "comet": str(tmp_path / "no/model.ckpt")})
+    with pytest.raises(ConfigError, match=r"pip install unbabel-comet.*comet-score=comet/bin"):
+        metric("comet", {**paths, "comet-score": str(tmp_path / "none")})
+    with pytest.raises(ConfigError, match="needs a checkpoint"):
+        metric("comet")

@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import platform
-import sys
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -38,7 +37,7 @@ RULES = {
     "grpo": CREDIT_RULES["grpo"],
     "leaf": CREDIT_RULES["leaf"],
     "leaf B=0": credit_rule("leaf", max_boundaries=0),
-    "leaf local": credit_rule("leaf", terms="local"),
+    "leaf no root": credit_rule("leaf", sqrt_count=False),
     "dr_grpo": CREDIT_RULES["dr_grpo"],
     "tempo": CREDIT_RULES["tempo"],
     "shrunken own out": out(1.0),
@@ -124,7 +123,7 @@ class Policies:
         return linear(seen, self.p["out"], self.p["out.b"]).log_softmax(-1), h
 
     def log_probs(self, source: Tensor, tokens: Tensor, repeat: int = 1) -> Tensor:
-        """Return (S, N, T) the log-probability of every token of the given targets; each source serves `repeat` rows."""
+        """Return (S, N, T) the log-probability of every token of the targets; each source serves `repeat` rows."""
         h, *memory = (each.repeat_interleave(repeat, 1) for each in self.encode(source))
         last, result = torch.full(tokens.shape[:2], START), []
         for t in range(tokens.shape[2]):
@@ -208,8 +207,12 @@ def reinforce(
         new = policies.log_probs(source, tokens, COMPLETIONS)
         weights = token_weights([mask.flatten(0, 1)])[0] * seeds
         loss, _ = policy_loss(
-            new.flatten(0, 1), logp.flatten(0, 1), advantage.float().flatten(0, 1), mask.flatten(0, 1),
-            weights=weights, kl_coef=0.0,
+            new.flatten(0, 1),
+            logp.flatten(0, 1),
+            advantage.float().flatten(0, 1),
+            mask.flatten(0, 1),
+            weights=weights,
+            kl_coef=0.0,
         )
         optimizer.zero_grad()
         loss.backward()
@@ -241,21 +244,36 @@ def main():
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--supervised", type=int, default=300)
+    parser.add_argument("--weights", type=Path, help="keep the supervised weights in this file, or start from it")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     language = Language()
     test = language.sentences((200,), torch.Generator().manual_seed(3))
-    start = supervised(args.seeds, args.first, args.supervised, 3e-3, language)
+    if args.weights and args.weights.exists():
+        start = Policies(args.seeds, args.first)
+        start.p = torch.load(args.weights)
+    else:
+        start = supervised(args.seeds, args.first, args.supervised, 3e-3, language)
+        if args.weights:
+            torch.save({k: v.detach() for k, v in start.p.items()}, args.weights)
     record = {
-        "command": "python benchmarks/credit_lab/game.py " + " ".join(sys.argv[1:]),
+        "command": f"python benchmarks/credit_lab/game.py --seeds {args.seeds} --first {args.first} "
+        f"--steps {args.steps} --rate {args.rate} --supervised {args.supervised}",
         "machine": f"2-core {platform.machine()} CPU, 1 thread",
         "torch": torch.__version__,
-        "settings": {k: v for k, v in vars(args).items() if k != "out"},
+        "settings": {k: v for k, v in vars(args).items() if k not in ("out", "weights")},
         "start": greedy_bleu(start, test),
         "rules": {},
     }
     print("start", mean_interval(record["start"]), flush=True)
+    if args.out.exists():
+        before = json.loads(args.out.read_text())
+        if before["start"] == record["start"] and {**before["settings"], "rules": 0} == {
+            **record["settings"],
+            "rules": 0,
+        }:
+            record = before  # the same game: rules are added to those already there
     weights = {k: v.detach().clone() for k, v in start.p.items()}
     for name in args.rules:
         began = time.monotonic()
@@ -263,6 +281,7 @@ def main():
         found = reinforce(start, RULES[name], args.first, args.steps, args.rate, language, test)
         final = found["bleu"][args.steps]
         found["mean"] = mean_interval(final)
+        found["gain"] = mean_interval([a - b for a, b in zip(final, record["start"], strict=True)])
         found["seconds"] = round(time.monotonic() - began, 1)
         if "grpo" in record["rules"]:
             against = record["rules"]["grpo"]["bleu"][args.steps]

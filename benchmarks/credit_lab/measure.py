@@ -108,7 +108,7 @@ class Judge:
 
 
 def sharing(groups: Groups) -> dict[str, float]:
-    """Return how much is shared: share of tokens whose prefix through them another completion has, and of duplicates."""
+    """Return the share of tokens whose prefix through them another completion has, and of duplicates."""
     through = groups.prefix * (int(groups.tokens.max()) + 1) + groups.tokens
     alike = (through[:, :, None] == through[:, None]).sum(2)
     real = torch.arange(groups.tokens.shape[-1]) < groups.lengths[..., None]

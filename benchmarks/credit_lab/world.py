@@ -3,14 +3,14 @@
 Prefixes of length t are numbered 0 to Vᵗ − 1 as numbers in base V, so the children of prefix p are p V, …, p V + V − 1.
 
 How a world is drawn (`World.draw`), everything from one seed:
-- policy: "tabular" has independent logits N(0, scale²) for every prefix. "shared" has logits W φ(prefix) with φ the state
-  of a fixed random recurrent net of 16 tanh units over the tokens so far and a one-hot of the position; only W is a
-  parameter. W is drawn so that logits have about the same spread.
+- policy: "tabular" has independent logits N(0, scale²) for every prefix. "shared" has logits W φ(prefix) with φ the
+  state of a fixed random recurrent net of 16 tanh units over the tokens so far and a one-hot of the position; only W is
+  a parameter. W is drawn so that logits have about the same spread.
 - `aligned` adds that many times the standardised value of each choice under uniform play to the logits: a policy that
   is already somewhat trained. A shared policy gets it by least squares on φ.
 - reward: for each position an effect of the token, of the token with the one before it, and of the whole prefix, all
   N(0, 1). All positions count alike, or one `decisive` position alone. Under the policy the reward has mean 0.5 and
-  standard deviation 0.25; with `sparse` = q it is 1 for the best completions with a probability mass of about q, else 0.
+  standard deviation 0.25; with `sparse` = q it is 1 for the best completions, of a probability mass of about q, else 0.
 - `noise` is added to every observed reward, N(0, (noise · 0.25)²), independently for each completion.
 - with `end`, token 0 ends a completion (hazard about 1/6 at each position).
 """
@@ -73,10 +73,14 @@ class World:
         self.flat_probs = torch.cat(self.probs)
         self.flat_features = torch.cat(self.features) if self.features else None
         self.offset = torch.tensor([sum(v**u for u in range(t)) for t in range(depth + 1)])
-        self.gradient = self.to_parameters(torch.cat([
-            self.mass[t][:, None] * self.probs[t] * (self.value[t + 1].view(-1, v) - self.value[t][:, None])
-            for t in range(depth)
-        ]))
+        self.gradient = self.to_parameters(
+            torch.cat(
+                [
+                    self.mass[t][:, None] * self.probs[t] * (self.value[t + 1].view(-1, v) - self.value[t][:, None])
+                    for t in range(depth)
+                ]
+            )
+        )
 
     def to_parameters(self, by_prefix: Tensor) -> Tensor:
         """Return the gradient in the parameters of one in the logits of every prefix, (Σ Vᵗ, V)."""
@@ -154,7 +158,9 @@ def _rewards(setting, normal):
     v, depth = setting.vocabulary, setting.depth
     total = torch.zeros(1, dtype=torch.float64)
     for t in range(depth):
-        effect = (normal(1, 1, v) + normal(1, v, v)).expand(max(v ** (t - 1), 1), v if t else 1, v) if t else normal(1, v)
+        effect = (
+            (normal(1, 1, v) + normal(1, v, v)).expand(max(v ** (t - 1), 1), v if t else 1, v) if t else normal(1, v)
+        )
         effect = effect.reshape(-1, v) + normal(v**t, v)
         if setting.end and t:
             effect = effect.masked_fill(_ended(v, t)[:, None], 0.0)

@@ -1,7 +1,7 @@
 """Checkpoints: all that training needs to go on as if it had never stopped, in files that carry no code.
 
     checkpoints/step-000050/tensors.safetensors   trained parameters and the optimiser's tensors, by parameter name
-                            state.json            step, schedule, best score, token budget, recipe, processes, ...
+                            state.json            step, schedule, best score, token budget, recipe, ...
                             manifest.json         size and SHA-256 of the two
 
 Data order, sampling and dropout are functions of seed and step (leaf.training), so no random state is kept.
@@ -27,18 +27,20 @@ from leaf.signals import StopSignals
 
 FORMAT = 1
 _FILES = ("tensors.safetensors", "state.json")
-# A resumed run may set these anew: they say where, how often and how carefully, not what is learned.
+# A resumed run may set these anew: they say where, how often and how patiently, not what is learned. What was done
+# under `stop` met no accident, so it is what `skip` would have done.
 HARMLESS = frozenset(
     "output_dir track_with eval_every save_every record_every keep_checkpoints reward_timeout trust_remote_code "
     "max_skipped_steps on_reward_error on_bad_audio".split()
 )
+# So may these of reward_options: where a judge is to be found and how it is asked.
+_WHEREABOUTS = frozenset("url key_env concurrency timeout_s retries wait_s".split())
 # These too: they change the order in which numbers are added up, so the last bits only.
 LAST_BITS = frozenset("device token_budget gradient_checkpointing attention".split())
 # How far it goes; it may be told to go further.
 LENGTHS = ("max_steps", "epochs")
 # What has to stay the same beside the recipe, and why.
 FACTS = {
-    "processes": "each process samples from a random stream of its own",
     "training rows": "their order depends on how many there are",
     "rewards": "they decide what is learned",
 }
@@ -152,7 +154,7 @@ class Checkpoints:
         A damaged one is named and passed over. Nothing on disk is changed.
 
         Raises:
-            RunError: none is intact, or it is of another recipe, number of processes, data or model.
+            RunError: none is intact, or it is of another recipe, data or model.
         """
         steps = self.steps()
         if not steps:
@@ -191,7 +193,7 @@ class Checkpoints:
     def _check(self, state: Mapping[str, Any]) -> None:
         """Refuse a checkpoint that this run would not continue but alter."""
         was, now = _with_defaults(state["recipe"], type(self.config)), _plain(self.config)
-        changed = [key for key in now if was[key] != now[key]]
+        changed = [key for key in now if _compared(key, was[key]) != _compared(key, now[key])]
         shorter = {key for key in LENGTHS if key in changed and not (was[key] and now[key] and now[key] > was[key])}
         refused = [key for key in changed if key not in HARMLESS | LAST_BITS | set(LENGTHS) or key in shorter]
         if refused:
@@ -350,6 +352,16 @@ def _sha256(file: Path) -> str:
 def _plain(config: RunConfig) -> dict[str, Any]:
     """Return a recipe as it reads back from JSON, where there are no tuples."""
     return json.loads(json.dumps(to_dict(config)))
+
+
+def _compared(key: str, value: Any) -> Any:
+    """Return of a recipe's value what has to stay the same."""
+    if key != "reward_options":
+        return value
+    return {
+        name: {k: v for k, v in options.items() if k not in _WHEREABOUTS} if isinstance(options, dict) else options
+        for name, options in value.items()
+    }
 
 
 def _with_defaults(recipe: Mapping[str, Any], config_class: type[RunConfig]) -> dict[str, Any]:

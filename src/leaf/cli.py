@@ -1,4 +1,4 @@
-"""The command `leaf`: train, sft, align, evaluate, demo, demo-model, data, recipe, families."""
+"""The command `leaf`: train, sft, align, evaluate, judge, compare, demo, demo-model, data, recipe, families."""
 
 import dataclasses
 import io
@@ -85,22 +85,24 @@ def evaluate(
     split: Annotated[str, typer.Option(help="split to evaluate")] = "test",
     items: Annotated[int | None, typer.Option(help="only the first N rows")] = None,
     greedy: Annotated[bool, typer.Option(help="one greedy pass instead of sampled passes")] = False,
-    passes: Annotated[int, typer.Option(help="sampled passes, seeds 42, 43, ...")] = 5,
+    passes: Annotated[int, typer.Option(min=1, help="sampled passes, seeds 42, 43, ...")] = 5,
     metrics: Annotated[str, typer.Option(help="comma-separated metric names, or none")] = "bleu,exact_match,chrf",
     metric_path: Annotated[list[str] | None, typer.Option(help="METRIC=PATH of its data or model")] = None,
     lowercase: Annotated[bool, typer.Option(help="compare without case")] = False,
-    out: Annotated[Path | None, typer.Option(help="folder for predictions; default runs/evaluation-RECIPE")] = None,
+    out: Annotated[Path | None, typer.Option(help="for predictions; default runs/evaluation-RECIPE-SPLIT")] = None,
 ) -> None:
     """Score a model and adapters on a split with the model, task and decoding of a recipe; keep the predictions."""
     from leaf.compare import chosen_metrics, compare_files
     from leaf.evaluate import evaluate_systems, name_systems
+    from leaf.plugins import load_plugins
     from leaf.tasks import load
 
     config = _of_stage(recipe, overrides, LeafConfig)
+    load_plugins(config.plugins)  # they may register the task
     systems = name_systems(config.model, adapter or [], with_base=with_base)
     names, paths = chosen_metrics(metrics, metric_path)
     rows = load(config.task, split, limit=items, columns=config.columns).to_list()
-    folder = out or Path("runs") / f"evaluation-{recipe.stem}-{split}"
+    folder = out or Path("runs") / f"evaluation-{recipe.stem}-{split}{'-greedy' if greedy else ''}"
     decoding: dict[str, Any] = {"split": split, "greedy": greedy, "seeds": range(42, 42 + passes)}
     options: dict[str, Any] = {"metrics": names, "lowercase": lowercase, "paths": paths, "say": _say}
     evaluate_systems(config, systems, lambda path: _policy(config, path), rows, folder, **decoding, **options)
@@ -115,13 +117,14 @@ def judge(
     model: Annotated[str, typer.Option(help="name of the judge at the endpoint")],
     kind: Annotated[str, typer.Option(help="direct (0-100), rubric (1-5) or pairwise")] = "direct",
     against: Annotated[Path | None, typer.Option(help="the other prediction file, for pairwise")] = None,
-    out: Annotated[Path | None, typer.Option(help="default PREDICTIONS.judge-KIND.jsonl")] = None,
+    out: Annotated[Path | None, typer.Option(help="default PREDICTIONS.judge-KIND-MODEL.jsonl")] = None,
     template: Annotated[Path | None, typer.Option(help="own prompt, a text file")] = None,
     key_env: Annotated[str | None, typer.Option(help="environment variable with the API key")] = None,
     passes: Annotated[int, typer.Option(help="passes of the file to judge, the first N")] = 1,
     samples: Annotated[int | None, typer.Option(help="samples per item; default direct 5, others 1")] = None,
     temperature: Annotated[float | None, typer.Option(help="of the judge; default 1 with samples, else 0")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="length limit of the judge's reply")] = None,
+    body: Annotated[str | None, typer.Option(help="further keys of the request, JSON; null takes a key out")] = None,
     concurrency: Annotated[int, typer.Option(help="requests at a time")] = 8,
     timeout: Annotated[float, typer.Option(help="seconds a reply may take")] = 120.0,
     cache: Annotated[Path | None, typer.Option(help="file of replies; default beside --out")] = None,
@@ -130,9 +133,8 @@ def judge(
     from leaf.judge import Endpoint, JudgeSettings, judge_file
 
     endpoint = Endpoint(url, model, key_env=key_env, concurrency=concurrency, timeout_s=timeout)
-    settings = JudgeSettings.of(
-        kind, template=template, samples=samples, temperature=temperature, max_tokens=max_tokens
-    )
+    asked: dict[str, Any] = {"samples": samples, "temperature": temperature, "max_tokens": max_tokens, "extra": body}
+    settings = JudgeSettings.of(kind, template=template, **asked)
     console.print(judge_file(predictions, endpoint, settings, against=against, out=out, passes=passes, cache=cache))
 
 
@@ -324,6 +326,7 @@ def _rows(config: RunConfig) -> tuple[Any, Any]:
 def _policy(config: RunConfig, adapter: Path | None = None) -> Any:
     """Load the policy of a recipe, with a fresh adapter for stage sft."""
     import peft
+    import torch
 
     from leaf.demo_model import resolve_model
     from leaf.plugins import load_plugins
@@ -334,6 +337,7 @@ def _policy(config: RunConfig, adapter: Path | None = None) -> Any:
     load_plugins(config.plugins)
     if adapter is not None:
         bring_back(adapter)
+    torch.manual_seed(config.seed)  # of a fresh adapter's values; torch seeds itself differently in every process
     lora = None
     if isinstance(config, SftConfig):
         lora = peft.LoraConfig(

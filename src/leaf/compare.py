@@ -290,6 +290,9 @@ def _judge_lines(
             both = (array[:, 1:] > 0) & (arrays[0][:, 1:] > 0)
             pair = [Scored(_MEAN, [np.where(both, side, 0.0)]) for side in (array, arrays[0])]
             difference = pair[0].against(pair[1], groups=groups, samples=samples) if both.any() else None
+            notes.append(
+                f"{title}: {one.system} and {systems[0].system} are paired on {both.sum()} items scored in both"
+            )
         interval = scored.interval(groups=groups, samples=samples)
         lines.append(Line(title, one.system, scored.value(), interval, (scored.value(),), difference))
     return lines, notes

@@ -171,7 +171,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> RunConf
         if equals:
             values[key.strip()] = _yaml(value, f"the override {shown(override)}")
         elif Path(override) not in files:
-            raise ConfigError(f"{override!r} is neither key=value nor a further recipe (.yaml).")
+            raise ConfigError(f"{shown(override)} is neither key=value nor a further recipe (.yaml).")
     values.setdefault("output_dir", f"runs/{'-'.join(file.stem for file in files)}")
     return from_dict(values)
 

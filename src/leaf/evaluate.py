@@ -17,12 +17,14 @@ from leaf.memory import within_memory
 from leaf.metrics import metric
 from leaf.model_metrics import file_sha256
 from leaf.predictions import Predictions, kept_items, read_predictions
+from leaf.processes import Processes
 from leaf.speech.policy import Policy
 from leaf.speech.sampling import sample
 from leaf.training import step_generator
 
 METRICS = ("bleu", "exact_match", "chrf")
 _BATCH = 16
+_UNNAMED = "model"
 _PACKAGES = ("leaf-speech", "torch", "transformers", "peft", "numpy")
 
 
@@ -59,7 +61,12 @@ class Evaluation:
         return {**self.scores, "truncated": self.truncated}
 
     def write(self, path: str | Path) -> None:
-        """Write predictions beside references as JSON lines, one per item and pass, and what they were made with."""
+        """Write predictions beside references as JSON lines, one per item and pass, and what they were made with.
+
+        A system without a name of its own is called after the file.
+        """
+        if self.predictions.system == _UNNAMED:
+            self.predictions.system = Path(path).stem
         self.predictions.write(Path(path))
 
 
@@ -74,34 +81,46 @@ def predict(
     seed: int = 42,
     batch_size: int = _BATCH,
     progress: Callable[[int], None] | None = None,
+    processes: Processes | None = None,
 ) -> tuple[list[str], list[bool]]:
     """Return one completion per row, in order, and whether the length limit cut it.
 
-    Rows of like length share a batch; the sampling seed counts per batch, so a prediction depends on `seed`, the rows
-    and `batch_size` only.
+    Rows of like length share a batch. A row draws from a stream of its own, so a prediction depends on `seed`, the row
+    and its place among the rows only, and not on how many `processes` share the work.
     """
     order = sorted(range(len(rows)), key=lambda i: (float(rows[i].get("seconds", 0.0)), i))
-    texts = [""] * len(rows)
-    truncated = [False] * len(rows)
-    for at in range(0, len(order), batch_size):
-        indices = order[at : at + batch_size]
-        draw = partial(
-            sample,
-            policy,
-            policy.embed([rows[i] for i in indices]),
-            num_completions=1,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            greedy=greedy,
-        )
-        groups = within_memory(policy, lambda draw=draw, at=at: draw(generator=step_generator(seed, at)))
-        for i, group in zip(indices, groups, strict=True):
-            texts[i] = group.texts(policy.tokenizer)[0]
-            truncated[i] = bool(group.truncated[0])
-        if progress is not None:
-            progress(len(indices))
-    return texts, truncated
+    if processes is not None:
+        order = [order[i] for i in processes.positions(len(order))]
+    said: dict[int, tuple[str, bool]] = {}
+
+    def say() -> None:
+        for at in range(0, len(order), batch_size):
+            indices = order[at : at + batch_size]
+            draw = partial(
+                sample,
+                policy,
+                policy.embed([rows[i] for i in indices]),
+                num_completions=1,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                greedy=greedy,
+            )
+            # Made anew for every try: one that ran out of memory has drawn already.
+            groups = within_memory(
+                policy, lambda draw=draw, its=indices: draw(generator=[step_generator(seed, i) for i in its])
+            )
+            for i, group in zip(indices, groups, strict=True):
+                said[i] = (group.texts(policy.tokenizer)[0], bool(group.truncated[0]))
+            if progress is not None:
+                progress(len(indices))
+
+    if processes is None:
+        say()
+    else:
+        processes.together(say)
+        said = {i: one for part in processes.gather(said) for i, one in part.items()}
+    return [said[i][0] for i in range(len(rows))], [said[i][1] for i in range(len(rows))]
 
 
 def evaluate(
@@ -118,16 +137,18 @@ def evaluate(
     paths: Mapping[str, str] | None = None,
     intervals: bool = False,
     progress: Callable[[int], None] | None = None,
+    processes: Processes | None = None,
 ) -> Evaluation:
     """Score a policy on rows with `prompt`, `audio` and `reference`: one greedy pass, or one sampled pass per seed.
 
-    `paths` says where metrics that need data or a model find it (leaf.metrics.metric).
+    `paths` says where metrics that need data or a model find it (leaf.metrics.metric). `processes` share the rows; all
+    have to call, and all get the scores.
     """
     rows = _checked(rows, metrics, paths)
     decoding = {"greedy": greedy, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
-    predictions = Predictions("model", kept_items(rows), [], [], [], meta={"made_with": {"decoding": decoding}})
+    predictions = Predictions(_UNNAMED, kept_items(rows), [], [], [], meta={"made_with": {"decoding": decoding}})
     for seed in [None] if greedy else seeds:
-        _add_pass(predictions, policy, rows, seed, progress)
+        _add_pass(predictions, policy, rows, seed, progress, processes)
     return score_predictions(predictions, rows, metrics, lowercase=lowercase, paths=paths, intervals=intervals)
 
 
@@ -309,6 +330,7 @@ def _add_pass(
     rows: Sequence[dict[str, Any]],
     seed: int | None,
     progress: Callable[[int], None] | None = None,
+    processes: Processes | None = None,
 ) -> None:
     """Add one pass over the rows, greedy or sampled as the predictions' decoding says."""
     decoding = predictions.meta["made_with"]["decoding"]
@@ -321,6 +343,7 @@ def _add_pass(
         top_p=decoding["top_p"],
         seed=0 if seed is None else seed,
         progress=progress,
+        processes=processes,
     )
     predictions.passes.append(texts)
     predictions.seeds.append(seed)

@@ -181,6 +181,7 @@ class JudgeSettings:
 
     def describe(self, model: str, *, has_reference: bool = True) -> dict[str, Any]:
         """Return what decides a judgement, with a checksum and a signature; the endpoint's address is no part of it."""
+        model = Path(model).name if Path(model).is_absolute() else model  # a server may know it by its folder
         about = {
             "kind": self.kind,
             "model": model,

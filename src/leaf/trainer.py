@@ -24,6 +24,7 @@ from leaf.errors import AudioError, ConfigError, DataError
 from leaf.evaluate import Evaluation, evaluate
 from leaf.memory import available_bytes, peak_bytes, reset_peak, token_budget, within_memory
 from leaf.plugins import load_plugins
+from leaf.processes import Processes
 from leaf.records import group_record, rollout_statistics
 from leaf.rewards import RewardSum
 from leaf.run import RunDirectory, run_path
@@ -44,6 +45,7 @@ from leaf.training import (
 
 # Beyond these a larger batch of rows is no faster: caches on the CPU, full occupancy on a GPU.
 AUTOMATIC_BUDGET = {"cpu": 512, "cuda": 32768}
+_RECORDED = 2  # groups of a step that groups.jsonl keeps
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Rollout:
     advantages: list[Tensor]
     old_log_probs: list[Tensor] | None
     ref_log_probs: list[Tensor] | None
+    positions: list[int]  # of the groups in the rollout of all processes
     accidents: dict[str, int]  # what was left out: completions by reward_errors, rows by bad_audio
 
 
@@ -109,11 +112,11 @@ class LeafTrainer:
             log_with=args.track_with,
             project_dir=args.output_dir,
         )
-        world = self.accelerator.num_processes
-        if args.prompts_per_rollout % world:
+        self.processes = Processes(self.accelerator)
+        if args.prompts_per_rollout < self.processes.count:
             raise ConfigError(
-                f"prompts_per_rollout is {args.prompts_per_rollout}, which {world} processes cannot share equally; "
-                f"choose a multiple of {world}."
+                f"prompts_per_rollout is {args.prompts_per_rollout} for {self.processes.count} processes; give every "
+                "process at least one prompt."
             )
         torch.manual_seed(args.seed)
         self.policy = self._policy(model, processing_class, peft_config)
@@ -129,7 +132,9 @@ class LeafTrainer:
         optimizer = build_optimizer(self.parameters, args)
         schedule = build_schedule(optimizer, args, self.updates_per_rollout, restarts=args.epochs is not None)
         self._optimizer = optimizer
-        self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
+        self.processes.agree(self.parameters)
+        # The policy itself is not wrapped: gradients are added once per optimiser step (leaf.processes).
+        self.optimizer: Any = self.accelerator.prepare(optimizer)
         self.schedule = schedule
         self.run, self.report, self.on_step = run, report, on_step
         self.checkpoints: Checkpoints | None = None
@@ -240,17 +245,20 @@ class LeafTrainer:
             if is_warm_restart(args, step):
                 self._optimizer.state.clear()
                 self._say(f"step {step}: a new epoch begins; the optimiser and the schedule begin afresh")
-            self.stop.safe = self.accelerator.num_processes == 1
-            rollout = self.rollout(step)
+            self.stop.safe = self.processes.alone
+            rollout = self.processes.together(lambda step=step: self.rollout(step))
             self.stop.safe = False
-            record = {"step": step, **self._statistics(rollout), **rollout.accidents, **self.update(rollout)}
+            whole = self._whole(rollout)
+            statistics = rollout_statistics(whole.groups, whole.rewards, whole.advantages)
+            record = {"step": step, **statistics, **whole.accidents, **self.update(rollout)}
             self.streaks.step(record)
             record["token_budget"] = self.policy.token_budget
-            record["memory/peak_gb"] = peak_bytes(self.policy.device) / 1e9
             record["learning_rate"] = self.schedule.get_last_lr()[0]
-            record |= {f"seconds/{stage}": value for stage, value in self.seconds.items()}
-            record["seconds/step"] = time.perf_counter() - began
-            self._log(step, record, rollout)
+            spent = {f"seconds/{stage}": value for stage, value in self.seconds.items()}
+            spent["seconds/step"] = time.perf_counter() - began
+            spent["memory/peak_gb"] = peak_bytes(self.policy.device) / 1e9
+            record |= self.processes.max(spent)
+            self._log(step, record, whole)
             last = step == args.max_steps
             self.done, self.validation_due = step, args.eval_every > 0 and (last or step % args.eval_every == 0)
             if self.validation_due:
@@ -262,11 +270,7 @@ class LeafTrainer:
 
     def _asked_to_stop(self) -> bool:
         """Tell whether a signal asked any process to stop; they all get the same answer, so they stop together."""
-        asked = self.stop.received is not None
-        if self.accelerator.num_processes == 1:
-            return asked
-        votes: Any = self.accelerator.reduce(torch.tensor(float(asked), device=self.accelerator.device))
-        return bool(votes > 0)
+        return self.processes.sum([float(self.stop.received is not None)])[0] > 0
 
     def start(self, resume: bool | str | Path = False) -> int:
         """Make the run directory (or reopen it) ahead of `train`, and return the last step done."""
@@ -278,37 +282,43 @@ class LeafTrainer:
         if self.run is not None:
             self.run.release()
         path = run_path(args, resume) if resume or self.run is None else self.run.path
-        if self.accelerator.is_main_process:
+
+        def open_run() -> None:
             have = len(list((path / "checkpoints").glob("step-*")))
             check_space(path, self.trained, args.keep_checkpoints, have)
             if resume or self.run is None:
                 self.run = RunDirectory.begin(args, resume, self._say)
             else:
                 self.run.lock(self._say)
-        self.accelerator.wait_for_everyone()
+
+        self._on_main(open_run)
         run = self.run = RunDirectory(path) if self.run is None else self.run
         facts = {
-            "processes": self.accelerator.num_processes,
             "training rows": len(self.train_rows),
             "rewards": list(self.rewards.functions),
         }
         training = (self.trained, self._optimizer, self.schedule)
-        self.checkpoints = Checkpoints(run, args, *training, facts=facts, say=self._say)
+        checkpoints = self.checkpoints = Checkpoints(run, args, *training, facts=facts, say=self._say)
+        main = self.accelerator.is_main_process
         try:
-            self._take_up(self.checkpoints.begin(bool(resume), main=self.accelerator.is_main_process))
+            self._take_up(self.processes.together(lambda: checkpoints.begin(bool(resume), main=main)))
         except BaseException:
             run.release()
             self.checkpoints = None
             raise
-        self.accelerator.wait_for_everyone()
         return self.done
 
     def rollout(self, step: int) -> Rollout:
-        """Embed this step's prompts, sample groups, score them with rewards and credit."""
-        args, world = self.args, self.accelerator.num_processes
+        """Embed this process's prompts of the step, sample groups, score them with rewards and credit.
+
+        What a prompt draws depends on the seed, the step and its position among all prompts of the step, so the number
+        of processes changes no completion.
+        """
+        args = self.args
+        positions = list(self.processes.positions(args.prompts_per_rollout))
         with self._stage("embed"):
             indices = batch_indices(len(self.train_rows), args.prompts_per_rollout, step - 1, args.seed)
-            rows, prompts, bad_audio = self._embedded(indices[self.accelerator.process_index :: world], f"step {step}")
+            rows, prompts, bad_audio = self._embedded([indices[i] for i in positions], f"step {step}")
         with self._stage("sample"):
             groups = within_memory(
                 self.policy,
@@ -319,7 +329,7 @@ class LeafTrainer:
                     max_new_tokens=args.max_new_tokens,
                     temperature=args.temperature,
                     top_p=args.top_p,
-                    generator=step_generator(args.seed, step, self.accelerator.process_index),
+                    generator=[step_generator(args.seed, step, position) for position in positions],
                 ),
             )
         with self._stage("reward"):
@@ -337,7 +347,8 @@ class LeafTrainer:
         old = None if self.on_policy else self._log_probs("old", groups, nullcontext())
         reference = self._log_probs("reference", groups, self.policy.reference()) if args.kl_coef else None
         accidents = {"reward_errors": reward_errors, "bad_audio": bad_audio}
-        return Rollout(step, rows, groups, rewards, [a.to(device) for a in advantages], old, reference, accidents)
+        advantages = [advantage.to(device) for advantage in advantages]
+        return Rollout(step, rows, groups, rewards, advantages, old, reference, positions, accidents)
 
     def _embedded(self, indices: Sequence[int], when: str) -> tuple[list[dict[str, Any]], list[Prompt], int]:
         """Return training rows, their prompts, and how many rows without usable audio gave way to the next one."""
@@ -388,7 +399,7 @@ class LeafTrainer:
         count = skipped = 0
         with self._stage("update"):
             for _ in range(args.passes_per_rollout):
-                for part in _parts(rollout, args.completions_per_update):
+                for part in _parts(rollout, args.completions_per_update, args.prompts_per_rollout):
                     stats, taken = self._optimizer_step(part, count)
                     for key, value in stats.items():
                         totals[key] = totals.get(key, 0.0) + (value if taken else 0.0)
@@ -404,20 +415,22 @@ class LeafTrainer:
         moments then stay as they were; the schedule moves on, because it counts updates.
         """
         args = self.args
+        weights = self._weights(part)
 
         def accumulate() -> dict[str, float]:
             self.optimizer.zero_grad()
-            torch.manual_seed(step_generator(args.seed, part.step, -1 - count).initial_seed())  # of dropout
-            return self._gradient(part)
+            # Of dropout: another stream in every process, the step's own with one.
+            torch.manual_seed(step_generator(args.seed, part.step, -1 - count).initial_seed() + self.processes.index)
+            return self._gradient(part, weights)
 
-        # Among several processes one must not repeat what the others have already joined in.
-        alone = self.accelerator.num_processes == 1
         prompts, trees = [g.prompt for g in part.groups], [g.tree for g in part.groups]
         largest = partial(self.policy.largest_batch, prompts, trees)
-        stats = within_memory(self.policy, accumulate, largest=largest) if alone else accumulate()
+        sums = self.processes.together(lambda: within_memory(self.policy, accumulate, largest=largest))
+        stats = self._totals(sums)
+        self.processes.add_gradients(self.parameters)
         norm = self.accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
         stats["grad_norm"] = math.nan if norm is None else float(norm)
-        finite = self._all(math.isfinite(stats["grad_norm"]) and math.isfinite(stats["loss"]))
+        finite = math.isfinite(stats["grad_norm"]) and math.isfinite(stats["loss"])  # the same in every process
         if finite:
             self.optimizer.step()
             self.skips.taken()
@@ -430,52 +443,92 @@ class LeafTrainer:
             given = [part.advantages, part.old_log_probs, part.ref_log_probs]
             tensors = list(zip(*(one for one in given if one is not None), strict=True))
             names = [row_name(row) for row in part.rows]
-            diagnosis = diagnose(self.policy, names, prompts, part.groups, tensors, self.parameters)
+            diagnoses = self.processes.gather(
+                diagnose(self.policy, names, prompts, part.groups, tensors, self.parameters)
+            )
+            diagnosis = next((text for text in diagnoses if text.startswith("It comes")), diagnoses[0])
             self.skips.skipped(part.step, stats["loss"], stats["grad_norm"], diagnosis)
         return stats, finite
 
-    def _all(self, good: bool) -> bool:
-        """Tell whether something holds in every process; they all get the same answer."""
-        if self.accelerator.num_processes == 1:
-            return good
-        votes: Any = self.accelerator.reduce(torch.tensor(float(not good), device=self.accelerator.device))
-        return not bool(votes > 0)
+    def _weights(self, part: Rollout) -> list[Tensor]:
+        """Return the weight of every token in the loss of one update, over the groups of all processes."""
+        args = self.args
+        masks = [(group.tree.node >= 0).to(self.accelerator.device) for group in part.groups]
+        weights = token_weights(masks, reduction=args.reduction, constant_length=args.max_new_tokens)
+        # The weights divide by what this process counts; what all count is to be divided by.
+        by_token = args.reduction == "token_mean"
+        count = float(sum(int(mask.sum() if by_token else mask.any(1).sum()) for mask in masks))
+        (total,) = self.processes.sum([count])
+        return weights if total == count else [weight * (count / total) for weight in weights]
 
-    def _gradient(self, part: Rollout) -> dict[str, float]:
-        """Run the loss forward and backward over micro-batches of packed groups and return its statistics."""
+    def _gradient(self, part: Rollout, weights: list[Tensor]) -> dict[str, float]:
+        """Run the loss forward and backward over micro-batches of packed groups and return sums of its statistics.
+
+        `loss` and `entropy` are weighted like the loss; kl, clip_fraction and ratio_mean are sums over `tokens`.
+        """
         args, device = self.args, self.accelerator.device
         masks = [(group.tree.node >= 0).to(device) for group in part.groups]
-        weights = token_weights(masks, reduction=args.reduction, constant_length=args.max_new_tokens)
         batches = self.policy.batches([g.prompt for g in part.groups], [g.tree for g in part.groups])
-        stats: dict[str, float] = {"loss": 0.0, "packed_tokens": 0, "plain_tokens": 0, "entropy": 0.0}
-        for number, batch in enumerate(batches):
-            waits = self.accelerator.no_sync(self.model) if number + 1 < len(batches) else nullcontext()
-            with waits:
-                scores = self.model([part.groups[i].prompt for i in batch], [part.groups[i].tree for i in batch])
-                loss = torch.zeros((), device=device)
-                for position, i in enumerate(batch):
-                    new = scores.log_probs[position]
-                    one, extra = policy_loss(
-                        new,
-                        new.detach() if part.old_log_probs is None else part.old_log_probs[i],
-                        part.advantages[i],
-                        masks[i],
-                        weights=weights[i],
-                        clip=args.clip,
-                        clip_high=args.clip_high,
-                        ref_logp=None if part.ref_log_probs is None else part.ref_log_probs[i],
-                        kl_coef=args.kl_coef,
-                    )
-                    loss = loss + one
-                    share = weights[i] / sum(w.sum() for w in weights)
-                    stats["entropy"] += float((scores.entropies[position] * share).sum())
-                    for key, value in extra.items():
-                        stats[key] = stats.get(key, 0.0) + float(value) / len(part.groups)
-                self.accelerator.backward(loss)
-            stats["loss"] += loss.item()
-            stats["packed_tokens"] += scores.packed_tokens
-            stats["plain_tokens"] += scores.plain_tokens
-        return stats
+        names = "loss entropy weight tokens kl clip_fraction ratio_mean ratio_max packed_tokens plain_tokens"
+        sums: dict[str, float] = dict.fromkeys(names.split(), 0.0)
+        for batch in batches:
+            scores = self.policy([part.groups[i].prompt for i in batch], [part.groups[i].tree for i in batch])
+            loss = torch.zeros((), device=device)
+            for position, i in enumerate(batch):
+                new = scores.log_probs[position]
+                one, extra = policy_loss(
+                    new,
+                    new.detach() if part.old_log_probs is None else part.old_log_probs[i],
+                    part.advantages[i],
+                    masks[i],
+                    weights=weights[i],
+                    clip=args.clip,
+                    clip_high=args.clip_high,
+                    ref_logp=None if part.ref_log_probs is None else part.ref_log_probs[i],
+                    kl_coef=args.kl_coef,
+                )
+                loss = loss + one
+                tokens = int(masks[i].sum())
+                sums["tokens"] += tokens
+                sums["weight"] += float(weights[i].sum())
+                sums["entropy"] += float((scores.entropies[position] * weights[i]).sum())
+                for key in ("kl", "clip_fraction", "ratio_mean"):
+                    sums[key] += float(extra[key]) * tokens
+                sums["ratio_max"] = max(sums["ratio_max"], float(extra["ratio_max"]))
+            self.accelerator.backward(loss)
+            sums["loss"] += loss.item()
+            sums["packed_tokens"] += scores.packed_tokens
+            sums["plain_tokens"] += scores.plain_tokens
+        return sums
+
+    def _totals(self, sums: dict[str, float]) -> dict[str, float]:
+        """Return the statistics of an update over all processes: means over tokens, and the largest ratio."""
+        largest = self.processes.max({"ratio_max": sums["ratio_max"]})
+        total = dict(zip(sums, self.processes.sum(list(sums.values())), strict=True)) | largest
+        tokens, weight = total.pop("tokens"), total.pop("weight")
+        total["entropy"] /= weight or 1.0
+        return total | {key: total[key] / (tokens or 1.0) for key in ("kl", "clip_fraction", "ratio_mean")}
+
+    def _whole(self, rollout: Rollout) -> Rollout:
+        """Return the rollout of all processes, in order, without embedded prompts and log-probabilities.
+
+        Rows are there for the groups that may be recorded, the first two.
+        """
+        if self.processes.alone:
+            return rollout
+        nothing = Prompt(torch.empty(0, 0), torch.empty(0, dtype=torch.bool))
+        mine = [
+            (position, row if position < _RECORDED else {}, replace(group, prompt=nothing), reward, advantage.cpu())
+            for position, row, group, reward, advantage in zip(
+                rollout.positions, rollout.rows, rollout.groups, rollout.rewards, rollout.advantages, strict=True
+            )
+        ]
+        everyone = sorted((one for given in self.processes.gather(mine) for one in given), key=lambda one: one[0])
+        positions, rows, groups, rewards, advantages = (list(part) for part in zip(*everyone, strict=True))
+        accidents = dict(
+            zip(rollout.accidents, map(int, self.processes.sum([*rollout.accidents.values()])), strict=True)
+        )
+        return Rollout(rollout.step, rows, groups, rewards, advantages, None, None, positions, accidents)
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
     @contextmanager
@@ -485,12 +538,13 @@ class LeafTrainer:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
+    def _on_main(self, action: Callable[[], None]) -> None:
+        """Run an action in the main process while the others wait; where it fails, all stop."""
+        self.processes.together(action if self.accelerator.is_main_process else lambda: None)
+
     def _say(self, line: str) -> None:
         if self.accelerator.is_main_process:
             self.report(line)
-
-    def _statistics(self, rollout: Rollout) -> dict[str, float | None]:
-        return rollout_statistics(rollout.groups, rollout.rewards, rollout.advantages)
 
     def _log(self, step: int, record: dict[str, Any], rollout: Rollout) -> None:
         if not self.accelerator.is_main_process or self.run is None:
@@ -500,7 +554,7 @@ class LeafTrainer:
         if args.track_with:
             self.accelerator.log({k: v for k, v in record.items() if v is not None and k != "step"}, step=step)
         if args.record_every and (step == 1 or step % args.record_every == 0):
-            for i in range(min(2, len(rollout.groups))):
+            for i in range(min(_RECORDED, len(rollout.groups))):
                 what = (rollout.rows[i], rollout.groups[i], rollout.rewards[i], rollout.advantages[i])
                 self.run.append("groups.jsonl", {"step": step, **group_record(*what, self.policy.tokenizer)})
         if self.on_step is not None:
@@ -513,21 +567,26 @@ class LeafTrainer:
         if self.eval_rows is None or len(self.eval_rows) == 0:
             self.validation_due = False
             return
-        if self.accelerator.is_main_process and self.run is not None:
-            self.stop.safe = self.accelerator.num_processes == 1
-            result = self.evaluate(step)
-            self.stop.safe = False
+        run = self.run
+        assert run is not None
+
+        self.stop.safe = self.processes.alone
+        result = self.evaluate(step)
+        self.stop.safe = False
+
+        def record() -> None:
             score = result.scores[self.args.best_metric]
-            self.run.append("validation.jsonl", {"step": step, **result.values()})
+            run.append("validation.jsonl", {"step": step, **result.values()})
             self._say(f"step {step}/{self.args.max_steps}  validation  " + _line(result))
             if step > 0 and (self.best is None or score > self.best):
                 self.best = score
-                self.run.replace_directory("best", self.policy.save_adapter)
+                run.replace_directory("best", self.policy.save_adapter)
+
+        self._on_main(record)
         self.validation_due = False
-        self.accelerator.wait_for_everyone()
 
     def evaluate(self, step: int = 0) -> Evaluation:
-        """Score the validation rows with the recipe's decoding."""
+        """Score the validation rows with the recipe's decoding, shared among the processes."""
         args = self.args
         indices = range(min(len(self.eval_rows), args.eval_items or len(self.eval_rows)))
         rows = take(self.eval_rows, indices)
@@ -545,6 +604,7 @@ class LeafTrainer:
             max_new_tokens=args.max_new_tokens,
             metrics=metrics,
             progress=lambda count: self.stop.check(),
+            processes=self.processes,
         )
 
     def _save(self) -> None:
@@ -552,19 +612,25 @@ class LeafTrainer:
 
         The checkpoint comes last: whatever a kill leaves undone before it, the resumed run does again.
         """
-        if self.accelerator.is_main_process and self.run is not None and self.checkpoints is not None:
+        run, checkpoints = self.run, self.checkpoints
+        assert run is not None
+        assert checkpoints is not None
+
+        def write() -> None:
             if self.done > 0:
-                self.run.replace_directory("last", self.policy.save_adapter)
-            self.checkpoints.save(
+                run.replace_directory("last", self.policy.save_adapter)
+            checkpoints.save(
                 self.done,
                 validation_due=self.validation_due,
                 best=self.best,
                 token_budget=self.policy.token_budget,
+                processes=self.processes.count,
                 skipped_in_a_row=self.skips.in_a_row,
                 streaks=self.streaks.lengths,
             )
+
+        self._on_main(write)
         self._saved = (self.done, self.validation_due)
-        self.accelerator.wait_for_everyone()
 
     def _take_up(self, state: dict[str, Any] | None) -> None:
         """Stand where a checkpoint stood, or write the first one."""
@@ -574,21 +640,30 @@ class LeafTrainer:
         self.done, self.validation_due, self.best = state["step"], state["validation_due"], state["best"]
         self._saved = (self.done, self.validation_due)
         self.skips.in_a_row, self.streaks.lengths = state["skipped_in_a_row"], state["streaks"]
+        if self.processes.count != state["processes"]:
+            noise = ", as will the noise of LoRA dropout" if self.args.lora_dropout else ""
+            self._say(f"{self.processes.count} processes, was {state['processes']}: the last bits will differ{noise}")
         if self.args.token_budget == state["recipe"]["token_budget"]:
             # Other micro-batches would add up to other last bits.
             self.policy.token_budget = state["token_budget"]
 
 
-def _parts(rollout: Rollout, size: int | None) -> Iterator[Rollout]:
-    """Cut a rollout into parts of `size` completions, group by group; None keeps it whole."""
+def _parts(rollout: Rollout, size: int | None, groups: int) -> Iterator[Rollout]:
+    """Cut a rollout into parts of `size` completions, group by group; None keeps it whole.
+
+    Completions are counted over the `groups` of all processes: each gets its own of every part, which may be none.
+    """
     if size is None:
         yield rollout
         return
-    cells = [(i, k) for i, group in enumerate(rollout.groups) for k in range(group.tokens.shape[0])]
-    for at in range(0, len(cells), size):
+    completions = rollout.groups[0].tokens.shape[0]
+    for at in range(0, groups * completions, size):
         chosen: dict[int, list[int]] = {}
-        for i, k in cells[at : at + size]:
-            chosen.setdefault(i, []).append(k)
+        for i, position in enumerate(rollout.positions):
+            first = position * completions
+            mine = range(max(at - first, 0), min(at + size - first, completions))
+            if mine:
+                chosen[i] = list(mine)
         yield replace(
             rollout,
             rows=[rollout.rows[i] for i in chosen],
@@ -597,6 +672,7 @@ def _parts(rollout: Rollout, size: int | None) -> Iterator[Rollout]:
             advantages=[rollout.advantages[i][ks] for i, ks in chosen.items()],
             old_log_probs=_select(rollout.old_log_probs, chosen),
             ref_log_probs=_select(rollout.ref_log_probs, chosen),
+            positions=[rollout.positions[i] for i in chosen],
         )
 
 

@@ -131,9 +131,10 @@ def treepo(rows, rewards):
     return credit
 
 
-def shrunken(rows, rewards, kappa=1.0, leave_one_out=True):
+def shrunken(rows, rewards, kappa=2.0, leave_one_out=False):
     def baseline(i, prefix):
-        same = [j for j in _scored(rows, rewards) if rows[j][: len(prefix)] == prefix and not (leave_one_out and j == i)]
+        others = [j for j in _scored(rows, rewards) if not (leave_one_out and j == i)]
+        same = [j for j in others if rows[j][: len(prefix)] == prefix]
         if not prefix:
             return _mean([rewards[j] for j in same])
         if not same and kappa == 0:

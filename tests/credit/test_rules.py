@@ -8,7 +8,7 @@ import oracle
 import pytest
 import torch
 from groups import as_tensors, random_group
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import leaf
@@ -105,14 +105,21 @@ def test_step_credit_telescopes_to_the_own_reward(seed):
             assert total[i].item() == pytest.approx(deviation[i, 0].item(), abs=1e-9)
 
 
-# -- shrunken baselines -------------------------------------------------------------------------------------------------
+# -- shrunken baselines ------------------------------------------------------------------------------------------------
 def test_shrunken_with_the_own_reward_by_hand():
     # Mean 1/2, V̂(1) = V̂(1, 2) = 5/8; κ = 1: Ṽ(1) = (5/4 + 1/2) / 3 = 7/12, Ṽ(1, 2) = (5/4 + 7/12) / 3 = 11/18.
     # The third is alone from its first token on: Ṽ(5) = (1/4 + 1/2) / 2 = 3/8, Ṽ(5, 6) = (1/4 + 3/8) / 2 = 5/16.
     tree, rewards = built([[1, 2, 3], [1, 2, 4], [5, 6, 7]], [1.0, 0.25, 0.25])
-    got = credit_rule("shrunken", leave_one_out=False)(tree, rewards)
+    got = credit_rule("shrunken", kappa=1.0)(tree, rewards)
     want = [[1 / 2, 5 / 12, 7 / 18], [-1 / 4, -1 / 3, -13 / 36], [-1 / 4, -1 / 8, -1 / 16]]
     assert torch.allclose(got, torch.tensor(want, dtype=torch.float64))
+
+
+def test_shrunken_without_the_own_reward_by_hand():
+    # κ = 1. Roots: 1/4, 5/8, 5/8. Ṽ(1): (1/4 + 1/4) / 2 and (1 + 5/8) / 2; the third keeps 5/8.
+    tree, rewards = built([[1, 2], [1, 3], [4, 5]], [1.0, 0.25, 0.25])
+    got = credit_rule("shrunken", kappa=1.0, leave_one_out=True)(tree, rewards)
+    assert got.tolist() == [[0.75, 0.75], [-0.375, 0.25 - 0.8125], [-0.375, -0.375]]
 
 
 def test_shrunken_between_its_limits():
@@ -120,7 +127,7 @@ def test_shrunken_between_its_limits():
     tree, rewards = built([[1, 2, 3], [1, 2, 4], [5, 6, 7]], [1.0, 0.25, 0.25])
     plain = credit_rule("shrunken", kappa=0.0, leave_one_out=False)(tree, rewards)
     assert plain.tolist() == [[0.5, 0.375, 0.375], [-0.25, -0.375, -0.375], [-0.25, 0.0, 0.0]]
-    others = credit_rule("shrunken", kappa=0.0)(tree, rewards)
+    others = credit_rule("shrunken", kappa=0.0, leave_one_out=True)(tree, rewards)
     assert others.tolist() == [[0.75, 0.75, 0.75], [-0.375, -0.75, -0.75], [-0.375, -0.375, -0.375]]
     for leave_one_out, limit in ((True, "rloo"), (False, "dr_grpo")):
         far = credit_rule("shrunken", kappa=1e9, leave_one_out=leave_one_out)(tree, rewards)
@@ -148,11 +155,10 @@ def test_a_baseline_without_the_own_reward_does_not_move_with_it(seed, i, shift)
     moved = reward.clone()
     moved[i] += shift
     known = {r for c, r in zip(completions, reward.tolist(), strict=True) if c and not math.isnan(r)}
-    if len(known) < 2 or len(set(moved.tolist())) < 2 or not completions[i] or math.isnan(rewards[i]):
-        return
-    change = credit_rule("shrunken")(tree, moved) - credit_rule("shrunken")(tree, reward)
-    if bool((credit_rule("dr_grpo")(tree, moved) == 0).all()):
-        return
+    assume(len(known) > 1 and completions[i] and not math.isnan(rewards[i]))
+    assume(len({m for c, m in zip(completions, moved.tolist(), strict=True) if c and not math.isnan(m)}) > 1)
+    rule = credit_rule("shrunken", leave_one_out=True)
+    change = rule(tree, moved) - rule(tree, reward)
     want = torch.full((len(completions[i]),), shift, dtype=torch.float64)
     assert torch.allclose(change[i, : len(completions[i])], want, atol=1e-9)
 

@@ -105,18 +105,18 @@ def shrunken(
     rewards: Float[Tensor, " K"],
     *,
     surprisal: Any = None,
-    kappa: float = 1.0,
-    leave_one_out: bool = True,
+    kappa: float = 2.0,
+    leave_one_out: bool = False,
 ) -> Tensor:
-    """Give token t A = r − Ṽ(prefix before t), Ṽ(v) = (n V̂(v) + κ Ṽ(parent)) / (n + κ).
+    """Give token t A = r − Ṽ(prefix before t), Ṽ(v) = (n V̂(v) + κ Ṽ(parent)) / (n + κ), Ṽ(v₀) = V̂(v₀).
 
-    Ours, and a hypothesis: see the credit laboratory for what it does and does not help. V̂ of the prefix is the best
-    baseline where many completions share it and the noisiest where few do; κ, in completions, is how many the parent
-    counts for. Every token is a step down the tree.
+    Ours, and a hypothesis; docs/credit_lab.md has the evidence for and against. V̂ of the prefix is the best baseline
+    where many completions share it and the noisiest where few do; κ ≥ 0, in completions, is how many the parent counts
+    for. Every token is a step down the tree. κ = 0 is r − V̂(prefix), large κ is Dr. GRPO. Not divided by a deviation.
 
-    With `leave_one_out`, the completion's own reward is in none of its baselines, which therefore do not bias the
-    gradient; large κ is RLOO. Without it, κ = 0 is r − V̂(prefix) and large κ is Dr. GRPO, and once a completion's
-    prefix is its own, its advantage fades by κ / (1 + κ) a token.
+    A completion's own reward is in its baselines, so once its prefix is its own its advantage fades by κ / (1 + κ) a
+    token: less noise, and a bias against late tokens, which grows with the length of completions. With `leave_one_out`
+    it is in none of them: unbiased, no fading, a prefix nobody else has keeps its parent's Ṽ, large κ is RLOO.
     """
     if not 0 <= kappa < float("inf"):
         raise ConfigError(f"kappa is {kappa}; it must be a finite number of at least 0.")

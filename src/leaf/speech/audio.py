@@ -6,7 +6,6 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -218,15 +217,17 @@ def _array(audio: Mapping[str, Any]) -> tuple[np.ndarray, int]:
             f"Audio came as a mapping with {shown(sorted(map(str, audio)))}; it needs 'array' and 'sampling_rate'."
         )
     rate: Any = audio["sampling_rate"]
-    if isinstance(rate, bool) or not isinstance(rate, Real) or float(rate) % 1 != 0:  # NaN and infinity have no rest
+    whole = isinstance(rate, int | float | np.integer | np.floating) and not isinstance(rate, bool)
+    if not whole or not abs(rate) < 1e9 or rate % 1 != 0:
         raise AudioError(f"Audio came with sampling_rate {shown(rate)}; give a whole number of Hz.")
+    _check_rate(int(rate), "the array given")
     try:
         array = np.asarray(audio["array"])
     except (ValueError, TypeError) as error:  # nested lists of unequal length, a tensor on a GPU
         raise AudioError(f"Audio came with an array that is not one: {error}.") from error
     if array.ndim == 0:
         raise AudioError(f"Audio came with the array {shown(audio['array'])} of shape (); give (samples,).")
-    return array, int(float(rate))
+    return array, int(rate)
 
 
 def _unreadable(path: str, error: Exception) -> AudioError:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from leaf.errors import ModelError
@@ -31,8 +31,9 @@ def refuse_pickle(name: str | Path, subfolder: str = "") -> None:
     )
     if found is None:
         raise ModelError(
-            f"The adapter in {Path(name) / subfolder} has no adapter_model.safetensors. Only safetensors are read, since "
-            "a .bin or .pt file may hold code: load it where you trust it, and save it with safe_serialization=True."
+            f"The adapter in {Path(name) / subfolder} has no adapter_model.safetensors. Only safetensors are read, "
+            "since a .bin or .pt file may hold code: load it where you trust it, and save it with "
+            "safe_serialization=True."
         )
 
 

@@ -14,17 +14,18 @@ from typing import Any
 import peft
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor
 
 from leaf.credit.tree import PrefixTree
-from leaf.errors import ModelError
+from leaf.errors import LeafError, ModelError
 from leaf.memory import Estimate, estimate
 from leaf.speech import prompts as prompting
 from leaf.speech.attention import Attention
 from leaf.speech.families import Family, family_of
-from leaf.speech.own_adapter import load_own_adapter, merge_own_adapter
+from leaf.speech.own_adapter import load_own_adapter, merge_own_adapter, refuse_pickle
 from leaf.speech.packing import micro_batches
 from leaf.speech.scoring import LAYOUTS, Layout, Scores, score
 
@@ -108,15 +109,33 @@ class Policy(nn.Module):
         """Load a checkpoint directory or hub id, with a fresh LoRA (`lora`), a saved one (`adapter`) or none.
 
         `attention` names a kernel of transformers; None takes sdpa where the model has it. Flash and flex kernels take
-        no tree mask, so prompts are then run once and completions behind them (leaf.speech.scoring).
+        no tree mask, so prompts are then run once and completions behind them (leaf.speech.scoring). Weights are read
+        from safetensors only; nothing is unpickled.
+
+        Raises:
+            ModelError: the checkpoint cannot be loaded, is of no known family, or has no safetensors.
         """
         name = str(path)
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
-        family = family_of(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
-        model = family.auto_model.from_pretrained(
-            name, dtype=getattr(torch, dtype), attn_implementation=attention, trust_remote_code=trust_remote_code
-        )
-        load_own_adapter(model, family, name)
+        try:
+            processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+            family = family_of(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
+            refuse_pickle(name)
+            model = family.auto_model.from_pretrained(
+                name,
+                dtype=getattr(torch, dtype),
+                attn_implementation=attention,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+            )
+            load_own_adapter(model, family, name)
+        except LeafError:
+            raise
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelError(
+                f"The checkpoint {name} cannot be loaded: {' '.join(str(error).split())[:500]} It takes a folder or "
+                "hub id with configuration, processor and weights in safetensors; a .bin or .pt file may hold code and "
+                "is not read."
+            ) from error
         return cls.wrap(
             model.to(device),
             processor,
@@ -145,6 +164,7 @@ class Policy(nn.Module):
             decoder: Any = family.module(model, family.language_model)  # some outer classes do not support it
             decoder.activation_checkpointing_enable({"use_reentrant": False})
         if adapter is not None:
+            refuse_pickle(adapter)
             model = peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=lora is not None)
         elif lora is not None:
             names = lora.target_modules
@@ -409,6 +429,11 @@ class Policy(nn.Module):
         """Read projector weights written by `save_projector`; other shapes or names are a ModelError."""
         try:
             self.projector.load_state_dict(load_file(file))
+        except SafetensorError as error:
+            raise ModelError(
+                f"The projector file {file} is not in safetensors: {error}. Nothing else is read, since a .bin or .pt "
+                "file may hold code."
+            ) from error
         except (RuntimeError, OSError) as error:
             raise ModelError(f"The projector file {file} does not fit this model: {error}") from error
 

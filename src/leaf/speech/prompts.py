@@ -22,18 +22,10 @@ def conversation(family: Family, prompt: str | Sequence[Mapping[str, Any]]) -> l
     if isinstance(prompt, str):
         text = prompt if family.audio_token in prompt else family.audio_token + prompt
         return [{"role": "user", "content": _parts(text, family.audio_token)}]
-    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
-        raise DataError(f"A prompt is {shown(prompt)}; give a string, or a list of messages.")
     messages = []
-    for message in prompt:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise ModelError(
-                f"A prompt's message is {shown(message)}; give each a 'role' and a 'content', which is a string or a "
-                "list of parts."
-            )
+    for message in _messages(prompt):
         content = message["content"]
         if not isinstance(content, str):
-            _check_parts(content)
             content = [part if part.get("type") != "audio" else {"type": "audio", "audio": ""} for part in content]
         elif family.audio_token in content and family.structured:
             content = _parts(content, family.audio_token)
@@ -41,13 +33,27 @@ def conversation(family: Family, prompt: str | Sequence[Mapping[str, Any]]) -> l
     return messages
 
 
-def _check_parts(content: Any) -> None:
-    for part in content if isinstance(content, list | tuple) else [content]:
-        if part is content or not isinstance(part, Mapping) or ("text" not in part and part.get("type") != "audio"):
+def _messages(prompt: Any) -> Sequence[Mapping[str, Any]]:
+    """Return a prompt's messages as they are, or raise DataError for what is none."""
+    if not isinstance(prompt, list | tuple):
+        raise DataError(f"A prompt is {shown(prompt)}; give a string, or a list of messages.")
+    for message in prompt:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise ModelError(
+                f"A prompt's message is {shown(message)}; give each a 'role' and a 'content', which is a string or a "
+                "list of parts."
+            )
+        content = message["content"]
+        if not isinstance(content, str | list | tuple) or not (isinstance(content, str) or all(map(_is_part, content))):
             raise DataError(
-                f"A prompt's message holds {shown(part)}; its content is a string, or a list of parts such as "
+                f"A prompt's message holds {shown(content)}; its content is a string, or a list of parts such as "
                 "{'type': 'text', 'text': ...} and {'type': 'audio'}."
             )
+    return prompt
+
+
+def _is_part(part: Any) -> bool:
+    return isinstance(part, Mapping) and (part.get("type") == "audio" or isinstance(part.get("text"), str))
 
 
 def _parts(text: str, placeholder: str) -> list[dict[str, str]]:
@@ -85,14 +91,14 @@ def _flat(content: Any, placeholder: str) -> str:
 
 def audio_of(example: Example) -> Any:
     """Return a row's audio: its column, or the audio part of its messages."""
-    if example.get("prompt") is None:
-        raise DataError(f"A row has no prompt; it has the columns {', '.join(map(str, example))}.")
+    prompt = example.get("prompt")
+    if prompt is None:
+        raise DataError(f"A row has no prompt; it has the columns {shown(sorted(map(str, example)))}.")
     if example.get("audio") is not None:
         return example["audio"]
-    prompt = example["prompt"]
     parts = [
         part
-        for message in (() if isinstance(prompt, str) else prompt)
+        for message in (() if isinstance(prompt, str) else _messages(prompt))
         if not isinstance(message["content"], str)
         for part in message["content"]
         if part.get("type") == "audio"
@@ -175,4 +181,4 @@ def _too_long(seconds: float, longest: float) -> AudioError:
 
 def row_name(example: Example) -> str:
     """Return what a row is called in messages: its id, or else how its prompt begins."""
-    return str(example.get("id", str(example["prompt"])[:40]))
+    return str(example.get("id", str(example["prompt"])[:40]))[:80]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from leaf.credit.tree import PrefixTree
-from leaf.errors import ModelError
+from leaf.errors import ConfigError, ModelError
 from leaf.speech.attention import longest_position
 from leaf.speech.decoding import decoder
 from leaf.speech.packing import micro_batches
@@ -67,7 +67,7 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     greedy: bool = False,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     token_budget: int | None = None,
 ) -> list[Group]:
     """Sample `num_completions` (K) completions per prompt, dropout off.
@@ -80,8 +80,9 @@ def sample(
         temperature: in (0, inf), divides the logits; independent of `policy.temperature`.
         top_p: in (0, 1]; the smallest set of most likely tokens whose probability reaches it is kept.
         greedy: take the most likely token instead; the surprisal is then the unwarped one.
-        generator: source of randomness on the CPU; one uniform number per completion and step is drawn beforehand, so a
-            draw depends neither on the batch nor on how it shrinks.
+        generator: source of randomness on the CPU, or one for each prompt: what a prompt draws then depends on its own
+            alone. One uniform number per completion and step is drawn beforehand, so a draw depends neither on the
+            batch nor on how it shrinks.
         token_budget: largest padded size (prompts × longest prompt) sampled at once, prompts of like length together;
             None for four times the policy's scoring budget (no gradient is kept).
 
@@ -95,12 +96,7 @@ def sample(
             f"{longest} positions, where this model (LongRoPE) changes its frequencies for the whole batch. Lower "
             "max_new_tokens, or set max_prompt_tokens so that both fit."
         )
-    draws = torch.stack(
-        [
-            torch.rand(len(prompts) * num_completions, generator=generator, dtype=torch.float64)
-            for _ in range(max_new_tokens)
-        ]
-    ).view(max_new_tokens, len(prompts), num_completions)
+    draws = _draws(generator, max_new_tokens, len(prompts), num_completions)
     was_training = policy.training
     policy.eval()
     groups: dict[int, Group] = {}
@@ -112,6 +108,19 @@ def sample(
     finally:
         policy.train(was_training)
     return [groups[i] for i in range(len(prompts))]
+
+
+def _draws(
+    generator: torch.Generator | Sequence[torch.Generator] | None, steps: int, prompts: int, completions: int
+) -> Tensor:
+    """Return uniform numbers (T, P, K)."""
+    if isinstance(generator, Sequence):
+        if len(generator) != prompts:
+            raise ConfigError(f"{len(generator)} generators came for {prompts} prompts; give one for each.")
+        each = [torch.rand(steps, completions, generator=one, dtype=torch.float64) for one in generator]
+        return torch.stack(each, 1)
+    each = [torch.rand(prompts * completions, generator=generator, dtype=torch.float64) for _ in range(steps)]
+    return torch.stack(each).view(steps, prompts, completions)
 
 
 def _sample(

@@ -112,7 +112,7 @@ def _files(audio: Any, number: int, path: Path, folders: dict[str, str]) -> list
 
 
 def _listed(names: Any) -> str:
-    return ", ".join([str(name)[:40] for name in names][:20])
+    return ", ".join([" ".join(str(name)[:40].split()) for name in names][:20])
 
 
 def _named_split(row: dict[str, Any], number: int, path: Path) -> str:

@@ -1,0 +1,87 @@
+"""What test_processes.py runs in one process and in two: training runs on the tiny model, and what they leave.
+
+python -m torch.distributed.run --nproc_per_node 2 tests/processes_worker.py FOLDER
+"""
+
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "speech"))
+
+from tiny import rows, tiny_model
+
+from leaf.config import LeafConfig
+from leaf.errors import LeafError
+from leaf.trainer import LeafTrainer
+
+BASE = LeafConfig(
+    num_completions=4, max_new_tokens=6, lora_r=2, lora_dropout=0.0, device="cpu", max_steps=3, learning_rate=1e-4,
+    eval_every=2, eval_items=3, save_every=3, record_every=1, token_budget=512, prompts_per_rollout=4,
+)  # fmt: skip
+SCENARIOS = {
+    "on_policy": BASE,
+    # Three prompts in two processes, updates that cut groups and prompts, one without any completion of a process.
+    "off_policy": replace(
+        BASE, prompts_per_rollout=3, completions_per_update=3, passes_per_rollout=2, reduction="token_mean", clip=0.05
+    ),
+    "constant": replace(BASE, reduction="constant", kl_coef=0.0, token_budget=40),
+    "one_sided": BASE,
+}
+
+
+def letters(completions, **columns):
+    return [sum(map(ord, text)) % 7 / 7 for text in completions]
+
+
+def one_sided(completions, reference, **columns):
+    """Score nothing but the answers to the first row; the others' groups have no credit at all."""
+    wanted = rows(5)[0]["reference"]
+    return [len(text) / 10 if mine == wanted else None for text, mine in zip(completions, reference, strict=True)]
+
+
+def failing(completions, **columns):
+    if torch.distributed.get_rank() == 1:
+        raise ValueError("no")
+    return [0.0] * len(completions)
+
+
+def trainer(folder, name, reward, args):
+    model, processor = tiny_model()
+    args = replace(args, output_dir=str(folder / name))
+    said = []
+    return LeafTrainer(
+        model, [reward], args, rows(5), rows(4), processing_class=processor, report=said.append, on_step=said.append
+    )
+
+
+def run(folder):
+    for name, args in SCENARIOS.items():
+        trainer(folder, name, one_sided if name == "one_sided" else letters, args).train()
+
+
+def main():
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    run(folder)
+    # What one process has begun two may continue, and the other way round.
+    short = replace(SCENARIOS["on_policy"], max_steps=3)
+    trainer(folder, "begun_alone", letters, short).train(resume_from_checkpoint=True)
+    rank = torch.distributed.get_rank()
+    try:
+        trainer(folder, "failing", failing, BASE).train()
+    except LeafError as error:
+        (folder / f"error-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+    try:
+        trainer(folder, "few", letters, replace(BASE, prompts_per_rollout=1))
+    except LeafError as error:
+        (folder / f"few-{rank}.txt").write_text(str(error))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from leaf import evaluate as module
+from leaf.config import LeafConfig
+from leaf.errors import ConfigError, DataError, RunError
+from leaf.evaluate import evaluate, evaluate_systems, name_systems
+from leaf.metrics import bootstrap, score
+from leaf.predictions import Predictions, kept_items, prediction_files, read_meta, read_predictions, read_rows
+from leaf.speech.policy import Policy
+
+
+@pytest.fixture(scope="module")
+def policy():
+    model, processor = tiny.tiny_model()
+    return Policy.wrap(model, processor)
+
+
+@pytest.fixture
+def rows():
+    return [{**row, "text": row["reference"]} for row in tiny.rows(4)]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe whose model is a folder, for its checksum, and an adapter folder."""
+    for name, file in (("model", "config.json"), ("adapter", "adapter_config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+        (tmp_path / name / "weights.safetensors").write_bytes(b"weights")
+    return LeafConfig(model=str(tmp_path / "model"), task="tiny", max_new_tokens=6)
+
+
+def test_passes_are_scored_one_by_one_and_averaged(policy, rows):
+    result = evaluate(policy, rows, max_new_tokens=6, seeds=(42, 43, 44), metrics=("chrf", "wer"), intervals=True)
+    assert len(result.passes) == 3
+    assert result.passes[0] != result.passes[1]
+    references = [row["reference"] for row in rows]
+    each = [score(texts, references, ["chrf"])["chrf"].value for texts in result.passes]
+    assert result.scores["chrf"] == pytest.approx(np.mean(each))
+    assert result.spreads["chrf"] == (min(each), max(each))
+    assert result.signatures["chrf"].endswith("|decoding:sampled:T0.9:p0.9:seeds42,43,44")
+    low, high = result.intervals["chrf"]
+    assert low <= result.scores["chrf"] <= high
+    assert set(result.values()) == {"chrf", "wer", "truncated"}
+    one = evaluate(policy, rows, max_new_tokens=6, seeds=(43,), metrics=("chrf",), intervals=True)
+    assert one.passes == result.passes[1:2]
+    assert one.intervals["chrf"] == bootstrap(one.passes[0], references, "chrf", groups=["0", "1", "2", "3"])[1:]
+
+
+def test_a_greedy_evaluation_has_one_pass_without_a_seed(policy, rows):
+    result = evaluate(policy, rows, greedy=True, max_new_tokens=6, seeds=(1, 2), metrics=("bleu",))
+    assert len(result.passes) == 1
+    assert result.predictions.seeds == [None]
+    assert result.signatures["bleu"].endswith("|decoding:greedy")
+    assert result.intervals == {}
+
+
+def test_what_would_fail_after_the_passes_is_refused_before(policy, rows, monkeypatch):
+    monkeypatch.setattr(module, "predict", None)
+    with pytest.raises(ConfigError, match="allowed are bleu"):
+        evaluate(policy, rows, metrics=("blue",))
+    with pytest.raises(ConfigError, match="BERTScore needs a model"):
+        evaluate(policy, rows, metrics=("bertscore",))
+    with pytest.raises(DataError, match=r"1 of 4 rows have no reference.*leaf judge"):
+        evaluate(policy, [{**rows[0], "reference": ""}, *rows[1:]])
+    with pytest.raises(DataError, match="no rows"):
+        evaluate(policy, [])
+
+
+def test_rows_without_references_give_predictions_alone(policy, rows, tmp_path):
+    result = evaluate(policy, [{**row, "reference": ""} for row in rows], max_new_tokens=4, metrics=())
+    result.write(tmp_path / "x.jsonl")
+    assert result.scores == {}
+    assert read_predictions(tmp_path / "x.jsonl").passes == result.passes
+
+
+def test_a_file_recomputes_every_score_without_the_model(policy, rows, tmp_path):
+    result = evaluate(policy, rows, max_new_tokens=6, seeds=(42, 43), metrics=("bleu", "wer"), lowercase=True)
+    result.write(tmp_path / "x.jsonl")
+    lines = read_rows(tmp_path / "x.jsonl")
+    assert [(row["id"], row["pass"], row["seed"]) for row in lines] == [
+        (str(i), n, 42 + n) for n in range(2) for i in range(4)
+    ]
+    known = read_predictions(tmp_path / "x.jsonl")
+    for name in ("bleu", "wer"):
+        scored, signature = known.scored(name, lowercase=True)
+        assert scored.value() == result.scores[name]
+        assert read_meta(tmp_path / "x.jsonl")["metrics"][name]["signature"] == signature
+    assert known.truncated == result.predictions.truncated
+    assert known.items == kept_items(rows)
+    assert "array" not in (tmp_path / "x.jsonl").read_text()
+
+
+def test_systems_are_named_after_their_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/a/best", "runs/b/best", "other/b/best"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+    assert list(name_systems("org/model", [], with_base=False)) == ["model"]
+    named = name_systems("demo", ["runs/a/best", "my run=runs/b/best"], with_base=True)
+    assert {name: str(path) for name, path in named.items()} == {
+        "demo": "None", "a-best": "runs/a/best", "my-run": "runs/b/best",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="NAME=DIR"):
+        name_systems("demo", ["runs/b/best", "other/b/best"], with_base=False)
+    with pytest.raises(ConfigError, match="holds no adapter"):
+        name_systems("demo", ["runs/a"], with_base=False)
+
+
+def test_several_systems_go_on_where_they_stopped(policy, rows, recipe, tmp_path, monkeypatch):
+    systems = {"base": None, "tuned": tmp_path / "adapter"}
+    loaded = []
+
+    def load(adapter):
+        loaded.append(adapter)
+        return policy
+
+    def run(**options):
+        how = {"split": "test", "seeds": (42, 43), "metrics": ("chrf",), "say": lambda line: None, **options}
+        return evaluate_systems(recipe, systems, load, rows, tmp_path / "out", **how)
+
+    predict, calls = module.predict, []
+
+    def cut(*arguments, **options):
+        calls.append(options["seed"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return predict(*arguments, **options)
+
+    monkeypatch.setattr(module, "predict", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    results = run()
+    assert calls == [42, 43, 43, 42, 43]  # the first pass was not sampled again
+    assert loaded == [None, None, tmp_path / "adapter"]
+    again = run(metrics=("chrf", "wer"))
+    assert len(calls) == 5
+    assert len(loaded) == 3
+    assert again["base"].scores["chrf"] == results["base"].scores["chrf"]
+    assert read_predictions(tmp_path / "out/base.jsonl").passes == results["base"].passes
+    assert run(seeds=(42, 43, 44))["base"].predictions.seeds == [42, 43, 44]
+    meta = read_meta(tmp_path / "out/tuned.jsonl")
+    assert len(meta["made_with"]["adapter"]["sha256"]) == 64
+    assert meta["made_with"]["decoding"]["temperature"] == 0.9
+    assert meta["made_with"]["model"]["name"] == "model"
+    assert str(tmp_path) not in json.dumps(meta)
+    assert prediction_files([tmp_path / "out"]) == [tmp_path / "out/base.jsonl", tmp_path / "out/tuned.jsonl"]
+    (tmp_path / "adapter/weights.safetensors").write_bytes(b"other")
+    with pytest.raises(RunError, match="made with another adapter"):
+        run()
+    recipe.eval_temperature = 0.5
+    with pytest.raises(RunError, match="made with another decoding"):
+        run()
+
+
+def test_metrics_that_take_data_are_kept_for_those_without_it(policy, rows, recipe, tmp_path, monkeypatch):
+    from leaf import model_metrics
+    from test_metrics import _wordnet
+
+    paths = {"meteor": str(_wordnet(tmp_path / "dict"))}
+    options = {"split": "test", "say": lambda line: None, "metrics": ("meteor",), "paths": paths}
+    result = evaluate_systems(recipe, {"base": None}, lambda adapter: policy, rows, tmp_path / "out", **options)
+    monkeypatch.setattr(model_metrics, "BUILDERS", {})
+    scored, signature = read_predictions(tmp_path / "out/base.jsonl").scored("meteor", lowercase=False)
+    assert scored.value() == result["base"].scores["meteor"]
+    assert signature.startswith("meteor|tok:treebank")
+
+
+def test_items_keep_no_path_and_every_id_once():
+    messages = [
+        {"role": "user", "content": [{"type": "audio", "audio": "/home/me/a.wav"}, {"type": "text", "text": "?"}]}
+    ]
+    rows = [
+        {"id": "a", "prompt": messages, "audio": "/home/me/a.wav", "reference": "x", "utterance": "/home/me/a.wav"},
+        {"id": "a", "prompt": "?", "audio": "b.wav", "reference": "y"},
+        {"prompt": "?", "audio": "b.wav", "reference": "y", "text": None},
+    ]
+    items = kept_items(rows)
+    assert [item["id"] for item in items] == ["a", "a#2", "2"]
+    assert "/home" not in json.dumps(items)
+    assert items[0]["prompt"] == "?"
+    assert items[0]["utterance"].startswith("a.wav#")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    def read(*lines):
+        (tmp_path / "x.jsonl").write_text("\n".join(lines))
+        return read_predictions(tmp_path / "x.jsonl")
+
+    def row(number, name, **more):
+        return json.dumps({"id": name, "pass": number, "prediction": "p", "reference": "r", **more})
+
+    foreign = read('{"id": "1", "prediction": "p", "reference": "r"}')
+    assert (foreign.system, foreign.passes, foreign.groups) == ("x", [["p"]], ["1"])
+    with pytest.raises(DataError, match=r"Line 1 of .* is not a JSON object"):
+        read("{")
+    with pytest.raises(DataError, match=r"Line 1 of .* has prediction None"):
+        read('{"id": "1", "reference": "r"}')
+    with pytest.raises(DataError, match="'1' twice in pass 0"):
+        read(row(0, "1"), row(0, "1"))
+    with pytest.raises(DataError, match="other items than its first pass, such as '2'"):
+        read(row(0, "1"), row(1, "1"), row(1, "2"))
+    with pytest.raises(DataError, match="holds no predictions"):
+        read()
+    with pytest.raises(DataError, match="cannot be read"):
+        read_predictions(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="holds no prediction files"):
+        prediction_files([tmp_path])
+    # Rows of another order in the second pass are put in the first one's.
+    swapped = read(row(0, "1"), row(0, "2"), row(1, "2", prediction="b"), row(1, "1", prediction="a"))
+    assert swapped.passes[1] == ["a", "b"]
+
+
+def test_predictions_do_not_depend_on_torchs_global_generator(policy, rows):
+    torch.manual_seed(1)
+    first = evaluate(policy, rows, max_new_tokens=4, metrics=()).passes
+    torch.manual_seed(2)
+    assert evaluate(policy, rows, max_new_tokens=4, metrics=()).passes == first
+    assert isinstance(evaluate(policy, rows, max_new_tokens=4, metrics=()).predictions, Predictions)

@@ -1,0 +1,158 @@
+"""Two processes over gloo give what one gives: completions, losses, gradients (as the adapter they make), records."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file
+from tiny import rows, tiny_model
+from typer.testing import CliRunner
+
+import processes_worker as worker
+from leaf.cli import app
+from leaf.errors import ConfigError
+from leaf.processes import Processes
+from leaf.speech.audio import load_audio
+
+HERE = Path(__file__).parent
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+TOTALS = ("packed_tokens", "plain_tokens")  # also counts, but of the cut into micro-batches
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def launch(command, cwd):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Return the folders of all scenarios, run in this process and in two."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    worker.run(one)
+    begun = replace(worker.SCENARIOS["on_policy"], save_every=1)
+    first = worker.trainer(two, "begun_alone", worker.letters, begun)
+    first.start()
+    for step in (1, 2):  # as `train` does, but no further
+        record = first.rollout(step)
+        statistics = first._whole(record)
+        first._log(step, {"step": step, "reward_mean": 0.0, **first.update(record)}, statistics)
+        first.done, first.validation_due = step, False
+        first._save()
+    first.run.release()
+    launch([*LAUNCH, str(HERE / "processes_worker.py"), str(two)], two)
+    return one, two
+
+
+@pytest.mark.parametrize("name", worker.SCENARIOS)
+def test_two_processes_train_as_one(runs, name):
+    one, two = (folder / name for folder in runs)
+    ours, theirs = lines(one / "metrics.jsonl"), lines(two / "metrics.jsonl")
+    assert [record["step"] for record in theirs] == [1, 2, 3]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.keys() == other.keys()
+        for key in mine:
+            if not key.startswith(("seconds/", "memory/")):
+                assert other[key] == pytest.approx(mine[key], rel=1e-5, abs=1e-6), key
+    assert [r["completions"] for r in lines(one / "groups.jsonl")] == [
+        r["completions"] for r in lines(two / "groups.jsonl")
+    ]
+    assert [r["id"] for r in lines(one / "groups.jsonl")] == [r["id"] for r in lines(two / "groups.jsonl")]
+    assert lines(one / "validation.jsonl") == lines(two / "validation.jsonl")
+    mine, other = (load_file(folder / "last/adapter_model.safetensors") for folder in (one, two))
+    assert mine.keys() == other.keys()
+    moved = 0.0
+    for key in mine:
+        torch.testing.assert_close(other[key], mine[key], rtol=1e-5, atol=1e-6)
+        moved = max(moved, float(mine[key].abs().max()))
+    assert moved > 1e-4
+
+
+def test_the_scenarios_are_what_they_are_meant_to_be(runs):
+    one, _ = runs
+    unscored = [record["unscored"] for record in lines(one / "one_sided/metrics.jsonl")]
+    assert max(unscored) >= 12  # of 16: three of four prompts, all those of a process
+    assert any(record["clip_fraction"] > 0 for record in lines(one / "off_policy/metrics.jsonl"))
+    assert all(record["kl"] == 0 for record in lines(one / "constant/metrics.jsonl"))
+
+
+def test_two_processes_go_on_where_one_stopped(runs):
+    one, two = runs
+    records = lines(two / "begun_alone/metrics.jsonl")
+    assert [record["step"] for record in records] == [1, 2, 3]
+    uninterrupted = lines(one / "on_policy/metrics.jsonl")[2]
+    assert records[2]["loss"] == pytest.approx(uninterrupted["loss"], rel=1e-5, abs=1e-6)
+    assert records[2]["reward_mean"] == pytest.approx(uninterrupted["reward_mean"])
+
+
+def test_what_fails_in_one_process_stops_all_and_is_named(runs):
+    _, two = runs
+    assert (two / "error-0.txt").read_text().startswith("RunError: Process 1 of 2 failed, so all stop. There: RewardE")
+    assert (two / "error-1.txt").read_text().startswith("RewardError: The reward function failing raised ValueError")
+    assert "prompts_per_rollout is 1 for 2 processes" in (two / "few-1.txt").read_text()
+
+
+def test_the_launcher_trains_from_the_shell_as_one_process_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, processor = tiny_model()
+    model.save_pretrained("model")
+    processor.save_pretrained("model")
+    import soundfile
+
+    data = []
+    for i, row in enumerate(rows(4)):
+        soundfile.write(f"{i}.wav", load_audio(row["audio"]), 16000)
+        data += [{"prompt": row["prompt"], "reference": row["reference"], "audio": f"{i}.wav", "split": "train"}]
+    data += [{**row, "split": "validation"} for row in data[:1]]
+    data[-1]["prompt"] += "?"
+    Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    recipe = {
+        "model": "model", "task": "data.jsonl", "device": "cpu", "lora_r": 2, "lora_dropout": 0.0, "max_new_tokens": 5,
+        "prompts_per_rollout": 2, "num_completions": 3, "max_steps": 2, "eval_every": 2, "eval_items": 1,
+        "rewards": ["chrf"],
+    }  # fmt: skip
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert CliRunner().invoke(app, ["train", "recipe.yaml", "output_dir=one"]).exit_code == 0
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    configuration = ["--config_file", str(HERE.parent / "recipes/accelerate/cpu.yaml"), "--main_process_port", "0"]
+    said = launch([*accelerate, *configuration, "-m", "leaf", "train", "recipe.yaml", "output_dir=two"], tmp_path)
+    assert said.stdout.count("step 2/2  reward") == 1  # one process speaks
+    for mine, other in zip(lines(Path("one/metrics.jsonl")), lines(Path("two/metrics.jsonl")), strict=True):
+        for key in ("loss", "reward_mean", "kl", "grad_norm", "length_mean"):
+            assert other[key] == pytest.approx(mine[key], rel=1e-5, abs=1e-6)
+
+
+def test_sharded_weights_are_refused_with_what_to_do():
+    class Sharded:
+        distributed_type = DistributedType.FSDP
+
+    with pytest.raises(ConfigError, match="asks for FSDP; leaf trains with data parallelism"):
+        Processes(Sharded())  # type: ignore[arg-type]
+
+
+def test_alone_everything_is_the_identity():
+    class Alone:
+        distributed_type, process_index, num_processes, device = DistributedType.NO, 0, 1, torch.device("cpu")
+
+    alone = Processes(Alone())  # type: ignore[arg-type]
+    assert list(alone.positions(3)) == [0, 1, 2]
+    assert alone.sum([1.5, math.inf]) == [1.5, math.inf]
+    assert alone.max({"a": 2.0}) == {"a": 2.0}
+    assert alone.gather("x") == ["x"]
+    assert alone.together(lambda: 7) == 7
+    parameter = torch.nn.Parameter(torch.ones(2))
+    alone.add_gradients([parameter])
+    assert parameter.grad is None
