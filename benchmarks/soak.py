@@ -70,7 +70,7 @@ def prepare(folder, steps, seed):
         "rewards": [f"{ROOT / 'benchmarks/soak_faults.py'}:vowels"],
         "reward_timeout": REWARD_TIMEOUT, "on_reward_error": "skip", "on_bad_audio": "skip",
         "prompts_per_rollout": PROMPTS, "num_completions": COMPLETIONS, "max_new_tokens": 12, "lora_r": 4,
-        "learning_rate": 1.0e-3, "token_budget": 512, "save_every": 10, "eval_every": 100, "eval_items": 4,
+        "learning_rate": 1.0e-4, "token_budget": 512, "save_every": 10, "eval_every": 100, "eval_items": 4,
         "record_every": 50,
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))

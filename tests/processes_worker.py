@@ -3,6 +3,7 @@
 python -m torch.distributed.run --nproc_per_node 2 tests/processes_worker.py FOLDER
 """
 
+import json
 import sys
 import warnings
 from dataclasses import replace
@@ -30,6 +31,8 @@ SCENARIOS = {
     ),
     "constant": replace(BASE, reduction="constant", kl_coef=0.0, token_budget=40),
     "one_sided": BASE,
+    # One prompt a micro-batch; where there are two processes, one of them runs out of memory in its second.
+    "short_of_memory": replace(BASE, token_budget=80),
 }
 
 
@@ -58,9 +61,29 @@ def trainer(folder, name, reward, args):
     )
 
 
+def run_out_once(one):
+    """Let process 1 run out of memory once, with a part of its gradient there already; return its forwards."""
+    forwards = []
+
+    def hook(module, inputs):
+        if one.processes.index == 1 and torch.is_grad_enabled() and module.training:
+            parts = sum(parameter.grad is not None for parameter in one.parameters)
+            forwards.append(parts)
+            if len(forwards) == 2:
+                raise torch.OutOfMemoryError("as if")
+
+    one.policy.register_forward_pre_hook(hook)
+    return forwards
+
+
 def run(folder):
     for name, args in SCENARIOS.items():
-        trainer(folder, name, one_sided if name == "one_sided" else letters, args).train()
+        one = trainer(folder, name, one_sided if name == "one_sided" else letters, args)
+        forwards = run_out_once(one) if name == "short_of_memory" else []
+        one.train()
+        if forwards:
+            facts = {"forwards": forwards, "token_budget": one.policy.token_budget}
+            (folder / "ran_out.json").write_text(json.dumps(facts))
 
 
 def main():

@@ -165,6 +165,10 @@ def test_metrics_that_take_data_are_kept_for_those_without_it(policy, rows, reci
     paths = {"meteor": str(_wordnet(tmp_path / "dict"))}
     options = {"split": "test", "say": lambda line: None, "metrics": ("meteor",), "paths": paths}
     result = evaluate_systems(recipe, {"base": None}, lambda adapter: policy, rows, tmp_path / "out", **options)
+    # Another metric is asked for: what took data stays.
+    options |= {"metrics": ("wer",), "paths": None}
+    evaluate_systems(recipe, {"base": None}, lambda adapter: policy, rows, tmp_path / "out", **options)
+    assert list(read_meta(tmp_path / "out/base.jsonl")["metrics"]) == ["meteor", "wer"]
     monkeypatch.setattr(model_metrics, "BUILDERS", {})
     scored, signature = read_predictions(tmp_path / "out/base.jsonl").scored("meteor", lowercase=False)
     assert scored.value() == result["base"].scores["meteor"]

@@ -309,7 +309,7 @@ def test_manifests(folder, numbers):
 
 
 @pytest.mark.parametrize(
-    "numbers", [range(1000), pytest.param(range(10_000), marks=pytest.mark.slow)], ids=["1000", "10000"]
+    "numbers", [range(500), pytest.param(range(10_000), marks=pytest.mark.slow)], ids=["500", "10000"]
 )
 def test_recordings(folder, numbers):
     kinds = recordings()

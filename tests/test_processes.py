@@ -24,7 +24,6 @@ from leaf.speech.audio import load_audio
 
 HERE = Path(__file__).parent
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-TOTALS = ("packed_tokens", "plain_tokens")  # also counts, but of the cut into micro-batches
 
 
 def lines(path):
@@ -87,6 +86,18 @@ def test_the_scenarios_are_what_they_are_meant_to_be(runs):
     assert max(unscored) >= 12  # of 16: three of four prompts, all those of a process
     assert any(record["clip_fraction"] > 0 for record in lines(one / "off_policy/metrics.jsonl"))
     assert all(record["kl"] == 0 for record in lines(one / "constant/metrics.jsonl"))
+
+
+def test_a_process_that_runs_out_of_memory_tries_again_alone(runs):
+    # test_two_processes_train_as_one compares what came of it: nothing is lost or counted twice.
+    _, two = runs
+    facts = json.loads((two / "ran_out.json").read_text())
+    tried, failed, again = facts["forwards"][:3]
+    assert tried == 0
+    assert failed > 0  # gradients of the first micro-batch were there
+    assert again == 0  # and were dropped
+    assert facts["token_budget"] < 80
+    assert all(record["token_budget"] == 80 for record in lines(two / "short_of_memory/metrics.jsonl"))
 
 
 def test_two_processes_go_on_where_one_stopped(runs):

@@ -5,6 +5,7 @@ the learning-rate schedule moves on, because it counts updates. Too many in a ro
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,6 +38,18 @@ class SkippedSteps:
     say: Callable[[str], None]
     in_a_row: int = 0
 
+    def one(
+        self, optimizer: Any, schedule: Any, step: int, loss: float, norm: float, diagnosis: str
+    ) -> dict[str, float | None]:
+        """Take the step of a stage that runs in one process, or skip it, and return what is recorded of it."""
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        take_or_skip(optimizer, schedule, finite)
+        if finite:
+            self.taken()
+            return {"loss": loss, "grad_norm": norm, "skipped_steps": 0}
+        self.skipped(step, loss, norm, diagnosis)
+        return {"loss": None, "grad_norm": None, "skipped_steps": 1}
+
     def taken(self) -> None:
         """Note a step that was taken."""
         self.in_a_row = 0
@@ -46,7 +59,7 @@ class SkippedSteps:
 
         Args:
             step: of the recipe.
-            loss, norm: loss and gradient norm, at least one of them not finite here or in another process.
+            loss, norm: loss and gradient norm over all processes, at least one of them not finite.
             diagnosis: a sentence on which prompt and completions they come from.
 
         Raises:
@@ -55,10 +68,8 @@ class SkippedSteps:
         self.in_a_row += 1
         if not math.isfinite(loss):
             what = f"the loss is {loss}"
-        elif not math.isfinite(norm):
-            what = f"the gradient norm is {norm} at a finite loss of {loss:.4g}"
         else:
-            what = "another process had a loss or gradient that is not finite"
+            what = f"the gradient norm is {norm} at a finite loss of {loss:.4g}"
         if self.in_a_row <= self.limit:
             self.say(
                 f"step {step}: an optimiser step was skipped, the weights stay as they were ({self.in_a_row} in a row, "
@@ -72,6 +83,17 @@ class SkippedSteps:
             f"NaN has reached the weights. Leave such rows out, lower learning_rate{precise}, and go on from the last "
             "checkpoint with `--resume`, or start afresh in another output_dir."
         )
+
+
+def take_or_skip(optimizer: Any, schedule: Any, taken: bool) -> None:
+    """Take a step of the optimiser or none, drop the gradients, and move the schedule on either way."""
+    if taken:
+        optimizer.step()
+    optimizer.zero_grad()
+    with warnings.catch_warnings():
+        # Of a first update that was skipped; nothing a user could act on.
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        schedule.step()
 
 
 def diagnose(

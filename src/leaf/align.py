@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leaf.accidents import SkippedSteps
 from leaf.checkpoints import Checkpoints, check_space, take_steps
 from leaf.config import AlignConfig
 from leaf.errors import DataError
@@ -119,18 +120,17 @@ def align(
     report(f"align: encoding {len(train_rows)} + {len(eval_rows)} recordings")
     features, eval_features = _features(policy, train_rows), _features(policy, eval_rows)
     started, scores = time.perf_counter(), {}
+    skips = SkippedSteps(config.max_skipped_steps, policy.base.dtype, report)
 
     def one_step(step: int) -> None:
         batch = batch_indices(len(train_rows), config.batch_size, step - 1, config.seed)
         loss = aligner(_project(policy, [features[i] for i in batch]), [texts[i] for i in batch])
         loss.backward()
         norm = nn.utils.clip_grad_norm_(projector, config.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        met = f"It met the training rows {', '.join(map(str, batch))}, counted from 0."
+        record = skips.one(optimizer, schedule, step, loss.item(), norm.item(), met)
         seconds = time.perf_counter() - started
-        record = {"step": step, "loss": loss.item(), "grad_norm": norm.item(), "seconds": seconds}
-        run.append("metrics.jsonl", record)
+        run.append("metrics.jsonl", {"step": step, **record, "seconds": seconds})
         if step % 50 == 0:
             report(f"align {step}/{config.max_steps}  ctc {loss.item():.3f}  {seconds:.0f} s")
 

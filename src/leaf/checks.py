@@ -1,9 +1,11 @@
 """Start-up checks that refuse to train: prompt, sampler and scorer agree with the stock model; the audio is heard."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+import peft
 import torch
 from torch import Tensor
 
@@ -69,7 +71,10 @@ def check_policy(policy: Policy, rows: Sequence[Mapping[str, Any]]) -> list[str]
         f"packed forward (layout {policy.layout}) equals plain copies: {worst:.1e} nats per token, "
         f"sampler {drawn:.1e} (allowed {allowed:g})"
     )
-    moved = audio_effect(policy, rows, prompts, [group.tree for group in groups], scores)
+    # Of the reference: a policy may learn to do without the audio, and a resumed run has to start all the same.
+    with policy.reference() if isinstance(policy.model, peft.PeftModel) else nullcontext():
+        trees = [group.tree for group in groups]
+        moved = audio_effect(policy, rows, prompts, trees, policy(prompts, trees).log_probs)
     if not moved >= AUDIO_EFFECT:
         raise ModelError(
             f"Replacing the audio by noise moves the log-probabilities by only {moved:.2g} nats per token: the audio "

@@ -207,7 +207,8 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         path = path.resolve()
         text = path.read_text(encoding="utf-8") if path not in chain else ""
     except (OSError, ValueError, RuntimeError) as error:  # not UTF-8, a NUL character in the path, a loop of links
-        raise ConfigError(f"The recipe {shown(str(path))} cannot be read: {error}.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"The recipe {shown(str(path))} cannot be read: {reason}.") from error
     if path in chain:
         raise ConfigError(f"The recipe {path.name} extends itself, through {' -> '.join(p.name for p in chain)}.")
     if len(chain) >= MOST_PARENTS:

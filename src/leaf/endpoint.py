@@ -159,7 +159,7 @@ class Client:
                 response = self._http.post(url, json=dict(body))
             except httpx.TimeoutException:
                 reason = f"no answer within {self.endpoint.timeout_s:g} s"
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 reason = f"{type(error).__name__}: {error}"
             else:
                 if response.status_code == 200:

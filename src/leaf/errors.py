@@ -55,7 +55,7 @@ class RunInterrupted(LeafError, RuntimeError):
 def shown(value: Any) -> str:
     """Return a value as an error message shows it: like repr, but of bounded length whatever it holds."""
     short = reprlib.Repr()
-    short.maxlevel, short.maxlist, short.maxdict, short.maxstring, short.maxother = 3, 8, 8, 120, 120
+    short.maxlevel, short.maxlist, short.maxdict, short.maxstring, short.maxother = 3, 8, 8, 300, 120
     try:
         return short.repr(value)
     except ValueError:  # Python writes out no whole numbers of more than 4,300 digits

@@ -165,6 +165,7 @@ def score_predictions(
     decoding = predictions.meta["made_with"]["decoding"]
     how = "greedy" if decoding["greedy"] else f"sampled:T{decoding['temperature']:g}:p{decoding['top_p']:g}"
     seeds = [] if decoding["greedy"] else [f"seeds{','.join(map(str, predictions.seeds))}"]
+    before = predictions.meta.get("metrics", {}) if predictions.meta.get("lowercase") == lowercase else {}
     results: dict[str, dict[str, Any]] = {}
     for name in metrics:
         scored, signature = predictions.scored(name, lowercase=lowercase, paths=paths)
@@ -173,11 +174,13 @@ def score_predictions(
             results[name]["interval"] = list(scored.interval(groups=predictions.groups))
     cut = [flag for one in predictions.truncated for flag in one]
     truncated = sum(map(bool, cut)) / len(cut)
+    # What took data or a model stays, though it was not asked for this time.
+    predictions.kept = {name: arrays for name, arrays in predictions.kept.items() if name in before or name in results}
     predictions.meta |= {
         "predictions": 1,
         "seeds": predictions.seeds,
         "lowercase": lowercase,
-        "metrics": results,
+        "metrics": {name: one for name, one in before.items() if name in predictions.kept} | results,
         "truncated": truncated,
         "versions": {name: metadata.version(name) for name in _PACKAGES},
     }
@@ -234,10 +237,11 @@ def evaluate_systems(
     """
     rows = _checked(rows, metrics, paths)
     items = kept_items(rows)
+    described = describe(config, items, split=split, greedy=greedy)
     results = {}
     for name, adapter in systems.items():
         file = out / f"{name}.jsonl"
-        made_with = describe(config, adapter, items, split=split, greedy=greedy)
+        made_with = described | {"adapter": None if adapter is None else _identity(adapter, str(adapter))}
         known = _known(file, name, items, made_with)
         policy = None
         for seed in [None] if greedy else seeds:
@@ -253,10 +257,8 @@ def evaluate_systems(
     return results
 
 
-def describe(
-    config: LeafConfig, adapter: Path | None, items: Sequence[Mapping[str, Any]], *, split: str, greedy: bool
-) -> dict[str, Any]:
-    """Return what decides predictions, without a path of this machine: checksums of model, adapter and items, decoding.
+def describe(config: LeafConfig, items: Sequence[Mapping[str, Any]], *, split: str, greedy: bool) -> dict[str, Any]:
+    """Return what decides the bare model's predictions, without a path: checksums of model and items, decoding.
 
     Model checksums are those of the files in its folder; a name of the hub stands for itself.
     """
@@ -266,7 +268,6 @@ def describe(
         model["projector_sha256"] = file_sha256(Path(config.projector))
     return {
         "model": model,
-        "adapter": None if adapter is None else _identity(adapter, str(adapter)),
         "task": Path(config.task).name,
         "split": split,
         "items": {"count": len(items), "sha256": sha256(asked.encode()).hexdigest()},

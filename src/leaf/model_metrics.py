@@ -124,6 +124,8 @@ def _bertscore(path: str | None, program: str | None) -> Metric:
 
     An empty prediction scores 0, as there.
     """
+    from transformers import AutoTokenizer, GPT2Tokenizer, RobertaTokenizer
+
     if path is None:
         raise ConfigError(
             "BERTScore needs a model. Name a folder with one, and its layer: `--metric-path bertscore=DIR:17`, or a "
@@ -147,6 +149,9 @@ def _bertscore(path: str | None, program: str | None) -> Metric:
         scorer: Any = BERTScorer(model_type=name, num_layers=int(layer), idf=False)
     except (OSError, ValueError, AssertionError) as error:
         raise ConfigError(f"BERTScore cannot take layer {layer} of the model {name}: {error}") from error
+    if isinstance(scorer._tokenizer, RobertaTokenizer | GPT2Tokenizer):
+        # bert-score asks for a space before the first word in every call, which transformers 5 ignores there.
+        scorer._tokenizer = AutoTokenizer.from_pretrained(name, add_prefix_space=True)
     if scorer._tokenizer.model_max_length > 1_000_000:
         raise ConfigError(
             f"The tokenizer of {name} does not say how long a text may be. Set model_max_length in its "

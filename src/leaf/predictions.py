@@ -65,9 +65,9 @@ class Predictions:
         Raises:
             ConfigError, DataError: as `leaf.metrics.score`.
         """
-        if name in self.kept and name not in (paths or {}) and self.meta["lowercase"] == lowercase:
-            recorded = self.meta["metrics"][name]["signature"]
-            return Scored(_KEPT, self.kept[name]), recorded
+        recorded = self.meta.get("metrics", {})
+        if name in self.kept and name in recorded and name not in (paths or {}) and self.meta["lowercase"] == lowercase:
+            return Scored(_KEPT, self.kept[name]), recorded[name]["signature"]
         found = metric(name, paths)
         sources = [str(item.get("text") or "") for item in self.items]
         options: dict[str, Any] = {"lowercase": lowercase, "sources": sources}

@@ -128,7 +128,7 @@ class RewardSum:
     ):
         if isinstance(functions, str) or not functions:
             raise ConfigError(
-                f"The reward functions are {functions!r}: there is no reward function; give a list of them."
+                f"The reward functions are {shown(functions)}: there is no reward function; give a list of them."
             )
         self.functions: dict[str, RewardFunction] = {}
         options = options or {}
@@ -141,7 +141,7 @@ class RewardSum:
         self.weights = [1.0] * len(functions) if weights is None else [float(weight) for weight in weights]
         if len(self.weights) != len(self.functions) or not all(map(math.isfinite, self.weights)):
             raise ConfigError(
-                f"{len(functions)} reward functions came with weights {weights}; give one number for each."
+                f"{len(functions)} reward functions came with weights {shown(weights)}; give one number for each."
             )
         if timeout_s is not None and not 0 < timeout_s < math.inf:
             raise ConfigError(f"The time limit of a reward function is {timeout_s} s; allowed are None and above 0.")
@@ -296,13 +296,13 @@ def _imported(path: str) -> Any:
     module_name, colon, attribute = path.rpartition(":")
     if not colon:
         raise ConfigError(
-            f"The reward function {path!r} is unknown; allowed are {', '.join(REWARDS)}, judge, or an import path such "
-            "as package.module:function or path/to/file.py:function."
+            f"The reward function {shown(path)} is unknown; allowed are {', '.join(REWARDS)}, judge, or an import path "
+            "such as package.module:function or path/to/file.py:function."
         )
     try:
         return getattr(import_module(module_name), attribute)
     except Exception as error:  # the user's module may raise anything
         raise ConfigError(
-            f"The reward function {path!r} cannot be imported ({type(error).__name__}: {error}); give the path of a "
-            "file, or a module that Python finds."
+            f"The reward function {shown(path)} cannot be imported ({type(error).__name__}: {str(error)[:500]}); give "
+            "the path of a file, or a module that Python finds."
         ) from error

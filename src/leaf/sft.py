@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leaf.accidents import SkippedSteps
 from leaf.checkpoints import Checkpoints, check_space, take_steps
 from leaf.config import SftConfig
 from leaf.credit.tree import PrefixTree
@@ -15,7 +16,7 @@ from leaf.evaluate import evaluate
 from leaf.run import RunDirectory
 from leaf.speech.families import encode_text
 from leaf.speech.policy import Policy
-from leaf.speech.prompts import audio_of
+from leaf.speech.prompts import audio_of, row_name
 from leaf.training import batch_indices, build_optimizer, build_schedule, take
 
 
@@ -98,6 +99,7 @@ def sft(
     groups = share_audio(policy, take(train_rows, range(len(train_rows))))
     report(f"sft: {len(train_rows)} rows on {len(groups)} recordings, {config.batch_size} recordings a step")
     started, scores = time.perf_counter(), {}
+    skips = SkippedSteps(config.max_skipped_steps, policy.base.dtype, report)
 
     def validate(step: int) -> None:
         policy.eval()
@@ -120,12 +122,11 @@ def sft(
         loss = sft_loss(policy, [groups[i] for i in batch])
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        met = f"It met the rows {', '.join(repr(row_name(row)) for i in batch for row in groups[i])}."
+        record = skips.one(optimizer, schedule, step, loss.item(), norm.item(), met)
         seconds = time.perf_counter() - started
-        record = {"step": step, "loss": loss.item(), "grad_norm": norm.item(), "seconds": seconds}
-        run.append("metrics.jsonl", record | {"learning_rate": schedule.get_last_lr()[0]})
+        rate = schedule.get_last_lr()[0]
+        run.append("metrics.jsonl", {"step": step, **record, "seconds": seconds, "learning_rate": rate})
         if step % 20 == 0:
             report(f"sft {step}/{config.max_steps}  nll {loss.item():.3f}  {seconds:.0f} s")
 

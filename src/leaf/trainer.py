@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from leaf.accidents import SkippedSteps, Streaks, diagnose, rows_with_audio, unscore_unsampled
+from leaf.accidents import SkippedSteps, Streaks, diagnose, rows_with_audio, take_or_skip, unscore_unsampled
 from leaf.checkpoints import Checkpoints, check_space
 from leaf.checks import check_policy
 from leaf.config import LeafConfig
@@ -431,15 +430,10 @@ class LeafTrainer:
         norm = self.accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
         stats["grad_norm"] = math.nan if norm is None else float(norm)
         finite = math.isfinite(stats["grad_norm"]) and math.isfinite(stats["loss"])  # the same in every process
+        take_or_skip(self.optimizer, self.schedule, finite)
         if finite:
-            self.optimizer.step()
             self.skips.taken()
-        self.optimizer.zero_grad()
-        with warnings.catch_warnings():
-            # Of a first update that was skipped; nothing a user could act on.
-            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            self.schedule.step()
-        if not finite:
+        else:
             given = [part.advantages, part.old_log_probs, part.ref_log_probs]
             tensors = list(zip(*(one for one in given if one is not None), strict=True))
             names = [row_name(row) for row in part.rows]
@@ -517,10 +511,13 @@ class LeafTrainer:
         if self.processes.alone:
             return rollout
         nothing = Prompt(torch.empty(0, 0), torch.empty(0, dtype=torch.bool))
+        # Selected, that is copied: the tensors may be views, and each would carry the storage of the whole batch along.
+        every = list(range(self.args.num_completions))
+        sent = [replace(group.select(every), prompt=nothing) for group in rollout.groups]
         mine = [
-            (position, row if position < _RECORDED else {}, replace(group, prompt=nothing), reward, advantage.cpu())
+            (position, row if position < _RECORDED else {}, group, reward.clone(), advantage.cpu())
             for position, row, group, reward, advantage in zip(
-                rollout.positions, rollout.rows, rollout.groups, rollout.rewards, rollout.advantages, strict=True
+                rollout.positions, rollout.rows, sent, rollout.rewards, rollout.advantages, strict=True
             )
         ]
         everyone = sorted((one for given in self.processes.gather(mine) for one in given), key=lambda one: one[0])

@@ -131,7 +131,7 @@ def treepo(rows, rewards):
     return credit
 
 
-def shrunken(rows, rewards, kappa=2.0, leave_one_out=False):
+def shrunken(rows, rewards, kappa=4.0, leave_one_out=True):
     def baseline(i, prefix):
         others = [j for j in _scored(rows, rewards) if not (leave_one_out and j == i)]
         same = [j for j in others if rows[j][: len(prefix)] == prefix]

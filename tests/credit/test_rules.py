@@ -110,7 +110,7 @@ def test_shrunken_with_the_own_reward_by_hand():
     # Mean 1/2, V̂(1) = V̂(1, 2) = 5/8; κ = 1: Ṽ(1) = (5/4 + 1/2) / 3 = 7/12, Ṽ(1, 2) = (5/4 + 7/12) / 3 = 11/18.
     # The third is alone from its first token on: Ṽ(5) = (1/4 + 1/2) / 2 = 3/8, Ṽ(5, 6) = (1/4 + 3/8) / 2 = 5/16.
     tree, rewards = built([[1, 2, 3], [1, 2, 4], [5, 6, 7]], [1.0, 0.25, 0.25])
-    got = credit_rule("shrunken", kappa=1.0)(tree, rewards)
+    got = credit_rule("shrunken", kappa=1.0, leave_one_out=False)(tree, rewards)
     want = [[1 / 2, 5 / 12, 7 / 18], [-1 / 4, -1 / 3, -13 / 36], [-1 / 4, -1 / 8, -1 / 16]]
     assert torch.allclose(got, torch.tensor(want, dtype=torch.float64))
 

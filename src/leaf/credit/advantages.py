@@ -105,18 +105,19 @@ def shrunken(
     rewards: Float[Tensor, " K"],
     *,
     surprisal: Any = None,
-    kappa: float = 2.0,
-    leave_one_out: bool = False,
+    kappa: float = 4.0,
+    leave_one_out: bool = True,
 ) -> Tensor:
     """Give token t A = r − Ṽ(prefix before t), Ṽ(v) = (n V̂(v) + κ Ṽ(parent)) / (n + κ), Ṽ(v₀) = V̂(v₀).
 
     Ours, and a hypothesis; docs/credit_lab.md has the evidence for and against. V̂ of the prefix is the best baseline
     where many completions share it and the noisiest where few do; κ ≥ 0, in completions, is how many the parent counts
-    for. Every token is a step down the tree. κ = 0 is r − V̂(prefix), large κ is Dr. GRPO. Not divided by a deviation.
+    for. Every token is a step down the tree. Not divided by a deviation.
 
-    A completion's own reward is in its baselines, so once its prefix is its own its advantage fades by κ / (1 + κ) a
-    token: less noise, and a bias against late tokens, which grows with the length of completions. With `leave_one_out`
-    it is in none of them: unbiased, no fading, a prefix nobody else has keeps its parent's Ṽ, large κ is RLOO.
+    With `leave_one_out`, n and V̂ are those of the other completions: unbiased, a prefix nobody else has keeps its
+    parent's Ṽ, large κ is RLOO. Without it, κ = 0 is r − V̂(prefix), large κ is Dr. GRPO, and once a completion's
+    prefix is its own its advantage fades by κ / (1 + κ) a token: less noise, and a bias against late tokens that grows
+    with the length of completions.
     """
     if not 0 <= kappa < float("inf"):
         raise ConfigError(f"kappa is {kappa}; it must be a finite number of at least 0.")

@@ -175,21 +175,19 @@ def _convert(wave: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
         raise AudioError(
             f"The audio of {name} has shape {wave.shape}, which looks like (channels, samples); give its transpose."
         )
-    wave = wave.astype(np.float32)
-    if wave.ndim == 2:
-        wave = wave.mean(axis=1)
     if len(wave) < SHORTEST * rate:
         raise AudioError(f"The audio of {name} lasts {len(wave) / rate:.3f} s; at least {SHORTEST} s is needed.")
     if not np.isfinite(wave).all():
         raise AudioError(f"The audio of {name} holds NaN or infinite samples; export it again.")
     peak = float(np.abs(wave).max())
-    if peak < _SILENT:
-        raise AudioError(f"The audio of {name} is silent; leave the row out or record it again.")
     if peak > _LOUDEST:
         raise AudioError(
             f"The audio of {name} is floating point with a peak of {peak:.6g}, far outside [-1, 1]; "
             "divide 16-bit values by 32768, or pass them as int16."
         )
+    wave = (wave.mean(axis=1) if wave.ndim == 2 else wave).astype(np.float32)
+    if np.abs(wave).max() < _SILENT:
+        raise AudioError(f"The audio of {name} is silent; leave the row out or record it again.")
     clipped = float((np.abs(wave) >= _FULL_SCALE).mean())
     if clipped > CLIPPED:
         warnings.warn(

@@ -37,6 +37,8 @@ def _messages(prompt: Any) -> Sequence[Mapping[str, Any]]:
     """Return a prompt's messages as they are, or raise DataError for what is none."""
     if not isinstance(prompt, list | tuple):
         raise DataError(f"A prompt is {shown(prompt)}; give a string, or a list of messages.")
+    if not prompt:
+        raise DataError("A prompt is an empty list; give it at least one message.")
     for message in prompt:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise ModelError(

@@ -75,10 +75,11 @@ def load(name: str, split: str, *, limit: int | None = None, columns: dict[str, 
         )
     try:
         return Dataset.from_list(rows[:limit])
-    except (ArrowException, OverflowError) as error:
-        raise DataError(f"A column of {name} mixes kinds of values: {error}. Make each column one kind.") from error
     except UnicodeEncodeError as error:
         raise DataError(f"A column of {name} holds half a character (a lone surrogate): {error}.") from error
+    except (ArrowException, OverflowError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"A column of {name} mixes kinds of values: {reason}. Make each column one kind.") from error
 
 
 def splits_of(name: str) -> tuple[str, ...]:

@@ -102,13 +102,17 @@ def _files(audio: Any, number: int, path: Path, folders: dict[str, str]) -> list
         file = os.path.join(path.parent, name)
         problem = file_problem(file)
         if problem is not None:
-            raise DataError(f"Row {number} of {path.name} names the audio file {file[:500]}, which {problem}.")
+            raise DataError(f"Row {number} of {path.name} names the audio file {_line(file)}, which {problem}.")
         folder, last = os.path.split(file)
         if folder not in folders:
             folders[folder] = os.path.realpath(folder)
         file = os.path.join(folders[folder], last)
         files.append(os.path.realpath(file) if os.path.islink(file) else file)
     return files
+
+
+def _line(path: str) -> str:
+    return path[:500].replace("\n", "\\n").replace("\r", "\\r")
 
 
 def _listed(names: Any) -> str:
