@@ -20,14 +20,13 @@ gpus=${SLURM_GPUS_ON_NODE:-1}
 
 command=(leaf)
 recipes=("$published/$method.yaml" "$published/models/$model.yaml" "$published/tasks/$task.yaml")
-if [ "$gpus" -gt 1 ]; then
-    command=(accelerate launch --config_file recipes/accelerate/ddp.yaml --num_processes "$gpus" -m leaf)
-    [ "$method" = sft ] || recipes+=("$published/eight-gpus.yaml")
+if [ "$gpus" -gt 1 ] && [ "$method" != sft ]; then # stage sft runs in one process
+    # It passes the signal on to its processes and waits for them to save.
+    command=(torchrun --standalone --nproc_per_node "$gpus" --shutdown-timeout 300 -m leaf)
+    recipes+=("$published/eight-gpus.yaml")
 fi
-resume=()
-[ -e "$run/recipe.yaml" ] && resume=(--resume)
 
-"${command[@]}" train "${recipes[@]}" "output_dir=$run" "$@" "${resume[@]}" &
+"${command[@]}" train "${recipes[@]}" "output_dir=$run" "$@" --resume &
 child=$!
 stopped=
 trap 'stopped=yes; kill -TERM "$child"' TERM

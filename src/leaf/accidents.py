@@ -80,8 +80,8 @@ class SkippedSteps:
         raise RunError(
             f"{self.in_a_row} optimiser steps in a row would have been skipped and {self.limit} are allowed "
             f"(max_skipped_steps): {what}, with weights in {str(self.dtype).removeprefix('torch.')}. {diagnosis} No "
-            f"NaN has reached the weights. Leave such rows out, lower learning_rate{precise}, and go on from the last "
-            "checkpoint with `--resume`, or start afresh in another output_dir."
+            f"NaN has reached the weights, and the last checkpoint is intact. Leave such rows out, lower learning_rate"
+            f"{precise}, and start afresh in another output_dir."
         )
 
 
