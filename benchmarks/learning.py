@@ -8,8 +8,8 @@
 `run` trains recipes/qa.yaml (for the other tasks with their data) with the given rule and seed, scores the last adapter
 on the test splits, greedily and in five sampled passes (T 0.9, top-p 0.9, seeds 42 to 46), and appends one line to
 benchmarks/results/learning.jsonl. Every rule sees the same prompts in the same order and draws from the same sampling
-seeds. `table` prints means over seeds with Student 95 % intervals, differences to GRPO paired by seed, how many seeds an
-interval of ±0.5 takes, and how many completions each rule had sampled when its validation curve first reached
+seeds. `table` prints means over seeds with Student 95 % intervals, differences to GRPO paired by seed, how many seeds
+an interval of ±0.5 takes, and how many completions each rule had sampled when its validation curve first reached
 GRPO's final score.
 """
 
