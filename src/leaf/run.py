@@ -89,7 +89,14 @@ class RunDirectory:
 
     def config(self) -> RunConfig:
         """Return the resolved recipe of the run."""
-        return from_dict(yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8")))
+        file = self.path / "recipe.yaml"
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise RunError(f"{file} cannot be read: {' '.join(str(error).split())}.") from error
+        if not isinstance(values, dict):
+            raise RunError(f"{file} holds no recipe; bring it back from a copy.")
+        return from_dict(values)
 
     def write_recipe(self, config: RunConfig) -> None:
         """Write the resolved recipe."""

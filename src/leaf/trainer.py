@@ -98,6 +98,7 @@ class LeafTrainer:
             raise DataError("LeafTrainer has no training rows; pass train_dataset with prompt, audio and reference.")
         self.args = args = in_steps(args, len(train_dataset))
         self.train_rows, self.eval_rows = train_dataset, eval_dataset
+        load_plugins(args.plugins)  # before the rule and the rewards, which they may bring
         self.rule = credit_rule(credit or args.credit, **args.credit_options)
         self.rewards = RewardSum(
             reward_funcs or args.rewards,
@@ -148,7 +149,6 @@ class LeafTrainer:
 
     def _policy(self, model: Any, processor: Any, lora: peft.LoraConfig | None) -> Policy:
         args, device = self.args, self.accelerator.device
-        load_plugins(args.plugins)
         if isinstance(model, Policy):
             return self._budgeted(model.to(device))
         lora = lora or peft.LoraConfig(
