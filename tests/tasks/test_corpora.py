@@ -345,7 +345,7 @@ def test_a_folder_of_the_datasets_library_is_read_by_column_names(tmp_path):
     for i in range(60):
         write(source / f"wavs/{i}.wav", 0.2)
         lines.append({"file": f"wavs/{i}.wav", "answer": f"a{i}", "speaker": f"s{i // 6}"})
-    (source / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (source / "all.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     columns = {"audio": "file", "reference": "answer", "recording": "speaker", "prompt": "What is said?"}
     summary = run("hub", source, tmp_path / "target", options=Options(columns=columns))
     splits = {split: load(str(tmp_path / "target"), split).to_list() for split in summary["splits"]}
@@ -354,6 +354,27 @@ def test_a_folder_of_the_datasets_library_is_read_by_column_names(tmp_path):
     assert check_leakage(splits) == []
     with pytest.raises(DataError, match="has no column answr"):
         run("hub", source, tmp_path / "other", options=Options(columns=columns | {"reference": "answr"}))
+
+
+def test_a_table_with_audio_inside_is_read_without_another_decoder(tmp_path):
+    """As `datasets` writes it: parquet whose schema says that a column is audio."""
+    source = tmp_path / "source"
+    (source / "data").mkdir(parents=True)
+    features = {"audio": {"_type": "Audio"}, "answer": {"dtype": "string", "_type": "Value"}}
+    for split, seconds in (("train", 0.5), ("validation", 0.7)):
+        data = write(tmp_path / f"{split}.wav", seconds).read_bytes()
+        table = pa.table({"audio": [{"bytes": data, "path": "a.wav"}] * 2, "answer": ["one", "two"]})
+        said = json.dumps({"info": {"features": features}})
+        table = table.replace_schema_metadata({"huggingface": said})
+        pq.write_table(table, source / f"data/{split}-00000-of-00001.parquet")
+    columns = {"reference": "answer", "prompt": "What is said?"}
+    summary = run("hub", source, tmp_path / "target", options=Options(columns=columns))
+    assert {split: counts["rows"] for split, counts in summary["splits"].items()} == {"train": 2, "validation": 2}
+    assert len(load_audio(load(str(tmp_path / "target"), "validation")[0]["audio"])) == 11200
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(DataError, match="holds no file of rows"):
+        run("hub", empty, tmp_path / "none", options=Options(columns=columns))
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
