@@ -1,3 +1,4 @@
+import numpy as np
 import peft
 import pytest
 import tiny
@@ -72,3 +73,13 @@ def test_a_projector_file_of_another_model_is_refused(policy, tmp_path):
     policy.projector.linear_2 = torch.nn.Linear(3, 3)
     with pytest.raises(ModelError, match="does not fit"):
         policy.load_projector(tmp_path / "projector.safetensors")
+
+
+def test_rows_share_audio_only_if_every_sample_is_the_same(policy):
+    """Waveforms that differ in the middle alone print alike; they are different recordings."""
+    first = np.zeros(16000, dtype=np.float32)
+    second = first.copy()
+    second[8000] = 0.5
+    waves = [first, second, first.copy()]
+    rows = [{"prompt": "Say it", "reference": "a", "audio": {"array": w, "sampling_rate": 16000}} for w in waves]
+    assert [len(group) for group in share_audio(policy, rows)] == [2, 1]

@@ -1,14 +1,19 @@
 """Schedules and epochs."""
 
 import json
+from dataclasses import replace
 
+import peft
 import pytest
 import torch
 from tiny import rows, tiny_model
 
 from leaf.config import LeafConfig
+from leaf.errors import ConfigError, ModelError
+from leaf.records import group_record
+from leaf.speech.policy import Policy
 from leaf.trainer import LeafTrainer
-from leaf.training import build_schedule, in_steps, is_warm_restart
+from leaf.training import build_schedule, in_steps, is_warm_restart, pick_device
 
 
 def rates(config, updates, **options):
@@ -60,3 +65,64 @@ def test_an_epoch_begins_with_the_adapter_it_has_and_a_fresh_optimiser(tmp_path)
     assert counts == [1, 2, 1, 2]  # AdamW's own count of updates
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["learning_rate"] for line in lines[:2]] == [line["learning_rate"] for line in lines[2:]]
+
+
+SMALL = LeafConfig(
+    prompts_per_rollout=2, num_completions=3, max_new_tokens=4, lora_r=2, lora_dropout=0.0, device="cpu", max_steps=1,
+    eval_every=0,
+)  # fmt: skip
+
+
+def trainer_of(model, processor=None, lora=None, **changes):
+    return LeafTrainer(model, ["chrf"], replace(SMALL, **changes), rows(3), None, processor, lora, report=str)
+
+
+def test_the_projector_of_a_recipe_is_loaded_in_stage_rl(tmp_path):
+    model, processor = tiny_model()
+    other = Policy.wrap(*tiny_model(seed=1))
+    other.save_projector(tmp_path / "projector.safetensors")
+    one = trainer_of(model, processor, projector=str(tmp_path / "projector.safetensors"))
+    for key, value in other.projector.state_dict().items():
+        assert torch.equal(one.policy.projector.state_dict()[key], value)
+    with pytest.raises(ModelError, match="does not fit this model"):
+        trainer_of(*tiny_model(), projector=str(tmp_path / "missing.safetensors"))
+
+
+def test_a_policy_of_another_temperature_is_refused():
+    policy = Policy.wrap(*tiny_model(), lora=peft.LoraConfig(r=2), temperature=1.0)
+    with pytest.raises(ConfigError, match=r"The policy has temperature 1\.0 and the recipe 0\.5"):
+        trainer_of(policy, temperature=0.5)
+
+
+def test_dropout_of_the_adapter_itself_makes_the_update_off_policy():
+    assert trainer_of(*tiny_model()).on_policy
+    assert not trainer_of(*tiny_model(), peft.LoraConfig(r=2, lora_dropout=0.5)).on_policy
+
+
+def test_the_gradient_does_not_depend_on_the_launchers_environment(monkeypatch, tmp_path):
+    norms = []
+    for steps in ("1", "4"):
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps)
+        run = trainer_of(*tiny_model(), output_dir=str(tmp_path / steps)).train()
+        norms += [record["grad_norm"] for record in run.lines("metrics.jsonl")]
+    assert norms[0] == norms[1] > 0
+
+
+def test_a_device_that_is_not_there_is_refused():
+    for name, said in (
+        ("cuda:7", "CUDA devices can be seen here"),
+        ("mps", "runs on cpu and cuda"),
+        ("x", "allowed are"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            pick_device(name)
+
+
+def test_rows_with_audio_in_their_messages_are_recorded_without_it():
+    one = trainer_of(*tiny_model())
+    rollout = one.rollout(1)
+    parts = [{"type": "audio", "audio": torch.zeros(9)}, {"type": "text", "text": "Say it"}]
+    row = {"prompt": [{"role": "user", "content": parts}], "reference": None}
+    what = (rollout.groups[0], rollout.rewards[0], rollout.advantages[0], one.policy.tokenizer)
+    record = group_record(row, *what)
+    assert json.loads(json.dumps(record))["prompt"] == [{"role": "user", "content": [{"type": "audio"}, parts[1]]}]

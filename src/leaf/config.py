@@ -56,7 +56,7 @@ class RunConfig:
     min_lr_ratio: float = _field(0.1, "learning rate at the end, as a share of the peak", low=0.0, high=1.0)
     schedule_steps: int | None = _field(None, "steps the schedule is laid out for; default max_steps", low=1)
     warmup_steps: int = _field(0, "steps of linear warm-up", low=0)
-    max_grad_norm: float = _field(1.0, "gradient norm clip", low=0.0)
+    max_grad_norm: float = _field(1.0, "gradient norm clip", low=1e-6)
     max_skipped_steps: int = _field(
         5, "optimiser steps in a row that may be skipped because loss or gradient is NaN or infinite", low=0
     )

@@ -294,8 +294,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory ran out: CUDA's, Python's, or that of torch's allocator on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # On the CPU torch raises a bare RuntimeError; the second wording is the one of Windows.
-    wordings = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+    # Others raise a bare RuntimeError: torch on the CPU (the second wording is that of Windows), CUDA's libraries.
+    wordings = (
+        "DefaultCPUAllocator: can't allocate memory",
+        "DefaultCPUAllocator: not enough memory",
+        "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_ALLOC_FAILED",
+    )
     return isinstance(error, RuntimeError) and any(wording in str(error) for wording in wordings)
 
 

@@ -55,13 +55,14 @@ def group_record(
     """Return one group as JSON: prompt, reference, completions, tokens, surprisal, advantages, tree and boundaries."""
     tree = group.tree
     spans = [(i, length) for i, length in enumerate(group.lengths.tolist())]
-    audio = row["audio"] if isinstance(row["audio"], list) else [row["audio"]]
+    audio = row.get("audio")
+    audio = audio if isinstance(audio, list) else [audio]
     return {
         "id": row.get("id"),
-        "prompt": row["prompt"],
+        "prompt": _text_of(row["prompt"]),
         "audio": [Path(name).name for name in audio if isinstance(name, str)],
         "text": row.get("text"),
-        "reference": row["reference"],
+        "reference": row.get("reference"),
         "completions": group.texts(tokenizer),
         "rewards": [None if value != value else value for value in rewards.tolist()],
         "truncated": group.truncated.tolist(),
@@ -78,6 +79,21 @@ def group_record(
             "value": [None if value != value else round(value, 4) for value in tree.node_mean(rewards).tolist()],
         },
     }
+
+
+def _text_of(prompt: Any) -> Any:
+    """Return a prompt as it may be written: messages keep their text parts; an audio part keeps its type alone."""
+    if isinstance(prompt, str):
+        return prompt
+    return [
+        {
+            "role": message["role"],
+            "content": message["content"]
+            if isinstance(message["content"], str)
+            else [part if part.get("type") == "text" else {"type": part.get("type")} for part in message["content"]],
+        }
+        for message in prompt
+    ]
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -1,9 +1,12 @@
 """Stage sft: supervised warm start on references, with the policy and the packed forward of stage rl."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,8 +28,16 @@ def share_audio(policy: Policy, rows: Sequence[dict[str, Any]]) -> list[list[dic
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         head, _ = _split_prompt(policy, row)
-        groups.setdefault((str(head), str(audio_of(row))), []).append(row)
+        groups.setdefault((str(head), _same(audio_of(row))), []).append(row)
     return list(groups.values())
+
+
+def _same(audio: Any) -> str:
+    """Return what tells recordings apart: paths as they are, waveforms by all of their samples."""
+    if isinstance(audio, Mapping):
+        wave = np.ascontiguousarray(audio["array"])
+        return f"{audio['sampling_rate']} {wave.dtype} {wave.shape} {sha256(wave.tobytes()).hexdigest()}"
+    return str([audio] if isinstance(audio, str | Path) else [str(name) for name in audio])
 
 
 def _split_prompt(policy: Policy, row: dict[str, Any]) -> tuple[str, str]:

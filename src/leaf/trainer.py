@@ -109,6 +109,7 @@ class LeafTrainer:
         )
         self.accelerator = Accelerator(
             cpu=pick_device(args.device).type == "cpu",
+            mixed_precision="no",  # the precision is the recipe's, not the launcher's
             log_with=args.track_with,
             project_dir=args.output_dir,
         )
@@ -123,7 +124,7 @@ class LeafTrainer:
         self.trained = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
         self.parameters = list(self.trained.values())
         self.on_policy = (
-            args.lora_dropout == 0.0 and args.completions_per_update is None and args.passes_per_rollout == 1
+            not self._has_dropout() and args.completions_per_update is None and args.passes_per_rollout == 1
         )
         rollout = args.prompts_per_rollout * args.num_completions
         self.updates_per_rollout = args.passes_per_rollout * math.ceil(
@@ -150,7 +151,12 @@ class LeafTrainer:
     def _policy(self, model: Any, processor: Any, lora: peft.LoraConfig | None) -> Policy:
         args, device = self.args, self.accelerator.device
         if isinstance(model, Policy):
-            return self._budgeted(model.to(device))
+            if model.temperature != args.temperature:
+                raise ConfigError(
+                    f"The policy has temperature {model.temperature} and the recipe {args.temperature}: completions "
+                    "would be scored by another distribution than they are drawn from. Give both the same."
+                )
+            return self._budgeted(self._projected(model.to(device)))
         lora = lora or peft.LoraConfig(
             r=args.lora_r,
             lora_alpha=args.lora_alpha,
@@ -165,7 +171,7 @@ class LeafTrainer:
         if isinstance(model, torch.nn.Module):
             if processor is None:
                 raise ConfigError("A model object needs its processor: pass processing_class=AutoProcessor(...).")
-            return self._budgeted(Policy.wrap(model.to(device), processor, lora=lora, **options))
+            return self._budgeted(self._projected(Policy.wrap(model.to(device), processor, lora=lora, **options)))
         trust = args.trust_remote_code
         policy = Policy.load(
             model,
@@ -176,7 +182,20 @@ class LeafTrainer:
             attention=args.attention,
             **options,
         )
-        return self._budgeted(policy)
+        return self._budgeted(self._projected(policy))
+
+    def _projected(self, policy: Policy) -> Policy:
+        """Load the projector of the recipe, if it names one."""
+        if self.args.projector is not None:
+            policy.load_projector(self.args.projector)
+        return policy
+
+    def _has_dropout(self) -> bool:
+        """Tell whether the adapter has dropout, wherever its settings came from."""
+        model = self.policy.model
+        return isinstance(model, peft.PeftModel) and any(
+            getattr(config, "lora_dropout", 0.0) > 0.0 for config in model.peft_config.values()
+        )
 
     def _budgeted(self, policy: Policy) -> Policy:
         """Set the token budget of the recipe, or one that the memory left beside the weights allows."""
@@ -489,7 +508,9 @@ class LeafTrainer:
                 for key in ("kl", "clip_fraction", "ratio_mean"):
                     sums[key] += float(extra[key]) * tokens
                 sums["ratio_max"] = max(sums["ratio_max"], float(extra["ratio_max"]))
-            self.accelerator.backward(loss)
+            # Not accelerator.backward: it divides by what the launcher says of gradient accumulation.
+            if loss.requires_grad:
+                loss.backward()
             sums["loss"] += loss.item()
             sums["packed_tokens"] += scores.packed_tokens
             sums["plain_tokens"] += scores.plain_tokens

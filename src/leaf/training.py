@@ -17,9 +17,17 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device is {name!r}; allowed are auto, cpu, cuda, cuda:0, ...") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {name!r}; leaf runs on cpu and cuda.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device is {name!r}, but {torch.cuda.device_count()} CUDA devices can be seen here. Use device: auto or "
+            "cpu, or check the driver and CUDA_VISIBLE_DEVICES."
+        )
+    return device
 
 
 def build_optimizer(parameters: Iterable[Any], config: RunConfig) -> torch.optim.AdamW:

@@ -88,6 +88,11 @@ class Policy(nn.Module):
                 f"The layout 'tree' is not right for this language model: {self.attention.why_not}. Leave the layout "
                 "out, or choose 'prompt_once' or 'copies'."
             )
+        if layout == "prompt_once" and self.language_model.is_activation_checkpointing:
+            raise ModelError(
+                "The layout 'prompt_once' keeps the prompt's cache, which gradient checkpointing drops. Leave the "
+                "layout out, or switch gradient_checkpointing off."
+            )
         self.layout: Layout = layout or self._layout()
         self.audio_token_id = self.tokenizer.convert_tokens_to_ids(self.family.audio_token)
         self.eos_token_ids = _eos_ids(self.base, self.tokenizer)
@@ -238,7 +243,10 @@ class Policy(nn.Module):
         """Make the projector trainable in float32, whatever the precision around it, and return its parameters."""
         dtype = self.base.dtype
         projector = self.projector.float().requires_grad_(True)
-        projector.register_forward_pre_hook(lambda module, args: tuple(x.float() for x in args))
+        projector.register_forward_pre_hook(
+            lambda module, args, kwargs: (tuple(_float(x) for x in args), {k: _float(x) for k, x in kwargs.items()}),
+            with_kwargs=True,
+        )
         projector.register_forward_hook(lambda module, args, output: output.to(dtype))
         return list(projector.parameters())
 
@@ -404,7 +412,8 @@ class Policy(nn.Module):
             arguments[self.family.per_token[0]] = embeddings[..., width:].unflatten(-1, (layers, -1))
             embeddings = embeddings[..., :width]
         with self.precision():
-            return self.language_model(inputs_embeds=embeddings.to(self.base.dtype), **arguments).last_hidden_state
+            hidden = self.language_model(inputs_embeds=embeddings.to(self.base.dtype), **arguments).last_hidden_state
+        return hidden.to(self.base.dtype)  # CUDA's autocast computes some powers in float32 (Gemma 3n)
 
     def precision(self) -> Any:
         """Return the context in which adapters, held in float32, compute in the precision of the weights around them.
@@ -436,6 +445,11 @@ class Policy(nn.Module):
             ) from error
         except (RuntimeError, OSError) as error:
             raise ModelError(f"The projector file {file} does not fit this model: {error}") from error
+
+
+def _float(value: Any) -> Any:
+    """Return floating-point tensors in float32 and anything else as it is."""
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _count(module: nn.Module) -> int:
