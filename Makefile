@@ -4,13 +4,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: demo demo-model test test-slow lint setup docs clean
+.PHONY: demo demo-model test test-slow lint setup docs browser clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"leaf needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt "torch==2.13.0" setuptools wheel
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[corpora,demo,dev,docs,tensorboard,voxtral]"
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[corpora,demo,dev,docs,report,tensorboard,voxtral]"
 	# torchaudio is wanted for its Python transforms only. Its wheel's compiled part is linked against CUDA and cannot
 	# be loaded beside a CPU build of torch; there it is taken out of the way, and torchaudio does without it.
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps torchaudio
@@ -30,7 +30,12 @@ demo-model: $(STAMP)
 	$(BIN)/leaf sft recipes/sft.yaml
 	$(BIN)/python tools/ship_demo_weights.py runs/align runs/sft
 
-test: $(STAMP)
+# The report's tests open it in a real browser. Without one, and without the rights to install it, they are skipped and say so.
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	  && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || echo "no Chromium: the tests of the report skip"
+
+test: $(STAMP) browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
