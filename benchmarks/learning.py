@@ -89,9 +89,9 @@ def run(args):
 
 
 def search(args):
-    """Try every learning rate with both rules alike, one seed, and score the whole validation split greedily."""
-    for rate in RATES:
-        for credit in ("leaf", "grpo"):
+    """Try every learning rate with each rule alike, one seed, and score the whole validation split greedily."""
+    for rate in args.rates:
+        for credit in args.credits.split(","):
             given = [f"learning_rate={rate}", f"max_steps={args.steps}", "eval_every=0", "record_every=0"]
             given += [f"output_dir=runs/learning/search-{args.task}-{credit}-{rate}", *args.overrides]
             record, policy, config = train(args.task, credit, SEARCH_SEED, args.threads, given)
@@ -189,6 +189,8 @@ def main():
             one.add_argument("--splits", default="test,test_heldout")
         if name == "search":
             one.add_argument("--steps", type=int, default=60)
+            one.add_argument("--credits", default="leaf,grpo")
+            one.add_argument("--rates", type=float, nargs="+", default=RATES)
     args = parser.parse_args()
     args.command(args)
 
