@@ -127,7 +127,7 @@ def test_several_systems_go_on_where_they_stopped(policy, rows, recipe, tmp_path
     predict, calls = module.predict, []
 
     def cut(*arguments, **options):
-        calls.append(options["seed"])
+        calls.append(options["seeds"])
         if len(calls) == 2:
             raise KeyboardInterrupt
         return predict(*arguments, **options)
@@ -136,14 +136,15 @@ def test_several_systems_go_on_where_they_stopped(policy, rows, recipe, tmp_path
     with pytest.raises(KeyboardInterrupt):
         run()
     results = run()
-    assert calls == [42, 43, 43, 42, 43]  # the first pass was not sampled again
-    assert loaded == [None, None, tmp_path / "adapter"]
+    assert calls == [[42, 43], [42, 43], [42, 43]]  # the first system was not sampled again
+    assert loaded == [None, tmp_path / "adapter", tmp_path / "adapter"]
     again = run(metrics=("chrf", "wer"))
-    assert len(calls) == 5
+    assert len(calls) == 3
     assert len(loaded) == 3
     assert again["base"].scores["chrf"] == results["base"].scores["chrf"]
     assert read_predictions(tmp_path / "out/base.jsonl").passes == results["base"].passes
     assert run(seeds=(42, 43, 44))["base"].predictions.seeds == [42, 43, 44]
+    assert calls[3:] == [[44], [44]]
     meta = read_meta(tmp_path / "out/tuned.jsonl")
     assert len(meta["made_with"]["adapter"]["sha256"]) == 64
     assert meta["made_with"]["decoding"]["temperature"] == 0.9

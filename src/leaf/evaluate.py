@@ -78,20 +78,21 @@ def predict(
     max_new_tokens: int,
     temperature: float = 0.9,
     top_p: float = 0.9,
-    seed: int = 42,
+    seeds: Sequence[int] = (42,),
     batch_size: int = _BATCH,
     progress: Callable[[int], None] | None = None,
     processes: Processes | None = None,
-) -> tuple[list[str], list[bool]]:
-    """Return one completion per row, in order, and whether the length limit cut it.
+) -> list[tuple[list[str], list[bool]]]:
+    """Return per seed one completion per row, in order, and whether the length limit cut it.
 
-    Rows of like length share a batch. A row draws from a stream of its own, so a prediction depends on `seed`, the row
-    and its place among the rows only, and not on how many `processes` share the work.
+    Rows of like length share a batch, and the passes of all seeds share a row's audio and prompt, each embedded and
+    prefilled once. A row draws from a stream of its own in each pass, so a prediction depends on the seed, the row and
+    its place among the rows only, and not on how many `processes` share the work.
     """
     order = sorted(range(len(rows)), key=lambda i: (float(rows[i].get("seconds", 0.0)), i))
     if processes is not None:
         order = [order[i] for i in processes.positions(len(order))]
-    said: dict[int, tuple[str, bool]] = {}
+    said: dict[int, list[tuple[str, bool]]] = {}
 
     def say() -> None:
         for at in range(0, len(order), batch_size):
@@ -100,7 +101,7 @@ def predict(
                 sample,
                 policy,
                 policy.embed([rows[i] for i in indices]),
-                num_completions=1,
+                num_completions=len(seeds),
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 top_p=top_p,
@@ -108,10 +109,13 @@ def predict(
             )
             # Made anew for every try: one that ran out of memory has drawn already.
             groups = within_memory(
-                policy, lambda draw=draw, its=indices: draw(generator=[step_generator(seed, i) for i in its])
+                policy,
+                lambda draw=draw, its=indices: draw(
+                    generator=[[step_generator(seed, i) for seed in seeds] for i in its]
+                ),
             )
             for i, group in zip(indices, groups, strict=True):
-                said[i] = (group.texts(policy.tokenizer)[0], bool(group.truncated[0]))
+                said[i] = list(zip(group.texts(policy.tokenizer), group.truncated.tolist(), strict=True))
             if progress is not None:
                 progress(len(indices))
 
@@ -120,7 +124,8 @@ def predict(
     else:
         processes.together(say)
         said = {i: one for part in processes.gather(said) for i, one in part.items()}
-    return [said[i][0] for i in range(len(rows))], [said[i][1] for i in range(len(rows))]
+    passes = [[said[i][k] for i in range(len(rows))] for k in range(len(seeds))]
+    return [([text for text, _ in one], [cut for _, cut in one]) for one in passes]
 
 
 def evaluate(
@@ -147,8 +152,7 @@ def evaluate(
     rows = _checked(rows, metrics, paths)
     decoding = {"greedy": greedy, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
     predictions = Predictions(_UNNAMED, kept_items(rows), [], [], [], meta={"made_with": {"decoding": decoding}})
-    for seed in [None] if greedy else seeds:
-        _add_pass(predictions, policy, rows, seed, progress, processes)
+    _add_passes(predictions, policy, rows, [None] if greedy else seeds, progress, processes)
     return score_predictions(predictions, rows, metrics, lowercase=lowercase, paths=paths, intervals=intervals)
 
 
@@ -214,9 +218,9 @@ def evaluate_systems(
 ) -> dict[str, Evaluation]:
     """Evaluate several systems with a recipe's model, task and decoding, one prediction file each in `out`.
 
-    A file is written after every pass. Called again, passes that are there are not sampled again, so an evaluation
-    that was interrupted goes on, further passes are added and other metrics are scored without the model. All passes
-    of a file count.
+    A system's passes are sampled together and then written. Called again, passes that are there are not sampled again,
+    so an evaluation that was interrupted goes on, further passes are added and other metrics are scored without the
+    model. All passes of a file count.
 
     Args:
         config: the recipe.
@@ -243,15 +247,14 @@ def evaluate_systems(
         file = out / f"{name}.jsonl"
         made_with = described | {"adapter": None if adapter is None else _identity(adapter, str(adapter))}
         known = _known(file, name, items, made_with)
-        policy = None
-        for seed in [None] if greedy else seeds:
-            if seed not in known.seeds:
-                policy = policy or load(adapter)
-                _add_pass(known, policy, rows, seed)
-                known.kept = {}  # one entry per pass; made again when the passes are all there
-                known.meta.pop("metrics", None)
-                known.write(file)
-            say(f"{name}: {'greedy pass' if greedy else f'pass with seed {seed}'} is in {file}")
+        missing = [seed for seed in ([None] if greedy else seeds) if seed not in known.seeds]
+        if missing:
+            _add_passes(known, load(adapter), rows, missing)
+            known.kept = {}  # one entry per pass; made again when the passes are all there
+            known.meta.pop("metrics", None)
+            known.write(file)
+        done = "greedy pass" if greedy else f"passes with seeds {', '.join(map(str, seeds))}"
+        say(f"{name}: {done} in {file}")
         results[name] = score_predictions(known, rows, metrics, lowercase=lowercase, paths=paths)
         results[name].write(file)
     return results
@@ -325,30 +328,31 @@ def _checked(rows: Sequence[Any], metrics: Sequence[str], paths: Mapping[str, st
     return rows
 
 
-def _add_pass(
+def _add_passes(
     predictions: Predictions,
     policy: Policy,
     rows: Sequence[dict[str, Any]],
-    seed: int | None,
+    seeds: Sequence[int | None],
     progress: Callable[[int], None] | None = None,
     processes: Processes | None = None,
 ) -> None:
-    """Add one pass over the rows, greedy or sampled as the predictions' decoding says."""
+    """Add one pass over the rows per seed, greedy (a seed of None) or sampled as the predictions' decoding says."""
     decoding = predictions.meta["made_with"]["decoding"]
-    texts, truncated = predict(
+    passes = predict(
         policy,
         rows,
         greedy=decoding["greedy"],
         max_new_tokens=decoding["max_new_tokens"],
         temperature=decoding["temperature"],
         top_p=decoding["top_p"],
-        seed=0 if seed is None else seed,
+        seeds=[0 if seed is None else seed for seed in seeds],
         progress=progress,
         processes=processes,
     )
-    predictions.passes.append(texts)
-    predictions.seeds.append(seed)
-    predictions.truncated.append([*truncated])
+    for seed, (texts, truncated) in zip(seeds, passes, strict=True):
+        predictions.passes.append(texts)
+        predictions.seeds.append(seed)
+        predictions.truncated.append([*truncated])
 
 
 def _known(file: Path, name: str, items: list[dict[str, Any]], made_with: dict[str, Any]) -> Predictions:

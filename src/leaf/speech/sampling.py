@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from leaf.credit.tree import PrefixTree
-from leaf.errors import ConfigError, ModelError
-from leaf.speech.attention import longest_position
+from leaf.errors import ConfigError
+from leaf.speech.attention import refuse_long
 from leaf.speech.decoding import decoder
 from leaf.speech.packing import micro_batches
 from leaf.speech.policy import Policy, Prompt
@@ -67,7 +67,7 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     greedy: bool = False,
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    generator: torch.Generator | Sequence[torch.Generator | Sequence[torch.Generator]] | None = None,
     token_budget: int | None = None,
 ) -> list[Group]:
     """Sample `num_completions` (K) completions per prompt, dropout off.
@@ -81,21 +81,15 @@ def sample(
         top_p: in (0, 1]; the smallest set of most likely tokens whose probability reaches it is kept.
         greedy: take the most likely token instead; the surprisal is then the unwarped one.
         generator: source of randomness on the CPU, or one for each prompt: what a prompt draws then depends on its own
-            alone. One uniform number per completion and step is drawn beforehand, so a draw depends neither on the
-            batch nor on how it shrinks.
+            alone; instead of a prompt's generator there may be one for each of its completions. One uniform number per
+            completion and step is drawn beforehand, so a draw depends neither on the batch nor on how it shrinks.
         token_budget: largest padded size (prompts × longest prompt) sampled at once, prompts of like length together;
             None for four times the policy's scoring budget (no gradient is kept).
 
     Returns:
         One Group per prompt, tensors on the CPU.
     """
-    longest = longest_position(policy.text_config)
-    if longest is not None and max(prompt.length for prompt in prompts) + max_new_tokens > longest:
-        raise ModelError(
-            f"A prompt of {max(prompt.length for prompt in prompts)} tokens and {max_new_tokens} new ones exceed "
-            f"{longest} positions, where this model (LongRoPE) changes its frequencies for the whole batch. Lower "
-            "max_new_tokens, or set max_prompt_tokens so that both fit."
-        )
+    refuse_long(policy.text_config, [(prompt.length, max_new_tokens) for prompt in prompts])
     draws = _draws(generator, max_new_tokens, len(prompts), num_completions)
     was_training = policy.training
     policy.eval()
@@ -111,16 +105,27 @@ def sample(
 
 
 def _draws(
-    generator: torch.Generator | Sequence[torch.Generator] | None, steps: int, prompts: int, completions: int
+    generator: torch.Generator | Sequence[torch.Generator | Sequence[torch.Generator]] | None,
+    steps: int,
+    prompts: int,
+    completions: int,
 ) -> Tensor:
     """Return uniform numbers (T, P, K)."""
     if isinstance(generator, Sequence):
         if len(generator) != prompts:
             raise ConfigError(f"{len(generator)} generators came for {prompts} prompts; give one for each.")
-        each = [torch.rand(steps, completions, generator=one, dtype=torch.float64) for one in generator]
-        return torch.stack(each, 1)
+        return torch.stack([_draws_of(one, steps, completions) for one in generator], 1)
     each = [torch.rand(prompts * completions, generator=generator, dtype=torch.float64) for _ in range(steps)]
     return torch.stack(each).view(steps, prompts, completions)
+
+
+def _draws_of(generator: torch.Generator | Sequence[torch.Generator], steps: int, completions: int) -> Tensor:
+    """Return the uniform numbers (T, K) of one prompt."""
+    if isinstance(generator, torch.Generator):
+        return torch.rand(steps, completions, generator=generator, dtype=torch.float64)
+    if len(generator) != completions:
+        raise ConfigError(f"{len(generator)} generators came for {completions} completions; give one for each.")
+    return torch.cat([torch.rand(steps, 1, generator=one, dtype=torch.float64) for one in generator], 1)
 
 
 def _sample(
@@ -154,12 +159,13 @@ def _sample(
         branch, row = torch.unique(row[~ended] * logits.shape[-1] + chosen[~ended], return_inverse=True)
         logits = decode.advance(branch // logits.shape[-1], branch % logits.shape[-1]) * scale
 
+    # To the CPU in one go: from here on everything is bookkeeping, group by group.
+    tokens, lengths, surprisal, truncated = (part.cpu() for part in (tokens, lengths, surprisal, truncated))
     groups = []
     for i, prompt in enumerate(prompts):
         mine = slice(i * completions, (i + 1) * completions)
         width = int(lengths[mine].max())
-        parts = (tokens[mine, :width], lengths[mine], surprisal[mine, :width], truncated[mine])
-        groups.append(Group(prompt, *(part.cpu() for part in parts)))
+        groups.append(Group(prompt, tokens[mine, :width], lengths[mine], surprisal[mine, :width], truncated[mine]))
     return groups
 
 
