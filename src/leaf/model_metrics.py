@@ -74,11 +74,16 @@ def _wordnet(path: str | None) -> tuple[Any, str]:
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
     class Reader(WordNetCorpusReader):
-        """Read a bare WordNet folder: without the names of lexicographer files and older versions METEOR never asks."""
+        """Read a bare WordNet folder: without the names of lexicographer files and older versions METEOR never asks.
+
+        Files are read into memory (ASCII, 16 MB), as nltk would never close them.
+        """
 
         def open(self, file: str) -> Any:
-            named = (Path(str(self.root)) / file).is_file()
-            return StringIO("".join(f"{i:02}\tfile{i}\t0\n" for i in range(45))) if not named else super().open(file)
+            if not (Path(str(self.root)) / file).is_file():
+                return StringIO("".join(f"{i:02}\tfile{i}\t0\n" for i in range(45)))
+            with super().open(file) as stream:
+                return StringIO(stream.read())
 
         def map_wn(self, version: str = "wordnet") -> None:
             return None
