@@ -417,13 +417,13 @@ def test_supervised_steps_are_skipped_alike(tmp_path, monkeypatch):
     config = SftConfig(output_dir=str(tmp_path / "run"), max_steps=3, batch_size=1, eval_every=0, eval_items=1,
                        lora_r=2, device="cpu", learning_rate=1e-2)  # fmt: skip
     policy = Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=2))
-    plain, calls, said = stage.sft_loss, [], []
+    plain, calls, said = stage.sft_gradient, [], []
 
     def poisoned(*arguments):
         calls.append(1)
         return plain(*arguments) * (math.nan if len(calls) == 1 else 1.0)
 
-    monkeypatch.setattr(stage, "sft_loss", poisoned)
+    monkeypatch.setattr(stage, "sft_gradient", poisoned)
     stage.sft(config, policy, tiny.rows(3), tiny.rows(1), RunDirectory.create(config), said.append)
     assert [record["skipped_steps"] for record in records(tmp_path)] == [1, 0, 0]
     assert [record["loss"] is None for record in records(tmp_path)] == [True, False, False]

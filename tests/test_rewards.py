@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import sacrebleu
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
-from leaf.errors import ConfigError, RewardError
+from leaf.errors import ConfigError, DataError, RewardError
 from leaf.rewards import REWARDS, RewardSum
 
 LEXICON = ["press", "one", "two", "to", "leave", "the", "menu", "Now", "."]
@@ -19,6 +20,26 @@ WORDS = st.lists(st.sampled_from(LEXICON), min_size=1, max_size=12).map(" ".join
 # Any completion whatever, and any reference with a letter or digit that ROUGE knows.
 TEXTS = st.text(max_size=30)
 PAIRS = st.tuples(WORDS | TEXTS, WORDS | TEXTS.map(lambda text: text + " a1"))
+
+
+def test_columns_that_functions_take_by_name_are_looked_for_before_training():
+    def graded(completions, answer, prompts, *, level, note="", **columns):
+        return [0.0] * len(completions)
+
+    rewards = RewardSum(["bleu", graded])
+    assert rewards.columns == {"reference": "bleu", "answer": "graded", "level": "graded"}
+    whole = {"prompt": "p", "audio": "a.wav", "reference": "r", "answer": "x", "level": 1}
+    rewards.check_rows([whole, {**whole, "more": 2}])
+    rewards.check_rows(Dataset.from_list([whole]))
+    lacking = {key: value for key, value in whole.items() if key != "level"}
+    wanted = r"reward function graded takes 'level' by name, and training row 1, counted from 0, has only the columns p"
+    with pytest.raises(DataError, match=wanted):
+        rewards.check_rows([whole, lacking])
+    with pytest.raises(DataError, match=r"graded takes 'level' by name, and the training data has only the columns"):
+        rewards.check_rows(Dataset.from_list([lacking]))
+    with pytest.raises(DataError, match=r"takes 'prompt' by name, .*The prompts come as `prompts`"):
+        RewardSum([lambda completions, prompt: [0.0]]).check_rows([whole])
+    rewards.check_rows(map(dict, [lacking]))  # nothing can be seen of these yet
 
 
 @settings(max_examples=120, deadline=None)

@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import peft
 import pytest
@@ -6,8 +9,10 @@ import torch
 
 from leaf.align import CtcAligner, token_error_rate
 from leaf.checks import plain_log_probs
+from leaf.config import SftConfig
 from leaf.errors import DataError, ModelError
-from leaf.sft import sft_loss, share_audio
+from leaf.run import RunDirectory
+from leaf.sft import sft, sft_gradient, share_audio
 from leaf.speech.policy import Policy
 
 
@@ -25,22 +30,70 @@ def test_sharing_one_encoding_changes_neither_loss_nor_gradient(policy):
     groups = share_audio(policy, rows)
     assert [len(group) for group in groups] == [3, 1]
     parameters = [*policy.unfreeze_projector(), *(p for p in policy.parameters() if p.requires_grad)]
-    shared = sft_loss(policy, groups)
-    gradients = torch.autograd.grad(shared, parameters)
+    shared = sft_gradient(policy, groups)
+    gradients = [p.grad.clone() for p in parameters]
     total, count = torch.zeros(()), 0
     for row in rows:
         ids = torch.tensor([[*policy.token_ids(row["reference"]), policy.eos_token_ids[0]]])
         lengths = torch.tensor([ids.shape[1]])
         total = total - plain_log_probs.__wrapped__(policy, policy.embed([row])[0], ids, lengths).sum()
         count += ids.shape[1]
-    assert torch.allclose(shared, total / count, rtol=1e-4)
+    assert shared == pytest.approx((total / count).item(), rel=1e-4)
     for a, b in zip(gradients, torch.autograd.grad(total / count, parameters), strict=True):
         assert float((a - b).abs().max()) <= 1e-3 * float(b.abs().max()) + 1e-7
 
 
+def test_every_forward_is_followed_by_its_backward_and_the_sum_stays_the_same(policy, monkeypatch):
+    """Micro-batches of one row each: one graph stands at a time; loss and gradients are those of one large batch."""
+    rows = [{**row, "reference": tiny.TEXTS[i]} for i, row in enumerate(tiny.rows(3))]
+    groups = share_audio(policy, rows)
+    parameters = [*policy.unfreeze_projector(), *(p for p in policy.parameters() if p.requires_grad)]
+    whole = sft_gradient(policy, groups)
+    wanted = [p.grad.clone() for p in parameters]
+    policy.zero_grad()
+    events, decode = [], policy.decode
+
+    def watched(*arguments, **options):
+        hidden = decode(*arguments, **options)
+        events.append("forward")
+        hidden.register_hook(lambda gradient: events.append("backward"))
+        return hidden
+
+    monkeypatch.setattr(policy, "decode", watched)
+    policy.token_budget = 1
+    assert sft_gradient(policy, groups) == pytest.approx(whole, rel=1e-6)
+    assert events == ["forward", "backward"] * 3
+    for parameter, value in zip(parameters, wanted, strict=True):
+        assert torch.allclose(parameter.grad, value, rtol=1e-4, atol=1e-5 * float(value.abs().max()))
+
+
+def test_running_out_of_memory_halves_the_budget_and_loses_no_supervised_step(tmp_path, monkeypatch):
+    config = SftConfig(
+        output_dir=str(tmp_path / "run"), max_steps=2, batch_size=3, eval_every=0, eval_items=1, lora_r=2,
+        device="cpu", lora_dropout=0.0, max_new_tokens=4,
+    )  # fmt: skip
+    losses = []
+    for limit in (10**6, 100):
+        policy = Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=2), token_budget=4096)
+        decode = policy.decode
+
+        def small(embeddings, decode=decode, limit=limit, **options):
+            if embeddings.shape[0] * embeddings.shape[1] > limit and torch.is_grad_enabled():
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return decode(embeddings, **options)
+
+        monkeypatch.setattr(policy, "decode", small)
+        run = RunDirectory.create(replace(config, output_dir=str(tmp_path / str(limit))))
+        sft(config, policy, tiny.rows(3), tiny.rows(1), run, lambda line: None)
+        losses.append([json.loads(line)["loss"] for line in (run.path / "metrics.jsonl").read_text().splitlines()])
+        assert (policy.token_budget < 4096) == (limit == 100)
+        run.release()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_an_empty_reference_is_refused(policy):
     with pytest.raises(DataError, match="empty reference"):
-        sft_loss(policy, [[{**tiny.rows(1)[0], "reference": " "}]])
+        sft_gradient(policy, [[{**tiny.rows(1)[0], "reference": " "}]])
 
 
 def test_ctc_reads_frames_that_lie_on_token_embeddings(policy):

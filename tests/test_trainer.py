@@ -1,5 +1,7 @@
 import json
+import math
 import shutil
+from dataclasses import replace
 
 import peft
 import pytest
@@ -175,6 +177,81 @@ def test_a_reward_function_that_fails_and_a_run_without_checkpoint_are_named(tmp
     fresh = trainer(recipe(tmp_path))
     with pytest.raises(RunError, match="recorded steps but no checkpoints"):
         fresh.train(resume_from_checkpoint=True)
+
+
+def test_rows_may_differ_in_columns_that_no_reward_needs(tmp_path):
+    """What a row lacks is None for the reward functions; a column they take by name has to be there from the start."""
+    seen = []
+
+    def noted(completions, note=None, **columns):
+        seen.append((note, columns["hint"]))
+        return length_reward(completions)
+
+    rows = tiny.rows(2)
+    rows[0]["hint"], rows[1]["note"] = "h", "n"
+    trainer(recipe(tmp_path, max_steps=1), reward_funcs=[noted], train_dataset=rows).train()
+    ((notes, hints),) = seen
+    assert sorted(notes, key=str) == [None] * 4 + ["n"] * 4
+    assert [h for h in hints if h] == ["h"] * 4
+    assert all((note is None) == (hint is not None) for note, hint in zip(notes, hints, strict=True))
+
+    def strict(completions, note, **columns):
+        return length_reward(completions)
+
+    with pytest.raises(DataError, match=r"strict takes 'note' by name, and training row 0"):
+        trainer(recipe(tmp_path), reward_funcs=[strict], train_dataset=rows)
+
+    class Lazy:
+        """Rows that cannot be seen before they are read."""
+
+        def __len__(self):
+            return len(rows)
+
+        def __getitem__(self, index):
+            return {key: value for key, value in rows[index].items() if key != "note"}
+
+    def given_none(completions, note, **columns):
+        assert note == [None] * len(completions)
+        return length_reward(completions)
+
+    config = recipe(tmp_path, output_dir=str(tmp_path / "lazy"), max_steps=1)
+    trainer(config, reward_funcs=[given_none], train_dataset=Lazy()).train()
+
+
+def test_groups_without_a_single_token_teach_nothing(tmp_path):
+    """Beside a normal group the update is that group's alone; by themselves they leave loss and gradient at zero."""
+    one = trainer(recipe(tmp_path))
+    rollout = one.rollout(1)
+    width = rollout.groups[1].tokens.shape[1]
+    for empty in (0, width):  # no tokens at all, or padding alone
+        nothing = torch.zeros(4, empty)
+        group = replace(
+            rollout.groups[0], tokens=nothing.long(), lengths=torch.zeros(4, dtype=torch.long), surprisal=nothing
+        )
+        advantages = one.rule(group.tree, rollout.rewards[0], surprisal=nothing).float()
+        assert advantages.shape == nothing.shape
+        assert not bool(advantages.any())
+        mixed = replace(
+            rollout,
+            groups=[group, rollout.groups[1]],
+            advantages=[advantages, rollout.advantages[1]],
+            ref_log_probs=one._log_probs("reference", [group, rollout.groups[1]], one.policy.reference()),
+        )
+        found = []
+        for positions in ([1], [0, 1], [0]):
+            names = ("rows", "groups", "rewards", "advantages", "ref_log_probs", "positions")
+            part = replace(mixed, **{name: [getattr(mixed, name)[i] for i in positions] for name in names})
+            one.optimizer.zero_grad()
+            sums = one._gradient(part, one._weights(part))
+            assert all(math.isfinite(value) for value in sums.values())
+            found.append((sums["loss"], [torch.zeros(1) if p.grad is None else p.grad.clone() for p in one.parameters]))
+        (alone, wanted), (both, got), (only, none) = found
+        assert both == pytest.approx(alone, abs=1e-6)
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, wanted, strict=True))
+        assert only == 0.0
+        assert not any(bool(gradient.any()) for gradient in none)
+        twice = {name: [getattr(mixed, name)[0]] * 2 for name in ("groups", "advantages", "ref_log_probs")}
+        assert one.update(replace(mixed, **twice))["skipped_steps"] == 0
 
 
 def test_tensorboard_tracking_writes_events(tmp_path):

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from leaf.accidents import SkippedSteps
 from leaf.checkpoints import Checkpoints, check_space, take_steps
 from leaf.config import AlignConfig
-from leaf.errors import DataError
+from leaf.errors import DataError, ModelError
 from leaf.run import RunDirectory
 from leaf.speech.policy import Policy
 from leaf.training import batch_indices, build_optimizer, build_schedule, take
+
+_FRAME_TOLERANCE = 0.02  # of the norm: half precision in between, and sums in another order
 
 
 class CtcAligner(nn.Module):
@@ -118,13 +120,14 @@ def align(
     eval_rows = take(eval_rows, range(min(len(eval_rows), config.eval_items or len(eval_rows))))
     # The encoder is frozen, so its output is computed once, not once per epoch.
     report(f"align: encoding {len(train_rows)} + {len(eval_rows)} recordings")
+    check_frame_wise(policy, *take(train_rows, [0]))
     features, eval_features = _features(policy, train_rows), _features(policy, eval_rows)
     started, scores = time.perf_counter(), {}
     skips = SkippedSteps(config.max_skipped_steps, policy.base.dtype, report)
 
     def one_step(step: int) -> None:
         batch = batch_indices(len(train_rows), config.batch_size, step - 1, config.seed)
-        loss = aligner(_project(policy, [features[i] for i in batch]), [texts[i] for i in batch])
+        loss = aligner(policy.project([features[i] for i in batch]), [texts[i] for i in batch])
         loss.backward()
         norm = nn.utils.clip_grad_norm_(projector, config.max_grad_norm)
         met = f"It met the training rows {', '.join(map(str, batch))}, counted from 0."
@@ -136,7 +139,7 @@ def align(
 
     @torch.no_grad()
     def validate(step: int) -> None:
-        frames = _project(policy, eval_features)
+        frames = policy.project(eval_features)
         scores["token_error_rate"] = token_error_rate(aligner, frames, [row["reference"] for row in eval_rows])
         run.append("validation.jsonl", {"step": step, **scores})
         report(f"align {step}/{config.max_steps}  token error rate {scores['token_error_rate']:.4f}")
@@ -156,6 +159,21 @@ def _features(policy: Policy, rows: Any, batch_size: int = 16) -> list[Tensor]:
     return [frames.half() for batch in batches for frames in policy.audio_features(batch)]
 
 
-def _project(policy: Policy, features: list[Tensor]) -> list[Tensor]:
-    frames = policy.projector(torch.cat(features).to(policy.base.dtype))
-    return list(frames.split([len(part) for part in features]))
+@torch.no_grad()
+def check_frame_wise(policy: Policy, row: dict[str, Any]) -> None:
+    """Refuse a projector whose output for cached frames is not what a prompt holds where its audio is.
+
+    Raises:
+        ModelError: it maps something other than one frame to one position, or something follows it.
+    """
+    projected = policy.project(policy.audio_features([row]))[0].float()
+    (prompt,) = policy.embed([row])
+    wanted = prompt.embeddings[prompt.is_audio][:, : projected.shape[1]].float()
+    off = float((projected - wanted).norm() / wanted.norm())
+    if not off <= _FRAME_TOLERANCE:
+        raise ModelError(
+            f"The projector's output for the audio of a row differs from what its prompt holds by {off:.0%} of its "
+            f"norm; at most {_FRAME_TOLERANCE:.0%} is allowed: in {type(policy.base).__name__} something else follows "
+            "the projector, which stage align would train past. Train it on references with stage sft and "
+            "train_projector: true."
+        )

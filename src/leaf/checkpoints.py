@@ -275,11 +275,28 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     raise RunError(f"The checkpoint {path} is damaged: {reason}.")
 
 
+def space_needed(size: int, keep: int, have: int = 0) -> int:
+    """Return the bytes a run takes on the disk beside what it has there already.
+
+    A checkpoint takes the parameters and their two moments; one more than `keep` is there for a moment. best/, last/
+    and the one of them being replaced take the parameters once each.
+
+    Args:
+        size: bytes of the trained parameters in float32.
+        keep: checkpoints kept.
+        have: how many of them are on the disk already.
+    """
+    return 3 * size * max(keep + 1 - have, 1) + 3 * size
+
+
+def space_left(path: Path) -> int:
+    """Return the free bytes of the disk that a path lies on, or will lie on."""
+    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(there).free
+
+
 def check_space(path: Path, parameters: Mapping[str, Tensor], keep: int, have: int = 0) -> None:
     """Refuse to train where the checkpoints would not fit.
-
-    One takes the parameters and their two moments in float32; one more than `keep` is there for a moment. best/, last/
-    and the one of them being replaced take the parameters once each.
 
     Args:
         path: the run directory, which need not exist yet.
@@ -290,10 +307,8 @@ def check_space(path: Path, parameters: Mapping[str, Tensor], keep: int, have: i
     Raises:
         RunError: there is less room.
     """
-    size = 4 * sum(parameter.numel() for parameter in parameters.values())
-    needed = 3 * size * max(keep + 1 - have, 1) + 3 * size
-    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(there).free
+    needed = space_needed(4 * sum(parameter.numel() for parameter in parameters.values()), keep, have)
+    free = space_left(path)
     if free < needed:
         raise RunError(
             f"The run in {path} needs about {needed / 1e6:.0f} MB for {keep} checkpoints and its adapters, and its "

@@ -63,15 +63,23 @@ def train(
 
 
 @app.command()
-def sft(recipe: Recipe = Path("recipes/sft.yaml"), overrides: Overrides = None) -> None:
+def sft(
+    recipe: Recipe = Path("recipes/sft.yaml"),
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run directory of the recipe")] = False,
+) -> None:
     """Run a supervised warm start, e.g. `leaf sft recipes/sft.yaml max_steps=50`."""
-    run_recipe(_of_stage(recipe, overrides, SftConfig))
+    run_recipe(_of_stage(recipe, overrides, SftConfig), resume=resume)
 
 
 @app.command()
-def align(recipe: Recipe = Path("recipes/align.yaml"), overrides: Overrides = None) -> None:
+def align(
+    recipe: Recipe = Path("recipes/align.yaml"),
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run directory of the recipe")] = False,
+) -> None:
     """Train a projector with CTC against the language model's token embeddings."""
-    run_recipe(_of_stage(recipe, overrides, AlignConfig))
+    run_recipe(_of_stage(recipe, overrides, AlignConfig), resume=resume)
 
 
 @app.command()
@@ -178,6 +186,7 @@ def demo(
     recipe: Annotated[Path, typer.Option(help="recipe to run")] = Path("recipes/demo.yaml"),
     overrides: Overrides = None,
     items: Annotated[int, typer.Option(help="test rows scored before and after")] = 300,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a demo that was interrupted")] = False,
 ) -> None:
     """Post-train the embedded model with LEAF on spoken QA and show held-out scores before and after."""
     from leaf import terminal
@@ -192,9 +201,10 @@ def demo(
     policy: Policy = trainer.policy
     rows = load(config.task, "test", limit=items).to_list()
     options: dict[str, Any] = {"greedy": True, "max_new_tokens": config.max_new_tokens, "intervals": True}
-    trainer.start()
+    trainer.start(resume)
     console.print(f"scoring {len(rows)} held-out recordings before training")
-    before = run_evaluation(policy, rows, **options)
+    with policy.reference():  # a resumed run has trained the adapter already
+        before = run_evaluation(policy, rows, **options)
     run = terminal.train(trainer, console)
     after = run_evaluation(policy, rows, **options)
     before.write(run.path / "test_before.jsonl")
@@ -332,7 +342,7 @@ def _policy(config: RunConfig, adapter: Path | None = None) -> Any:
     from leaf.plugins import load_plugins
     from leaf.run import bring_back
     from leaf.speech.policy import Policy
-    from leaf.training import pick_device
+    from leaf.training import pick_device, set_token_budget
 
     load_plugins(config.plugins)
     if adapter is not None:
@@ -357,10 +367,11 @@ def _policy(config: RunConfig, adapter: Path | None = None) -> Any:
         attention=config.attention,
         token_budget=config.token_budget or 4096,
         max_prompt_tokens=config.max_prompt_tokens,
+        base_name=config.model,  # not the folder where the demo's was assembled
     )
     if config.projector is not None:
         policy.load_projector(config.projector)
-    return policy
+    return set_token_budget(policy, config, config.max_new_tokens) if isinstance(config, SftConfig) else policy
 
 
 def _trainer(config: LeafConfig) -> Any:
@@ -370,7 +381,9 @@ def _trainer(config: LeafConfig) -> Any:
 
     load_plugins(config.plugins)  # they may register the task and the credit rule
     rows = _rows(config)
-    return LeafTrainer(resolve_model(config.model), None, config, *rows, report=_say)
+    trainer = LeafTrainer(resolve_model(config.model), None, config, *rows, report=_say)
+    trainer.policy.base_name = config.model
+    return trainer
 
 
 if __name__ == "__main__":

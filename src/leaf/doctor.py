@@ -1,25 +1,24 @@
 """Can this machine run this recipe? Packages, model, data, memory by part and disk, with what to change."""
 
 import dataclasses
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Literal
 
 import peft
 import torch
-from transformers import AutoConfig, AutoProcessor
 
+from leaf.checkpoints import space_left, space_needed
 from leaf.config import LeafConfig, LoraFields, RunConfig
 from leaf.demo_model import resolve_model
 from leaf.errors import LeafError
 from leaf.memory import Estimate, available_bytes
 from leaf.plugins import load_plugins
+from leaf.run import run_path
 from leaf.speech.audio import audio_seconds
-from leaf.speech.families import Family, family_of
-from leaf.speech.policy import Policy
+from leaf.speech.families import Family
+from leaf.speech.policy import Policy, look_up
 from leaf.training import pick_device
 
 State = Literal["ok", "unsure", "fails"]
@@ -49,9 +48,7 @@ def examine(config: RunConfig) -> Iterator[Finding]:
     processor: Any = None
     name = resolve_model(config.model)
     try:
-        model_config = AutoConfig.from_pretrained(name, trust_remote_code=config.trust_remote_code)
-        family = family_of(model_config)
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=config.trust_remote_code)
+        model_config, family, processor = look_up(name, trust_remote_code=config.trust_remote_code)
         yield Finding("model", "ok", f"{config.model}: {family.model_type}. {family.note}".rstrip(". ") + ".")
     except LeafError as error:
         yield Finding("model", "fails", str(error))
@@ -164,15 +161,11 @@ def _data(config: RunConfig, family: Family | None, processor: Any) -> Iterator[
 
 
 def _disk(config: RunConfig, shape: Estimate | None) -> Finding:
-    """Compare the free space with what the kept checkpoints take: adapter and two moments each, best/ and last/."""
-    folder = Path(config.output_dir or "runs/run").absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    """Compare the free space with what the kept checkpoints and adapters take."""
+    free = space_left(run_path(config))
     if shape is None:
         return Finding("disk", "unsure", f"{free / GB:.1f} GB free; what checkpoints take is known with the model only")
-    adapter = shape.gradient
-    need = 3 * adapter * (config.keep_checkpoints + 1) + 3 * adapter
+    need = space_needed(shape.gradient, config.keep_checkpoints)  # gradients are float32, as what is saved
     found = f"{need / GB:.2f} GB for {config.keep_checkpoints} checkpoints and two adapters, {free / GB:.1f} GB free"
     if need > free:
         return Finding("disk", "fails", found, "Choose an output_dir with more room, or keep_checkpoints: 1.")

@@ -6,7 +6,7 @@ LoRA on linear layers, RMSNorm, a gated MLP and the sdpa kernel with a dense mas
 
 import gc
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from leaf.speech.attention import Attention
 
 _FLOAT = 4  # float32: adapters, their gradients, AdamW's moments, logits
 _BOOL = 1
+S = TypeVar("S")
 T = TypeVar("T")
 # Float32 copies of a chunk of logits alive at once in `leaf.speech.head`: logits, their probabilities and one between.
 _LOGIT_COPIES = 3
@@ -363,21 +364,61 @@ def within_memory(
     Raises:
         RunError: memory ran out at the smallest budget too.
     """
+
+    def halve() -> RunError | None:
+        if holder.token_budget <= smallest:
+            return RunError(
+                f"Memory ran out even at {holder.token_budget} tokens a forward, so a single prompt with its "
+                "completions does not fit. Use gradient_checkpointing: true, fewer num_completions, a smaller "
+                "max_new_tokens, shorter audio or a larger device."
+            )
+        failed = holder.token_budget if largest is None else min(holder.token_budget, largest())
+        holder.token_budget = max(failed // 2, smallest)
+        return None
+
+    return _with_less(action, halve)
+
+
+def in_parts(holder: Any, items: Sequence[S], action: Callable[[Sequence[S]], list[T]]) -> list[T]:
+    """Return `action` of all items, joined; each time memory runs out, halve how many it is given at once.
+
+    Args:
+        holder: has `rows_at_once`, None or the most that fitted so far; it is kept there for the next call.
+        items: rows to be embedded.
+        action: called with some of the items, returns one result for each.
+
+    Raises:
+        RunError: memory ran out at a single item too.
+    """
+
+    def whole() -> list[T]:
+        size = holder.rows_at_once or max(len(items), 1)
+        return [result for at in range(0, len(items), size) for result in action(items[at : at + size])]
+
+    def halve() -> RunError | None:
+        failed = min(holder.rows_at_once or len(items), len(items))
+        if failed <= 1:
+            return RunError(
+                "Memory ran out while the audio of a single prompt was encoded. Shorten the audio, use dtype: bfloat16 "
+                "or a larger device."
+            )
+        holder.rows_at_once = failed // 2
+        return None
+
+    return _with_less(whole, halve)
+
+
+def _with_less(action: Callable[[], T], halve: Callable[[], RunError | None]) -> T:
+    """Return `action()`; each time memory runs out, `halve` what it takes at once, or raise what `halve` returns."""
     while True:
         try:
             return action()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if holder.token_budget <= smallest:
-                raise RunError(
-                    f"Memory ran out even at {holder.token_budget} tokens a forward, so a single prompt with its "
-                    "completions does not fit. Use gradient_checkpointing: true, fewer num_completions, a smaller "
-                    "max_new_tokens, shorter audio or a larger device."
-                ) from error
+            if (refusal := halve()) is not None:
+                raise refusal from error
         # Out here the error and the tensors its frames held are gone.
-        failed = holder.token_budget if largest is None else min(holder.token_budget, largest())
-        holder.token_budget = max(failed // 2, smallest)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

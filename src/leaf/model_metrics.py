@@ -76,7 +76,7 @@ def _wordnet(path: str | None) -> tuple[Any, str]:
     class Reader(WordNetCorpusReader):
         """Read a bare WordNet folder: without the names of lexicographer files and older versions METEOR never asks.
 
-        Files are read into memory (ASCII, 16 MB), as nltk would never close them.
+        Files are read into memory whole, as nltk would never close them.
         """
 
         def open(self, file: str) -> Any:

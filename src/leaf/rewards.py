@@ -27,6 +27,7 @@ from leaf.plugins import import_module
 RewardFunction = Callable[..., Sequence[float | None]]
 
 MOST_HANGING = 16  # calls past their time limit that may still be running; each holds a thread and what it was given
+_BESIDE_COLUMNS = ("completions", "prompts", "completion_ids")  # what a function is given besides the data's columns
 
 # Sentence BLEU as sacrebleu.sentence_bleu: nrefs:1|case:mixed|eff:yes|tok:13a|smooth:exp.
 _BLEU = BLEU(effective_order=True)
@@ -149,6 +150,32 @@ class RewardSum:
             raise ConfigError(f"on_error is {on_error!r}; allowed are stop and skip.")
         self.timeout_s, self.on_error = timeout_s, on_error
         self._hanging: list[threading.Thread] = []
+        # Columns that a function takes by name and without a default → that function's name.
+        self.columns = {column: name for name, function in self.functions.items() for column in _required(function)}
+
+    def check_rows(self, rows: Any) -> None:
+        """Refuse rows that lack a column which a function takes by name, before anything is sampled.
+
+        A data set of `datasets` names its columns and a list is looked through; other sequences show their rows only
+        as they are read, and a value that is missing there is given to the functions as None.
+
+        Raises:
+            DataError: a row lacks such a column.
+        """
+        from datasets import Dataset  # slow to import, and no reward needs it
+
+        named = isinstance(rows, Dataset)
+        given = [rows.column_names] if named else rows if isinstance(rows, list | tuple) else []
+        for column, function in self.columns.items():
+            for i, row in enumerate(given):
+                if column in row and column != "prompt":
+                    continue
+                where = "the training data" if named else f"training row {i}, counted from 0,"
+                hint = " The prompts come as `prompts`." if column == "prompt" else ""
+                raise DataError(
+                    f"The reward function {function} takes {column!r} by name, and {where} has only the columns "
+                    f"{', '.join(map(str, row))}.{hint} Give every row that column, or give the argument a default."
+                )
 
     def __call__(self, *, completions: Sequence[str], **columns: Any) -> RewardResult:
         """Return the rewards of a batch of completions; columns hold one value per completion.
@@ -220,6 +247,17 @@ class RewardSum:
                 f"The reward function {name} raised {type(error).__name__}: {str(error)[:1000]}"
             ) from error
         return outcome["values"]
+
+
+def _required(function: RewardFunction) -> list[str]:
+    """Return the columns that a function takes by name and without a default."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some functions written in C have none
+        return []
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    wanted = [p.name for p in parameters if p.kind in named and p.default is inspect.Parameter.empty]
+    return [name for name in wanted if name not in _BESIDE_COLUMNS]
 
 
 def _checked(name: str, values: Any, size: int) -> tuple[np.ndarray, dict[int, str]]:

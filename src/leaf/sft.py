@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from leaf.accidents import SkippedSteps
 from leaf.checkpoints import Checkpoints, check_space, take_steps
@@ -16,6 +17,7 @@ from leaf.config import SftConfig
 from leaf.credit.tree import PrefixTree
 from leaf.errors import DataError
 from leaf.evaluate import evaluate
+from leaf.memory import within_memory
 from leaf.run import RunDirectory
 from leaf.speech.families import encode_text
 from leaf.speech.policy import Policy
@@ -48,11 +50,13 @@ def _split_prompt(policy: Policy, row: dict[str, Any]) -> tuple[str, str]:
     return head + placeholder, tail
 
 
-def sft_loss(policy: Policy, groups: Sequence[Sequence[dict[str, Any]]]) -> Tensor:
-    """Return the mean negative log-likelihood per reference token in nats.
+def sft_gradient(policy: Policy, groups: Sequence[Sequence[dict[str, Any]]]) -> float:
+    """Add the gradient of the mean negative log-likelihood per reference token, and return that mean in nats.
 
     The rows of a group share their audio: what follows it (question and reference) is a branch of one prefix tree, so
-    the audio is encoded and attended to once. Only reference tokens and their end token count.
+    the audio is encoded and attended to once. Only reference tokens and their end token count. Every forward within
+    the token budget is followed by its backward, so one graph stands at a time; where the projector is trained, the
+    gradients that arrive at the prompts go through it last, all together.
     """
     heads, trees, masks = [], [], []
     for rows in groups:
@@ -67,9 +71,19 @@ def sft_loss(policy: Policy, groups: Sequence[Sequence[dict[str, Any]]]) -> Tens
             mask[i, len(question) : lengths[i]] = True
         trees.append(PrefixTree.build(tokens, lengths))
         masks.append(mask.to(policy.device))
-    scores = policy(policy.embed(heads), trees)
-    total = torch.stack([(values * mask).sum() for values, mask in zip(scores.log_probs, masks, strict=True)]).sum()
-    return -total / sum(int(mask.sum()) for mask in masks)
+    count = sum(int(mask.sum()) for mask in masks)
+    prompts = policy.embed(heads)
+    cut = [replace(p, embeddings=p.embeddings.detach().requires_grad_(p.embeddings.requires_grad)) for p in prompts]
+    loss = 0.0
+    for batch in policy.batches(cut, trees):
+        scores = policy([cut[i] for i in batch], [trees[i] for i in batch])
+        parts = [(values * masks[i]).sum() for i, values in zip(batch, scores.log_probs, strict=True)]
+        part = -torch.stack(parts).sum() / count
+        part.backward()
+        loss += part.item()
+    if any(prompt.embeddings.requires_grad for prompt in prompts):
+        torch.autograd.backward([p.embeddings for p in prompts], [p.embeddings.grad for p in cut])
+    return loss
 
 
 def _reference(row: dict[str, Any]) -> str:
@@ -127,19 +141,23 @@ def sft(
         checkpoints.save(step, validation_due=validation_due, token_budget=policy.token_budget)
 
     def one_step(step: int) -> None:
-        torch.manual_seed(config.seed * 1_000_003 + step - 1)  # dropout: a function of seed and step
         policy.train()
         batch = batch_indices(len(groups), config.batch_size, step - 1, config.seed)
-        loss = sft_loss(policy, [groups[i] for i in batch])
-        loss.backward()
+
+        def accumulate() -> float:
+            optimizer.zero_grad()
+            torch.manual_seed(config.seed * 1_000_003 + step - 1)  # dropout: a function of seed and step
+            return sft_gradient(policy, [groups[i] for i in batch])
+
+        loss = within_memory(policy, accumulate)
         norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         met = f"It met the rows {', '.join(repr(row_name(row)) for i in batch for row in groups[i])}."
-        record = skips.one(optimizer, schedule, step, loss.item(), norm.item(), met)
+        record = skips.one(optimizer, schedule, step, loss, norm.item(), met)
         seconds = time.perf_counter() - started
         rate = schedule.get_last_lr()[0]
         run.append("metrics.jsonl", {"step": step, **record, "seconds": seconds, "learning_rate": rate})
         if step % 20 == 0:
-            report(f"sft {step}/{config.max_steps}  nll {loss.item():.3f}  {seconds:.0f} s")
+            report(f"sft {step}/{config.max_steps}  nll {loss:.3f}  {seconds:.0f} s")
 
     state = checkpoints.begin(resume)
     if state is not None and config.token_budget == state["recipe"]["token_budget"]:

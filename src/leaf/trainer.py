@@ -21,7 +21,7 @@ from leaf.config import LeafConfig
 from leaf.credit import credit_rule, policy_loss, token_weights
 from leaf.errors import AudioError, ConfigError, DataError
 from leaf.evaluate import Evaluation, evaluate
-from leaf.memory import available_bytes, peak_bytes, reset_peak, token_budget, within_memory
+from leaf.memory import peak_bytes, reset_peak, within_memory
 from leaf.plugins import load_plugins
 from leaf.processes import Processes
 from leaf.records import group_record, rollout_statistics
@@ -38,12 +38,11 @@ from leaf.training import (
     in_steps,
     is_warm_restart,
     pick_device,
+    set_token_budget,
     step_generator,
     take,
 )
 
-# Beyond these a larger batch of rows is no faster: caches on the CPU, full occupancy on a GPU.
-AUTOMATIC_BUDGET = {"cpu": 512, "cuda": 32768}
 _RECORDED = 2  # groups of a step that groups.jsonl keeps
 
 
@@ -107,6 +106,7 @@ class LeafTrainer:
             on_error=args.on_reward_error,
             options=args.reward_options,
         )
+        self.rewards.check_rows(train_dataset)
         self.accelerator = Accelerator(
             cpu=pick_device(args.device).type == "cpu",
             mixed_precision="no",  # the precision is the recipe's, not the launcher's
@@ -198,17 +198,8 @@ class LeafTrainer:
         )
 
     def _budgeted(self, policy: Policy) -> Policy:
-        """Set the token budget of the recipe, or one that the memory left beside the weights allows."""
-        args = self.args
-        if args.token_budget is not None:
-            policy.token_budget = args.token_budget
-            return policy
-        # A prompt and completions that share nothing: the longest row there can be.
-        prompt = args.max_prompt_tokens or 1024
-        longest = prompt + args.num_completions * args.max_new_tokens
-        fits = token_budget(policy.memory(), available_bytes(policy.device), longest=longest)
-        policy.token_budget = min(fits, AUTOMATIC_BUDGET[policy.device.type])
-        return policy
+        """Set the token budget of the recipe, or one for the memory and the longest row there can be."""
+        return set_token_budget(policy, self.args, self.args.num_completions * self.args.max_new_tokens)
 
     # -- the loop ------------------------------------------------------------------------------------------------------
     def train(self, resume_from_checkpoint: bool | str | Path = False) -> RunDirectory:
@@ -388,7 +379,9 @@ class LeafTrainer:
         """
         size = self.args.num_completions
         texts = [text for group in groups for text in group.texts(self.policy.tokenizer)]
-        columns = {key: [row[key] for row in rows for _ in range(size)] for key in rows[0]}
+        # Rows may differ in their columns: what one lacks is None.
+        names = dict.fromkeys([*(key for row in rows for key in row), *self.rewards.columns])
+        columns = {key: [row.get(key) for row in rows for _ in range(size)] for key in names}
         ids = [
             row[:length].tolist()
             for group in groups

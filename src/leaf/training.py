@@ -10,6 +10,11 @@ import torch
 
 from leaf.config import LeafConfig, RunConfig
 from leaf.errors import ConfigError, DataError
+from leaf.memory import available_bytes, token_budget
+from leaf.speech.policy import Policy
+
+# Beyond these a larger batch of rows is no faster: caches on the CPU, full occupancy on a GPU.
+AUTOMATIC_BUDGET = {"cpu": 512, "cuda": 32768}
 
 
 def pick_device(name: str) -> torch.device:
@@ -28,6 +33,20 @@ def pick_device(name: str) -> torch.device:
             "cpu, or check the driver and CUDA_VISIBLE_DEVICES."
         )
     return device
+
+
+def set_token_budget(policy: Policy, config: RunConfig, behind_prompt: int) -> Policy:
+    """Give a policy the token budget of its recipe, or one that the memory left beside the weights allows.
+
+    `behind_prompt` is the most tokens to expect behind a prompt in one row, completions that share nothing.
+    """
+    if config.token_budget is None:
+        longest = (config.max_prompt_tokens or 1024) + behind_prompt
+        fits = token_budget(policy.memory(), available_bytes(policy.device), longest=longest)
+        policy.token_budget = min(fits, AUTOMATIC_BUDGET[policy.device.type])
+    else:
+        policy.token_budget = config.token_budget
+    return policy
 
 
 def build_optimizer(parameters: Iterable[Any], config: RunConfig) -> torch.optim.AdamW:

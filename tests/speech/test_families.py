@@ -4,6 +4,7 @@ The oracle is the stock model's own outer forward and `generate`, given the audi
 """
 
 import dataclasses
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +26,17 @@ from models import (
     vibevoice_asr,
     voxtral,
 )
+from torch import nn
 from transformers import AutoConfig, GraniteForCausalLM
+from transformers.utils.import_utils import BACKENDS_MAPPING
 
+from leaf.align import check_frame_wise
 from leaf.checks import check_policy
+from leaf.config import LeafConfig
+from leaf.credit import PrefixTree
+from leaf.doctor import examine
 from leaf.errors import ModelError
+from leaf.sft import sft_gradient, share_audio
 from leaf.speech.families import families, family_of
 from leaf.speech.own_adapter import load_own_adapter, merge_own_adapter
 from leaf.speech.policy import Policy
@@ -242,6 +250,47 @@ def test_half_precision_trains_float32_adapters_in_the_precision_of_the_weights(
         assert float((got - want).detach().abs().mean()) < 0.15
 
 
+def test_a_projector_is_trained_in_float32_within_a_half_precision_model(case):
+    """What it makes of the audio stays what the frozen model makes of it, and its gradient that of float32."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model, processor = build(case)
+        torch.manual_seed(1)
+        lora = peft.LoraConfig(r=2, init_lora_weights=False)
+        policy = Policy.wrap(model.to(dtype), processor, lora=lora)
+        frozen = policy.embed(tiny.rows(1))[0].embeddings
+        trained = policy.unfreeze_projector()
+        policy.train()
+        prompt = policy.embed(tiny.rows(1))[0].embeddings
+        assert prompt.dtype == frozen.dtype == dtype
+        assert torch.allclose(prompt.float(), frozen.float(), atol=0.02 * float(frozen.float().abs().max()))
+        weight = torch.randn(prompt.shape, generator=torch.Generator().manual_seed(0))
+        gradients = torch.autograd.grad((prompt.float() * weight).sum(), trained)
+        found[dtype] = torch.cat([gradient.flatten() for gradient in gradients])
+        assert math.isfinite(sft_gradient(policy, share_audio(policy, tiny.rows(3))))
+        assert {p.dtype for p in trained} == {p.grad.dtype for p in trained} == {torch.float32}
+        assert all(bool(p.grad.isfinite().all()) for p in trained)
+    half, full = found[torch.bfloat16], found[torch.float32]
+    assert float(torch.cosine_similarity(half, full, dim=0)) > 0.99
+
+
+FRAME_WISE = {"audioflamingo3", "glmasr", "musicflamingo", "nemotron_h_omni", "qwen2_audio"}
+
+
+def test_align_takes_frame_wise_projectors_and_says_why_others_are_refused(case):
+    policy = Policy.wrap(*build(case))
+    rows = tiny.rows(3)
+    if case.split()[0] not in FRAME_WISE:
+        wanted = r"The projector.*(not one frame per audio position|not one of each|differs from what).*stage sft"
+        with pytest.raises(ModelError, match=wanted):
+            check_frame_wise(policy, rows[0])
+        return
+    check_frame_wise(policy, rows[0])
+    projected = policy.project(policy.audio_features(rows))
+    for frames, prompt in zip(projected, policy.embed(rows), strict=True):
+        assert torch.allclose(frames, prompt.embeddings[prompt.is_audio], atol=1e-4)
+
+
 def test_prompts_of_the_ecosystem_give_the_same_embeddings(case):
     policy = policy_of(case)
     row = tiny.rows(1)[0]
@@ -387,6 +436,84 @@ def test_positions_that_change_the_frequencies_of_a_whole_batch_are_refused():
     prompts = policy.embed(tiny.rows(1))
     with pytest.raises(ModelError, match=r"and 512 new ones exceed 512 positions"):
         sample(policy, prompts, num_completions=1, max_new_tokens=512)
+    room = 512 - prompts[0].length
+    trees = [PrefixTree.build(torch.full((1, room + 1), 9), torch.tensor([length])) for length in (room, room + 1)]
+    assert policy(prompts, trees[:1]).log_probs[0].shape == (1, room + 1)
+    with pytest.raises(ModelError, match=rf"of {prompts[0].length} tokens and {room + 1} new ones exceed 512"):
+        policy(prompts, trees[1:])
+
+
+@pytest.mark.parametrize(
+    ("case", "backend", "extra"),
+    [("granite_speech", "torchaudio", "granite"), ("voxtral", "mistral-common", "voxtral")],
+)
+def test_a_package_that_a_processor_lacks_is_named_with_its_extra(case, backend, extra, tmp_path, monkeypatch):
+    model, processor = build(case)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+
+    def missing(*arguments, **options):
+        raise ImportError(f"The processor requires the {backend} library but it was not found in your environment")
+
+    if case == "granite_speech":  # transformers itself says so
+        monkeypatch.setitem(BACKENDS_MAPPING, backend, (lambda: False, BACKENDS_MAPPING[backend][1]))
+    else:
+        monkeypatch.setattr("leaf.speech.policy.AutoProcessor.from_pretrained", missing)
+    wanted = rf"processor of .* \({case}\) needs a package.*{backend}.*Install the extra {extra}: pip install"
+    with pytest.raises(ModelError, match=wanted):
+        Policy.load(tmp_path)
+    found = [finding for finding in examine(LeafConfig(model=str(tmp_path))) if finding.subject == "model"]
+    assert found[0].state == "fails"
+    assert f"pip install 'leaf-speech[{extra}]'" in found[0].found
+
+
+def test_a_kernel_that_is_not_installed_is_said_in_one_sentence(tmp_path):
+    model, processor = build("voxtral")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"FlashAttention2.*a recipe chooses a kernel that needs none"):
+        Policy.load(tmp_path, attention="flash_attention_2")
+
+
+class Mixer(nn.Module):
+    """A block with linear layers and, if it is recurrent, a short convolution."""
+
+    def __init__(self, names, recurrent=False):
+        super().__init__()
+        for name in names:
+            self.add_module(name, nn.Linear(4, 4))
+        if recurrent:
+            self.conv = nn.Conv1d(4, 4, 3)
+
+
+def test_only_recurrent_blocks_are_left_out_not_layers_called_like_theirs():
+    """Attention may call its output `out_proj` too (LFM2): it gets an adapter, the convolution's does not."""
+    layers = nn.ModuleList()
+    for _ in range(2):
+        layer = nn.Module()
+        layer.self_attn = Mixer(["q_proj", "out_proj"])
+        layer.conv = Mixer(["in_proj", "out_proj"], recurrent=True)
+        layers.append(layer)
+    model, decoder = nn.Module(), nn.Module()
+    decoder.layers = layers
+    model.add_module("lm", decoder)
+    family = replace(family_of(build("qwen2_audio")[0].config), language_model="lm")
+    targets, elsewhere = family.lora_targets(model), family.lora_elsewhere(model)
+    adapted = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and re.fullmatch(targets, name) and not re.fullmatch(elsewhere, name)
+    }
+    assert adapted == {f"lm.layers.{i}.self_attn.{name}" for i in range(2) for name in ("q_proj", "out_proj")}
+    with pytest.raises(ModelError, match="no linear layers called in_proj outside recurrent blocks; it has out_proj"):
+        family.lora_targets(model, ["in_proj"])
+
+
+@pytest.mark.parametrize(("case", "block"), [("granite_speech 4 hybrid", "mamba"), ("nemotron_h_omni", "in_proj")])
+def test_recurrent_blocks_get_no_adapter(case, block):
+    policy = policy_of(case)
+    assert any(block in name for name, _ in policy.language_model.named_parameters())
+    assert not any(block in name and "lora_" in name for name, _ in policy.named_parameters())
 
 
 def test_expert_models_get_no_adapter_in_the_audio_tower():

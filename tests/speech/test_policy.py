@@ -1,3 +1,7 @@
+import copy
+import dataclasses
+import types
+
 import numpy as np
 import peft
 import pytest
@@ -7,9 +11,11 @@ from transformers import AutoModelForSeq2SeqLM
 
 from leaf.checks import check_policy, plain_log_probs
 from leaf.credit import PrefixTree
-from leaf.errors import AudioError, ModelError
+from leaf.errors import AudioError, ModelError, RunError
+from leaf.speech.packing import pack, unpack
 from leaf.speech.policy import Policy
 from leaf.speech.sampling import _choose, sample
+from leaf.speech.scoring import _branches
 
 LORA = {"r": 4, "lora_alpha": 8, "init_lora_weights": False}
 
@@ -229,6 +235,91 @@ def test_prompt_shapes_of_the_ecosystem_are_the_same(policy):
     assert policy.render("hello") == policy.render([{"role": "user", "content": content}])
     ready = policy.render("hello")
     assert policy.render(ready) == ready
+
+
+EMPTY = PrefixTree.build(torch.zeros(4, 0, dtype=torch.long), torch.zeros(4, dtype=torch.long))
+EMPTY_PADDED = PrefixTree.build(torch.zeros(4, 3, dtype=torch.long), torch.zeros(4, dtype=torch.long))
+SOME_EMPTY = PrefixTree.build(torch.tensor([[5, 6, 7], [5, 8, 0], [0, 0, 0], [9, 0, 0]]), torch.tensor([3, 2, 0, 1]))
+
+
+@pytest.mark.parametrize("layout", ["tree", "prompt_once", "copies"])
+def test_groups_of_empty_completions_score_zero_and_teach_nothing(policy, layout):
+    policy.layout = layout
+    prompts = policy.embed(tiny.rows(3))
+    (alone,) = policy(prompts[:1], [SOME_EMPTY]).log_probs
+    wanted = gradient(policy, alone.sum())
+    trees = [SOME_EMPTY, EMPTY, EMPTY_PADDED]
+    scores = policy(prompts, trees)
+    assert [values.shape for values in scores.log_probs] == [(4, 3), (4, 0), (4, 3)]
+    assert torch.allclose(scores.log_probs[0], alone, atol=1e-5)
+    assert scores.log_probs[0][2].tolist() == scores.log_probs[2][0].tolist() == [0, 0, 0]
+    found = gradient(policy, sum(values.sum() for values in scores.log_probs))
+    for name, value in wanted.items():
+        assert torch.allclose(found[name], value, atol=1e-4 * float(value.abs().max())), name
+    only = policy(prompts[1:], trees[1:])
+    assert not any(bool(values.any()) for values in (*only.log_probs, *only.entropies))
+    nothing = gradient(policy, sum(values.sum() for values in only.log_probs))
+    assert all(not bool(value.any()) for value in nothing.values())
+
+
+def test_trees_are_laid_out_on_their_own_device(monkeypatch):
+    """Whatever is made beside a tree is made where the tree is: with another default device it would not mix."""
+    generator = torch.Generator().manual_seed(0)
+    tokens, lengths = torch.randint(0, 3, (6, 5), generator=generator), torch.tensor([5, 3, 0, 5, 1, 4])
+    tree, owner = PrefixTree.build(tokens, lengths), types.SimpleNamespace(device=torch.device("cpu"))
+    wanted = [*dataclasses.astuple(pack(7, tree))[1:], *_branches(owner, pack(7, tree), tree)]
+    tree = PrefixTree.build(tokens, lengths)  # nothing cached
+    with torch.device("meta"):
+        packed = pack(7, tree)
+        got = [*dataclasses.astuple(packed)[1:], *_branches(owner, packed, tree), *_branches(owner, packed, EMPTY)]
+        spread = unpack(torch.arange(1.0, 1 + tree.num_nodes, device="cpu"), tree)
+    assert all(value.device.type == "cpu" for value in [*got, spread])
+    for a, b in zip(got, wanted, strict=False):
+        assert torch.equal(a, b)
+    assert spread.tolist() == (tree.node + 1).tolist()
+
+
+def test_the_callers_lora_settings_are_not_changed_and_what_they_exclude_stays_excluded():
+    for excluded in (["layers.1.mlp.up_proj", "q_proj"], r".*[.](1[.]mlp[.]up_proj|q_proj)"):
+        lora = peft.LoraConfig(r=2, exclude_modules=excluded)
+        before = copy.deepcopy(lora.to_dict())
+        policy = Policy.wrap(*tiny.tiny_model(), lora=lora)
+        assert lora.to_dict() == before
+        adapted = {name.split(".lora_A")[0] for name, _ in policy.base.named_parameters() if "lora_A" in name}
+        assert {name.rpartition(".")[2] for name in adapted} == {
+            "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+        }  # fmt: skip
+        assert all(name.startswith("model.language_model.layers.") for name in adapted)
+        assert not any("layers.1.mlp.up_proj" in name for name in adapted)
+        assert any("layers.0.mlp.up_proj" in name for name in adapted)
+        again = Policy.wrap(*tiny.tiny_model(seed=1), lora=lora)  # and the same settings do for another model
+        assert sorted(again.describe().items()) == sorted(policy.describe().items())
+
+
+def test_running_out_of_memory_in_the_encoder_halves_the_rows_and_keeps_that(policy, monkeypatch):
+    rows = tiny.rows(5)
+    wanted, calls, encode = policy.embed(rows), [], policy.base.model.audio_tower.forward
+
+    def small(features, *arguments, **options):
+        calls.append(len(features))
+        if len(features) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return encode(features, *arguments, **options)
+
+    monkeypatch.setattr(policy.base.model.audio_tower, "forward", small)
+    for got, want in zip(policy.embed(rows), wanted, strict=True):
+        assert torch.allclose(got.embeddings, want.embeddings, atol=1e-5)
+        assert torch.equal(got.is_audio, want.is_audio)
+    assert calls == [5, 2, 2, 1]
+    policy.embed(rows[:3])
+    assert calls[4:] == [2, 1]  # what did not fit is not tried again
+
+    def never(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(policy.base.model.audio_tower, "forward", never)
+    with pytest.raises(RunError, match=r"audio of a single prompt was encoded\. Shorten the audio"):
+        policy.embed(rows)
 
 
 def test_an_unknown_family_is_refused():

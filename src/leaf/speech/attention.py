@@ -6,6 +6,7 @@ next whatever a mask says, chunked attention depends on where a chunk starts, an
 mask: for these the policy goes another way (`Attention.packable` is False).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +18,32 @@ from leaf.errors import ModelError
 
 _MASKED = ("sdpa", "eager")
 _ATTENTION = ("full_attention", "sliding_attention")
-_RECURRENT = ("linear_attention", "mamba", "conv", "recurrent", "hybrid", "hybrid_sliding")
 
 
-def longest_position(text_config: Any) -> int | None:
-    """Return how many positions keep the rotary frequencies of short sequences, None for any number.
+def refuse_long(text_config: Any, lengths: Iterable[tuple[int, int]]) -> None:
+    """Refuse sequences that change the rotary frequencies of a whole batch; sampling and scoring both ask.
 
-    LongRoPE (Phi-4-multimodal) takes other frequencies for a whole batch as soon as one sequence in it is longer.
+    LongRoPE (Phi-4-multimodal) takes other frequencies for all rows of a batch as soon as one of them is longer than
+    `original_max_position_embeddings`: what is drawn and what is scored would depend on the batch mates.
+
+    Args:
+        text_config: configuration of the language model.
+        lengths: tokens of each prompt, and of the longest completion behind it.
+
+    Raises:
+        ModelError: a prompt and its completion together are longer than that.
     """
     rope = getattr(text_config, "rope_parameters", None) or {}
-    return rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+    longest = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+    if longest is None:
+        return
+    prompt, completion = max(lengths, key=sum, default=(0, 0))
+    if prompt + completion > longest:
+        raise ModelError(
+            f"A prompt of {prompt} tokens and {completion} new ones exceed {longest} positions, where this model "
+            "(LongRoPE) changes its frequencies for the whole batch. Lower max_new_tokens, shorten the references of a "
+            "supervised stage, or set max_prompt_tokens so that both fit."
+        )
 
 
 @dataclass(frozen=True)
@@ -54,11 +71,6 @@ class Attention:
             raise ModelError("The language model has sliding-window layers, but its configuration names no window.")
         windows = {kind: window if kind == "sliding_attention" else None for kind in types & set(_ATTENTION)}
         return cls(windows, text_config._attn_implementation or "sdpa", types)
-
-    @property
-    def recurrent(self) -> bool:
-        """Tell whether some layers carry state along the sequence outside attention."""
-        return any(kind.startswith(_RECURRENT) for kind in self.types)
 
     @property
     def packable(self) -> bool:

@@ -24,7 +24,6 @@ from transformers import (
 from leaf.errors import ModelError
 
 Message = Mapping[str, Any]
-_RECURRENT_PROJECTIONS = {"in_proj", "out_proj", "x_proj", "dt_proj", "in_proj_qkvz", "in_proj_ba"}
 
 
 def encode_text(processor: Any, texts: Sequence[str], waves: Sequence[np.ndarray], rate: int) -> Mapping[str, Any]:
@@ -86,6 +85,8 @@ class Family:
         alone: True where the embeddings of a prompt depend on its batch mates: prompts are then embedded one by one.
         forward: further arguments of the outer forward.
         lora_layers: linear layers that get an adapter by default; None for all of attention and MLP.
+        extra: the optional extra of this package that its processor needs (`pip install leaf-speech[EXTRA]`); None for
+            none.
         note: what a user of this family should know, shown at start-up; "" for nothing.
     """
 
@@ -109,6 +110,7 @@ class Family:
     alone: bool = False
     forward: Mapping[str, Any] = field(default_factory=dict)
     lora_layers: tuple[str, ...] | None = None
+    extra: str | None = None
     note: str = ""
 
     def module(self, model: nn.Module, path: str) -> nn.Module:
@@ -126,27 +128,42 @@ class Family:
 
         Args:
             model: the outer model.
-            names: last parts of their paths, as `q_proj`; None for every linear layer of attention and MLP. The
-                projections of recurrent blocks are left out: their fused kernels read weights past an adapter.
+            names: last parts of their paths, as `q_proj`; None for every linear layer of attention and MLP. Those of
+                recurrent blocks are no choice: see `lora_elsewhere`.
 
         Raises:
-            ModelError: a name that no linear layer of the decoder has.
+            ModelError: a name that no linear layer of the decoder has, recurrent blocks aside.
         """
         layers = f"{self.language_model}.layers"
-        found = [n for n, m in self.module(model, layers).named_modules() if isinstance(m, nn.Linear)]
-        linear = {name.rpartition(".")[2] for name in found}
-        names = names or self.lora_layers or linear - _RECURRENT_PROJECTIONS
+        recurrent = self._recurrent_blocks(model)
+        paths = [f"{layers}.{n}" for n, m in self.module(model, layers).named_modules() if isinstance(m, nn.Linear)]
+        linear = {path.rpartition(".")[2] for path in paths if path.rpartition(".")[0] not in recurrent}
+        names = names or self.lora_layers or linear
         unknown = sorted(set(names) - linear)
         if unknown:
             raise ModelError(
-                f"The decoder of {type(model).__name__} has no linear layers called {', '.join(unknown)}; it has "
-                f"{', '.join(sorted(linear))}. Choose from these, or leave lora_layers out for all of them."
+                f"The decoder of {type(model).__name__} has no linear layers called {', '.join(unknown)} outside "
+                f"recurrent blocks; it has {', '.join(sorted(linear))}. Choose from these, or leave lora_layers out "
+                "for all of them."
             )
         return rf"{layers.replace('.', '[.]')}[.].*[.]({'|'.join(sorted(names))})"
 
-    def lora_elsewhere(self) -> str:
-        """Return a regular expression for everything outside the decoder's layers, where no adapter may go."""
-        return rf"(?!{self.language_model.replace('.', '[.]')}[.]layers[.]).*"
+    def lora_elsewhere(self, model: nn.Module) -> str:
+        """Return a regular expression for where no adapter may go: outside the decoder's layers, in recurrent blocks.
+
+        The fused kernels of recurrent blocks (state-space, linear attention) read weights past an adapter.
+        """
+        blocks = [f"{path.replace('.', '[.]')}[.].*" for path in sorted(self._recurrent_blocks(model))]
+        return "|".join([rf"(?!{self.language_model.replace('.', '[.]')}[.]layers[.]).*", *blocks])
+
+    def _recurrent_blocks(self, model: nn.Module) -> set[str]:
+        """Return the paths of the decoder's recurrent blocks, told by the short convolution that each of them holds."""
+        layers = f"{self.language_model}.layers"
+        return {
+            f"{layers}.{path}"
+            for path, block in self.module(model, layers).named_modules()
+            if any(isinstance(child, nn.Conv1d) for child in block.children())
+        }
 
 
 _FAMILIES: dict[str, Family] = {}
@@ -250,6 +267,7 @@ register(
         max_seconds=_unlimited,
         audio_limit="any length",
         encode=encode_conversation,
+        extra="voxtral",
     )
 )
 for _model_type in ("granite_speech", "granite_speech_plus"):
@@ -265,6 +283,7 @@ for _model_type in ("granite_speech", "granite_speech_plus"):
             feature_extractor="audio_processor",
             structured=False,
             adapter="",
+            extra="granite",
             # transformers 5.23 leaves this division out of the speech classes; the text class has it.
             logits_scale=lambda config: float(config.text_config.logits_scaling),
         )

@@ -123,5 +123,5 @@ def micro_batches(lengths: list[int], token_budget: int) -> list[list[int]]:
 
 def unpack(log_probs: Float[Tensor, " N"], tree: PrefixTree) -> Float[Tensor, "K T"]:
     """Spread per-node values over the (K, T) grid of a group's completions; padding is 0."""
-    values = log_probs[tree.node.clamp_min(0).to(log_probs.device)]
-    return values.masked_fill((tree.node < 0).to(log_probs.device), 0.0)
+    # Padding is node −1: the 0 that is put behind the nodes, of which there may be none.
+    return torch.nn.functional.pad(log_probs, (0, 1))[tree.node.to(log_probs.device)]

@@ -5,7 +5,10 @@ update. Scoring runs one tree-packed forward per micro-batch of groups (leaf.spe
 not possible). The reference model is the adapter switched off.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +24,19 @@ from transformers import AutoConfig, AutoProcessor
 
 from leaf.credit.tree import PrefixTree
 from leaf.errors import LeafError, ModelError
-from leaf.memory import Estimate, estimate
+from leaf.memory import Estimate, estimate, in_parts
 from leaf.speech import prompts as prompting
 from leaf.speech.attention import Attention
 from leaf.speech.families import Family, family_of
+from leaf.speech.head import read_log_probs
 from leaf.speech.own_adapter import load_own_adapter, merge_own_adapter, refuse_pickle
 from leaf.speech.packing import micro_batches
 from leaf.speech.scoring import LAYOUTS, Layout, Scores, score
+
+_FRAME_WISE = (
+    "Stage align caches the encoder's frames and needs a projector that maps them one by one, as that of "
+    "AudioFlamingo3 does; train this one on references with stage sft and train_projector: true."
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class Policy(nn.Module):
         token_budget: largest padded size (rows × longest row) of one scoring forward.
         layout: how completions are scored: `tree`, `prompt_once` or `copies` (leaf.speech.scoring); None for the
             fastest that is right for the model's layers.
+        base_name: what saved adapters call the base model; None for the path or hub id it was loaded from.
         logit_rows: rows of the head computed at once; none of their logits is kept.
         max_prompt_tokens: longest prompt accepted, audio and text together; None for no limit.
     """
@@ -71,6 +81,7 @@ class Policy(nn.Module):
         logit_rows: int = 1024,
         max_prompt_tokens: int | None = None,
         layout: Layout | None = None,
+        base_name: str | None = None,
     ):
         super().__init__()
         self.model = model
@@ -79,7 +90,11 @@ class Policy(nn.Module):
         self.token_budget = token_budget
         self.logit_rows = logit_rows
         self.max_prompt_tokens = max_prompt_tokens
+        self.base_name = base_name
+        self.rows_at_once: int | None = None  # how many prompts are embedded together, None for all that come
         self.family: Family = family_of(self.base.config)
+        if self.family.alone:
+            self.rows_at_once = 1
         self.logits_scale = self.family.logits_scale(self.base.config)
         self.logits_cap = self.family.logits_cap(self.base.config)
         self.attention = Attention.of(self.text_config)
@@ -122,8 +137,7 @@ class Policy(nn.Module):
         """
         name = str(path)
         try:
-            processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
-            family = family_of(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
+            _, family, processor = look_up(name, trust_remote_code=trust_remote_code)
             refuse_pickle(name)
             model = family.auto_model.from_pretrained(
                 name,
@@ -135,9 +149,14 @@ class Policy(nn.Module):
             load_own_adapter(model, family, name)
         except LeafError:
             raise
+        except ImportError as error:
+            raise ModelError(
+                f"The weights of {name} cannot be loaded without a further package: {_one_line(error)} Install what it "
+                "names; with `attention` a recipe chooses a kernel that needs none (sdpa)."
+            ) from error
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(
-                f"The checkpoint {name} cannot be loaded: {' '.join(str(error).split())[:500]} It takes a folder or "
+                f"The checkpoint {name} cannot be loaded: {_one_line(error)} It takes a folder or "
                 "hub id with configuration, processor and weights in safetensors; a .bin or .pt file may hold code and "
                 "is not read."
             ) from error
@@ -161,7 +180,12 @@ class Policy(nn.Module):
         gradient_checkpointing: bool = False,
         **options: Any,
     ) -> "Policy":
-        """Freeze a loaded model, put LoRA on its language model and wrap both; see `load`."""
+        """Freeze a loaded model, put LoRA on its language model and wrap both; see `load`.
+
+        `lora` is read, not changed. Its target_modules may be left out (all of attention and MLP), name layers of the
+        language model or be a regular expression; what it excludes stays excluded, and everything outside the language
+        model's layers is excluded besides.
+        """
         family = family_of(model.config)
         merge_own_adapter(model)
         model.requires_grad_(False)
@@ -172,13 +196,14 @@ class Policy(nn.Module):
             refuse_pickle(adapter)
             model = peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=lora is not None)
         elif lora is not None:
+            lora = copy.deepcopy(lora)  # the caller's own stays as it is; peft writes into what it is given
             names = lora.target_modules
             if names is None or names == "all-linear":
                 lora.target_modules = family.lora_targets(model)
             elif not isinstance(names, str):
                 lora.target_modules = family.lora_targets(model, names)
             # peft may shorten the expression above to bare names, which the audio tower shares.
-            lora.exclude_modules = family.lora_elsewhere()
+            lora.exclude_modules = _joined(lora.exclude_modules, family.lora_elsewhere(model))
             model = peft.get_peft_model(model, lora)
         if model.dtype in (torch.bfloat16, torch.float16):
             # Otherwise peft copies the input of every adapter to float32, to keep and to multiply (see `precision`).
@@ -242,9 +267,20 @@ class Policy(nn.Module):
     def unfreeze_projector(self) -> list[nn.Parameter]:
         """Make the projector trainable in float32, whatever the precision around it, and return its parameters."""
         dtype = self.base.dtype
+        # Some outer classes give the encoder its features in the projector's precision (Phi-4-multimodal).
+        self.family.module(self.base, self.family.audio_tower).register_forward_pre_hook(
+            lambda module, args, kwargs: (
+                tuple(_cast(x, dtype) for x in args),
+                {key: _cast(x, dtype) for key, x in kwargs.items()},
+            ),
+            with_kwargs=True,
+        )
         projector = self.projector.float().requires_grad_(True)
         projector.register_forward_pre_hook(
-            lambda module, args, kwargs: (tuple(_float(x) for x in args), {k: _float(x) for k, x in kwargs.items()}),
+            lambda module, args, kwargs: (
+                tuple(_cast(x, torch.float32) for x in args),
+                {key: _cast(x, torch.float32) for key, x in kwargs.items()},
+            ),
             with_kwargs=True,
         )
         projector.register_forward_hook(lambda module, args, output: output.to(dtype))
@@ -313,9 +349,17 @@ class Policy(nn.Module):
         }
 
     def embed(self, examples: Sequence[Mapping[str, Any]]) -> list[Prompt]:
-        """Embed prompts, audio encoded once; the graph is kept only where the audio side is being trained."""
-        if self.family.alone and len(examples) > 1:
-            return [prompt for example in examples for prompt in self.embed([example])]
+        """Embed prompts, audio encoded once; the graph is kept only where the audio side is being trained.
+
+        Where memory runs out, fewer rows at a time go through the encoder, now and from then on (`rows_at_once`).
+
+        Raises:
+            AudioError, DataError, ModelError: a row that cannot be used; see leaf.speech.prompts.
+            RunError: memory does not suffice for one row.
+        """
+        return in_parts(self, examples, self._embed)
+
+    def _embed(self, examples: Sequence[Mapping[str, Any]]) -> list[Prompt]:
         inputs = self.inputs(examples)
         trained = any(p.requires_grad for p in self.projector.parameters())
         with nullcontext() if trained else torch.no_grad():
@@ -336,13 +380,27 @@ class Policy(nn.Module):
         """
         inputs = self.inputs(examples)
         counts = (inputs["input_ids"] == self.audio_token_id).sum(-1).tolist()
-        frames = self._stopped_at(self.projector, inputs)[0][0]
-        if frames.ndim != 3 or frames.shape[0] != len(counts) or frames.shape[1] < max(counts):
+        args, kwargs = self._stopped_at(self.projector, inputs)
+        given = [*args, *kwargs.values()]
+        whole = len(given) == 1 and isinstance(given[0], Tensor) and given[0].ndim == 3
+        if not whole or given[0].shape[0] != len(counts) or given[0].shape[1] < max(counts):
+            shapes = ", ".join(str(tuple(one.shape)) for one in given if isinstance(one, Tensor))
             raise ModelError(
-                f"The projector of {type(self.base).__name__} takes {tuple(frames.shape)}, not one frame per audio "
-                "position; features can be cached for frame-wise projectors only."
+                f"The projector of {type(self.base).__name__} takes tensors of shape {shapes}, not one frame per audio "
+                f"position (rows, at least {max(counts)} frames, width) alone. {_FRAME_WISE}"
             )
-        return [row[:count] for row, count in zip(frames, counts, strict=True)]
+        return [row[:count] for row, count in zip(given[0], counts, strict=True)]
+
+    def project(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Return the projector's output (F, D) for what `audio_features` gave, (F, width) for each row."""
+        joined = torch.cat(list(features))[None].to(self.base.dtype)
+        frames = self.projector(joined)
+        if frames.shape[:2] != joined.shape[:2]:
+            raise ModelError(
+                f"The projector of {type(self.base).__name__} makes {frames.shape[1]} embeddings of {joined.shape[1]} "
+                f"frames, not one of each. {_FRAME_WISE}"
+            )
+        return list(frames[0].split([len(part) for part in features]))
 
     def _embedded(self, inputs: dict[str, Tensor]) -> Tensor:
         """Run the outer forward up to where the prompt is embedded and return the embeddings (rows, P, D)."""
@@ -373,6 +431,15 @@ class Policy(nn.Module):
         """Return float32 logits at the policy's temperature for hidden states (..., D)."""
         logits = self.head(hidden).float() / self.scale
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+    def read(self, hidden: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        """Read log-probabilities and entropies (N,) of `token` at the rows `row` of hidden states (Q, D).
+
+        The head is frozen here; a policy that trains it reads with `logits` instead, which keeps them.
+        """
+        if torch.is_grad_enabled() and self.head.weight.requires_grad:
+            raise ModelError("The output head is being trained, but scoring gives it no gradient. Freeze it.")
+        return read_log_probs(self.head, hidden, row, token, scale=self.scale, cap=self.cap, rows=self.logit_rows)
 
     def _layout(self) -> Layout:
         """Choose the fastest layout that is right for the model's layers."""
@@ -425,10 +492,18 @@ class Policy(nn.Module):
 
     # -- saving --------------------------------------------------------------------------------------------------------
     def save_adapter(self, directory: str | Path) -> None:
-        """Write the adapter as peft does (safetensors), so that plain transformers + peft loads it."""
+        """Write the adapter as peft does (safetensors), so that plain transformers + peft loads it.
+
+        Its adapter_config.json names the base model by `base_name`, or as it was loaded where that is None.
+        """
         if not isinstance(self.model, peft.PeftModel):
             raise ModelError("This policy has no adapter to save. Load it with `lora=`.")
         self.model.save_pretrained(str(directory), safe_serialization=True)
+        if self.base_name is not None:
+            # Afterwards: peft would look on the hub for a base that it does not find under its name.
+            file = Path(directory) / "adapter_config.json"
+            config = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": self.base_name}
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def save_projector(self, file: str | Path) -> None:
         """Write the projector's weights as safetensors."""
@@ -447,9 +522,44 @@ class Policy(nn.Module):
             raise ModelError(f"The projector file {file} does not fit this model: {error}") from error
 
 
-def _float(value: Any) -> Any:
-    """Return floating-point tensors in float32 and anything else as it is."""
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+def look_up(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Family, Any]:
+    """Return a checkpoint's configuration, family and processor; no weights are read.
+
+    Raises:
+        ModelError: it is of no known family, or a package that its processor needs is not installed.
+        OSError, ValueError: it is not there, or not a checkpoint.
+    """
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    family = family_of(config)
+    try:
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except ImportError as error:
+        of_ours = f"the extra {family.extra}: pip install 'leaf-speech[{family.extra}]'"
+        raise ModelError(
+            f"The processor of {name} ({family.model_type}) needs a package that cannot be imported: "
+            f"{_one_line(error)} Install {'what it names' if family.extra is None else of_ours}."
+        ) from error
+    return config, family, processor
+
+
+def _one_line(error: Exception) -> str:
+    """Return an error's message on one line that ends as a sentence."""
+    text = " ".join(str(error).split())[:500]
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Return floating-point tensors in another precision and anything else as it is."""
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _joined(excluded: str | Collection[str] | None, expression: str) -> str:
+    """Return one regular expression for what a caller excludes, in any of peft's forms, and what we do."""
+    if isinstance(excluded, str):
+        return f"{excluded}|{expression}"
+    if not excluded:
+        return expression
+    return rf"(.*[.])?({'|'.join(re.escape(name) for name in excluded)})|{expression}"
 
 
 def _count(module: nn.Module) -> int:

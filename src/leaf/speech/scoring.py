@@ -18,8 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from leaf.credit.tree import PrefixTree
-from leaf.errors import ModelError
-from leaf.speech.head import read_log_probs
+from leaf.speech.attention import refuse_long
 from leaf.speech.packing import PackedGroup, collate, pack, unpack
 
 if TYPE_CHECKING:
@@ -52,8 +51,7 @@ def score(
         batches: indices of the groups that share a forward; every group once.
     """
     layout = LAYOUTS[policy.layout]
-    if torch.is_grad_enabled() and policy.head.weight.requires_grad:
-        raise ModelError("The output head is being trained, but scoring gives it no gradient. Freeze it.")
+    refuse_long(policy.text_config, ((p.length, int(t.lengths.max())) for p, t in zip(prompts, trees, strict=True)))
     log_probs: list[Tensor] = [torch.empty(0)] * len(trees)
     entropies: list[Tensor] = [torch.empty(0)] * len(trees)
     for batch in batches:
@@ -64,9 +62,7 @@ def score(
             parent_of.append(group.parent_of.to(policy.device) + rows)
             rows += group.parents.shape[0]
         nodes = torch.cat([trees[i].token.to(policy.device) for i in batch])
-        values, entropy = read_log_probs(
-            policy.head, hidden, torch.cat(parent_of), nodes, scale=policy.scale, cap=policy.cap, rows=policy.logit_rows
-        )
+        values, entropy = policy.read(hidden, torch.cat(parent_of), nodes)
         sizes = [trees[i].num_nodes for i in batch]
         for i, value, spread in zip(batch, values.split(sizes), entropy.split(sizes), strict=True):
             log_probs[i], entropies[i] = unpack(value, trees[i]), unpack(spread, trees[i])
@@ -141,19 +137,26 @@ def _branches(policy: "Policy", group: PackedGroup, tree: PrefixTree) -> tuple[T
         Tokens (C, T), lengths (C,), and for each of the group's parents its place (Q,) in the flat C·T hidden states
         counted from 1; 0 is the prompt's last position.
     """
+    device, home = policy.device, tree.node.device  # the tree's own, wherever it was built
+    if tree.num_nodes == 0:  # every completion is empty: the prompt alone, and nothing to read at it
+        nothing = torch.zeros(1, 0, dtype=torch.long, device=device)
+        return nothing, nothing.sum(1), nothing[0]
     ends = tree.node.gather(1, (tree.lengths - 1).clamp_min(0)[:, None]).squeeze(1)
     ends = torch.where((tree.lengths > 0) & tree.is_leaf[ends], ends, -1)  # what runs on in another is covered by it
-    leaves = ends.unique()
-    chosen = [int((ends == leaf).nonzero()[0]) for leaf in leaves if leaf >= 0] or [0]
-    lengths = (tree.lengths[chosen] - 1).clamp_min(0)
+    order = ends.argsort(stable=True)
+    ends = ends[order]
+    first = torch.ones_like(ends, dtype=torch.bool)
+    first[1:] = ends[1:] != ends[:-1]
+    chosen = order[first & (ends >= 0)]  # for every leaf, ascending, the first completion that ends there
+    lengths = tree.lengths[chosen] - 1
     tokens = tree.tokens[chosen, : int(lengths.max())]
-    fed = torch.arange(tokens.shape[1]) < lengths[:, None]
-    place = torch.zeros(tree.num_nodes, dtype=torch.long)
-    place[tree.node[chosen, : tokens.shape[1]][fed]] = 1 + torch.arange(tokens.numel()).view(tokens.shape)[fed]
+    fed = torch.arange(tokens.shape[1], device=home) < lengths[:, None]
+    place = torch.zeros(tree.num_nodes, dtype=torch.long, device=home)
+    slots = torch.arange(tokens.numel(), device=home).view(tokens.shape)
+    place[tree.node[chosen, : tokens.shape[1]][fed]] = 1 + slots[fed]
     inner = (~tree.is_leaf).nonzero().squeeze(1)  # packed row P + i holds inner node i
     rows = group.parents - group.prompt_length
     places = torch.where(rows < 0, 0, place[inner[rows.clamp_min(0)]] if len(inner) else 0)
-    device = policy.device
     return tokens.masked_fill(~fed, 0).to(device), lengths.to(device), places.to(device)
 
 
@@ -176,5 +179,5 @@ def _branches_size(tree: PrefixTree) -> int:
 LAYOUTS: dict[Layout, _Way] = {
     "tree": _Way(tree_hidden, _tree_size),
     "prompt_once": _Way(prompt_once_hidden, lambda length, tree: length + _branches_size(tree)),
-    "copies": _Way(copies_hidden, lambda length, tree: int(tree.is_leaf.sum()) * length + _branches_size(tree)),
+    "copies": _Way(copies_hidden, lambda length, tree: max(int(tree.is_leaf.sum()), 1) * length + _branches_size(tree)),
 }
