@@ -1,5 +1,7 @@
 """A small translation game, many seeds at once: `python benchmarks/credit_lab/game.py [--rules leaf grpo ...]`.
 
+`--rules` takes names of RULES; `--rules ablations` stands for ABLATIONS, the relatives and LEAF with one thing changed.
+
 The language: 24 source words, sentences of 4 to 7 drawn uniformly. Each word has a translation and a second one, used
 after any of 8 "marking" words; a word of another 6 changes places with the translation before it. So the target has as
 many words as the source and depends on neighbours. One language for all seeds.
@@ -22,7 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from rules import faded, out, own
+from rules import even_leaf, faded, out, own, random_leaf
 from torch import Tensor
 
 from leaf.credit import CREDIT_RULES, PrefixTree, credit_mass, credit_rule, policy_loss, token_weights
@@ -31,7 +33,7 @@ from leaf.rewards import REWARDS
 
 WORDS, END, START = 24, 24, 25
 UNITS, LONGEST, MOST = 48, 7, 10
-PROMPTS, COMPLETIONS = 4, 8
+PROMPTS, EVERY = 4, 50
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "credit_lab_game.json"
 RULES = {
     "grpo": CREDIT_RULES["grpo"],
@@ -44,6 +46,18 @@ RULES = {
     "shrunken own in": own(1.0),
     "rloo faded": faded,
 }
+STANDARD = list(RULES)
+ABLATIONS = {
+    **{f"leaf B={b}": credit_rule("leaf", max_boundaries=b) for b in (0, 1, 4, 8)},
+    "leaf global only": credit_rule("leaf", terms="global"),
+    "leaf local only": credit_rule("leaf", terms="local"),
+    "leaf no z-score": credit_rule("leaf", normalize=False),
+    "leaf ended not grouped": credit_rule("leaf", group_ended=False),
+    "leaf random boundaries": random_leaf(),
+    "leaf even boundaries": even_leaf,
+    **{name: CREDIT_RULES[name] for name in ("rloo", "treerl", "spo", "treepo")},
+}
+RULES |= {name: rule for name, rule in ABLATIONS.items() if name not in RULES}
 
 
 class Language:
@@ -184,17 +198,17 @@ def supervised(seeds: int, first: int, steps: int, rate: float, language: Langua
 
 
 def reinforce(
-    policies: Policies, rule, first: int, steps: int, rate: float, language: Language, test, every: int = 50
+    policies: Policies, rule, first: int, steps: int, rate: float, language: Language, test, completions: int = 8
 ) -> dict:
     seeds = policies.p["attend"].shape[0]
     optimizer = torch.optim.Adam(policies.p.values(), lr=rate)
     g, curve, rewards_seen, flat, mass = torch.Generator().manual_seed(100_000 + first), {}, [], [], []
     for step in range(1, steps + 1):
         source, target, _ = language.sentences((seeds, PROMPTS), g)
-        tokens, length, logp = policies.sample(source, COMPLETIONS, g)
-        references = [r for r in text(target.flatten(0, 1)) for _ in range(COMPLETIONS)]
+        tokens, length, logp = policies.sample(source, completions, g)
+        references = [r for r in text(target.flatten(0, 1)) for _ in range(completions)]
         reward = torch.tensor([bleu(o, r) for o, r in zip(text(tokens.flatten(0, 1)), references, strict=True)])
-        group = (seeds * PROMPTS, COMPLETIONS)
+        group = (seeds * PROMPTS, completions)
         reward = reward.double().view(group)
         rows = zip(tokens.view(*group, -1), length.view(group), -logp.view(*group, -1), reward, strict=True)
         advantage = torch.stack([rule(PrefixTree.build(t, n), r, surprisal=s) for t, n, s, r in rows])
@@ -204,7 +218,7 @@ def reinforce(
         if step <= 50:
             each = [credit_mass(a, n) for a, n in zip(advantage, length.view(group), strict=True)]
             mass.append(torch.stack([m for m in each if float(m.sum()) > 0]).mean(0))
-        new = policies.log_probs(source, tokens, COMPLETIONS)
+        new = policies.log_probs(source, tokens, completions)
         weights = token_weights([mask.flatten(0, 1)])[0] * seeds
         loss, _ = policy_loss(
             new.flatten(0, 1),
@@ -217,7 +231,7 @@ def reinforce(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % every == 0:
+        if step % EVERY == 0:
             curve[step] = greedy_bleu(policies, test)
     return {
         "bleu": curve,
@@ -238,15 +252,18 @@ def seeds_for(differences: list[float], half: float = 0.5) -> int:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES))
+    parser.add_argument("--rules", nargs="+", default=STANDARD, choices=[*RULES, "ablations"])
     parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--first", type=int, default=0, help="number of the first seed")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--completions", type=int, default=8, help="K")
     parser.add_argument("--supervised", type=int, default=300)
     parser.add_argument("--weights", type=Path, help="keep the supervised weights in this file, or start from it")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    if "ablations" in args.rules:
+        args.rules = list(ABLATIONS)
     torch.set_num_threads(1)
     language = Language()
     test = language.sentences((200,), torch.Generator().manual_seed(3))
@@ -269,16 +286,14 @@ def main():
     print("start", mean_interval(record["start"]), flush=True)
     if args.out.exists():
         before = json.loads(args.out.read_text())
-        if before["start"] == record["start"] and {**before["settings"], "rules": 0} == {
-            **record["settings"],
-            "rules": 0,
-        }:
+        same = {"completions": 8, **before["settings"], "rules": 0} == {**record["settings"], "rules": 0}
+        if same and before["start"] == record["start"]:
             record = before  # the same game: rules are added to those already there
     weights = {k: v.detach().clone() for k, v in start.p.items()}
     for name in args.rules:
         began = time.monotonic()
         start.p = {k: v.clone().requires_grad_() for k, v in weights.items()}
-        found = reinforce(start, RULES[name], args.first, args.steps, args.rate, language, test)
+        found = reinforce(start, RULES[name], args.first, args.steps, args.rate, language, test, args.completions)
         final = found["bleu"][args.steps]
         found["mean"] = mean_interval(final)
         found["gain"] = mean_interval([a - b for a, b in zip(final, record["start"], strict=True)])

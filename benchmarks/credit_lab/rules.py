@@ -2,7 +2,7 @@
 
 import torch
 
-from leaf.credit import CREDIT_RULES, credit_rule
+from leaf.credit import CREDIT_RULES, credit_rule, even_boundaries, random_boundaries
 from leaf.credit.spans import cut_spans
 from leaf.credit.values import (
     group_means,
@@ -63,6 +63,22 @@ def rescaled_leaf(centre, scale):
         spread = credit.std().clamp_min(1e-6) if scale else 1.0
         advantage = torch.where(table.kept, shifted / spread, 0.0)
         return type(table)(**{**vars(table), "advantage": advantage}).paint(tree.tokens.shape[1])
+
+    return rule
+
+
+def even_leaf(tree, rewards, *, surprisal=None):
+    """LEAF with boundaries that cut the shortest completion evenly."""
+    return credit_rule("leaf", boundaries=even_boundaries(tree.lengths))(tree, rewards, surprisal=surprisal)
+
+
+def random_leaf(seed=0):
+    """Return LEAF with random boundaries."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rule(tree, rewards, *, surprisal=None):
+        cuts = random_boundaries(tree.lengths, generator=generator)
+        return credit_rule("leaf", boundaries=cuts)(tree, rewards, surprisal=surprisal)
 
     return rule
 
