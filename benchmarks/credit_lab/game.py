@@ -299,7 +299,8 @@ def main():
         found["gain"] = mean_interval([a - b for a, b in zip(final, record["start"], strict=True)])
         found["seconds"] = round(time.monotonic() - began, 1)
         if "grpo" in record["rules"]:
-            against = record["rules"]["grpo"]["bleu"][args.steps]
+            curve = record["rules"]["grpo"]["bleu"]  # its steps are text where it was read from the file
+            against = curve.get(args.steps) or curve[str(args.steps)]
             minus = [a - b for a, b in zip(final, against, strict=True)]
             found["minus_grpo"] = mean_interval(minus)
             found["seeds_for_half_a_point"] = seeds_for(minus)
