@@ -542,7 +542,7 @@ def test_completions_that_are_empty_endless_equal_or_unscored_give_finite_steps(
     """One step each: all empty, all cut at the limit, all rewards equal, none scored; every rule, no NaN anywhere."""
     from leaf.speech import sampling
 
-    made, _ = trainer(tmp_path, lambda completions, kind, **_: rewards[kind[0]], credit=credit, max_steps=1)
+    made, _ = trainer(tmp_path, lambda completions, kind=None, **_: rewards[kind[0]], credit=credit, max_steps=1)
     rewards = {"equal": [0.5] * 6, "none": [None] * 6, "mixed": [0.1, None, 0.9, math.nan, 0.2, 0.2]}
     choose = sampling._choose
     eos = made.policy.eos_token_ids[0]

@@ -1,4 +1,6 @@
 import json
+import shutil
+import types
 
 import pytest
 import tiny
@@ -6,9 +8,15 @@ import yaml
 from typer.testing import CliRunner
 
 from leaf import cli
+from leaf.checkpoints import space_needed
 from leaf.cli import app
-from leaf.errors import ConfigError, LeafError
+from leaf.config import load_recipe
+from leaf.doctor import examine
+from leaf.errors import ConfigError, LeafError, RunError
 from leaf.speech.audio import load_audio
+from leaf.speech.policy import Policy
+from leaf.trainer import LeafTrainer
+from leaf.training import AUTOMATIC_BUDGET
 
 
 @pytest.fixture
@@ -72,6 +80,81 @@ def test_demo_prints_the_table_and_keeps_the_predictions(project):
     assert "held-out test, greedy decoding" in shown
     assert "The run is in runs/rl" in shown
     assert len((project / "runs/rl/test_after.jsonl").read_text().splitlines()) == 3
+
+
+def test_an_interrupted_demo_goes_on_to_the_same_table(project, monkeypatch):
+    """Scores before are those of the model without the adapter, which the resumed run has trained already."""
+    options = ("demo", "--recipe", "rl.yaml", "--items", "3", "save_every=1", "rewards=[cer]", "learning_rate=0.1")
+    whole = run(*options, "output_dir=runs/whole")
+    update, calls = LeafTrainer.update, []
+
+    def killed(self, rollout):
+        calls.append(rollout.step)
+        if len(calls) == 2:
+            raise RuntimeError("killed")
+        return update(self, rollout)
+
+    monkeypatch.setattr(LeafTrainer, "update", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(*options, "output_dir=runs/cut")
+    with pytest.raises(RunError, match=r"continue it with `--resume`"):
+        run(*options, "output_dir=runs/cut")
+    resumed = run(*options, "output_dir=runs/cut", "--resume")
+    assert calls == [1, 2, 2]
+    table = [line for line in whole.splitlines() if "│" in line]
+    assert len(table) >= 3
+    assert [line for line in resumed.splitlines() if "│" in line] == table
+    before, after = (
+        [json.loads(line)["prediction"] for line in (project / "runs/whole" / name).read_text().splitlines()]
+        for name in ("test_before.jsonl", "test_after.jsonl")
+    )
+    assert before != after  # or the scores before could be those after
+    for name in ("test_before.jsonl", "test_after.jsonl"):
+        assert (project / "runs/cut" / name).read_text() == (project / "runs/whole" / name).read_text()
+    assert run(*options, "output_dir=runs/cut", "--resume").splitlines()[-9:-1] == resumed.splitlines()[-9:-1]
+    assert calls == [1, 2, 2]  # a finished demo shows its table again
+
+
+@pytest.mark.parametrize(("missing", "fits"), [(0, True), (1, False)])
+def test_doctor_and_the_trainer_ask_for_the_same_room_on_the_disk(project, monkeypatch, missing, fits):
+    trained = cli._trainer(load_recipe("rl.yaml")).trained
+    needed = space_needed(4 * sum(p.numel() for p in trained.values()), 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=needed - missing))
+    (disk,) = [finding for finding in examine(load_recipe("rl.yaml")) if finding.subject == "disk"]
+    assert disk.state == ("ok" if fits else "fails")
+    if fits:
+        run("train", "rl.yaml")
+    else:
+        with pytest.raises(RunError, match="for 2 checkpoints and its adapters"):
+            run("train", "rl.yaml")
+
+
+def test_the_token_budget_of_stage_sft_follows_from_the_memory_too(project):
+    assert cli._policy(load_recipe("sft.yaml")).token_budget <= AUTOMATIC_BUDGET["cpu"]
+    assert cli._policy(load_recipe("sft.yaml", ["token_budget=3000"])).token_budget == 3000
+
+
+def test_stages_that_were_finished_resume_without_harm(project):
+    for stage, log in (("align", "metrics.jsonl"), ("sft", "metrics.jsonl")):
+        run(stage, f"{stage}.yaml")
+        before = (project / "runs" / stage / log).read_text()
+        assert "resumed" in run(stage, f"{stage}.yaml", "--resume")
+        assert (project / "runs" / stage / log).read_text() == before
+
+
+def test_saved_adapters_call_the_base_as_the_recipe_does(project, monkeypatch):
+    """The demo's is assembled in a folder of this machine; its adapters say `demo`."""
+    monkeypatch.setattr("leaf.demo_model.resolve_model", lambda name: str(project / "model"))
+    run("train", "rl.yaml", "model=demo", "max_steps=1")
+    run("sft", "sft.yaml", "model=base", "max_steps=1")
+    for folder, name in (("rl", "demo"), ("sft", "base")):
+        config = json.loads((project / "runs" / folder / "last/adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == name
+        for file in (project / "runs" / folder).rglob("*.json*"):
+            assert str(project) not in file.read_text(), file
+    policy = Policy.load("model", adapter="runs/rl/last")
+    policy.save_adapter("again")  # without a name of its own, as it was loaded
+    assert json.loads((project / "again/adapter_config.json").read_text())["base_model_name_or_path"] == "demo"
 
 
 def test_data_and_recipe_listings():

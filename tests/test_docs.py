@@ -117,10 +117,10 @@ def test_every_page_stands_in_the_navigation():
 # Modules that users import from; those left out serve them from inside.
 USED = (
     "leaf.align", "leaf.checks", "leaf.compare", "leaf.config", "leaf.credit.spans", "leaf.errors", "leaf.evaluate",
-    "leaf.judge", "leaf.memory", "leaf.metrics", "leaf.plugins", "leaf.predictions", "leaf.records", "leaf.rewards",
-    "leaf.run", "leaf.sft", "leaf.speech.audio", "leaf.speech.families", "leaf.speech.own_adapter",
-    "leaf.speech.policy", "leaf.speech.sampling", "leaf.tasks", "leaf.tasks.manifest", "leaf.terminal",
-    "leaf.trainer",
+    "leaf.judge", "leaf.judge_prompts", "leaf.memory", "leaf.metrics", "leaf.plugins", "leaf.predictions",
+    "leaf.records", "leaf.rewards", "leaf.run", "leaf.sft", "leaf.speech.audio", "leaf.speech.families",
+    "leaf.speech.own_adapter", "leaf.speech.policy", "leaf.speech.sampling", "leaf.tasks", "leaf.tasks.manifest",
+    "leaf.terminal", "leaf.trainer",
 )  # fmt: skip
 
 

@@ -18,7 +18,8 @@ from leaf.plugins import load_plugins
 from leaf.run import run_path
 from leaf.speech.audio import audio_seconds
 from leaf.speech.families import Family
-from leaf.speech.policy import Policy, look_up
+from leaf.speech.loading import look_up
+from leaf.speech.policy import Policy
 from leaf.training import pick_device
 
 State = Literal["ok", "unsure", "fails"]

@@ -83,7 +83,7 @@ def _wordnet(path: str | None) -> tuple[Any, str]:
             if not (Path(str(self.root)) / file).is_file():
                 return StringIO("".join(f"{i:02}\tfile{i}\t0\n" for i in range(45)))
             with super().open(file) as stream:
-                return StringIO(stream.read())
+                return StringIO(str(stream.read()))
 
         def map_wn(self, version: str = "wordnet") -> None:
             return None

@@ -458,7 +458,7 @@ def test_a_package_that_a_processor_lacks_is_named_with_its_extra(case, backend,
     if case == "granite_speech":  # transformers itself says so
         monkeypatch.setitem(BACKENDS_MAPPING, backend, (lambda: False, BACKENDS_MAPPING[backend][1]))
     else:
-        monkeypatch.setattr("leaf.speech.policy.AutoProcessor.from_pretrained", missing)
+        monkeypatch.setattr("leaf.speech.loading.AutoProcessor.from_pretrained", missing)
     wanted = rf"processor of .* \({case}\) needs a package.*{backend}.*Install the extra {extra}: pip install"
     with pytest.raises(ModelError, match=wanted):
         Policy.load(tmp_path)
@@ -505,7 +505,7 @@ def test_only_recurrent_blocks_are_left_out_not_layers_called_like_theirs():
         if isinstance(module, nn.Linear) and re.fullmatch(targets, name) and not re.fullmatch(elsewhere, name)
     }
     assert adapted == {f"lm.layers.{i}.self_attn.{name}" for i in range(2) for name in ("q_proj", "out_proj")}
-    with pytest.raises(ModelError, match="no linear layers called in_proj outside recurrent blocks; it has out_proj"):
+    with pytest.raises(ModelError, match="layers called in_proj outside its recurrent blocks; it has out_proj"):
         family.lora_targets(model, ["in_proj"])
 
 

@@ -313,6 +313,9 @@ def test_running_out_of_memory_in_the_encoder_halves_the_rows_and_keeps_that(pol
     assert calls == [5, 2, 2, 1]
     policy.embed(rows[:3])
     assert calls[4:] == [2, 1]  # what did not fit is not tried again
+    policy.rows_at_once = None
+    assert [frames.shape[0] for frames in policy.audio_features(rows)] == [int(p.is_audio.sum()) for p in wanted]
+    assert calls[6:] == [5, 2, 2, 1]  # stage align encodes in the same way
 
     def never(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory.")

@@ -141,10 +141,10 @@ class Family:
         names = names or self.lora_layers or linear
         unknown = sorted(set(names) - linear)
         if unknown:
+            where = " outside its recurrent blocks" if recurrent else ""
             raise ModelError(
-                f"The decoder of {type(model).__name__} has no linear layers called {', '.join(unknown)} outside "
-                f"recurrent blocks; it has {', '.join(sorted(linear))}. Choose from these, or leave lora_layers out "
-                "for all of them."
+                f"The decoder of {type(model).__name__} has no linear layers called {', '.join(unknown)}{where}; it "
+                f"has {', '.join(sorted(linear))}. Choose from these, or leave lora_layers out for all of them."
             )
         return rf"{layers.replace('.', '[.]')}[.].*[.]({'|'.join(sorted(names))})"
 

@@ -5,10 +5,7 @@ update. Scoring runs one tree-packed forward per micro-batch of groups (leaf.spe
 not possible). The reference model is the adapter switched off.
 """
 
-import copy
-import json
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +17,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoProcessor
 
 from leaf.credit.tree import PrefixTree
-from leaf.errors import LeafError, ModelError
+from leaf.errors import ModelError
 from leaf.memory import Estimate, estimate, in_parts
 from leaf.speech import prompts as prompting
 from leaf.speech.attention import Attention
 from leaf.speech.families import Family, family_of
 from leaf.speech.head import read_log_probs
-from leaf.speech.own_adapter import load_own_adapter, merge_own_adapter, refuse_pickle
+from leaf.speech.loading import load_model, put_lora
+from leaf.speech.own_adapter import merge_own_adapter, refuse_pickle
 from leaf.speech.packing import micro_batches
 from leaf.speech.scoring import LAYOUTS, Layout, Scores, score
 
@@ -135,31 +132,8 @@ class Policy(nn.Module):
         Raises:
             ModelError: the checkpoint cannot be loaded, is of no known family, or has no safetensors.
         """
-        name = str(path)
-        try:
-            _, family, processor = look_up(name, trust_remote_code=trust_remote_code)
-            refuse_pickle(name)
-            model = family.auto_model.from_pretrained(
-                name,
-                dtype=getattr(torch, dtype),
-                attn_implementation=attention,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-            )
-            load_own_adapter(model, family, name)
-        except LeafError:
-            raise
-        except ImportError as error:
-            raise ModelError(
-                f"The weights of {name} cannot be loaded without a further package: {_one_line(error)} Install what it "
-                "names; with `attention` a recipe chooses a kernel that needs none (sdpa)."
-            ) from error
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(
-                f"The checkpoint {name} cannot be loaded: {_one_line(error)} It takes a folder or "
-                "hub id with configuration, processor and weights in safetensors; a .bin or .pt file may hold code and "
-                "is not read."
-            ) from error
+        choices = {"dtype": dtype, "attention": attention, "trust_remote_code": trust_remote_code}
+        model, processor = load_model(str(path), **choices)
         return cls.wrap(
             model.to(device),
             processor,
@@ -196,15 +170,7 @@ class Policy(nn.Module):
             refuse_pickle(adapter)
             model = peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=lora is not None)
         elif lora is not None:
-            lora = copy.deepcopy(lora)  # the caller's own stays as it is; peft writes into what it is given
-            names = lora.target_modules
-            if names is None or names == "all-linear":
-                lora.target_modules = family.lora_targets(model)
-            elif not isinstance(names, str):
-                lora.target_modules = family.lora_targets(model, names)
-            # peft may shorten the expression above to bare names, which the audio tower shares.
-            lora.exclude_modules = _joined(lora.exclude_modules, family.lora_elsewhere(model))
-            model = peft.get_peft_model(model, lora)
+            model = put_lora(model, family, lora)
         if model.dtype in (torch.bfloat16, torch.float16):
             # Otherwise peft copies the input of every adapter to float32, to keep and to multiply (see `precision`).
             for module in model.modules():
@@ -378,6 +344,9 @@ class Policy(nn.Module):
 
         For projectors that map frame by frame, one frame per audio position of the prompt.
         """
+        return in_parts(self, examples, self._audio_features)
+
+    def _audio_features(self, examples: Sequence[Mapping[str, Any]]) -> list[Tensor]:
         inputs = self.inputs(examples)
         counts = (inputs["input_ids"] == self.audio_token_id).sum(-1).tolist()
         args, kwargs = self._stopped_at(self.projector, inputs)
@@ -498,12 +467,10 @@ class Policy(nn.Module):
         """
         if not isinstance(self.model, peft.PeftModel):
             raise ModelError("This policy has no adapter to save. Load it with `lora=`.")
-        self.model.save_pretrained(str(directory), safe_serialization=True)
         if self.base_name is not None:
-            # Afterwards: peft would look on the hub for a base that it does not find under its name.
-            file = Path(directory) / "adapter_config.json"
-            config = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": self.base_name}
-            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            self.model.active_peft_config.base_model_name_or_path = self.base_name
+        # No adapter is on the embeddings; to find out for itself, peft would ask the hub for the base's configuration.
+        self.model.save_pretrained(str(directory), safe_serialization=True, save_embedding_layers=False)
 
     def save_projector(self, file: str | Path) -> None:
         """Write the projector's weights as safetensors."""
@@ -522,44 +489,9 @@ class Policy(nn.Module):
             raise ModelError(f"The projector file {file} does not fit this model: {error}") from error
 
 
-def look_up(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Family, Any]:
-    """Return a checkpoint's configuration, family and processor; no weights are read.
-
-    Raises:
-        ModelError: it is of no known family, or a package that its processor needs is not installed.
-        OSError, ValueError: it is not there, or not a checkpoint.
-    """
-    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    family = family_of(config)
-    try:
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except ImportError as error:
-        of_ours = f"the extra {family.extra}: pip install 'leaf-speech[{family.extra}]'"
-        raise ModelError(
-            f"The processor of {name} ({family.model_type}) needs a package that cannot be imported: "
-            f"{_one_line(error)} Install {'what it names' if family.extra is None else of_ours}."
-        ) from error
-    return config, family, processor
-
-
-def _one_line(error: Exception) -> str:
-    """Return an error's message on one line that ends as a sentence."""
-    text = " ".join(str(error).split())[:500]
-    return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
 def _cast(value: Any, dtype: torch.dtype) -> Any:
     """Return floating-point tensors in another precision and anything else as it is."""
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _joined(excluded: str | Collection[str] | None, expression: str) -> str:
-    """Return one regular expression for what a caller excludes, in any of peft's forms, and what we do."""
-    if isinstance(excluded, str):
-        return f"{excluded}|{expression}"
-    if not excluded:
-        return expression
-    return rf"(.*[.])?({'|'.join(re.escape(name) for name in excluded)})|{expression}"
 
 
 def _count(module: nn.Module) -> int:
