@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from leaf import cli, terminal
 from leaf.config import AlignConfig, LeafConfig, to_dict
 from leaf.errors import ConfigError, LeafError, RunError
+from leaf.group_tree import pieces
 from leaf.records import group_record
 from leaf.run import RunDirectory
 from leaf.speech.sampling import Group
@@ -161,7 +162,7 @@ def test_unscored_truncated_empty_equal_and_nested_completions():
     ],
 )
 def test_tokens_are_spelt_as_their_vocabulary_does(tokens, completion, wanted):
-    assert terminal.pieces(tokens, completion) == wanted
+    assert pieces(tokens, completion) == wanted
 
 
 EVIL = "[red]x[/] [/red] [link=file:///a]y \x1b[31m\x1b]0;title\x07 \x9b2J \r\n\t \u202eabc\u2028 \ud800 \x7f"

@@ -182,6 +182,19 @@ def demo_model(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run directories; several seeds of a method are shown together")],
+    output: Annotated[Path, typer.Option(help="the file to write")] = Path("report.html"),
+    predictions: Annotated[list[Path] | None, typer.Option(help="prediction files or folders to show besides")] = None,
+    audio: Annotated[bool, typer.Option(help="put recordings into the page")] = True,
+) -> None:
+    """Write curves, groups as trees, forks and evaluations of runs as one HTML file that opens from disk."""
+    from leaf.report.write import write_report
+
+    _say(f"the report is in {write_report(runs, output, predictions=predictions or [], audio=audio)}")
+
+
+@app.command()
 def demo(
     recipe: Annotated[Path, typer.Option(help="recipe to run")] = Path("recipes/demo.yaml"),
     overrides: Overrides = None,
@@ -221,7 +234,8 @@ def demo(
     console.print(table)
     console.print(
         f"{config.max_steps} steps of {config.prompts_per_rollout} x {config.num_completions} completions, "
-        f"{len(rows)} test rows, {(time.perf_counter() - began) / 60:.1f} minutes. The run is in {run.path}"
+        f"{len(rows)} test rows, {(time.perf_counter() - began) / 60:.1f} minutes. The run is in {run.path}; "
+        f"look at it with `leaf report {run.path}`"
     )
 
 
@@ -289,7 +303,7 @@ def run_recipe(config: RunConfig, *, resume: bool = False) -> None:
         from leaf import terminal
 
         terminal.train(_trainer(config), console, resume=resume)
-        console.print(f"the run is in {config.output_dir}")
+        console.print(f"the run is in {config.output_dir}; look at it with `leaf report {config.output_dir}`")
         return
     from leaf.align import align as run_align
     from leaf.run import RunDirectory

@@ -3,17 +3,13 @@
 Text that a model wrote is data: it is never read as rich markup, and control characters in it are made visible.
 """
 
-import codecs
-import inspect
 import json
-import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,17 +17,15 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
-from torch import Tensor
 
 from leaf.config import LeafConfig
-from leaf.credit import CREDIT_RULES, PrefixTree, credit_rule, leaf_spans, select_boundaries
-from leaf.credit.values import known_rewards, nothing_to_learn, root_mean, scored_completions
+from leaf.credit import CREDIT_RULES
 from leaf.errors import RunError
+from leaf.group_tree import END, GroupTree
 from leaf.plugins import load_plugins
 from leaf.run import RunDirectory
 
 MARK = "┃"  # a boundary inside a stretch of text
-END = "■"  # the end-of-sequence token
 _BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 _GUIDE, _ROOM = 4, 20  # columns of rich's tree guides per level, and what the text beside them gets at least
 _UP, _DOWN, _PAPER = (86, 156, 255), (255, 148, 60), (244, 244, 240)
@@ -54,40 +48,6 @@ def _visible(char: str) -> str:
     if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(char) in _BIDI:
         return f"\\u{{{code:x}}}"
     return char
-
-
-# -- tokens as text ----------------------------------------------------------------------------------------------------
-# The alphabet of byte-level BPE: printable bytes stand for themselves, the others for the characters from 256 on.
-_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
-_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
-
-
-def pieces(tokens: Sequence[str], completion: str) -> list[str]:
-    """Return the text of each token, from the vocabulary's spelling of it.
-
-    Vocabularies spell tokens in bytes (Ġ for a space) or as SentencePiece does (▁); the one that gives the completion
-    is right. A character cut between tokens appears at the token that completes it.
-    """
-    spelt = [_decoded([_byte_level(token) for token in tokens]), _decoded([_sentence_piece(token) for token in tokens])]
-    return next((found for found in spelt if completion in "".join(found)), spelt[1])
-
-
-def _decoded(raw: Sequence[bytes]) -> list[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    return [decoder.decode(token, final=i + 1 == len(raw)) for i, token in enumerate(raw)]
-
-
-def _byte_level(token: str) -> bytes:
-    if all(char in _BYTE_OF for char in token):
-        return bytes(_BYTE_OF[char] for char in token)
-    return token.encode(errors="replace")  # an added token is spelt as it is
-
-
-def _sentence_piece(token: str) -> bytes:
-    if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
-        return bytes([int(token[3:5], 16)])
-    return token.replace("▁", " ").encode(errors="replace")
 
 
 # -- a recorded group --------------------------------------------------------------------------------------------------
@@ -124,7 +84,8 @@ def group_view(record: dict[str, Any], recipe: LeafConfig, credit: str | None = 
         recipe: of the run; its options of LEAF place the boundaries.
         credit: a rule to compute on the same rollouts; None shows the recorded advantages.
     """
-    drawing = _Drawing(record, recipe, credit)
+    group = GroupTree(record, recipe)
+    drawing = _Drawing(group, credit)
     rule = (
         f"as recorded (recipe: {recipe.credit})" if credit is None else f"{credit}, computed on the recorded rollouts"
     )
@@ -135,7 +96,7 @@ def group_view(record: dict[str, Any], recipe: LeafConfig, credit: str | None = 
         "spoken": record["text"],
         "reference": record["reference"],
         "credit": rule,
-        "boundaries": ", ".join(map(str, drawing.boundaries)) or "none",
+        "boundaries": ", ".join(map(str, group.boundaries)) or "none",
     }
     facts = [
         Text(overflow="fold").append(f"{name:12}", style="dim").append(visible(str(value)))
@@ -148,122 +109,74 @@ def group_view(record: dict[str, Any], recipe: LeafConfig, credit: str | None = 
     )
     legend = (
         f"V̂ mean reward of the n completions, {MARK} boundary, {END} end of sequence. A advantage, "
-        + (colours if drawing.largest else "0 everywhere" + ", for want of rewards that differ" * drawing.idle)
+        + (colours if drawing.largest else "0 everywhere" + ", for want of rewards that differ" * group.idle)
         + "."
     )
     return Group(*facts, Text(), drawing.tree(), Text(), Text(legend, style="dim"))
 
 
 class _Drawing:
-    """Turn one record into a rich Tree: a line per stretch of tokens that the same completions share."""
+    """Turn a group into a rich Tree: a line per stretch of tokens that the same completions share."""
 
-    def __init__(self, record: dict[str, Any], recipe: LeafConfig, credit: str | None):
-        self.record = record
-        lengths = [len(ids) for ids in record["token_ids"]]
-        width = max(lengths, default=0)
-        tokens = _padded(record["token_ids"], width, torch.long)
-        self.prefixes = PrefixTree.build(tokens, torch.tensor(lengths, dtype=torch.long))
-        self.rewards = torch.tensor([torch.nan if r is None else r for r in record["rewards"]], dtype=torch.float64)
-        surprisal = _padded(record["surprisal"], width, torch.float64)
-        options = dict(recipe.credit_options) if recipe.credit == "leaf" else {}
-        defaults = {p.name: p.default for p in inspect.signature(select_boundaries).parameters.values()}
-        chosen_by = {name: options[name] for name in defaults if name in options}
-        if all(value == defaults[name] for name, value in chosen_by.items()):
-            # Recorded from the exact surprisal, which the record holds rounded.
-            options["boundaries"] = torch.tensor(record["boundaries"], dtype=torch.long)
-        chosen, spans = leaf_spans(self.prefixes, self.rewards, surprisal=surprisal, **options)
-        self.boundaries = chosen.tolist()
-        self.retained = {span.node: span for row in spans for span in row if span.node >= 0}
-        if credit is None:
-            self.advantages = _padded(record["advantages"], width, torch.float64)
-        else:
-            rule = credit_rule(credit, **(options if credit == "leaf" else {}))
-            self.advantages = rule(self.prefixes, self.rewards, surprisal=surprisal).double()
-        self.scored = scored_completions(self.prefixes, self.rewards)
-        self.idle = nothing_to_learn(self.rewards, self.scored)
+    def __init__(self, group: GroupTree, credit: str | None):
+        self.group = group
+        self.advantages = group.advantages(credit)
         self.largest = float(self.advantages.abs().max()) if self.advantages.numel() else 0.0
-        self.texts = [pieces(*pair) for pair in zip(record["tokens"], record["completions"], strict=True)]
-        for text, cut in zip(self.texts, record["truncated"], strict=True):
-            if text and not cut:
-                text[-1] = END
-        self.children: dict[int, list[int]] = {}
-        for node, parent in enumerate(self.prefixes.parent.tolist()):
-            self.children.setdefault(parent, []).append(node)
-        self.members: list[list[int]] = [[] for _ in range(self.prefixes.num_nodes)]
-        self.ends: dict[int, list[int]] = {}
-        for k, path in enumerate(self.prefixes.node.tolist()):
-            for node in path[: lengths[k]]:
-                self.members[node].append(k)
-            self.ends.setdefault(path[lengths[k] - 1] if lengths[k] else -1, []).append(k)
 
     def tree(self) -> Tree:
         """Return the whole tree."""
-        value = float(root_mean(known_rewards(self.rewards, self.scored), self.scored))
-        root = Tree(Text(f"root  n {int(self.scored.sum())}  V̂ {value:.3f}", style="bold"), guide_style="dim")
-        for k in self.ends.get(-1, []):
+        group = self.group
+        size, value = group.root()
+        root = Tree(Text(f"root  n {size}  V̂ {value:.3f}", style="bold"), guide_style="dim")
+        for k in group.ends.get(-1, []):
             root.add(Text("(empty)").append(self._outcome([k]), style="bold"))
-        waiting = [(root, node) for node in reversed(self._ordered(-1))]
+        waiting = [(root, node) for node in reversed(group.below(-1))]
         while waiting:  # completions may be longer than Python's stack is deep
             above, node = waiting.pop()
-            stretch = self._stretch(node)
+            stretch = group.stretch(node)
             last = stretch[-1]
             branch = above.add(self._label(stretch))
-            further = self._ordered(last)
-            if further and last in self.ends:
-                branch.add(Text("(ends here)").append(self._outcome(self.ends[last]), style="bold"))
+            further = group.below(last)
+            if further and last in group.ends:
+                branch.add(Text("(ends here)").append(self._outcome(group.ends[last]), style="bold"))
             waiting += [(branch, child) for child in reversed(further)]
         return root
 
-    def _ordered(self, node: int) -> list[int]:
-        """Return a node's children, those of most completions first."""
-        return sorted(self.children.get(node, []), key=lambda child: (-len(self.members[child]), self.members[child]))
-
-    def _stretch(self, node: int) -> list[int]:
-        """Return the nodes from this one on to the next retained node, fork or end."""
-        stretch = [node]
-        while node not in self.retained and node not in self.ends and len(self.children.get(node, [])) == 1:
-            node = self.children[node][0]
-            stretch.append(node)
-        return stretch
-
     def _label(self, stretch: list[int]) -> Text:
+        group = self.group
         label = Text()
         seen: list[float] = []
         for node in stretch:
-            position, members = int(self.prefixes.depth[node]), self.members[node]
+            position, members = group.position(node), group.members[node]
             credits = self.advantages[members, position].tolist()
             seen += credits
-            if position in self.boundaries and label:
+            if position in group.boundaries and label:
                 label.append(MARK, style="bold")
-            piece = visible(self.texts[members[0]][position])
+            piece = visible(group.text(node))
             label.append(piece, style=_shade(sum(credits) / len(credits), self.largest))
         last = stretch[-1]
-        at_boundary = int(self.prefixes.depth[last]) + 1 in self.boundaries
-        if last in self.retained:
-            span = self.retained[last]
+        at_boundary = group.position(last) + 1 in group.boundaries
+        if last in group.retained:
+            span = group.retained[last]
             label.append(f"{MARK if at_boundary else ''}  n {span.size}  V̂ {span.value:.3f}", style="bold")
-        elif at_boundary and last in self.children:
+        elif at_boundary and last in group.children:
             label.append(MARK, style="bold")
         low, high = _signed(min(seen)), _signed(max(seen))
         label.append(f"  A {low}" + ("" if low == high else f" to {high}"), style="dim")
-        if last in self.ends and last not in self.children:
-            label.append(self._outcome(self.ends[last]), style="bold")
+        if last in group.ends and last not in group.children:
+            label.append(self._outcome(group.ends[last]), style="bold")
         return label
 
     def _outcome(self, completions: list[int]) -> str:
         """Return reward and numbers of completions that end in the same place."""
-        rewards = dict.fromkeys("unscored" if r != r else f"{r:.3f}" for r in self.rewards[completions].tolist())
-        cut = "  truncated" if any(self.record["truncated"][k] for k in completions) else ""
+        rewards = dict.fromkeys("unscored" if r != r else f"{r:.3f}" for r in self.group.rewards[completions].tolist())
+        cut = "  truncated" if any(self.group.record["truncated"][k] for k in completions) else ""
         return f"  reward {', '.join(rewards)}{cut}  " + " ".join(f"#{k}" for k in completions)
 
 
 def _signed(value: float) -> str:
     text = f"{value:+.2f}"
     return "0.00" if float(text) == 0 else text
-
-
-def _padded(rows: Sequence[Sequence[Any]], width: int, dtype: torch.dtype) -> Tensor:
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=dtype).reshape(len(rows), width)
 
 
 def _shade(advantage: float, largest: float) -> Style:
@@ -368,7 +281,7 @@ class TrainingView:
         table.add_column(overflow="fold")
         rewards = [record["reward_mean"] for record in self.records]
         table.add_row("reward", Text(f"{sparkline(rewards)}  {_range(rewards)}"))
-        for name in [key for key in (self.validations or [{}])[-1] if key != "step"]:
+        for name in [key for key in (self.validations or [{}])[-1] if key != "step" and "/" not in key]:
             scores = [record[name] for record in self.validations]
             table.add_row(name, Text(f"{sparkline(scores)}  {_range(scores)}"))
         table.add_row("time", stage_bar(self.records[-10:]))

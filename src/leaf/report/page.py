@@ -28,6 +28,7 @@ class Section:
         script: JavaScript that registers the section; see `asset`.
         style: CSS; selectors begin with `#name`, colours are the variables of `base.css`.
         libraries: JavaScript sources that must stand before the script; each distinct one is written once.
+        evaluates: a library compiles its expressions with `Function` (Vega does), which the page then allows.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Section:
     script: str
     style: str = ""
     libraries: tuple[str, ...] = ()
+    evaluates: bool = False
 
 
 def asset(name: str) -> str:
@@ -46,15 +48,18 @@ def asset(name: str) -> str:
 def page(title: str, sections: Sequence[Section]) -> str:
     """Return the HTML of a page that shows one section at a time.
 
-    Scripts are allowed by their hashes alone, so that no text of a model can become one.
+    Scripts are allowed by their hashes alone, so that no text of a model can become one; `eval` is, where a library of
+    ours needs it.
     """
     libraries = dict.fromkeys(library for section in sections for library in section.libraries)
     scripts = [asset("base.js"), *libraries, *(section.script for section in sections), "leaf.start();"]
     scripts = [script.replace("</script", "<\\/script") for script in scripts]
+    allowed = [f"'sha256-{_digest(script)}'" for script in scripts]
+    allowed += ["'unsafe-eval'"] * any(section.evaluates for section in sections)
     policy = "; ".join(
         [
             "default-src 'none'",
-            "script-src " + " ".join(f"'sha256-{_digest(script)}'" for script in scripts),
+            f"script-src {' '.join(allowed)}",
             "style-src 'unsafe-inline'",
             "img-src data: blob:",
             "media-src data: blob:",

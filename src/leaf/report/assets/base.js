@@ -25,6 +25,7 @@ const leaf = (() => {
     const wanted = location.hash.slice(1).split("/")[0];
     const current = sections.find((section) => section.id === wanted) || sections[0];
     if (!current) return;
+    if (current.hidden) scrollTo(0, 0);
     for (const section of sections) section.hidden = section !== current;
     for (const tab of document.querySelectorAll("header nav a")) {
       if (tab.hash === `#${current.id}`) tab.setAttribute("aria-current", "page");

@@ -1,0 +1,191 @@
+"""Recordings inside the page: small clips with a waveform, and a store that keeps them within a budget of bytes.
+
+The page loads nothing, so a recording is in it or is not heard. Clips are mono MP3, the one format with speech at
+3 kB a second that Chromium, Firefox and Safari all play. On the page, `leaf.player(clip)` of `assets/audio.js` makes
+the element: give a section `libraries=(asset("audio.js"),)`, which brings its own style.
+"""
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from leaf.errors import ConfigError, DataError
+from leaf.predictions import kept_items, prompt_text
+from leaf.speech.audio import JOIN_PAUSE, Audio, audio_seconds, load_audio
+
+RATE = 16_000  # Hz; what speech encoders are given, so what was heard
+PEAKS = 160
+CLIP_BYTES = 96_000  # of a clip's data URI: about 25 s of speech
+SECTION_BYTES = 1_200_000  # of a section's clips together
+_QUALITY = {"bitrate_mode": "VARIABLE", "compression_level": 0.7}  # about 22 kbit/s for speech
+_TYPE = "data:audio/mpeg;base64,"
+_REFUSED = 20  # recordings in a row that did not fit: a shorter one is not looked for any longer
+_Split = tuple[Any, dict[str, tuple[int, dict[str, Any]]]]  # rows, and id → number and text columns
+_SHORTEST = 0.25  # seconds; a limit that leaves less is a mistake
+
+
+def clip(source: Audio, *, max_bytes: int = CLIP_BYTES) -> dict[str, Any]:
+    """Return a row's audio as JSON-able data for `leaf.player`.
+
+    A list of recordings becomes one clip, joined as the model hears them. What does not fit into `max_bytes` is cut
+    off at the end, and the player says so.
+
+    Args:
+        source: what `leaf.speech.audio.load_audio` reads: a path, a list of paths, or a mapping with `array` and
+            `sampling_rate`.
+        max_bytes: of the data URI.
+
+    Returns:
+        `src`: data URI of mono 16 kHz MP3. `seconds`: length of the whole audio. `kept`: seconds in the clip.
+        `peaks`: 160 whole numbers from 0 to 100, the largest amplitude of each stretch of the clip relative to the
+        largest of all. `joins`: seconds at which the second and later recordings begin, within the clip.
+
+    Raises:
+        AudioError: as `load_audio`.
+        ConfigError: the limit leaves less than 0.25 s.
+    """
+    wave = load_audio(source, sampling_rate=RATE)
+    kept = wave
+    src = _uri(kept)
+    while len(src) > max_bytes:
+        # Bytes follow seconds nearly, so one or two turns are enough; 0.98 makes sure that every turn shortens.
+        kept = kept[: int(len(kept) * 0.98 * max_bytes / len(src))]
+        if len(kept) < _SHORTEST * RATE:
+            raise ConfigError(f"A clip of {max_bytes} bytes holds less than {_SHORTEST} s; allow at least 10,000.")
+        src = _uri(kept)
+    seconds = len(kept) / RATE
+    return {
+        "src": src,
+        "seconds": round(len(wave) / RATE, 2),
+        "kept": round(seconds, 2),
+        "peaks": peaks(kept),
+        "joins": [join for join in _joins(source) if join < seconds],
+    }
+
+
+def peaks(wave: np.ndarray, count: int = PEAKS) -> list[int]:
+    """Return (count,) the largest amplitude of each stretch of a waveform (samples,), the loudest as 100."""
+    edges = np.arange(count) * len(wave) // count  # every stretch has a sample where there are `count` or more
+    highest = np.maximum.reduceat(np.abs(wave), edges)
+    return np.rint(100 * highest / highest.max()).astype(int).tolist()
+
+
+class ClipStore:
+    """Collect clips within a number of bytes; a file, or list of files, asked for twice is stored once.
+
+    Attributes:
+        clips: the clips, in the order of their numbers: `leaf.player(data.clips[number])`.
+        left_out: how many recordings did not fit.
+    """
+
+    def __init__(self, *, max_bytes: int = SECTION_BYTES, clip_bytes: int = CLIP_BYTES):
+        self.max_bytes, self.clip_bytes = max_bytes, clip_bytes
+        self.clips: list[dict[str, Any]] = []
+        self.bytes = 0
+        self.left_out = 0
+        self._known: dict[str, int | None] = {}
+        self._refused = 0
+
+    def add(self, source: Audio) -> int | None:
+        """Return the number of the audio's clip, or None where it does not fit any more.
+
+        Ask for what matters most first. After 20 in a row that did not fit the store counts as full, and nothing more
+        is decoded.
+
+        Raises:
+            AudioError: the audio cannot be read; the store is as before.
+        """
+        if isinstance(source, Mapping):  # samples have no name to be known by
+            return self._stored(source)
+        key = str(source)
+        if key not in self._known:
+            self._known[key] = self._stored(source)
+        return self._known[key]
+
+    def _stored(self, source: Audio) -> int | None:
+        made = clip(source, max_bytes=self.clip_bytes) if self._refused < _REFUSED else None
+        if made is None or self.bytes + len(made["src"]) > self.max_bytes:
+            self._refused += 1
+            self.left_out += 1
+            return None
+        self._refused = 0
+        self.bytes += len(made["src"])
+        self.clips.append(made)
+        return len(self.clips) - 1
+
+
+class Recordings:
+    """Find the audio of a task's rows by their ids: records and prediction files hold no paths."""
+
+    def __init__(self, task: str, columns: Mapping[str, str] | None = None):
+        """Name a task, manifest or prepared folder as a recipe does; splits are loaded when first asked for."""
+        self.task, self.columns = task, dict(columns or {})
+        self._splits: dict[str, _Split | DataError] = {}
+
+    def find(self, item: Mapping[str, Any], split: str | None = None) -> Audio | None:
+        """Return what the task's row has as audio, or None if no split has such a row.
+
+        Args:
+            item: a row of a record or prediction file: `id`, and `prompt` and `reference` where known, for a row that
+                differs in these is another one.
+            split: where the row is; None to look in all that there are, training last.
+
+        Raises:
+            DataError: the split cannot be loaded, or none of the task's.
+        """
+        from leaf.speech.prompts import audio_of
+        from leaf.tasks import splits_of
+
+        wanted = {key: item[key] for key in ("prompt", "reference") if item.get(key) is not None}
+        if "prompt" in wanted:
+            wanted["prompt"] = prompt_text(wanted["prompt"])
+        names = [split] if split else sorted(splits_of(self.task), key=lambda name: (name == "train", name))
+        problems = []
+        for name in names:
+            found = self._split(name)
+            if isinstance(found, DataError):
+                problems.append(found)
+                continue
+            rows, known = found
+            number, kept = known.get(str(item["id"]), (None, {}))
+            if number is not None and wanted.items() <= kept.items():
+                return audio_of(rows[number])
+        if len(problems) == len(names):
+            raise problems[0]
+        return None
+
+    def _split(self, name: str) -> _Split | DataError:
+        """Return a split's rows with their places by id, or why there are none: a manifest need not have all splits."""
+        from leaf.tasks import load
+
+        if name not in self._splits:
+            try:
+                rows = load(self.task, name, columns=self.columns)
+            except DataError as error:
+                self._splits[name] = error
+            else:
+                texts = rows.select_columns([column for column in rows.column_names if column != "audio"])
+                kept = kept_items(texts)  # without audio, so that nothing is decoded
+                self._splits[name] = rows, {item["id"]: (i, item) for i, item in enumerate(kept)}
+        return self._splits[name]
+
+
+def _uri(wave: np.ndarray) -> str:
+    file = io.BytesIO()
+    soundfile.write(file, wave, RATE, format="MP3", subtype="MPEG_LAYER_III", **_QUALITY)
+    return _TYPE + base64.b64encode(file.getvalue()).decode()
+
+
+def _joins(source: Audio) -> list[float]:
+    """Return where the second and later recordings of a list begin, in seconds."""
+    if isinstance(source, Mapping | str) or not isinstance(source, list | tuple):
+        return []
+    lengths = np.array([audio_seconds(name) + JOIN_PAUSE for name in source])
+    return [round(float(end), 2) for end in lengths.cumsum()[:-1]]
+
+
+__all__ = ["CLIP_BYTES", "PEAKS", "RATE", "SECTION_BYTES", "ClipStore", "Recordings", "clip", "peaks"]

@@ -1,0 +1,51 @@
+"""Write the report: one HTML file of one or several runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from leaf.config import LeafConfig
+from leaf.errors import RunError
+from leaf.report.curves import curves_section
+from leaf.report.evaluation import evaluation_section
+from leaf.report.explorer import explorer_section
+from leaf.report.forks import forks_section
+from leaf.report.page import page
+from leaf.report.runs import read_runs
+
+
+def write_report(
+    runs: Sequence[str | Path], output: str | Path, *, predictions: Sequence[str | Path] = (), audio: bool = True
+) -> Path:
+    """Write one self-contained HTML file and return where it is.
+
+    Args:
+        runs: run directories of any stage, several seeds of one method among them.
+        output: the file; an older report there is replaced.
+        predictions: further prediction files or folders for the evaluation section.
+        audio: put recordings into the page.
+
+    Raises:
+        RunError: a run that cannot be read, or a file that cannot be written.
+        ConfigError: the extra `report` is not installed.
+    """
+    shown = read_runs(runs)
+    trees = explorer_section([run.directory for run in shown if isinstance(run.recipe, LeafConfig)], audio=audio)
+    forks = forks_section(shown)
+    evaluation = evaluation_section([run.directory for run in shown], predictions, audio=audio)
+    notes = []
+    if trees is None:
+        notes.append("No run recorded groups (`record_every`), so there are no trees and no forks to show.")
+    if evaluation is None:
+        notes.append("No predictions were found; `leaf evaluate` writes them, and `--predictions` names them.")
+    sections = [curves_section(shown, notes), *(each for each in (trees, forks, evaluation) if each is not None)]
+    names = [run.name for run in shown]
+    title = f"leaf: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    output = Path(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(page(title, sections), encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"The report cannot be written to {output}: {error.strerror}. Choose another --output."
+        ) from error
+    return output

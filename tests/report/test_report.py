@@ -1,0 +1,230 @@
+"""The whole report: what the runs' numbers become, and the page in a browser."""
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from leaf.cli import app
+from leaf.config import LeafConfig, SftConfig, to_dict
+from leaf.errors import ConfigError, RunError
+from leaf.metrics import mean_interval
+from leaf.report import curves
+from leaf.report.curves import band, curves_section, thinned
+from leaf.report.forks import forks_section
+from leaf.report.runs import methods, read_runs
+from leaf.report.write import write_report
+
+EVIL = "<img src=x onerror=\"document.title='owned'\">"
+
+
+def group(step, rewards=(1.0, 0.0, 0.5, 0.5)):
+    """Four completions: `a b c` twice, `a b d`, `a e`; the ids are the letters."""
+    ids = [[1, 2, 3], [1, 2, 3], [1, 2, 4], [1, 5]]
+    letters = {1: "a", 2: "Ġb", 3: "Ġc", 4: "Ġd", 5: "Ġe"}
+    advantages = [[0.5, 0.5, 0.5], [-1.0, -1.0, -1.0], [0.1, 0.1, 0.1], [0.0, 0.0]]
+    return {
+        "step": step, "id": "x", "prompt": f"say it {EVIL}", "audio": [], "text": None, "reference": EVIL,
+        "completions": ["a b c", "a b c", "a b d", "a e"], "rewards": list(rewards), "truncated": [True] * 4,
+        "token_ids": ids, "tokens": [[letters[i] for i in row] for row in ids],
+        "surprisal": [[0.1, 0.2, 2.0], [0.1, 0.2, 2.0], [0.1, 0.2, 3.0], [0.1, 2.5]], "advantages": advantages,
+        "boundaries": [2], "tree": {"parent": [-1, 0, 1, 1, 0]},
+    }  # fmt: skip
+
+
+def made(path, *, steps=6, seed=0, offset=0.0, groups=True, recipe=LeafConfig, **settings):
+    """Write a run directory as a trainer leaves it."""
+    path.mkdir(parents=True)
+    config = recipe(model="tiny", task="asterisk_qa", seed=seed, output_dir=str(path), max_steps=steps, **settings)
+    (path / "recipe.yaml").write_text(yaml.safe_dump(to_dict(config)))
+    (path / "versions.json").write_text('{"torch": "2"}')
+    rows = [
+        {
+            "step": i, "reward_mean": i / steps + offset, "kl": 0.01 * i, "skipped_steps": int(i > 2),
+            "reward_errors": 1, "packed_tokens": 25.0, "plain_tokens": 100.0, "seconds/sample": 1.0,
+            "seconds/update": 2.0, "seconds/step": 4.0, "grad_norm": None if i == 2 else 1.0,
+        }
+        for i in range(1, steps + 1)
+    ]  # fmt: skip
+    scored = [
+        {"step": i, "bleu": 50.0 + i + offset, "bleu/low": 45.0 + i, "bleu/high": 55.0 + i, "truncated": 0.0}
+        for i in (0, steps)
+    ]
+    files = {
+        "metrics.jsonl": rows,
+        "validation.jsonl": scored,
+        "groups.jsonl": [group(1), group(steps)] if groups else [],
+    }
+    for name, lines in files.items():
+        (path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def panel(section, title):
+    return next(one for one in section.data["panels"] if one["title"] == title)
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+def test_methods_are_what_recipes_differ_in_seeds_aside():
+    def recipe(**settings):
+        return LeafConfig(model="/home/me/models/tiny", task="t", **settings)
+
+    one, two = recipe(credit="leaf", seed=1, output_dir="a"), recipe(credit="leaf", seed=2, output_dir="b")
+    assert methods([one, two]) == ["leaf", "leaf"]
+    assert methods([one, recipe(credit="grpo")]) == ["leaf", "grpo"]
+    options = {"sqrt_count": False}
+    assert methods([one, recipe(credit="leaf", credit_options=options, learning_rate=1e-3)]) == [
+        f"learning_rate {one.learning_rate}, credit_options none",
+        "learning_rate 0.001, credit_options sqrt_count False",
+    ]
+    assert methods([one, SftConfig(model="x/other", task="t")])[1].startswith("sft, model other")
+    assert "home" not in methods([one, recipe(credit="grpo"), SftConfig(model="other", task="t")])[0]
+
+
+def test_long_curves_are_averaged_and_seeds_have_a_band(tmp_path, monkeypatch):
+    assert thinned([(1, 1.0), (2, 3.0), (3, 5.0)], 2) == [(1.5, 2.0), (3.0, 5.0)]
+    spread = band([{1: 1.0, 2: 2.0}, {1: 3.0, 2: 2.0, 3: 9.0}])
+    mean, half = mean_interval([1.0, 3.0])
+    assert spread["step"] == [1, 2]
+    assert spread["value"] == [2.0, 2.0]
+    assert spread["high"] == pytest.approx([mean + half, 2.0], rel=1e-4)
+    paths = [made(tmp_path / f"s{seed}", seed=seed, offset=seed / 10) for seed in range(3)]
+    paths.append(made(tmp_path / "g", credit="grpo"))
+    section = curves_section(read_runs(paths))
+    reward = panel(section, "Reward")
+    assert [line["run"] for line in reward["lines"]] == ["s0", "s1", "s2", "g"]
+    assert [one["method"] for one in reward["bands"]] == ["leaf"]
+    assert reward["bands"][0]["value"] == pytest.approx([i / 6 + 0.1 for i in range(1, 7)], rel=1e-4)
+    assert panel(section, "Tokens saved")["lines"][0]["value"] == [0.75] * 6
+    assert panel(section, "Gradient norm")["lines"][0]["step"] == [1, 3, 4, 5, 6]
+    assert panel(section, "Validation bleu")["lines"][0]["low"] == [45.0, 51.0]
+    assert section.data["metrics"] == ["bleu", "truncated"]
+    assert section.data["stages"][0]["seconds"] == {"sample": 1.0, "update": 2.0, "other": 1.0}
+    monkeypatch.setattr(curves, "POINTS", 2)
+    short = panel(curves_section(read_runs(paths)), "Reward")
+    assert short["averaged"] == 3
+    assert short["lines"][0]["step"] == [2.0, 5.0]
+
+
+def test_a_row_of_the_table(tmp_path):
+    (row,) = curves_section(read_runs([made(tmp_path / "run", steps=20)])).data["runs"]
+    assert row["minutes"] == pytest.approx(20 * 4 / 60)
+    assert row["reward"] == pytest.approx((19 + 20) / 2 / 20)
+    assert row["scores"]["bleu"] == {"first": 50.0, "last": 70.0, "top": 70.0}
+    assert row["accidents"] == {
+        "steps skipped for a loss or gradient that is no number": 1, "rewards that failed": 20,
+    }  # fmt: skip
+
+
+def test_forks_and_credit_by_position(tmp_path):
+    section = forks_section(read_runs([made(tmp_path / "run")]))
+    assert section is not None
+    (method,) = section.data["methods"]
+    assert method["groups"] == 2
+    # The shortest completion has two tokens and spacing is two, so each group has one cut: before the surprising `d`.
+    # There `a b` is shared by three with rewards 1, 0 and 0.5.
+    assert method["whole"]["boundaries"] == 2
+    assert method["whole"]["usable_rate"] == 1.0
+    assert method["sizes"] == [[3, 2]]
+    assert method["spreads"] == [1.0, 1.0]
+    assert method["places"][0]["stretch"] == "2 to 4"
+    trained, grpo = method["credit"]
+    assert (trained["rule"], grpo["rule"]) == ("leaf, as trained", "grpo")
+    # |A| of 0.5, 1 and 0.1 on three tokens each: a third in the third token.
+    assert trained["stretches"][:2] == pytest.approx([2 / 3, 1 / 3])
+    assert sum(grpo["fifths"]) == pytest.approx(1.0)
+    assert forks_section(read_runs([made(tmp_path / "none", groups=False)])) is None
+    still = read_runs([made(tmp_path / "sft", recipe=SftConfig, groups=False)])
+    assert forks_section(still) is None
+
+
+def test_runs_that_cannot_be_reported(tmp_path, monkeypatch):
+    run = made(tmp_path / "a/run")
+    with pytest.raises(RunError, match="not a run directory"):
+        read_runs([tmp_path])
+    with pytest.raises(RunError, match="given twice"):
+        read_runs([run, tmp_path / "a/../a/run"])
+    with pytest.raises(RunError, match="No run was given"):
+        read_runs([])
+    assert [r.name for r in read_runs([run, made(tmp_path / "b/run")])] == ["a/run", "b/run"]
+    (tmp_path / "b/run/metrics.jsonl").write_text("")
+    with pytest.raises(RunError, match="no step was taken"):
+        read_runs([tmp_path / "b/run"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"):
+        write_report([run], tmp_path / "file/report.html")
+    monkeypatch.setitem(__import__("sys").modules, "vl_convert", None)
+    with pytest.raises(ConfigError, match=r"leaf-speech\[report\]"):
+        curves_section(read_runs([run]))
+
+
+def test_the_command_writes_a_page_without_a_path(tmp_path):
+    run = made(tmp_path / "run", model=str(tmp_path / "models/tiny"))
+    done = CliRunner().invoke(app, ["report", str(run), "--output", str(tmp_path / "out/r.html")])
+    assert done.exit_code == 0, done.output
+    assert str(tmp_path) not in (tmp_path / "out/r.html").read_text()
+
+
+def test_a_thousand_steps_and_three_seeds_fit(tmp_path):
+    paths = [made(tmp_path / f"s{seed}", seed=seed, steps=1000) for seed in range(3)]
+    assert write_report(paths, tmp_path / "r.html").stat().st_size < 5e6
+
+
+# -- in the browser ----------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    paths = [
+        made(folder / f"leaf{EVIL}".replace("/", "") / f"s{seed}", seed=seed, offset=seed / 10) for seed in range(2)
+    ]
+    paths += [made(folder / f"grpo-{seed}", seed=seed, credit="grpo") for seed in range(2)]
+    return write_report(paths, folder / "r.html").read_text()
+
+
+def test_plots_stand_and_follow_the_theme(opened, html):
+    tab = opened(html, color_scheme="light")
+    plots = tab.locator("#curves .plot svg.marks")
+    plots.first.wait_for()
+    assert plots.count() == tab.locator("#curves figure").count() == 7
+    colour = "getComputedStyle(document.querySelector('#curves .plot svg.marks text')).fill"
+    light = tab.evaluate(colour)
+    tab.locator("#theme").click()
+    tab.wait_for_function(f"{colour} !== {json.dumps(light)}")
+    tab.locator("header nav a", has_text="Forks").click()
+    tab.locator("#forks .plot svg.marks").first.wait_for()
+    assert "100 % (51 % to 100 %)" in tab.locator("#forks tbody tr").first.text_content()
+
+
+def test_the_table_sorts_by_mouse_and_keyboard(opened, html):
+    tab = opened(html)
+    head = tab.locator("#curves thead th", has_text="reward, last tenth")
+    names = tab.locator("#curves .scroll tbody tr td:first-child")
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert names.last.text_content() == "s1"
+    tab.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert names.first.text_content() == "s1"
+
+
+def test_curves_are_smoothed_and_single_runs_hidden(opened, html):
+    tab = opened(html)
+    tab.locator("#curves .plot svg.marks").first.wait_for()
+    lines = "document.querySelectorAll('#curves figure')[2].querySelectorAll('.mark-line path').length"
+    assert tab.evaluate(lines) == 6  # four runs and two means
+    tab.locator("#single").uncheck()
+    tab.wait_for_function(f"{lines} === 2")
+    path = "document.querySelectorAll('#curves figure')[2].querySelector('.mark-line path').getAttribute('d')"
+    before = tab.evaluate(path)
+    tab.locator("#smooth").select_option("5")
+    tab.wait_for_function(f"{path} !== {json.dumps(before)}")
+
+
+def test_nothing_hangs_over_on_a_phone(opened, html):
+    tab = opened(html, viewport={"width": 390, "height": 844})
+    for name in ("curves", "forks"):
+        tab.evaluate(f"location.hash = '#{name}'")
+        tab.locator(f"#{name} .plot svg.marks").first.wait_for()
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    assert tab.title().startswith("leaf: ")
