@@ -1,12 +1,12 @@
 """What more processes bring: measured from one to two here, on paper and by simulation up to 64 GPUs.
 
     python benchmarks/scaling.py measure [--steps 6] [key=value ...]  # embedded model, one thread each
-    python benchmarks/scaling.py simulate
+    python benchmarks/scaling.py simulate [--run RUN]
 
 `measure` runs recipes/qa-leaf.yaml with the same global batch in one process and in two (gloo, CPU), in turns, and
 prints medians of the seconds per step without the first. `simulate` draws completion lengths and prints which share of
 the sampler's and the update's time the processes spend working while the slowest is not done, and what the exchange of
-adapter gradients adds.
+adapter gradients adds; with a run directory it draws recorded groups of completions in place of log-normal lengths.
 """
 
 import argparse
@@ -58,17 +58,33 @@ def measure(args):
     RESULTS.write_text(json.dumps(record | {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}) + "\n")
 
 
+def recorded_lengths(run):
+    """Return the lengths in tokens of the completions that a run recorded, (groups, K)."""
+    lines = (json.loads(line) for line in (run / "groups.jsonl").read_text().splitlines())
+    return np.array([[len(ids) for ids in line["token_ids"]] for line in lines])
+
+
 def simulate(args):
-    """Draw log-normal lengths; a process samples until its longest completion ends, and all wait for the slowest."""
+    """Draw lengths; a process samples until its longest completion ends, and all wait for the slowest."""
     generator = np.random.default_rng(0)
+    recorded = None if args.run is None else recorded_lengths(args.run)
+    if recorded is not None:
+        groups, completions = recorded.shape
+        print(
+            f"{args.run}: {groups} recorded groups of {completions}, {recorded.mean():.1f} tokens on average "
+            f"({recorded.min()} to {recorded.max()})"
+        )
     shown = Table(
         "GPUs", "prompts each", "sampler busy", "update busy", "step busy", "exchange, NVLink", "exchange, 25 GB/s"
     )
     for count in (1, 2, 8, 16, 64):
         for prompts in (1, 4):
-            shape = (args.rounds, count, prompts * args.completions)
-            spread = args.spread
-            lengths = generator.lognormal(np.log(args.mean) - spread**2 / 2, spread, shape).clip(1, args.limit)
+            if recorded is None:
+                shape, spread = (args.rounds, count, prompts * args.completions), args.spread
+                lengths = generator.lognormal(np.log(args.mean) - spread**2 / 2, spread, shape).clip(1, args.limit)
+            else:  # whole groups: the answers to one prompt are of like length
+                drawn = generator.integers(len(recorded), size=(args.rounds, count, prompts))
+                lengths = recorded[drawn].reshape(args.rounds, count, -1)
             sampler = lengths.max(-1) * DECODE_S
             # Completions share a part of their tokens, and every prompt is fed once.
             tokens = lengths.sum(-1) * (1 - args.shared) + prompts * args.prompt
@@ -97,6 +113,7 @@ def main():
     two.add_argument("--limit", type=int, default=200, help="longest completion in tokens")
     two.add_argument("--prompt", type=int, default=350, help="prompt length in tokens")
     two.add_argument("--shared", type=float, default=0.5, help="share of completion tokens that prefixes share")
+    two.add_argument("--run", type=Path, help="run directory whose groups.jsonl gives the lengths; K is then its own")
     two.add_argument("--rounds", type=int, default=2000)
     two.set_defaults(command=simulate)
     args = parser.parse_args()

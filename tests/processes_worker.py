@@ -76,8 +76,9 @@ def run_out_once(one):
     return forwards
 
 
-def run(folder):
-    for name, args in SCENARIOS.items():
+def run(folder, names=tuple(SCENARIOS)):
+    for name in names:
+        args = SCENARIOS[name]
         one = trainer(folder, name, one_sided if name == "one_sided" else letters, args)
         forwards = run_out_once(one) if name == "short_of_memory" else []
         one.train()

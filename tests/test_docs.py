@@ -454,7 +454,8 @@ def test_the_table_of_figures_is_the_log(tmp_path):
     logged = next(iter(run.lines("metrics.jsonl")))
     assert sorted(told) == sorted(logged), set(told) ^ set(logged)
     validation = next(iter(run.lines("validation.jsonl")))
-    assert sorted(validation) == ["bleu", "chrf", "exact_match", "step", "truncated"]
+    ends = [f"{name}/{end}" for name in ("bleu", "chrf", "exact_match") for end in ("high", "low")]
+    assert sorted(validation) == sorted(["bleu", "chrf", "exact_match", "step", "truncated", *ends])
     page = text("reading_the_report.md")
     for entry in run.path.iterdir():
         assert entry.name.startswith(".") or f"`{entry.name}" in page, entry.name

@@ -37,13 +37,10 @@ def launch(command, cwd):
     return done
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Return the folders of all scenarios, run in this process and in two."""
-    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    worker.run(one)
+def begin_alone(folder):
+    """Take two steps of `on_policy` in one process and save them in FOLDER/begun_alone."""
     begun = replace(worker.SCENARIOS["on_policy"], save_every=1)
-    first = worker.trainer(two, "begun_alone", worker.letters, begun)
+    first = worker.trainer(folder, "begun_alone", worker.letters, begun)
     first.start()
     for step in (1, 2):  # as `train` does, but no further
         record = first.rollout(step)
@@ -52,6 +49,14 @@ def runs(tmp_path_factory):
         first.done, first.validation_due = step, False
         first._save()
     first.run.release()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Return the folders of all scenarios, run in this process and in two."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    worker.run(one)
+    begin_alone(two)
     launch([*LAUNCH, str(HERE / "processes_worker.py"), str(two)], two)
     return one, two
 
@@ -146,11 +151,29 @@ def test_the_launcher_trains_from_the_shell_as_one_process_does(tmp_path, monkey
             assert other[key] == pytest.approx(mine[key], rel=1e-5, abs=1e-6)
 
 
-def test_sharded_weights_are_refused_with_what_to_do():
+def test_deepspeed_is_refused_with_what_to_use_instead():
+    class DeepSpeed:
+        distributed_type = DistributedType.DEEPSPEED
+
+    with pytest.raises(ConfigError, match=r"In place of DeepSpeed ZeRO-2 use recipes/accelerate/ddp.yaml.*fsdp2.yaml"):
+        Processes(DeepSpeed())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("FSDP_VERSION", "1", "fsdp_version is 1; leaf shards with version 2"),
+        ("FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "sets fsdp_cpu_ram_efficient_loading, which leaf does not have"),
+        ("FSDP_OFFLOAD_PARAMS", "true", "sets fsdp_offload_params"),
+    ],
+)
+def test_options_of_fsdp_that_are_not_there_are_refused(monkeypatch, variable, value, said):
     class Sharded:
         distributed_type = DistributedType.FSDP
 
-    with pytest.raises(ConfigError, match="asks for FSDP; leaf trains with data parallelism"):
+    for name, given in {"FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false", variable: value}.items():
+        monkeypatch.setenv(name, given)
+    with pytest.raises(ConfigError, match=said):
         Processes(Sharded())  # type: ignore[arg-type]
 
 

@@ -16,6 +16,7 @@ from leaf.errors import LeafError
 from leaf.memory import Estimate, available_bytes
 from leaf.plugins import load_plugins
 from leaf.run import run_path
+from leaf.sharding import layer_bytes
 from leaf.speech.audio import audio_seconds
 from leaf.speech.families import Family
 from leaf.speech.loading import look_up
@@ -57,8 +58,8 @@ def examine(config: RunConfig) -> Iterator[Finding]:
         advice = "Give the path of a checkpoint on this machine, or a hub id that it can reach; see `leaf families`."
         yield Finding("model", "fails", f"{config.model} cannot be looked at: {_first_line(error)}", advice)
     else:
-        shape = _shape(config, family, model_config, processor, device)
-        yield from _memory(config, shape, device)
+        shape, layers = _shape(config, family, model_config, processor, device)
+        yield from _memory(config, shape, layers, device)
     yield from _data(config, family, processor)
     yield _disk(config, shape)
 
@@ -80,8 +81,10 @@ def _device(config: RunConfig, device: torch.device) -> Finding:
     return Finding("device", "ok", found)
 
 
-def _shape(config: RunConfig, family: Family, model_config: Any, processor: Any, device: torch.device) -> Estimate:
-    """Return the memory estimate of a model that is built without its weights."""
+def _shape(
+    config: RunConfig, family: Family, model_config: Any, processor: Any, device: torch.device
+) -> tuple[Estimate, list[int]]:
+    """Return the memory estimate of a model that is built without its weights, and the bytes of its frozen layers."""
     lora = peft.LoraConfig(r=64)
     if isinstance(config, LoraFields):
         lora = peft.LoraConfig(
@@ -97,10 +100,10 @@ def _shape(config: RunConfig, family: Family, model_config: Any, processor: Any,
     checkpointing = config.gradient_checkpointing
     policy = Policy.wrap(model, processor, lora=lora, gradient_checkpointing=checkpointing)
     shape = policy.memory()
-    return dataclasses.replace(shape, heap_token=0) if device.type == "cuda" else shape
+    return dataclasses.replace(shape, heap_token=0) if device.type == "cuda" else shape, layer_bytes(policy)
 
 
-def _memory(config: RunConfig, shape: Estimate, device: torch.device) -> Iterator[Finding]:
+def _memory(config: RunConfig, shape: Estimate, layers: list[int], device: torch.device) -> Iterator[Finding]:
     """Say what the run needs by part: one prompt with its completions at the longest, and the sampler's cache."""
     available = available_bytes(device)
     prompt = config.max_prompt_tokens or 1024
@@ -135,9 +138,25 @@ def _memory(config: RunConfig, shape: Estimate, device: torch.device) -> Iterato
         advice.append("a smaller max_new_tokens or max_prompt_tokens, or fewer num_completions")
     if fixed > room:
         advice = ["a smaller model or a larger device: not even weights and optimiser fit"]
+        if isinstance(config, LeafConfig) and (sharded := _sharded(fixed + update, layers, room)) is not None:
+            advice.append(sharded)
     # The cache is halved until it fits, and completions that share prefixes need less: only the rest is certain.
     state: State = "unsure" if fixed + update <= room else "fails"
     yield Finding("memory", state, f"{found}: {need / GB:.1f} of {available / GB:.1f} GB", "Use " + ", ".join(advice))
+
+
+def _sharded(need: int, layers: list[int], room: float) -> str | None:
+    """Say over how many processes, each with this much memory, the layers would have to be cut; None if none suffices.
+
+    While one layer takes the place of another, it is there twice: gathered, and as FSDP2 received it.
+    """
+    for count in (2, 4, 8):
+        each = need - sum(layers) + sum(layers) / count + 2 * max(layers, default=0)
+        if each <= room:
+            return (
+                f"recipes/accelerate/fsdp2.yaml with {count} such devices: {each / GB:.1f} GB on each (docs/scaling.md)"
+            )
+    return None
 
 
 def _data(config: RunConfig, family: Family | None, processor: Any) -> Iterator[Finding]:

@@ -1,9 +1,10 @@
-"""What the processes of one run do together: plain data parallelism, one exchange of gradients per optimiser step.
+"""What the processes of one run do together: data parallelism, one exchange of gradients per optimiser step.
 
-Every process holds the whole model and works on its own prompts. A loss is a sum over groups whose weights count the
-whole update, so gradients are added, not averaged, and one process with all the prompts would get the same. Between
-collectives a process works alone: the number of its micro-batches, running out of memory and trying again concern
-nobody else. With one process everything here is the identity.
+Every process works on its own prompts, with the whole model or, under FSDP2, with frozen layers in pieces that are
+gathered on demand (leaf.sharding); what is trained is whole in every process. A loss is a sum over groups whose weights
+count the whole update, so gradients are added, not averaged, and one process with all the prompts would get the same.
+Between collectives a process works alone: the number of its micro-batches, running out of memory and trying again
+concern nobody else. With one process everything here is the identity.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +12,17 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object, parse_flag_from_env
 from torch import Tensor, distributed
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from leaf.errors import ConfigError, RunError
+from leaf.sharding import Shards
+from leaf.speech.policy import Policy
 
 T = TypeVar("T")
 _ALONE = (DistributedType.NO,)
-_PARALLEL = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_PARALLEL = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 _BUCKET = 64 * 2**20  # bytes of gradients exchanged at once
 
 
@@ -27,19 +31,26 @@ class Processes:
 
     Attributes:
         index, count: which of how many this one is.
+        sharded: whether the launcher asks for frozen layers in pieces (FSDP2).
 
     Raises:
-        ConfigError: the launcher asks for sharded weights (FSDP, DeepSpeed), which the sampler cannot decode with.
+        ConfigError: the launcher asks for DeepSpeed, FSDP1 or an option of FSDP2 that is not there.
     """
 
     def __init__(self, accelerator: Accelerator):
         kind = accelerator.distributed_type
         if kind not in _ALONE + _PARALLEL:
             raise ConfigError(
-                f"The launcher's configuration asks for {kind.value}; leaf trains with data parallelism (MULTI_GPU or "
-                "MULTI_CPU), every process with the whole frozen model. Use recipes/accelerate/ddp.yaml; where the "
-                "model does not fit one GPU, dtype: bfloat16 and gradient_checkpointing: true."
+                f"The launcher's configuration asks for {kind.value}; leaf trains with MULTI_GPU, MULTI_CPU or FSDP "
+                "(version 2). In place of DeepSpeed ZeRO-2 use recipes/accelerate/ddp.yaml: gradients and moments are "
+                "those of the adapter alone. In place of ZeRO-3 use recipes/accelerate/fsdp2.yaml."
             )
+        # On the CPU Accelerate says MULTI_CPU even so, and reads itself what its launcher left in the environment.
+        self.sharded = kind is DistributedType.FSDP or parse_flag_from_env("ACCELERATE_USE_FSDP")
+        self.sharded = self.sharded and kind not in _ALONE
+        if self.sharded:
+            _check(FullyShardedDataParallelPlugin())
+        self._shards: Shards | None = None
         self.index, self.count = accelerator.process_index, accelerator.num_processes
         self.device = accelerator.device
 
@@ -47,6 +58,16 @@ class Processes:
     def alone(self) -> bool:
         """Return whether there is one process only."""
         return self.count == 1
+
+    def shard(self, policy: Policy) -> None:
+        """Cut the frozen layers of a policy over the processes where the launcher asks for it."""
+        if self.sharded:
+            self._shards = Shards(policy, self.device)
+
+    def _meet(self) -> None:
+        """Wait for the others ahead of a collective, and take part in gathering what they still need."""
+        if self._shards is not None:
+            self._shards.wait()
 
     def positions(self, size: int) -> range:
         """Return which of `size` things, in global order, are this process's."""
@@ -63,13 +84,17 @@ class Processes:
     def _reduced(self, values: Sequence[float], operation: Any) -> list[float]:
         if self.alone:
             return list(values)
+        self._meet()
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         distributed.all_reduce(tensor, operation)
         return tensor.tolist()
 
     def gather(self, value: T) -> list[T]:
         """Return what every process gave, in order; values travel as Python objects, so keep them small."""
-        return [value] if self.alone else gather_object([value])
+        if self.alone:
+            return [value]
+        self._meet()
+        return gather_object([value])
 
     def together(self, action: Callable[[], T]) -> T:
         """Run an action without collectives in every process; where it fails in one, it fails in all.
@@ -96,6 +121,7 @@ class Processes:
     def agree(self, parameters: Sequence[Tensor]) -> None:
         """Give every process the main one's values of the trained parameters."""
         if not self.alone:
+            self._meet()
             for parameter in parameters:
                 distributed.broadcast(parameter.detach(), 0)
 
@@ -106,6 +132,7 @@ class Processes:
         """
         if self.alone:
             return
+        self._meet()
         batch: list[Tensor] = []
         for i, parameter in enumerate(parameters):
             if parameter.grad is None:
@@ -117,3 +144,20 @@ class Processes:
                 for gradient, part in zip(batch, joined.split([g.numel() for g in batch]), strict=True):
                     gradient.copy_(part.view_as(gradient))
                 batch = []
+
+
+def _check(plugin: FullyShardedDataParallelPlugin) -> None:
+    """Refuse what would not be done, or would be done differently, from what the launcher's configuration says."""
+    if plugin.fsdp_version != 2:
+        raise ConfigError(f"fsdp_version is {plugin.fsdp_version}; leaf shards with version 2. Set fsdp_version: 2.")
+    unmet = {
+        "fsdp_cpu_ram_efficient_loading": plugin.cpu_ram_efficient_loading,
+        "fsdp_offload_params": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
+        "fsdp_activation_checkpointing": plugin.activation_checkpointing,
+    }
+    for name in (name for name, asked in unmet.items() if asked):
+        raise ConfigError(
+            f"The launcher's configuration sets {name}, which leaf does not have: every process reads the model and "
+            "keeps its share on its own device. Set it to false; recomputing activations is gradient_checkpointing in "
+            "the recipe."
+        )

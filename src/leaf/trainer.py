@@ -135,7 +135,8 @@ class LeafTrainer:
         self._optimizer = optimizer
         self.processes.agree(self.parameters)
         # The policy itself is not wrapped: gradients are added once per optimiser step (leaf.processes).
-        self.optimizer: Any = self.accelerator.prepare(optimizer)
+        # Accelerate would not take an optimiser without a wrapped model under FSDP2, and would change nothing.
+        self.optimizer: Any = optimizer if self.processes.sharded else self.accelerator.prepare(optimizer)
         self.schedule = schedule
         self.run, self.report, self.on_step = run, report, on_step
         self.checkpoints: Checkpoints | None = None
@@ -150,6 +151,8 @@ class LeafTrainer:
 
     def _policy(self, model: Any, processor: Any, lora: peft.LoraConfig | None) -> Policy:
         args, device = self.args, self.accelerator.device
+        if self.processes.sharded:
+            device = torch.device("cpu")  # layers go to their device one by one, when they are sharded
         if isinstance(model, Policy):
             if model.temperature != args.temperature:
                 raise ConfigError(
@@ -198,7 +201,8 @@ class LeafTrainer:
         )
 
     def _budgeted(self, policy: Policy) -> Policy:
-        """Set the token budget of the recipe, or one for the memory and the longest row there can be."""
+        """Shard the policy if the launcher asks for it; set the recipe's token budget, or one that fits the memory."""
+        self.processes.shard(policy)
         return set_token_budget(policy, self.args, self.args.num_completions * self.args.max_new_tokens)
 
     # -- the loop ------------------------------------------------------------------------------------------------------
@@ -587,7 +591,10 @@ class LeafTrainer:
 
         def record() -> None:
             score = result.scores[self.args.best_metric]
-            run.append("validation.jsonl", {"step": step, **result.values()})
+            spans = {}
+            for name, (low, high) in result.intervals.items():
+                spans |= {f"{name}/low": low, f"{name}/high": high}
+            run.append("validation.jsonl", {"step": step, **result.values(), **spans})
             self._say(f"step {step}/{self.args.max_steps}  validation  " + _line(result))
             if step > 0 and (self.best is None or score > self.best):
                 self.best = score
@@ -614,6 +621,7 @@ class LeafTrainer:
             top_p=args.eval_top_p,
             max_new_tokens=args.max_new_tokens,
             metrics=metrics,
+            intervals=True,
             progress=lambda count: self.stop.check(),
             processes=self.processes,
         )

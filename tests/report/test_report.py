@@ -33,10 +33,10 @@ def group(step, rewards=(1.0, 0.0, 0.5, 0.5)):
     }  # fmt: skip
 
 
-def made(path, *, steps=6, seed=0, offset=0.0, groups=True, recipe=LeafConfig, **settings):
+def made(path, *, steps=6, seed=0, offset=0.0, groups=True, recipe=LeafConfig, model="tiny", **settings):
     """Write a run directory as a trainer leaves it."""
     path.mkdir(parents=True)
-    config = recipe(model="tiny", task="asterisk_qa", seed=seed, output_dir=str(path), max_steps=steps, **settings)
+    config = recipe(model=model, task="asterisk_qa", seed=seed, output_dir=str(path), max_steps=steps, **settings)
     (path / "recipe.yaml").write_text(yaml.safe_dump(to_dict(config)))
     (path / "versions.json").write_text('{"torch": "2"}')
     rows = [

@@ -8,7 +8,6 @@ import torch
 from leaf.config import LeafConfig
 from leaf.credit import Fork, credit_mass, credit_mass_by_position, fork_rates, fork_rates_by_position, forks
 from leaf.group_tree import GroupTree
-from leaf.plugins import load_plugins
 from leaf.report.curves import plotting
 from leaf.report.page import Section, asset
 from leaf.report.runs import ShownRun
@@ -23,7 +22,6 @@ def forks_section(runs: Sequence[ShownRun]) -> Section | None:
     for run in runs:
         if not isinstance(run.recipe, LeafConfig):
             continue
-        load_plugins(run.recipe.plugins)
         for record in run.directory.lines("groups.jsonl"):
             found = methods.setdefault(run.method, {"groups": 0, "forks": [], "credit": {}})
             _take(found, GroupTree(record, run.recipe), run.recipe.credit)

@@ -29,7 +29,8 @@ def write_report(
         ConfigError: the extra `report` is not installed.
     """
     shown = read_runs(runs)
-    trees = explorer_section([run.directory for run in shown if isinstance(run.recipe, LeafConfig)], audio=audio)
+    trained = [run for run in shown if isinstance(run.recipe, LeafConfig)]
+    trees = explorer_section([run.directory for run in trained], names=[run.name for run in trained], audio=audio)
     forks = forks_section(shown)
     evaluation = evaluation_section([run.directory for run in shown], predictions, audio=audio)
     notes = []

@@ -1,0 +1,331 @@
+"""Train every weight of the language model with GRPO or SFT, and hold the result against LoRA with LEAF.
+
+    python benchmarks/full_parameter.py run --method grpo --seed 0 [--steps N] [key=value ...]
+    python benchmarks/full_parameter.py run --method sft --seed 0
+    python benchmarks/full_parameter.py search --method grpo          # learning rates, by validation
+    python benchmarks/full_parameter.py cost --method lora-leaf       # parameters, memory and time of a few steps
+    python benchmarks/full_parameter.py table
+
+These are the runs of benchmarks/learning.py (recipes/qa.yaml) with more weights. The checkpoint, the prompts and their
+order, the sampling seeds, the completions of a step, the schedule, the divergence and the scoring are the same, but the
+whole language model of the embedded checkpoint is trained, embedding and head as the one matrix they are in SmolLM2.
+Audio encoder and projector stay frozen, as there. Rollout and update are `LeafTrainer`'s. SFT takes the references of
+the prompts that GRPO samples for, in the same order and as many a step; `--passes` goes through them again.
+
+Precision: forward and backward in bfloat16, as in the LoRA runs; AdamW works on float32 weights, which begin as the
+checkpoint's own and are rounded to bfloat16 after every step. Updates of this size would be lost in bfloat16.
+
+`run` appends a line per split to benchmarks/results/full_parameter.jsonl; `search` and `cost` write to
+full_parameter_search.jsonl and full_parameter_cost.jsonl. `table` reads the LoRA runs from learning.jsonl.
+"""
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import learning
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from leaf.config import LeafConfig, load_recipe
+from leaf.credit.tree import PrefixTree
+from leaf.demo_model import resolve_model
+from leaf.errors import ModelError
+from leaf.memory import peak_bytes, reset_peak
+from leaf.sft import sft_gradient, share_audio
+from leaf.speech.policy import Policy, Prompt
+from leaf.speech.scoring import Scores
+from leaf.tasks import load
+from leaf.trainer import LeafTrainer
+from leaf.training import batch_indices, build_schedule, take
+
+RESULTS = learning.ROOT / "benchmarks/results/full_parameter.jsonl"
+SEARCH = learning.ROOT / "benchmarks/results/full_parameter_search.jsonl"
+COST = learning.ROOT / "benchmarks/results/full_parameter_cost.jsonl"
+METHODS = ("grpo", "sft")
+RATES = (5e-6, 1e-5, 2e-5, 4e-5)
+RATE = 1e-5  # the better of the two tried with SFT; the search with GRPO is not complete
+
+
+@dataclass(frozen=True)
+class TextPrompt(Prompt):
+    """Hold with an embedded prompt its token ids (P,), so that its text can be embedded again with a graph."""
+
+    ids: Tensor
+
+
+class FullPolicy(Policy):
+    """Train all weights of the language model; the reference is a copy of those it began with.
+
+    Args:
+        model, processor, options: as for `Policy`; a head equal to the embedding is tied to it.
+        keep_start: whether to keep that copy.
+    """
+
+    def __init__(self, model: nn.Module, processor, *, keep_start: bool = True, **options):
+        super().__init__(model, processor, **options)
+        embedding = self.base.get_input_embeddings()
+        if torch.equal(self.head.weight, embedding.weight):
+            self.head.weight = embedding.weight
+        for part in (self.language_model, self.head, embedding):
+            part.requires_grad_(True)
+        self.start = [weight.detach().clone() for weight in self.trained()] if keep_start else None
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return the weights of the language model, a tied one once."""
+        return [weight for weight in self.parameters() if weight.requires_grad]
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Put the first weights in place of the current ones for the time of the block."""
+        if self.start is None:
+            raise ModelError("This policy kept no copy of its first weights. Load it with keep_start=True.")
+        current = [weight.data for weight in self.trained()]
+        self._place(self.start)
+        try:
+            yield
+        finally:
+            self._place(current)
+
+    def _place(self, values: Sequence[Tensor]) -> None:
+        for weight, value in zip(self.trained(), values, strict=True):
+            weight.data = value
+
+    def embed(self, examples) -> list[Prompt]:
+        """Embed prompts as `Policy` does, and keep their token ids."""
+        inputs = self.inputs(examples)
+        real = inputs["attention_mask"].bool()
+        return [
+            TextPrompt(prompt.embeddings, prompt.is_audio, ids[keep])
+            for prompt, ids, keep in zip(super().embed(examples), inputs["input_ids"], real, strict=True)
+        ]
+
+    def forward(self, prompts: Sequence[TextPrompt], trees: Sequence[PrefixTree]) -> Scores:
+        """Score as `Policy` does; the text of the prompts goes through the embedding that is in place now."""
+        again = []
+        for prompt in prompts:
+            embeddings = torch.where(prompt.is_audio[:, None], prompt.embeddings, self.embed_tokens(prompt.ids))
+            again.append(replace(prompt, embeddings=embeddings))
+        return super().forward(again, trees)
+
+    def read(self, hidden: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        """Read as `Policy` does, with a gradient for the head."""
+        if not torch.is_grad_enabled():
+            return super().read(hidden, row, token)
+        log_probs = self.logits(hidden).log_softmax(-1)
+        with torch.no_grad():
+            entropies = -torch.linalg.vecdot(log_probs.exp(), log_probs)
+        return log_probs[row, token], entropies[row]
+
+
+class MasterAdamW(torch.optim.AdamW):
+    """AdamW on float32 `masters` of `weights`, which are rounded from them after every step."""
+
+    def __init__(self, weights: Sequence[nn.Parameter], masters: Sequence[Tensor], config: LeafConfig):
+        self.weights = list(weights)
+        super().__init__(masters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+    def step(self, closure=None):
+        """Take the gradients of the weights to the masters, step, and round the weights."""
+        masters = self.param_groups[0]["params"]
+        for weight, master in zip(self.weights, masters, strict=True):
+            master.grad = None if weight.grad is None else weight.grad.float()
+        loss = super().step(closure)
+        with torch.no_grad():
+            for weight, master in zip(self.weights, masters, strict=True):
+                weight.copy_(master)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of weights and masters."""
+        for weight in self.weights:
+            weight.grad = None
+        super().zero_grad(set_to_none)
+
+
+def load_full(checkpoint: str, config: LeafConfig, *, keep_start: bool) -> tuple[FullPolicy, list[Tensor]]:
+    """Return the policy in the recipe's precision, and its trained weights in float32 as the checkpoint has them."""
+    exact = FullPolicy.load(checkpoint, dtype="float32", keep_start=False)
+    options = {"temperature": config.temperature, "max_prompt_tokens": config.max_prompt_tokens}
+    policy = FullPolicy.load(checkpoint, dtype=config.dtype, keep_start=keep_start, **options)
+    return policy, [weight.detach() for weight in exact.trained()]
+
+
+def full_trainer(policy: FullPolicy, masters: list[Tensor], config: LeafConfig, **options) -> LeafTrainer:
+    """Return a `LeafTrainer` (`options` are its own) whose optimiser is AdamW on the masters."""
+    trainer = LeafTrainer(policy, args=config, **options)
+    trainer.optimizer = MasterAdamW(trainer.parameters, masters, config)
+    trainer.schedule = build_schedule(trainer.optimizer, config, trainer.updates_per_rollout)
+    return trainer
+
+
+def rl_step(trainer: LeafTrainer, step: int, period: int) -> dict[str, float]:
+    """Take one step of the trainer, rollout and update."""
+    rollout = trainer.rollout(step)
+    stats = trainer.update(rollout)
+    return {"reward": float(torch.stack(rollout.rewards).nanmean()), "kl": stats["kl"], "norm": stats["grad_norm"]}
+
+
+def sft_step(trainer: LeafTrainer, step: int, period: int) -> dict[str, float]:
+    """Take one step on the references of the prompts that `rl_step` samples for; they begin anew after `period`."""
+    args = trainer.args
+    at = (step - 1) % period
+    rows = take(trainer.train_rows, batch_indices(len(trainer.train_rows), args.prompts_per_rollout, at, args.seed))
+    trainer.policy.train()
+    trainer.optimizer.zero_grad()
+    nll = sft_gradient(trainer.policy, share_audio(trainer.policy, rows))
+    norm = nn.utils.clip_grad_norm_(trainer.parameters, args.max_grad_norm, error_if_nonfinite=True)
+    trainer.optimizer.step()
+    trainer.schedule.step()
+    return {"nll": nll, "norm": float(norm)}
+
+
+def prepare(args, seed: int, given: Sequence[str]) -> tuple[dict, LeafTrainer, int]:
+    """Return the record of a run so far, its trainer, and the steps of one pass through its prompts."""
+    torch.set_num_threads(args.threads)
+    lora, rule = args.method.startswith("lora-"), args.method.removeprefix("lora-")
+    settings = [f"seed={seed}"]
+    settings += [] if rule == "sft" else [f"credit={rule}"]
+    settings += [] if lora else [f"learning_rate={RATE}"]
+    config = load_recipe(learning.ROOT / "recipes/qa.yaml", [*settings, *given, *args.overrides])
+    period = config.max_steps
+    if args.passes > 1:
+        config = replace(config, max_steps=period * args.passes)
+    record = {"task": "qa", "method": args.method, "seed": seed, "steps": config.max_steps, "passes": args.passes}
+    record |= {"learning_rate": config.learning_rate, "overrides": args.overrides}
+    record["machine"] = f"{platform.machine()}, {args.threads} thread, torch {torch.__version__}"
+    splits = {"train_dataset": config.train_split, "eval_dataset": config.eval_split}
+    rows = {name: load(config.task, split) for name, split in splits.items()}
+    checkpoint = resolve_model(config.model)
+    if lora:
+        trainer = LeafTrainer(checkpoint, args=config, **rows)
+    else:
+        kept = rule != "sft" and config.kl_coef > 0
+        trainer = full_trainer(*load_full(checkpoint, config, keep_start=kept), config, **rows)
+    record["parameters"] = sum(weight.numel() for weight in trainer.parameters)
+    gc.collect()  # the checkpoint's second copy in float32
+    return record, trainer, period
+
+
+def train(args, seed: int, given: Sequence[str]) -> tuple[dict, LeafTrainer]:
+    """Train to the last step, and return the record and the trainer."""
+    record, trainer, period = prepare(args, seed, given)
+    config = trainer.args
+    advance = sft_step if args.method == "sft" else rl_step
+    validation, steps, wall, busy = [], [], [], []
+    if config.eval_every:
+        validation.append({"step": 0, **trainer.evaluate(0).values()})
+    reset_peak(trainer.policy.device)
+    peak = 0
+    for step in range(1, config.max_steps + 1):
+        began, worked = time.perf_counter(), time.process_time()
+        steps.append(advance(trainer, step, period))
+        wall.append(time.perf_counter() - began)
+        busy.append(time.process_time() - worked)
+        peak = max(peak, peak_bytes(trainer.policy.device))
+        values = "  ".join(f"{name} {value:.4f}" for name, value in steps[-1].items())
+        print(f"{args.method} {seed} {step}/{config.max_steps}  {values}  {wall[-1]:.1f} s", flush=True)
+        if config.eval_every and (step % config.eval_every == 0 or step == config.max_steps):
+            validation.append({"step": step, **trainer.evaluate(step).values()})
+            print(validation[-1], flush=True)
+            reset_peak(trainer.policy.device)
+    for name in steps[0]:
+        record[name] = [round(step[name], 4) for step in steps]
+    record |= {"validation": validation, "peak_gb": peak / 1e9}
+    record |= {"seconds_per_step": statistics.median(wall), "cpu_seconds_per_step": statistics.median(busy)}
+    return record, trainer
+
+
+def run(args):
+    given = [] if args.steps is None else [f"max_steps={args.steps}"]
+    record, trainer = train(args, args.seed, given)
+    for split in args.splits.split(","):
+        rows = load(trainer.args.task, split, limit=args.items).to_list()
+        scores = learning.scored(trainer.policy, trainer.args, rows, sampled=True)
+        print(args.method, args.seed, split, scores, flush=True)
+        learning.append(RESULTS, record | {split: scores})  # at once: a run cut short keeps what it has
+
+
+def search(args):
+    """Try every learning rate on one seed and score the whole validation split greedily."""
+    for rate in args.rates:
+        given = [f"learning_rate={rate}", f"max_steps={args.steps}", "eval_every=0"]
+        record, trainer = train(args, learning.SEARCH_SEED, given)
+        rows = load(trainer.args.task, trainer.args.eval_split, limit=args.items).to_list()
+        record["validation"] = learning.scored(trainer.policy, trainer.args, rows, sampled=False)
+        print(args.method, rate, record["validation"], flush=True)
+        learning.append(SEARCH, record)
+        del trainer
+        gc.collect()
+
+
+def cost(args):
+    """Take a few steps of a method, LoRA's included, and record parameters, memory and time."""
+    record, _ = train(args, learning.SEARCH_SEED, [f"max_steps={args.steps}", "eval_every=0"])
+    print({name: record[name] for name in ("parameters", "peak_gb", "seconds_per_step", "cpu_seconds_per_step")})
+    learning.append(COST, record)
+
+
+def table(args):
+    lora = [record for record in _lines(learning.RESULTS) if record["task"] == "qa"]
+    full = _lines(RESULTS)
+    named = {"start": [r for r in lora if r["credit"] == "none"]}
+    named["LoRA, LEAF"] = [r for r in lora if r["credit"] == "leaf"]
+    named["LoRA, GRPO"] = [r for r in lora if r["credit"] == "grpo"]
+    named |= {f"all weights, {method.upper()}": [r for r in full if r["method"] == method] for method in METHODS}
+    for split in ("test", "test_heldout"):
+        for mode in ("greedy", "sampled"):
+            title = f"{split}, {mode}: mean over seeds ± 95 %, and difference to LoRA with LEAF paired by seed"
+            header = [*learning.METRICS, *(f"Δ {name}" for name in learning.METRICS)]
+            shown = Table("", "seeds", *header, title=title)
+            scores = {name: {r["seed"]: r[split][mode] for r in rows if split in r} for name, rows in named.items()}
+            for name, mine in scores.items():
+                base = {} if name in ("start", "LoRA, LEAF") else scores["LoRA, LEAF"]
+                shown.add_row(name, str(len(mine)), *learning._cells(mine, base)[: len(header)])
+            Console(width=150).print(shown)
+    shown = Table("", "trained parameters", "peak memory", "wall per step", "CPU per step", title="Cost of a step")
+    for record in _lines(COST):
+        times = f"{record['seconds_per_step']:.1f} s", f"{record['cpu_seconds_per_step']:.1f} s"
+        shown.add_row(record["method"], f"{record['parameters']:,}", f"{record['peak_gb']:.2f} GB", *times)
+    Console(width=150).print(shown)
+
+
+def _lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    for name, command in (("run", run), ("search", search), ("cost", cost), ("table", table)):
+        one = commands.add_parser(name)
+        one.set_defaults(command=command)
+        if name == "table":
+            continue
+        methods = (*METHODS, "lora-leaf", "lora-grpo") if name == "cost" else METHODS
+        one.add_argument("--method", choices=methods, required=True)
+        one.add_argument("--steps", type=int, default={"run": None, "search": 25, "cost": 5}[name])
+        one.add_argument("--passes", type=int, default=1, help="SFT: times through the prompts of --steps steps")
+        one.add_argument("--threads", type=int, default=1)
+        one.add_argument("overrides", nargs="*", default=[])
+        if name != "cost":
+            one.add_argument("--items", type=int, default=None)
+        if name == "run":
+            one.add_argument("--seed", type=int, default=0)
+            one.add_argument("--splits", default="test,test_heldout")
+        if name == "search":
+            one.add_argument("--rates", type=float, nargs="+", default=RATES)
+    args = parser.parse_args()
+    args.command(args)
+
+
+if __name__ == "__main__":
+    main()
