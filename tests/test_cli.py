@@ -174,6 +174,13 @@ def test_mistakes_of_stage_and_name(project):
         run("recipe", "ppo")
 
 
+def test_sft_is_refused_under_a_launcher(project, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="one process and was launched with 2"):
+        cli.run_recipe(load_recipe("sft.yaml"))
+    assert not (project / "runs").exists()
+
+
 def test_main_turns_a_mistake_into_one_line_and_exit_2(monkeypatch, capsys):
     def fail():
         raise LeafError("What came, what is allowed, what to do.")

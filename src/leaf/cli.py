@@ -1,7 +1,8 @@
-"""The command `leaf`: train, sft, align, evaluate, judge, compare, demo, demo-model, data, recipe, families."""
+"""The command `leaf`: train, sft, align, evaluate, judge, compare, report, demo, demo-model, data, recipe, families."""
 
 import dataclasses
 import io
+import os
 import sys
 import time
 import warnings
@@ -305,6 +306,11 @@ def run_recipe(config: RunConfig, *, resume: bool = False) -> None:
         terminal.train(_trainer(config), console, resume=resume)
         console.print(f"the run is in {config.output_dir}; look at it with `leaf report {config.output_dir}`")
         return
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:  # as every launcher of torch sets it
+        raise ConfigError(
+            f"Stage {config.stage} runs in one process and was launched with {processes}; start it as `leaf "
+            f"{config.stage} RECIPE`, without a launcher. Stage rl takes several."
+        )
     from leaf.align import align as run_align
     from leaf.run import RunDirectory
     from leaf.sft import sft as run_sft
