@@ -4,13 +4,15 @@
     python benchmarks/learning.py run --task qa --credit none            # the starting checkpoint
     python benchmarks/learning.py search --task qa                       # learning rates, by validation
     python benchmarks/learning.py table --task qa
+    python benchmarks/learning.py figure --task qa --out docs/images/learning_qa.svg
 
 `run` trains recipes/qa.yaml (for the other tasks with their data) with the given rule and seed, scores the last adapter
 on the test splits, greedily and in five sampled passes (T 0.9, top-p 0.9, seeds 42 to 46), and appends one line to
 benchmarks/results/learning.jsonl. Every rule sees the same prompts in the same order and draws from the same sampling
-seeds. `table` prints means over seeds with Student 95 % intervals, differences to GRPO paired by seed, how many seeds
-an interval of ±0.5 takes, and how many completions each rule had sampled when its validation curve first reached
-GRPO's final score.
+seeds. A run that was cut off goes on from its last checkpoint. `table` prints means over seeds with Student 95 %
+intervals, differences to GRPO paired by seed, how many seeds an interval of ±0.5 takes, and how many completions each
+rule had sampled when its validation curve first reached GRPO's final score. `figure` draws the rewards of the sampled
+completions (means of ten steps) against completions sampled, and the scores of every seed on both test splits.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from leaf.config import load_recipe
 from leaf.demo_model import resolve_model
 from leaf.evaluate import evaluate
 from leaf.metrics import mean_interval
+from leaf.report.curves import band
 from leaf.speech.policy import Policy
 from leaf.tasks import load
 from leaf.trainer import LeafTrainer
@@ -36,6 +39,7 @@ RESULTS = ROOT / "benchmarks/results/learning.jsonl"
 SEARCH = ROOT / "benchmarks/results/learning_search.jsonl"
 METRICS = ("bleu", "exact_match", "chrf")
 PASSES = range(42, 47)
+COLORS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7"]  # told apart by the colour-blind (Okabe and Ito)
 RATES = (1e-4, 2e-4, 4e-4, 8e-4)
 SEARCH_SEED = 100  # not among the seeds that are reported
 
@@ -59,7 +63,7 @@ def train(task, credit, seed, threads, overrides):
         return record, Policy.load(checkpoint, dtype=config.dtype), config
     rows = load(config.task, config.train_split), load(config.task, config.eval_split)
     trainer = LeafTrainer(checkpoint, args=config, train_dataset=rows[0], eval_dataset=rows[1])
-    directory = trainer.train()
+    directory = trainer.train(resume_from_checkpoint=(Path(config.output_dir) / "checkpoints").exists())
     steps = list(directory.lines("metrics.jsonl"))
     record["steps"] = config.max_steps
     record["completions_per_step"] = config.prompts_per_rollout * config.num_completions
@@ -172,14 +176,72 @@ def _reached(records, rules):
         print(f"{rule}: GRPO's final validation BLEU {goal:.2f}: {reached} (mean curve by step {points})")
 
 
+def figure(args):
+    from vl_convert import vegalite_to_svg
+
+    records = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    records = [r for r in records if r["task"] == args.task and r["credit"] in args.credits.split(",")]
+    sampled, scores = [], []
+    for rule in args.credits.split(","):
+        mine = [record for record in records if record["credit"] == rule]
+        curves = []
+        for record in mine:
+            size = record["completions_per_step"]
+            ends = zip(*[iter(record["rewards"])] * 10, strict=False)
+            curves.append({10 * size * (i + 1): statistics.fmean(rewards) for i, rewards in enumerate(ends)})
+        shown = band(curves)
+        sampled += [
+            {"rule": rule, "completions": at, "reward": mean, "low": low, "high": high}
+            for at, mean, low, high in zip(*(shown[k] for k in ("step", "value", "low", "high")), strict=True)
+        ]
+        scores += [
+            {"rule": rule, "split": split, "seed": record["seed"], "score": record[split]["greedy"][args.metric]}
+            for record in mine
+            for split in ("test", "test_heldout")
+        ]
+    axis = {"scale": {"zero": False}}
+    color = {"field": "rule", "scale": {"domain": args.credits.split(","), "range": COLORS}, "title": None}
+    x = {"field": "completions", "type": "quantitative", "title": "completions sampled", **axis}
+    curve = [
+        {
+            "mark": {"type": "area", "opacity": 0.2},
+            "encoding": {"y": {"field": "low", "type": "quantitative", **axis}, "y2": {"field": "high"}},
+        },
+        {
+            "mark": {"type": "line", "strokeWidth": 2.5},
+            "encoding": {"y": {"field": "reward", "type": "quantitative", "title": "mean reward", **axis}},
+        },
+    ]
+    panels = [{"data": {"values": sampled}, "encoding": {"x": x, "color": color}, "layer": curve, "width": 340}]
+    for split in ("test", "test_heldout"):
+        y = {"field": "score", "type": "quantitative", "title": f"{args.metric}, {split}, greedy", **axis}
+        rules = {"field": "rule", "title": None, "sort": None, "axis": {"labelAngle": 0}}
+        points = [
+            {
+                "mark": {"type": "line", "color": "#999", "strokeWidth": 1},
+                "encoding": {"x": rules, "y": y, "detail": {"field": "seed"}},
+            },
+            {"mark": {"type": "point", "filled": True, "size": 60}, "encoding": {"x": rules, "y": y, "color": color}},
+            {
+                "mark": {"type": "tick", "size": 40, "thickness": 3},
+                "encoding": {"x": rules, "y": {**y, "aggregate": "mean"}, "color": color},
+            },
+        ]
+        values = [score for score in scores if score["split"] == split]
+        panels.append({"data": {"values": values}, "layer": points, "width": 60 * len(args.credits.split(","))})
+    config = {"background": "white", "view": {"stroke": None}, "axis": {"titleFontWeight": "normal"}}
+    spec = {"$schema": "https://vega.github.io/schema/vega-lite/v6.json", "hconcat": panels, "config": config}
+    args.out.write_text(vegalite_to_svg(spec))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    for name, command in (("run", run), ("search", search), ("table", table)):
+    for name, command in (("run", run), ("search", search), ("table", table), ("figure", figure)):
         one = commands.add_parser(name)
         one.add_argument("--task", choices=("qa", "fr", "it"), default="qa")
         one.set_defaults(command=command)
-        if name != "table":
+        if name in ("run", "search"):
             one.add_argument("--threads", type=int, default=1)
             one.add_argument("overrides", nargs="*", default=[])
         if name == "run":
@@ -187,6 +249,10 @@ def main():
             one.add_argument("--seed", type=int, default=0)
             one.add_argument("--items", type=int, default=None)
             one.add_argument("--splits", default="test,test_heldout")
+        if name == "figure":
+            one.add_argument("--out", type=Path, required=True)
+            one.add_argument("--metric", choices=METRICS, default="bleu")
+            one.add_argument("--credits", default="leaf,grpo")
         if name == "search":
             one.add_argument("--steps", type=int, default=60)
             one.add_argument("--credits", default="leaf,grpo")
