@@ -1,5 +1,6 @@
 """The credit laboratory: its truth is true, and what it says about shared spans holds exactly."""
 
+import math
 import sys
 from itertools import product
 from pathlib import Path
@@ -200,14 +201,16 @@ def test_the_language_by_hand():
 
 
 def test_sampling_and_scoring_agree_and_seeds_do_not_mix():
-    from game import Language, Policies
+    from game import END, Language, Policies
 
     policies, generator = Policies(3, 5), torch.Generator().manual_seed(0)
     source, _, _ = Language().sentences((3, 2), generator)
-    tokens, length, logp = policies.sample(source, 4, generator)
+    tokens, length, logp, entropy = policies.sample(source, 4, generator)
     scored = policies.log_probs(source, tokens, 4)
     mask = torch.arange(tokens.shape[-1]) < length[..., None]
     assert torch.allclose(scored[mask], logp[mask], atol=1e-5)
+    assert bool((entropy > 0).all())
+    assert bool((entropy <= math.log(END + 1) + 1e-5).all())
     gradient = torch.autograd.grad(scored[1][mask[1]].sum(), policies.p["encoder.x"])[0]
     assert bool((gradient[[0, 2]] == 0).all())
     assert bool((gradient[1] != 0).any())

@@ -55,8 +55,10 @@ ABLATIONS = {
     "leaf ended not grouped": credit_rule("leaf", group_ended=False),
     "leaf random boundaries": random_leaf(),
     "leaf even boundaries": even_leaf,
+    "leaf entropy boundaries": CREDIT_RULES["leaf"],  # is given entropy in the place of surprisal, see BY_ENTROPY
     **{name: CREDIT_RULES[name] for name in ("rloo", "treerl", "spo", "treepo")},
 }
+BY_ENTROPY = {"leaf entropy boundaries"}
 RULES |= {name: rule for name, rule in ABLATIONS.items() if name not in RULES}
 
 
@@ -147,11 +149,13 @@ class Policies:
         return torch.stack(result, -1)
 
     @torch.no_grad()
-    def sample(self, source: Tensor, repeat: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return tokens (S, N · repeat, 10), lengths and log-probabilities; greedy without a generator."""
+    def sample(
+        self, source: Tensor, repeat: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return tokens (S, N · repeat, 10), lengths, log-probabilities and entropies; greedy without a generator."""
         h, *memory = (each.repeat_interleave(repeat, 1) for each in self.encode(source))
         last = torch.full(h.shape[:2], START)
-        done, tokens, logps = torch.zeros(h.shape[:2], dtype=torch.bool), [], []
+        done, tokens, logps, entropies = torch.zeros(h.shape[:2], dtype=torch.bool), [], [], []
         length = torch.zeros(h.shape[:2], dtype=torch.long)
         for _ in range(MOST):
             logp, h = self.step(last, h, memory)
@@ -162,9 +166,10 @@ class Policies:
                 last = (draw > logp.exp().cumsum(-1)).sum(-1).clamp_max(END)
             length += ~done
             logps.append(logp.gather(-1, last[..., None]).squeeze(-1))
+            entropies.append(-(logp.exp() * logp).sum(-1))
             tokens.append(last.masked_fill(done, END))
             done = done | (last == END)
-        return torch.stack(tokens, -1), length, torch.stack(logps, -1)
+        return torch.stack(tokens, -1), length, torch.stack(logps, -1), torch.stack(entropies, -1)
 
 
 def text(tokens: Tensor) -> list[str]:
@@ -179,7 +184,7 @@ def bleu(ours: str, theirs: str) -> float:
 def greedy_bleu(policies: Policies, test: tuple[Tensor, Tensor, Tensor]) -> list[float]:
     seeds = policies.p["attend"].shape[0]
     source = test[0].expand(seeds, *test[0].shape)
-    tokens, _, _ = policies.sample(source, 1, None)
+    tokens, *_ = policies.sample(source, 1, None)
     references = text(test[1])
     return [round(score(text(each), references, metrics=("bleu",))["bleu"].value, 3) for each in tokens]
 
@@ -198,20 +203,21 @@ def supervised(seeds: int, first: int, steps: int, rate: float, language: Langua
 
 
 def reinforce(
-    policies: Policies, rule, first: int, steps: int, rate: float, language: Language, test, completions: int = 8
+    policies: Policies, name: str, first: int, steps: int, rate: float, language: Language, test, completions: int = 8
 ) -> dict:
     seeds = policies.p["attend"].shape[0]
     optimizer = torch.optim.Adam(policies.p.values(), lr=rate)
     g, curve, rewards_seen, flat, mass = torch.Generator().manual_seed(100_000 + first), {}, [], [], []
     for step in range(1, steps + 1):
         source, target, _ = language.sentences((seeds, PROMPTS), g)
-        tokens, length, logp = policies.sample(source, completions, g)
+        tokens, length, logp, entropy = policies.sample(source, completions, g)
+        told = entropy if name in BY_ENTROPY else -logp
         references = [r for r in text(target.flatten(0, 1)) for _ in range(completions)]
         reward = torch.tensor([bleu(o, r) for o, r in zip(text(tokens.flatten(0, 1)), references, strict=True)])
         group = (seeds * PROMPTS, completions)
         reward = reward.double().view(group)
-        rows = zip(tokens.view(*group, -1), length.view(group), -logp.view(*group, -1), reward, strict=True)
-        advantage = torch.stack([rule(PrefixTree.build(t, n), r, surprisal=s) for t, n, s, r in rows])
+        rows = zip(tokens.view(*group, -1), length.view(group), told.view(*group, -1), reward, strict=True)
+        advantage = torch.stack([RULES[name](PrefixTree.build(t, n), r, surprisal=s) for t, n, s, r in rows])
         mask = torch.arange(MOST) < length[..., None]
         flat.append(float((reward == reward[:, :1]).all(1).double().mean()))
         rewards_seen.append(float(reward.mean()))
@@ -293,7 +299,7 @@ def main():
     for name in args.rules:
         began = time.monotonic()
         start.p = {k: v.clone().requires_grad_() for k, v in weights.items()}
-        found = reinforce(start, RULES[name], args.first, args.steps, args.rate, language, test, args.completions)
+        found = reinforce(start, name, args.first, args.steps, args.rate, language, test, args.completions)
         final = found["bleu"][args.steps]
         found["mean"] = mean_interval(final)
         found["gain"] = mean_interval([a - b for a, b in zip(final, record["start"], strict=True)])
