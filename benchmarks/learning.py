@@ -4,6 +4,8 @@
     python benchmarks/learning.py run --task qa --credit none            # the starting checkpoint
     python benchmarks/learning.py search --task qa                       # learning rates, by validation
     python benchmarks/learning.py table --task qa
+    python benchmarks/learning.py items --task qa --credit leaf --seed 0  # sentence BLEU by test row, of a past run
+    python benchmarks/learning.py forks --task qa
     python benchmarks/learning.py figure --task qa --out docs/images/learning_qa.svg
 
 `run` trains recipes/qa.yaml (for the other tasks with their data) with the given rule and seed, scores the last adapter
@@ -12,7 +14,10 @@ benchmarks/results/learning.jsonl. Every rule sees the same prompts in the same 
 seeds. A run that was cut off goes on from its last checkpoint. `table` prints means over seeds with Student 95 %
 intervals, differences to GRPO paired by seed, how many seeds an interval of ±0.5 takes, and how many completions each
 rule had sampled when its validation curve first reached GRPO's final score. `figure` draws the rewards of the sampled
-completions (means of ten steps) against completions sampled, and the scores of every seed on both test splits.
+completions (means of ten steps) against completions sampled, and the scores of every seed on both test splits. `forks`
+asks whether LEAF gains more over GRPO on prompts where the starting model's forks are usable (resampling.py forkability
+--split test): rows by their number of usable boundaries, the difference of sentence BLEU (percent, greedy, mean over
+seeds) with bootstrap intervals over rows.
 """
 
 import argparse
@@ -21,15 +26,16 @@ import platform
 import statistics
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from leaf.config import load_recipe
 from leaf.demo_model import resolve_model
-from leaf.evaluate import evaluate
+from leaf.evaluate import evaluate, predict
 from leaf.metrics import mean_interval
-from leaf.report.curves import band
+from leaf.rewards import REWARDS
 from leaf.speech.policy import Policy
 from leaf.tasks import load
 from leaf.trainer import LeafTrainer
@@ -37,6 +43,8 @@ from leaf.trainer import LeafTrainer
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results/learning.jsonl"
 SEARCH = ROOT / "benchmarks/results/learning_search.jsonl"
+ITEMS = ROOT / "benchmarks/results/learning_items.jsonl"
+FORKS = ROOT / "benchmarks/results/resampling_forkability.jsonl"
 METRICS = ("bleu", "exact_match", "chrf")
 PASSES = range(42, 47)
 COLORS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7"]  # told apart by the colour-blind (Okabe and Ito)
@@ -176,8 +184,49 @@ def _reached(records, rules):
         print(f"{rule}: GRPO's final validation BLEU {goal:.2f}: {reached} (mean curve by step {points})")
 
 
+def items(args):
+    """Append the greedy sentence BLEU of every test row under the last adapter of a past run (the start: none)."""
+    torch.set_num_threads(args.threads)
+    config = load_recipe(ROOT / "recipes/qa.yaml", [f"task=asterisk_{args.task}"])
+    adapter = None if args.credit == "none" else f"runs/learning/{args.task}-{args.credit}-{args.seed}/last"
+    policy = Policy.load(resolve_model(config.model), adapter=adapter, dtype=config.dtype)
+    rows = load(config.task, "test").to_list()
+    ((texts, _),) = predict(policy, rows, greedy=True, max_new_tokens=config.max_new_tokens)
+    bleu = REWARDS["bleu"](texts, [row["reference"] for row in rows])
+    scores = {row["id"]: round(100 * value, 1) for row, value in zip(rows, bleu, strict=True)}
+    append(ITEMS, {"task": args.task, "credit": args.credit, "seed": args.seed, "bleu": scores})
+
+
+def forks(args):
+    records = [json.loads(line) for line in ITEMS.read_text().splitlines()]
+    scores = {(r["credit"], r["seed"]): r["bleu"] for r in records if r["task"] == args.task}
+    facts = [json.loads(line) for line in FORKS.read_text().splitlines()]
+    facts = [r for r in facts if (r["task"], r.get("split"), r["checkpoint"]) == (args.task, "test", "start")]
+    usable = {record["id"]: sum(fork[2] for fork in record["forks"]) for record in facts}
+    print(f"{len(usable)} rows of the test split with a group of the starting model")
+    for rule in sorted({credit for credit, _ in scores} - {"none", "grpo"}):
+        seeds = sorted({s for c, s in scores if c == rule} & {s for c, s in scores if c == "grpo"})
+        gap = {i: statistics.fmean(scores[rule, seed][i] - scores["grpo", seed][i] for seed in seeds) for i in usable}
+        shown = Table("usable boundaries", "rows", f"{rule} - grpo", title=f"{args.task}, {len(seeds)} seeds")
+        for name, chosen in [*((str(n), {n}) for n in sorted(set(usable.values()))), ("all", set(usable.values()))]:
+            values = np.array([gap[i] for i in usable if usable[i] in chosen])
+            shown.add_row(name, str(len(values)), "{:+.2f} ({:+.2f} to {:+.2f})".format(*_bootstrap(values)))
+        Console(width=100).print(shown)
+        pair = np.array([[usable[i], gap[i]] for i in usable])
+        print("correlation {:+.3f} ({:+.3f} to {:+.3f})".format(*_bootstrap(pair, lambda x: np.corrcoef(x.T)[0, 1])))
+
+
+def _bootstrap(rows, statistic=np.mean, rounds=4000):
+    """Return a statistic of rows and its 95 % percentile interval."""
+    generator = np.random.default_rng(0)
+    drawn = [statistic(rows[generator.integers(len(rows), size=len(rows))]) for _ in range(rounds)]
+    return statistic(rows), *np.percentile(drawn, [2.5, 97.5])
+
+
 def figure(args):
     from vl_convert import vegalite_to_svg
+
+    from leaf.report.curves import band
 
     records = [json.loads(line) for line in RESULTS.read_text().splitlines()]
     records = [r for r in records if r["task"] == args.task and r["credit"] in args.credits.split(",")]
@@ -237,16 +286,25 @@ def figure(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    for name, command in (("run", run), ("search", search), ("table", table), ("figure", figure)):
+    for name, command in (
+        ("run", run),
+        ("search", search),
+        ("table", table),
+        ("figure", figure),
+        ("items", items),
+        ("forks", forks),
+    ):
         one = commands.add_parser(name)
         one.add_argument("--task", choices=("qa", "fr", "it"), default="qa")
         one.set_defaults(command=command)
-        if name in ("run", "search"):
+        if name in ("run", "search", "items"):
             one.add_argument("--threads", type=int, default=1)
+        if name in ("run", "search"):
             one.add_argument("overrides", nargs="*", default=[])
-        if name == "run":
+        if name in ("run", "items"):
             one.add_argument("--credit", required=True)
             one.add_argument("--seed", type=int, default=0)
+        if name == "run":
             one.add_argument("--items", type=int, default=None)
             one.add_argument("--splits", default="test,test_heldout")
         if name == "figure":

@@ -160,13 +160,14 @@ class Bench:
         )
         self.policy.token_budget = config.token_budget
         self.reward = RewardSum(config.rewards)
-        rows = load(config.task, config.eval_split).to_list()
+        rows = load(config.task, args.split).to_list()
         random.Random(args.seed).shuffle(rows)
         self.rows, self.first = rows[args.skip : args.skip + args.prompts], args.skip
         self.seed = args.seed
         self.facts = {
             "task": args.task,
             "checkpoint": args.name or ("start" if args.adapter is None else Path(args.adapter).as_posix()),
+            "split": args.split,
             "seed": args.seed,
             "machine": f"{platform.machine()}, {args.threads} thread, torch {torch.__version__}",
         }
@@ -594,7 +595,7 @@ def table(args):
     for name, show in (("values", show_values), ("gradients", show_gradients), ("forkability", show_forkability)):
         file = RESULTS / f"resampling_{name}.jsonl"
         records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        keys = [(r["task"], r["checkpoint"], r.get("part", "")) for r in records]
+        keys = [(r["task"], r["checkpoint"], r.get("split", "validation"), r.get("part", "")) for r in records]
         for key in dict.fromkeys(keys):
             mine = [r for r, its in zip(records, keys, strict=True) if its == key]
             print(f"\n## {name}: {' '.join(key)}: {len(mine)} prompts, seed {mine[0]['seed']}")
@@ -767,6 +768,7 @@ def main():
         one = commands.add_parser(command.__name__, help=command.__doc__)
         one.set_defaults(command=command)
         one.add_argument("--task", choices=("qa", "fr", "it"), default="qa")
+        one.add_argument("--split", default="validation", help="whose prompts")
         one.add_argument("--adapter", default=None, help="directory of a saved adapter; default the starting model")
         one.add_argument("--name", default=None, help="what the records call the checkpoint")
         one.add_argument("--prompts", type=int, default=40)
