@@ -33,7 +33,7 @@ from leaf.rewards import REWARDS
 
 WORDS, END, START = 24, 24, 25
 UNITS, LONGEST, MOST = 48, 7, 10
-PROMPTS, EVERY = 4, 50
+EVERY = 50
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "credit_lab_game.json"
 RULES = {
     "grpo": CREDIT_RULES["grpo"],
@@ -202,19 +202,17 @@ def supervised(seeds: int, first: int, steps: int, rate: float, language: Langua
     return policies
 
 
-def reinforce(
-    policies: Policies, name: str, first: int, steps: int, rate: float, language: Language, test, completions: int = 8
-) -> dict:
+def reinforce(policies: Policies, name: str, args: argparse.Namespace, language: Language, test) -> dict:
     seeds = policies.p["attend"].shape[0]
-    optimizer = torch.optim.Adam(policies.p.values(), lr=rate)
-    g, curve, rewards_seen, flat, mass = torch.Generator().manual_seed(100_000 + first), {}, [], [], []
-    for step in range(1, steps + 1):
-        source, target, _ = language.sentences((seeds, PROMPTS), g)
-        tokens, length, logp, entropy = policies.sample(source, completions, g)
+    optimizer = torch.optim.Adam(policies.p.values(), lr=args.rate)
+    g, curve, rewards_seen, flat, mass = torch.Generator().manual_seed(100_000 + args.first), {}, [], [], []
+    for step in range(1, args.steps + 1):
+        source, target, _ = language.sentences((seeds, args.prompts), g)
+        tokens, length, logp, entropy = policies.sample(source, args.completions, g)
         told = entropy if name in BY_ENTROPY else -logp
-        references = [r for r in text(target.flatten(0, 1)) for _ in range(completions)]
+        references = [r for r in text(target.flatten(0, 1)) for _ in range(args.completions)]
         reward = torch.tensor([bleu(o, r) for o, r in zip(text(tokens.flatten(0, 1)), references, strict=True)])
-        group = (seeds * PROMPTS, completions)
+        group = (seeds * args.prompts, args.completions)
         reward = reward.double().view(group)
         rows = zip(tokens.view(*group, -1), length.view(group), told.view(*group, -1), reward, strict=True)
         advantage = torch.stack([RULES[name](PrefixTree.build(t, n), r, surprisal=s) for t, n, s, r in rows])
@@ -224,7 +222,7 @@ def reinforce(
         if step <= 50:
             each = [credit_mass(a, n) for a, n in zip(advantage, length.view(group), strict=True)]
             mass.append(torch.stack([m for m in each if float(m.sum()) > 0]).mean(0))
-        new = policies.log_probs(source, tokens, completions)
+        new = policies.log_probs(source, tokens, args.completions)
         weights = token_weights([mask.flatten(0, 1)])[0] * seeds
         loss, _ = policy_loss(
             new.flatten(0, 1),
@@ -263,6 +261,7 @@ def main():
     parser.add_argument("--first", type=int, default=0, help="number of the first seed")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--prompts", type=int, default=4, help="of a step")
     parser.add_argument("--completions", type=int, default=8, help="K")
     parser.add_argument("--supervised", type=int, default=300)
     parser.add_argument("--weights", type=Path, help="keep the supervised weights in this file, or start from it")
@@ -292,14 +291,14 @@ def main():
     print("start", mean_interval(record["start"]), flush=True)
     if args.out.exists():
         before = json.loads(args.out.read_text())
-        same = {"completions": 8, **before["settings"], "rules": 0} == {**record["settings"], "rules": 0}
+        same = {"completions": 8, "prompts": 4, **before["settings"], "rules": 0} == {**record["settings"], "rules": 0}
         if same and before["start"] == record["start"]:
             record = before  # the same game: rules are added to those already there
     weights = {k: v.detach().clone() for k, v in start.p.items()}
     for name in args.rules:
         began = time.monotonic()
         start.p = {k: v.clone().requires_grad_() for k, v in weights.items()}
-        found = reinforce(start, name, args.first, args.steps, args.rate, language, test, args.completions)
+        found = reinforce(start, name, args, language, test)
         final = found["bleu"][args.steps]
         found["mean"] = mean_interval(final)
         found["gain"] = mean_interval([a - b for a, b in zip(final, record["start"], strict=True)])
