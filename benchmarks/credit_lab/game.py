@@ -264,6 +264,7 @@ def main():
     parser.add_argument("--prompts", type=int, default=4, help="of a step")
     parser.add_argument("--completions", type=int, default=8, help="K")
     parser.add_argument("--supervised", type=int, default=300)
+    parser.add_argument("--validation", action="store_true", help="score on other sentences, to choose a rate by")
     parser.add_argument("--weights", type=Path, help="keep the supervised weights in this file, or start from it")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -271,7 +272,7 @@ def main():
         args.rules = list(ABLATIONS)
     torch.set_num_threads(1)
     language = Language()
-    test = language.sentences((200,), torch.Generator().manual_seed(3))
+    test = language.sentences((200,), torch.Generator().manual_seed(4 if args.validation else 3))
     if args.weights and args.weights.exists():
         start = Policies(args.seeds, args.first)
         start.p = torch.load(args.weights)
@@ -291,7 +292,10 @@ def main():
     print("start", mean_interval(record["start"]), flush=True)
     if args.out.exists():
         before = json.loads(args.out.read_text())
-        same = {"completions": 8, "prompts": 4, **before["settings"], "rules": 0} == {**record["settings"], "rules": 0}
+        same = {"completions": 8, "prompts": 4, "validation": False, **before["settings"], "rules": 0} == {
+            **record["settings"],
+            "rules": 0,
+        }
         if same and before["start"] == record["start"]:
             record = before  # the same game: rules are added to those already there
     weights = {k: v.detach().clone() for k, v in start.p.items()}
