@@ -80,6 +80,9 @@ def test_demo_prints_the_table_and_keeps_the_predictions(project):
     assert "held-out test, greedy decoding" in shown
     assert "The run is in runs/rl" in shown
     assert len((project / "runs/rl/test_after.jsonl").read_text().splitlines()) == 3
+    for name in ("before", "after"):
+        made_with = json.loads((project / f"runs/rl/test_{name}.meta.json").read_text())["made_with"]
+        assert (made_with["task"], made_with["split"]) == ("data.jsonl", "test")
 
 
 def test_an_interrupted_demo_goes_on_to_the_same_table(project, monkeypatch):

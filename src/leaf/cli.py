@@ -221,8 +221,9 @@ def demo(
         before = run_evaluation(policy, rows, **options)
     run = terminal.train(trainer, console)
     after = run_evaluation(policy, rows, **options)
-    before.write(run.path / "test_before.jsonl")
-    after.write(run.path / "test_after.jsonl")
+    for scored, name in ((before, "test_before"), (after, "test_after")):
+        scored.predictions.meta["made_with"] |= {"task": Path(config.task).name, "split": "test"}
+        scored.write(run.path / f"{name}.jsonl")
     groups = [row["utterance"] for row in rows]
     table = Table("metric", "before", "after", "gain (95 % interval)", "p", title="held-out test, greedy decoding")
     for name in before.scores:

@@ -89,12 +89,12 @@ def compare_files(
     if format not in FORMATS:
         raise ConfigError(f"The format is {format!r}; allowed are {', '.join(FORMATS)}.")
     systems = load_systems(files)
-    lowercase = _case(systems, lowercase)
+    lowercase = shared_case(systems, lowercase)
     if metrics is None:
         scored_with = [name for one in systems for name in one.meta.get("metrics", {})]
         metrics = tuple(dict.fromkeys(scored_with)) or _DEFAULT
     lines: list[Line] = []
-    notes = [_what_was_compared(systems, samples)]
+    notes = [what_was_compared(systems, samples)]
     for name in metrics:
         pairs = [one.scored(name, lowercase=lowercase, paths=paths) for one in systems]
         signatures = {signature for _, signature in pairs}
@@ -106,8 +106,8 @@ def compare_files(
         lines += _lines(name, systems, [scored for scored, _ in pairs], samples)
         worse = ", less is better" if pairs[0][0].metric.less_is_better else ""
         notes.append(f"{name}: {signatures.pop()}{worse}")
-    for results in _judgements(systems, files, judged):
-        more, note = _judge_lines(results, systems, samples)
+    for results in judgements(systems, files, judged):
+        more, note = judge_lines(results, systems, samples)
         lines += more
         notes += note
     if format != "text":
@@ -186,8 +186,12 @@ def _lines(name: str, systems: Sequence[Predictions], scored: Sequence[Scored], 
     return lines
 
 
-def _case(systems: Sequence[Predictions], asked: bool | None) -> bool:
-    """Return whether to compare without case: as asked, or as the files were scored."""
+def shared_case(systems: Sequence[Predictions], asked: bool | None) -> bool:
+    """Return whether to compare without case: as asked, or as the files were scored.
+
+    Raises:
+        ConfigError: nothing is asked, and some files were scored with case and some without.
+    """
     if asked is not None:
         return asked
     ways = {one.meta["lowercase"] for one in systems if "lowercase" in one.meta}
@@ -196,7 +200,8 @@ def _case(systems: Sequence[Predictions], asked: bool | None) -> bool:
     return ways.pop() if ways else False
 
 
-def _what_was_compared(systems: Sequence[Predictions], samples: int) -> str:
+def what_was_compared(systems: Sequence[Predictions], samples: int) -> str:
+    """Return in words what a comparison is made of: items, recordings, passes, decoding, intervals."""
     items, groups = len(systems[0].items), len(set(systems[0].groups))
     decodings = {}
     for one in systems:
@@ -229,10 +234,19 @@ class Judgement:
     rows: list[dict[str, Any]]
 
 
-def _judgements(
+def judgements(
     systems: Sequence[Predictions], files: Sequence[str | Path], judged: Sequence[str | Path]
 ) -> list[list[Judgement]]:
-    """Return the judge files of these systems, those of one judge and kind together."""
+    """Return the judge files of these systems, those of one judge and kind together.
+
+    Args:
+        systems: the systems compared.
+        files: their prediction files; files of `leaf judge` that lie beside them are found.
+        judged: further files of `leaf judge`.
+
+    Raises:
+        DataError: a file was not written by `leaf judge`, cannot be read, or one of `judged` judges other predictions.
+    """
     folders = {Path(file).parent for file in files}
     beside = [file for folder in folders for file in sorted(folder.glob("*.judge-*.jsonl"))]
     by_judge: dict[str, list[Judgement]] = {}
@@ -252,7 +266,7 @@ def _judgements(
     return list(by_judge.values())
 
 
-def _judge_lines(
+def judge_lines(
     results: Sequence[Judgement], systems: Sequence[Predictions], samples: int
 ) -> tuple[list[Line], list[str]]:
     """Return table lines (scores) and notes (pairwise verdicts, failure rates) of one judge."""
@@ -280,7 +294,7 @@ def _judge_lines(
         return [], notes
     by_digest = {one.meta["judged"][0]["sha256"]: one for one in results}
     present = [one for one in systems if one.digest in by_digest]
-    arrays = [_scores(by_digest[one.digest], systems[0]) for one in present]
+    arrays = [judge_scores(by_digest[one.digest], systems[0]) for one in present]
     if any(not array[:, 1].any() for array in arrays):
         return [], [*notes, f"{title}: no reply of the judge could be read for some system, so there is no mean"]
     groups, lines = systems[0].groups, []
@@ -307,7 +321,7 @@ _MEAN = Metric(lambda *texts: np.empty((0, 2)), _mean_of_scored, lambda lowercas
 _SHARE = Metric(lambda *texts: np.empty((0, 2)), lambda sums: 100 * _mean_of_scored(sums), lambda lowercase: "judge")
 
 
-def _scores(judgement: Judgement, system: Predictions) -> np.ndarray:
+def judge_scores(judgement: Judgement, system: Predictions) -> np.ndarray:
     """Return (items, 2): sum and number of an item's scores over the judged passes, in the system's order."""
     place = {item["id"]: i for i, item in enumerate(system.items)}
     sums = np.zeros((len(place), 2))
@@ -328,4 +342,16 @@ def _verdicts(judgement: Judgement, system: Predictions) -> Scored:
     return Scored(_SHARE, [sums])
 
 
-__all__ = ["Line", "chosen_metrics", "compare_files", "load_systems", "render"]
+__all__ = [
+    "Judgement",
+    "Line",
+    "chosen_metrics",
+    "compare_files",
+    "judge_lines",
+    "judge_scores",
+    "judgements",
+    "load_systems",
+    "render",
+    "shared_case",
+    "what_was_compared",
+]

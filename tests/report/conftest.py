@@ -3,7 +3,8 @@
 import shutil
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
+from waits import LIMIT
 
 QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -16,8 +17,9 @@ def browser():
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None:
         pytest.skip("no Chromium here: install it (Debian: apt-get install chromium) to test the report in a browser")
+    expect.set_options(timeout=1000 * LIMIT)
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=found, args=QUIET)
+        running = playwright.chromium.launch(executable_path=found, args=QUIET, timeout=2000 * LIMIT)
         yield running
         running.close()
 
@@ -32,19 +34,21 @@ def opened(browser, tmp_path):
     contexts = []
 
     def seen(request):
-        if not request.url.startswith(("file:", "data:", "blob:")):
+        if not request.url.startswith(("file:", "data:", "blob:", "about:")):
             errors.append(request.url)
 
     def open_page(html, **settings):
         file = tmp_path / "report.html"
         file.write_text(html, encoding="utf-8")
         context = browser.new_context(**settings)
+        context.set_default_timeout(1000 * LIMIT)
         contexts.append(context)
         tab = context.new_page()
         tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         tab.on("pageerror", lambda error: errors.append(str(error)))
         tab.on("request", seen)
-        tab.goto(file.as_uri())
+        open_page.address = file.as_uri()
+        tab.goto(open_page.address)
         return tab
 
     open_page.errors = errors

@@ -1,18 +1,22 @@
 """The tree explorer: exact numbers in its data, and the page in a browser with mouse, keyboard, phone and foul text."""
 
 import json
-import time
 from urllib.parse import quote
 
 import numpy as np
 import pytest
 import soundfile
+from datasets import Dataset
 from playwright.sync_api import expect
+from waits import until
 
 from leaf.config import AlignConfig, LeafConfig, to_dict
+from leaf.errors import AudioError
+from leaf.report.audio import Recordings
 from leaf.report.explorer import RULES, even, explorer_section, group_data
 from leaf.report.page import page
 from leaf.run import RunDirectory
+from leaf.tasks import load
 from test_terminal import REWARDS, SURPRISAL, WORDS, record, write_run
 
 GRPO = [1.3056, 0.2611, -0.7833, -0.7833]  # (r - 0.5) / (0.38297 + 1e-6)
@@ -112,9 +116,9 @@ def test_runs_without_groups_have_no_explorer(tmp_path):
 
 
 # -- recordings --------------------------------------------------------------------------------------------------------
-def spoken_run(tmp_path, **recipe):
+def spoken_run(tmp_path, *, length=1, **recipe):
     """Two groups whose rows are in a manifest beside their recordings, and one whose row is gone."""
-    seconds = np.arange(16000) / 16000
+    seconds = np.arange(16000 * length) / 16000
     rows = []
     for name, pitch in (("a", 220), ("b", 440)):
         soundfile.write(tmp_path / f"{name}.wav", 0.3 * np.sin(2 * np.pi * pitch * seconds), 16000)
@@ -125,17 +129,17 @@ def spoken_run(tmp_path, **recipe):
 
 
 def test_recordings_are_found_again_played_and_missing_ones_named(tmp_path, opened):
-    run = spoken_run(tmp_path)
+    run = spoken_run(tmp_path, length=15)
     section = explorer_section([run])
     groups = section.data["runs"][0]["groups"]
     assert [group["clip"] for group in groups] == [0, 1, None]
     assert groups[2]["silence"].endswith("rows.jsonl has no such row any more.")
-    assert section.data["clips"][0]["seconds"] == 1.0
+    assert section.data["clips"][0]["seconds"] == 15.0  # long enough not to be over before it is looked at
     tab = opened(page("a run", [section]))
     assert tab.locator("#trees .files").text_content() == "a.wav"
     tab.keyboard.press("a")
-    until(lambda: tab.evaluate("document.querySelector('#trees audio').currentTime > 0.05"))
-    assert 0.9 < tab.evaluate("document.querySelector('#trees audio').duration") < 1.2
+    until(tab, "document.querySelector('#trees audio').currentTime > 0.05")
+    assert 14.9 < tab.evaluate("document.querySelector('#trees audio').duration") < 15.2
     tab.keyboard.press("2")  # a switch of the rule does not cut the sound off
     assert not tab.evaluate("document.querySelector('#trees audio').paused")
     tab.keyboard.press("n")
@@ -162,6 +166,29 @@ def test_a_group_says_why_it_is_silent(tmp_path):
     assert silent["silence"] == "This report was written without recordings."
 
 
+def test_a_row_without_a_recording_silences_its_own_groups_alone(tmp_path, monkeypatch):
+    run = spoken_run(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = [row | {"audio": file} for row, file in zip(rows, (None, str(tmp_path / "b.wav")), strict=True)]
+    monkeypatch.setattr("leaf.tasks.load", lambda *given, **options: Dataset.from_list(rows))
+    with pytest.raises(AudioError, match="'a' carries 0 recordings"):
+        Recordings("task").find({"id": "a"}, "train")
+    groups = explorer_section([run]).data["runs"][0]["groups"]
+    assert [group["clip"] for group in groups] == [None, 0, None]
+    assert "'a' carries 0 recordings" in groups[0]["silence"]
+    assert "no such row" in groups[2]["silence"]
+
+
+def test_runs_of_one_task_read_its_rows_once(tmp_path, monkeypatch):
+    run = spoken_run(tmp_path)
+    again = write_run(tmp_path / "again", list(run.lines("groups.jsonl")), task=run.config().task)
+    read = []
+    monkeypatch.setattr("leaf.tasks.load", lambda *given, **options: read.append(given) or load(*given, **options))
+    runs = explorer_section([run, again]).data["runs"]
+    assert [[group["clip"] for group in one["groups"]] for one in runs] == [[0, 1, None]] * 2
+    assert len(read) == 1
+
+
 def test_plugins_of_a_run_are_run_only_for_a_task_of_their_own(tmp_path):
     plugin = tmp_path / "mine.py"
     plugin.write_text("raise RuntimeError('was run')")
@@ -171,14 +198,6 @@ def test_plugins_of_a_run_are_run_only_for_a_task_of_their_own(tmp_path):
     run.write("recipe.yaml", json.dumps(values))
     assert "was run" in explorer_section([run]).data["runs"][0]["groups"][0]["silence"]
     assert "was run" not in json.dumps(explorer_section([run], audio=False).data)
-
-
-def until(holds):
-    """Wait for what no locator tells; the page's policy forbids `wait_for_function`, which evaluates text."""
-    limit = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < limit
-        time.sleep(0.02)
 
 
 # -- in the browser ----------------------------------------------------------------------------------------------------
@@ -302,8 +321,9 @@ def test_groups_have_addresses_and_keys(tmp_path, opened):
     tab.evaluate(f"location.hash = '#trees/{quote(name, safe='')}/1/1'")
     expect(heading).to_have_text("g1, step 1")
     tab.get_by_label("run", exact=True).select_option("1")
-    assert heading.text_content() == "else, step 1"
+    assert heading.text_content() == "else, step 1"  # it has no group 1
     tab.get_by_label("run", exact=True).select_option("0")
+    assert heading.text_content() == "g0, step 1"  # the same place
     tab.get_by_role("button", name="next step").click()
     assert heading.text_content() == "g2, step 20"
     tab.evaluate("location.hash = '#trees/nothing/7/1'")

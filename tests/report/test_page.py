@@ -1,5 +1,8 @@
 """The page itself: tabs, themes, and text that stays text."""
 
+import pytest
+from playwright.sync_api import expect
+
 from leaf.report.page import Section, page
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u2028&lt;b&gt;"
@@ -24,12 +27,28 @@ def test_text_stays_text_and_tabs_and_themes_switch(opened):
     assert tab.locator("#two .said").count() == 0  # drawn when first shown
     tab.locator("header nav a").nth(1).focus()
     tab.keyboard.press("Enter")
-    assert tab.locator("#two .said").is_visible()
-    assert not tab.locator("#one").is_visible()
+    expect(tab.locator("#two .said")).to_be_visible()
+    expect(tab.locator("#one")).to_be_hidden()
     light = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     tab.locator("#theme").click()
     assert tab.locator("#one").get_attribute("data-seen") == "true"
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") != light
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["laptop", "phone"])
+def test_a_section_opened_by_its_address_begins_below_the_header(opened, size):
+    tab = opened(
+        made("one", "two", "three", said="long " * 5000, title="a long title " * 9),
+        viewport=dict(zip(("width", "height"), size, strict=True)),
+    )
+    tab.goto("about:blank")
+    tab.goto(opened.address + "#three")
+    said = tab.locator("#three .said")
+    expect(said).to_be_visible()
+    tab.wait_for_load_state("load")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
+    header = tab.locator("header").bounding_box()
+    assert header["y"] + header["height"] <= said.bounding_box()["y"]
 
 
 def test_a_script_that_is_not_the_pages_own_does_not_run(opened):

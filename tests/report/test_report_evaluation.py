@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import sacrebleu
 import soundfile
+from datasets import Dataset
+from waits import until
 
 from leaf.compare import load_systems
 from leaf.errors import DataError, RunError
@@ -259,6 +261,19 @@ def test_recordings_that_are_gone_are_counted_and_said(run, tmp_path, opened):
     assert tab.locator(".silent").count() == 4
 
 
+def test_a_row_without_a_recording_is_counted_and_said(run, monkeypatch):
+    rows = [{"id": f"row{i}", "prompt": f"question {i}", "reference": REFERENCES[i], "audio": None} for i in range(4)]
+    file = run.parent.parent / "1.wav"
+    rows[1]["audio"] = str(file)
+    monkeypatch.setattr("leaf.tasks.load", lambda *given, **options: Dataset.from_list(rows))
+    said = []
+    (data,) = evaluation_section([run], say=said.append).data["sets"]
+    assert data["lost"] == {"full": 0, "missing": 0, "unreadable": 3}
+    assert [item["clip"] for item in data["items"]] == [None, 0, None, None]
+    assert "carries 0 recordings" in said[0]
+    assert len(said) == 1
+
+
 # -- the page ----------------------------------------------------------------------------------------------------------
 def ids(tab):
     return tab.locator(".item").evaluate_all("items => items.map(item => item.dataset.id)")
@@ -297,12 +312,7 @@ def test_items_can_be_filtered_sorted_and_heard(run, opened):
     tab.get_by_label("score of an item").select_option(label="wer")
     assert tab.locator(".outcomes").text_content() == "▲ 2 better= 1 same▼ 1 worse"
     tab.get_by_role("button", name="play recording of row0").click()
-    for _ in range(200):
-        if tab.evaluate("Math.max(...[...document.querySelectorAll('audio')].map(a => a.currentTime))") > 0:
-            break
-        tab.wait_for_timeout(25)
-    else:
-        raise AssertionError("nothing was heard")
+    until(tab, "[...document.querySelectorAll('audio')].some(audio => audio.currentTime > 0)")
 
 
 def test_the_two_systems_are_chosen_and_exchanged(run, tmp_path, opened):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from leaf.errors import ConfigError, DataError
+from leaf.errors import AudioError, ConfigError, DataError, ModelError
 from leaf.predictions import kept_items, prompt_text
 from leaf.speech.audio import JOIN_PAUSE, Audio, audio_seconds, load_audio
 
@@ -135,9 +135,9 @@ class Recordings:
             split: where the row is; None to look in all that there are, training last.
 
         Raises:
+            AudioError: there is such a row, but it carries no recording, or several.
             DataError: the split cannot be loaded, or none of the task's.
         """
-        from leaf.speech.prompts import audio_of
         from leaf.tasks import splits_of
 
         wanted = {key: item[key] for key in ("prompt", "reference") if item.get(key) is not None}
@@ -153,7 +153,7 @@ class Recordings:
             rows, known = found
             number, kept = known.get(str(item["id"]), (None, {}))
             if number is not None and wanted.items() <= kept.items():
-                return audio_of(rows[number])
+                return _audio_of(rows[number])
         if len(problems) == len(names):
             raise problems[0]
         return None
@@ -172,6 +172,17 @@ class Recordings:
                 kept = kept_items(texts)  # without audio, so that nothing is decoded
                 self._splits[name] = rows, {item["id"]: (i, item) for i, item in enumerate(kept)}
         return self._splits[name]
+
+
+def _audio_of(row: dict[str, Any]) -> Audio:
+    if row.get("audio") is not None:
+        return row["audio"]
+    from leaf.speech.prompts import audio_of  # brings the model families, which few reports need
+
+    try:
+        return audio_of(row)
+    except ModelError as error:
+        raise AudioError(str(error)) from error
 
 
 def _uri(wave: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from leaf.config import to_dict
@@ -11,6 +12,8 @@ from leaf.report.page import Section, asset
 from leaf.report.runs import ShownRun, told
 
 POINTS = 200  # of a curve; more steps than that are averaged in stretches of like length
+# With fewer runs, Student's intervals are wider than the runs lie apart (of two: thirteen times).
+RUNS_FOR_INTERVAL = 4
 # title, what it is, columns of metrics.jsonl; several columns share a panel
 PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Reward", "mean over a step's completions", ("reward_mean",)),
@@ -71,12 +74,19 @@ def plotting() -> tuple[str, ...]:
         ConfigError: vl-convert is missing.
     """
     try:
-        from vl_convert import javascript_bundle
+        import vl_convert  # noqa: F401
     except ImportError as error:
         raise ConfigError(
             "The report draws its curves with Vega-Lite, which is not installed: pip install 'leaf-speech[report]'."
         ) from error
-    return javascript_bundle("window.vegaEmbed = vegaEmbed;"), asset("plots.js")
+    return _vega(), asset("plots.js")
+
+
+@cache
+def _vega() -> str:
+    from vl_convert import javascript_bundle
+
+    return javascript_bundle("window.vegaEmbed = vegaEmbed;")  # takes seconds
 
 
 def _is_metric(name: str) -> bool:
@@ -128,7 +138,7 @@ def _settings(run: ShownRun) -> list[list[str]]:
 
 # -- curves ------------------------------------------------------------------------------------------------------------
 def _panel(runs: Sequence[ShownRun], source: str, title: str, what: str, keys: tuple[str, ...]) -> dict[str, Any]:
-    """Return a panel: per run a thinned curve, per method of several runs the mean with its 95 % interval."""
+    """Return a panel: per run a thinned curve, per method of several runs the mean with its band."""
     (key,) = keys
     lines, bands, averaged = [], [], 1
     for method in dict.fromkeys(run.method for run in runs):
@@ -170,17 +180,27 @@ def thinned(points: Sequence[tuple[int, float]], size: int) -> list[tuple[float,
     return [(sum(s for s, _ in part) / len(part), sum(v for _, v in part) / len(part)) for part in parts]
 
 
-def band(curves: Sequence[dict[int, float]]) -> dict[str, list[float]]:
-    """Return mean and Student 95 % interval over curves, at the steps they all have, thinned as curves are."""
+def band(curves: Sequence[dict[int, float]]) -> dict[str, Any]:
+    """Return mean and band over curves, at the steps they all have, thinned as curves are.
+
+    The band is Student's 95 % interval of the mean (`interval` is true) from `RUNS_FOR_INTERVAL` curves on; of fewer it
+    reaches from the lowest to the highest.
+    """
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     size = max(1, -(-len(steps) // POINTS))
     thin = [thinned([(step, curve[step]) for step in steps], size) for curve in curves]
-    rows = [mean_interval([values[i][1] for values in thin]) for i in range(len(thin[0]))]
+    points = [[values[i][1] for values in thin] for i in range(len(thin[0]))]
+    interval = len(curves) >= RUNS_FOR_INTERVAL
+    if interval:
+        ends = [(mean - half, mean + half) for mean, half in map(mean_interval, points)]
+    else:
+        ends = [(min(values), max(values)) for values in points]
     return {
         "step": [s for s, _ in thin[0]],
-        "value": [_short(mean) for mean, _ in rows],
-        "low": [_short(mean - half) for mean, half in rows],
-        "high": [_short(mean + half) for mean, half in rows],
+        "value": [_short(sum(values) / len(values)) for values in points],
+        "low": [_short(low) for low, _ in ends],
+        "high": [_short(high) for _, high in ends],
+        "interval": interval,
     }
 
 

@@ -21,11 +21,11 @@ from leaf.report.audio import SECTION_BYTES, ClipStore, Recordings
 from leaf.report.page import Section, asset
 from leaf.rewards import REWARDS
 from leaf.run import RunDirectory
-from leaf.speech.audio import AudioWarning
+from leaf.speech.audio import Audio, AudioWarning
 from leaf.tasks import TASKS
 
 SAMPLES = 1000  # bootstrap resamples, as `leaf compare`
-TEXT_BYTES = 4_000_000  # of the items' texts; a section with more shows a selection of the items
+TEXT_BYTES = 1_000_000  # of the items' texts; a section with more shows a selection of the items
 _DEFAULT = ("bleu", "exact_match", "chrf")
 
 
@@ -63,10 +63,11 @@ def evaluation_section(
     if not origins:
         return None
     sets = _sets(list(origins))
-    recordings = [Recordings(task, columns) for task, columns in tasks]
+    shared: dict[str, Recordings] = {}  # runs of one task read its rows once
+    recordings = [shared.setdefault(json.dumps([task, columns]), Recordings(task, columns)) for task, columns in tasks]
     shown = []
     for systems in sets:
-        candidates = [recordings[i] for i in dict.fromkeys(i for file in systems for i in origins[file])]
+        candidates = list(dict.fromkeys(recordings[i] for file in systems for i in origins[file]))
         store = ClipStore(max_bytes=audio_bytes // len(sets)) if audio else None
         shown.append(_set(systems, candidates, store, TEXT_BYTES // len(sets), say))
     data = {"sets": shown, "audio": audio}
@@ -130,8 +131,8 @@ def _set(
     """Return the data of systems that answered the same items."""
     systems = list(members.values())
     items, groups = systems[0].items, systems[0].groups
-    lowercase = compare._case(systems, None)
-    notes = [compare._what_was_compared(systems, SAMPLES)]
+    lowercase = compare.shared_case(systems, None)
+    notes = [compare.what_was_compared(systems, SAMPLES)]
     metrics: list[dict[str, Any]] = []
     pairs = list(combinations(range(len(systems)), 2))
     for name, scored, signature in _scored(systems, lowercase, notes):
@@ -154,10 +155,10 @@ def _set(
             }
         )
     verdicts = []
-    for results in compare._judgements(systems, list(members), ()):
+    for results in compare.judgements(systems, list(members), ()):
         if results[0].meta["judge"]["kind"] == "pairwise":
             verdicts += [_verdicts(one, systems) for one in results]
-            notes += compare._judge_lines(results, systems, SAMPLES)[1]
+            notes += compare.judge_lines(results, systems, SAMPLES)[1]
         else:
             judge = _judged(results, systems, notes)
             same = sum(one["name"].startswith(judge["name"]) for one in metrics)
@@ -220,13 +221,13 @@ def _item_scores(name: str, scored: Scored, system: Predictions, lowercase: bool
 def _judged(results: Sequence[compare.Judgement], systems: Sequence[Predictions], notes: list[str]) -> dict[str, Any]:
     """Return a judge's scores as those of a metric; systems that it has not judged have none."""
     about = results[0].meta["judge"]
-    lines, said = compare._judge_lines(results, systems, SAMPLES)
+    lines, said = compare.judge_lines(results, systems, SAMPLES)
     notes += said
     by_digest = {one.meta["judged"][0]["sha256"]: one for one in results}
     means: list[list[float | None]] = []
     for one in systems:
         if one.digest in by_digest:
-            sums = compare._scores(by_digest[one.digest], systems[0])
+            sums = compare.judge_scores(by_digest[one.digest], systems[0])
             means.append(_numbers(*(total / count if count else np.nan for total, count in sums)))
         else:
             means.append([None] * len(one.items))
@@ -235,7 +236,7 @@ def _judged(results: Sequence[compare.Judgement], systems: Sequence[Predictions]
     for a, b in combinations(range(len(systems)), 2):
         both = [by_digest[one.digest] for one in (systems[a], systems[b]) if one.digest in by_digest]
         if len(both) == 2:
-            of_pair = compare._judge_lines(both, [systems[a], systems[b]], SAMPLES)[0]
+            of_pair = compare.judge_lines(both, [systems[a], systems[b]], SAMPLES)[0]
             differences |= {f"{a}-{b}": _numbers(*line.difference) for line in of_pair if line.difference}
     return {
         "name": f"judge {about['kind']}",
@@ -307,17 +308,11 @@ def _clips(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AudioWarning)  # whoever trained on it has been told
         for item in items:
-            source = None
-            for one in list(usable):
-                try:
-                    source = source or one.find(item, made_with.get("split"))
-                except DataError as error:
-                    say(f"no recordings of {Path(one.task).name} in the report: {error}")
-                    usable.remove(one)
-            if source is None:
-                lost["missing"] += 1
-                continue
             try:
+                source = _found(item, usable, made_with.get("split"), say)
+                if source is None:
+                    lost["missing"] += 1
+                    continue
                 number = store.add(source)
             except AudioError as error:
                 if not lost["unreadable"]:
@@ -329,6 +324,24 @@ def _clips(
             else:
                 clips[item["id"]] = number
     return clips, lost
+
+
+def _found(
+    item: dict[str, Any], usable: list[Recordings], split: str | None, say: Callable[[str], None]
+) -> Audio | None:
+    """Return an item's audio; sources whose rows cannot be read are taken out of `usable`."""
+    for one in list(usable):
+        try:
+            found = one.find(item, split)
+        except AudioError:  # of this row alone
+            raise
+        except DataError as error:
+            say(f"no recordings of {Path(one.task).name} in the report: {error}")
+            usable.remove(one)
+            continue
+        if found is not None:
+            return found
+    return None
 
 
 def _numbers(*values: float) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from leaf.config import LeafConfig
-from leaf.errors import LeafError
+from leaf.errors import AudioError, LeafError
 from leaf.group_tree import GroupTree
 from leaf.plugins import load_plugins
 from leaf.predictions import prompt_text
@@ -71,8 +71,12 @@ def explorer_section(
             break
         count = max(1, min(count - 1, int(count * text_bytes / size)))
     store = ClipStore(max_bytes=audio_bytes)
+    shared: dict[str, Recordings] = {}  # runs of one task read its rows once
     for one in recorded:
-        one.add_audio(store if audio else None)
+        recipe = one.recipe
+        key = json.dumps([recipe.task, recipe.columns, recipe.plugins])
+        rows = shared.setdefault(key, Recordings(recipe.task, recipe.columns))
+        one.add_audio(store if audio else None, rows)
     data = {"rules": list(RULES.items()), "runs": [one.payload() for one in _named(recorded)], "clips": store.clips}
     return Section(
         "trees", "Tree explorer", data, asset("explorer.js"), asset("explorer.css"), libraries=(asset("audio.js"),)
@@ -202,10 +206,9 @@ class _Recorded:
                 self.groups.append(self._drawn[step, number])
         self.groups.sort(key=lambda group: (group["step"], group["number"]))
 
-    def add_audio(self, store: ClipStore | None) -> None:
+    def add_audio(self, store: ClipStore | None, recordings: Recordings) -> None:
         """Give every group the number of its clip, or the reason why there is none."""
         task = visible(Path(self.recipe.task).name)
-        recordings = Recordings(self.recipe.task, self.recipe.columns)
         # Evenly over the steps, however many fit: halves before quarters before eighths.
         width = len(self.groups).bit_length()
         order = sorted(range(len(self.groups)), key=lambda i: f"{i:0{width}b}"[::-1])
@@ -221,6 +224,9 @@ class _Recorded:
                 if self.recipe.task not in TASKS and not Path(self.recipe.task).exists():
                     load_plugins(self.recipe.plugins)  # the run's own tasks
                 source = recordings.find(self._rows[group["step"], group["number"]], self.recipe.train_split)
+            except AudioError as error:  # this row's alone
+                group["silence"] = f"The recording is not here. {_without_folders(error)}"
+                continue
             except (LeafError, OSError) as error:
                 missing = group["silence"] = (
                     f"The recordings are not here: the rows of {task} cannot be read. {_without_folders(error)}"

@@ -13,7 +13,7 @@ from leaf.report.page import Section, asset
 from leaf.report.runs import ShownRun
 
 EDGES = (0, 2, 5, 10, 20, 50, 100)
-FIFTHS = ("first fifth", "second", "third", "fourth", "last fifth")
+FIFTHS = ("first", "second", "third", "fourth", "last")
 
 
 def forks_section(runs: Sequence[ShownRun]) -> Section | None:

@@ -5,12 +5,16 @@ from pathlib import Path
 
 from leaf.config import LeafConfig
 from leaf.errors import RunError
+from leaf.report.audio import SECTION_BYTES
 from leaf.report.curves import curves_section
 from leaf.report.evaluation import evaluation_section
-from leaf.report.explorer import explorer_section
+from leaf.report.explorer import TEXT_BYTES, explorer_section
 from leaf.report.forks import forks_section
 from leaf.report.page import page
 from leaf.report.runs import read_runs
+
+PAGE_BYTES = 4_800_000  # of the whole page, so that it stays below 5 MB
+ROOM_BYTES = 300_000  # the least that the explorer has, however many runs there are
 
 
 def write_report(
@@ -29,15 +33,24 @@ def write_report(
         ConfigError: the extra `report` is not installed.
     """
     shown = read_runs(runs)
-    trained = [run for run in shown if isinstance(run.recipe, LeafConfig)]
-    trees = explorer_section([run.directory for run in trained], names=[run.name for run in trained], audio=audio)
     forks = forks_section(shown)
     evaluation = evaluation_section([run.directory for run in shown], predictions, audio=audio)
     notes = []
+    # What there is most of, and can be chosen from, has the room that the others leave.
+    others = [each for each in (curves_section(shown), forks, evaluation) if each is not None]
+    room = max(PAGE_BYTES - len(page("", others).encode()), ROOM_BYTES)
+    trained = [run for run in shown if isinstance(run.recipe, LeafConfig)]
+    trees = explorer_section(
+        [run.directory for run in trained],
+        names=[run.name for run in trained],
+        audio=audio,
+        text_bytes=min(TEXT_BYTES, room // 2),
+        audio_bytes=min(SECTION_BYTES, room // 2),
+    )
     if trees is None:
-        notes.append("No run recorded groups (`record_every`), so there are no trees and no forks to show.")
+        notes.append("No run recorded groups (record_every in the recipe), so there are no trees and no forks to show.")
     if evaluation is None:
-        notes.append("No predictions were found; `leaf evaluate` writes them, and `--predictions` names them.")
+        notes.append("No predictions were found: leaf evaluate writes them, the option --predictions names them.")
     sections = [curves_section(shown, notes), *(each for each in (trees, forks, evaluation) if each is not None)]
     names = [run.name for run in shown]
     title = f"leaf: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")

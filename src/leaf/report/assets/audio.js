@@ -15,7 +15,7 @@
     .player .wave .past path { stroke: var(--accent); }
     .player .wave i { position: absolute; top: 0; bottom: 0; width: 0; border-left: 1px dotted var(--line); pointer-events: none; }
     .player .wave b { position: absolute; top: 0; bottom: 0; width: 2px; margin-left: -1px; background: var(--accent); pointer-events: none; }
-    .player .time { font-variant-numeric: tabular-nums; color: var(--dim); font-size: .85rem; min-width: 5.6em; text-align: right; }
+    .player .time { font-variant-numeric: tabular-nums; color: var(--dim); font-size: .85rem; text-align: right; }
     .player .note { flex-basis: 100%; color: var(--dim); font-size: .85rem; }
     .player .note:empty { display: none; }`;
   document.head.append(style);
@@ -46,7 +46,8 @@
       layer("rest"), past, head,
       ...clip.joins.map((second) => leaf.element("i", { style: `left: ${(100 * second) / clip.kept}%` })),
     );
-    const time = leaf.element("span.time");
+    // Room for its longest text, so that the waveform keeps its width while it plays.
+    const time = leaf.element("span.time", { style: `min-width: ${`${clock(clip.kept)} / ${spell(clip.kept)}`.length}ch` });
     const note = leaf.element("span.note", { role: "status" });
     if (clip.kept < clip.seconds) note.textContent = `the first ${spell(clip.kept)} of ${spell(clip.seconds)} were kept; the rest was cut from this page`;
     const player = leaf.element("div.player", { role: "group", "aria-label": label }, button, wave, time, note, audio);

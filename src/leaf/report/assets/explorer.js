@@ -26,7 +26,11 @@ leaf.section("trees", (root, data) => {
   const choice = (label, onchange) => element("select", { "aria-label": label, onchange });
   const step = (by, unit) => () => move(by, unit);
   const arrow = (text, label, onclick) => element("button.arrow", { type: "button", "aria-label": label, onclick }, text);
-  const runs = choice("run", () => show(flat.findIndex((one) => one.r === Number(runs.value))));
+  // Another run is shown at the same place, where it recorded one.
+  const runs = choice("run", () => {
+    const r = Number(runs.value), same = find(r, flat[at].group.step, flat[at].group.number);
+    show(same < 0 ? flat.findIndex((one) => one.r === r) : same);
+  });
   const steps = choice("step", () => show(find(flat[at].r, Number(steps.value), 0)));
   const groups = choice("group", () => show(Number(groups.value)));
   const against = choice("rule to hold against LEAF", () => { other = against.value; draw(); });

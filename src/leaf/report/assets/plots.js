@@ -2,7 +2,7 @@
 // What the sections with plots share: colours, dashes, a legend, and a Vega-Lite plot that follows the page's theme.
 const plots = (() => {
   // Okabe and Ito's colours, in an order whose neighbours differ in lightness too; yellow is too light on white.
-  const colours = { light: ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#56b4e9", "#e69f00"],
+  const colours = { light: ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#595959", "#56b4e9", "#e69f00"],
     dark: ["#56b4e9", "#e69f00", "#2fc79a", "#e59ac4", "#f0f0f0", "#7fa8ff", "#ff8a4c"] };
   const dashes = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [10, 2], [1, 3]];
   const colour = (i) => { const all = leaf.dark() ? colours.dark : colours.light; return all[i % all.length]; };
