@@ -33,8 +33,8 @@ from rich.table import Table
 
 from leaf.config import load_recipe
 from leaf.demo_model import resolve_model
-from leaf.evaluate import evaluate, predict
-from leaf.metrics import mean_interval
+from leaf.evaluate import predict
+from leaf.metrics import mean_interval, score
 from leaf.rewards import REWARDS
 from leaf.speech.policy import Policy
 from leaf.tasks import load
@@ -83,11 +83,18 @@ def train(task, credit, seed, threads, overrides):
 
 
 def scored(policy, config, rows, *, sampled):
-    """Return greedy scores, and with `sampled` those of five sampled passes."""
-    common = {"max_new_tokens": config.max_new_tokens, "metrics": METRICS}
-    scores = {"items": len(rows), "greedy": evaluate(policy, rows, greedy=True, **common).values()}
+    """Return greedy scores, and with `sampled` those of five sampled passes; all share a row's audio and prompt."""
+    seeds = [None, *PASSES] if sampled else [None]
+    passes = predict(policy, rows, seeds=seeds, temperature=0.9, top_p=0.9, max_new_tokens=config.max_new_tokens)
+    references = [row["reference"] for row in rows]
+    values = [
+        {name: one.value for name, one in score(texts, references, METRICS).items()}
+        | {"truncated": statistics.fmean(cut)}
+        for texts, cut in passes
+    ]
+    scores = {"items": len(rows), "greedy": values[0]}
     if sampled:
-        scores["sampled"] = evaluate(policy, rows, seeds=PASSES, temperature=0.9, top_p=0.9, **common).values()
+        scores["sampled"] = {name: statistics.fmean(one[name] for one in values[1:]) for name in values[0]}
     return scores
 
 
@@ -191,7 +198,7 @@ def items(args):
     adapter = None if args.credit == "none" else f"runs/learning/{args.task}-{args.credit}-{args.seed}/last"
     policy = Policy.load(resolve_model(config.model), adapter=adapter, dtype=config.dtype)
     rows = load(config.task, "test").to_list()
-    ((texts, _),) = predict(policy, rows, greedy=True, max_new_tokens=config.max_new_tokens)
+    ((texts, _),) = predict(policy, rows, seeds=[None], max_new_tokens=config.max_new_tokens)
     bleu = REWARDS["bleu"](texts, [row["reference"] for row in rows])
     scores = {row["id"]: round(100 * value, 1) for row, value in zip(rows, bleu, strict=True)}
     append(ITEMS, {"task": args.task, "credit": args.credit, "seed": args.seed, "bleu": scores})

@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument("--kl", type=float, default=0.02, help="weight of the divergence from the reference")
-    parser.add_argument("--dtype", default="bfloat16", help="precision of the frozen weights")
+    parser.add_argument("--dtype", default="auto", help="precision of the frozen weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="runs/minimal_loop", help="where the adapter is written")
     return parser.parse_args()

@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--out", default="runs/my_data", help="run directory")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--max-new-tokens", type=int, default=48)
-    parser.add_argument("--dtype", default="bfloat16", help="precision of the frozen weights")
+    parser.add_argument("--dtype", default="auto", help="precision of the frozen weights")
     options = parser.parse_args()
 
     manifest = options.manifest

@@ -4,6 +4,9 @@ python -m torch.distributed.run --nproc_per_node 2 tests/processes_worker.py FOL
 """
 
 import json
+import math
+import os
+import signal
 import sys
 import warnings
 from dataclasses import replace
@@ -33,6 +36,8 @@ SCENARIOS = {
     "one_sided": BASE,
     # One prompt a micro-batch; where there are two processes, one of them runs out of memory in its second.
     "short_of_memory": replace(BASE, token_budget=80),
+    # The loss of step 2 is NaN where its second prompt is: in one process of two.
+    "not_finite": BASE,
 }
 
 
@@ -76,11 +81,56 @@ def run_out_once(one):
     return forwards
 
 
+def make_not_finite(one):
+    """Make the loss of step 2 NaN in the process that has the second prompt."""
+    gradient = one._gradient
+
+    def poisoned(part, weights):
+        sums = gradient(part, weights)
+        return sums | {"loss": math.nan} if part.step == 2 and 1 in part.positions else sums
+
+    one._gradient = poisoned
+
+
+def stop_and_go_on(folder, rank):
+    """Ask process 1 to stop in step 2, note what each says, and resume."""
+    calls = []
+
+    def asking(completions, **columns):
+        calls.append(1)
+        if rank == 1 and len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return letters(completions)
+
+    asking.__name__ = "letters"
+    try:
+        trainer(folder, "asked", asking, BASE).train()
+    except LeafError as error:
+        (folder / f"asked-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+    trainer(folder, "asked", letters, BASE).train(resume_from_checkpoint=True)
+
+
+def fail_to_log(folder, rank):
+    """Let the main process fail where it alone writes the record of a step, and note what each says."""
+
+    def full(record):
+        raise OSError("no room")
+
+    one = trainer(folder, "unlogged", letters, BASE)
+    one.on_step = full
+    try:
+        one.train()
+    except (LeafError, OSError) as error:
+        (folder / f"unlogged-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
 def run(folder, names=tuple(SCENARIOS)):
     for name in names:
         args = SCENARIOS[name]
         one = trainer(folder, name, one_sided if name == "one_sided" else letters, args)
         forwards = run_out_once(one) if name == "short_of_memory" else []
+        if name == "not_finite":
+            make_not_finite(one)
         one.train()
         if forwards:
             facts = {"forwards": forwards, "token_budget": one.policy.token_budget}
@@ -96,6 +146,8 @@ def main():
     short = replace(SCENARIOS["on_policy"], max_steps=3)
     trainer(folder, "begun_alone", letters, short).train(resume_from_checkpoint=True)
     rank = torch.distributed.get_rank()
+    stop_and_go_on(folder, rank)
+    fail_to_log(folder, rank)
     try:
         trainer(folder, "failing", failing, BASE).train()
     except LeafError as error:

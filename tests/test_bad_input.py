@@ -503,6 +503,39 @@ def test_a_run_goes_on_without_the_completions_a_reward_failed_on(tmp_path):
         trainer(tmp_path / "other", moody)[0].train()
 
 
+def test_rewards_too_large_to_be_added_up_are_refused_or_left_out(tmp_path):
+    def huge(completions, **columns):
+        return [1e308] * len(completions)
+
+    with pytest.raises(RewardError, match=r"huge returned 1e\+308 for completion 0; allowed are .* up to 1e\+30"):
+        trainer(tmp_path / "stop", huge)[0].train()
+    trainer(tmp_path, huge, on_reward_error="skip", max_steps=1)[0].train()
+    assert [record["reward_errors"] for record in records(tmp_path)] == [6]
+    bound = RewardSum([lambda **_: [1e30] * 2] * 2, weights=[1e30, 1e30])(completions=["a", "b"])
+    assert np.isfinite(bound.totals**2).all()
+    with pytest.raises(ConfigError, match="one number for each, up to 1e"):
+        RewardSum([huge], weights=[1e31])
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (
+            lambda tree, rewards, surprisal: torch.full(tree.node.shape, 1e39, dtype=torch.float64),
+            "that are not finite in float32",
+        ),
+        (lambda tree, rewards, surprisal: rewards, r"of shape \(3,\)"),
+        (lambda tree, rewards, surprisal: None, "None for row '"),
+    ],
+)
+def test_a_rule_of_the_users_own_is_held_to_its_shape_and_to_finite_numbers(tmp_path, rule, message):
+    model, processor = tiny.tiny_model()
+    config = LeafConfig(output_dir=str(tmp_path / "run"), num_completions=3, lora_r=2, device="cpu", max_new_tokens=5)
+    made = LeafTrainer(model, [letters], config, tiny.rows(4), None, processor, credit=rule, report=lambda line: None)
+    with pytest.raises(ConfigError, match=rf"The credit rule gave .*{message}.*; it must return a tensor of finite"):
+        made.train()
+
+
 def test_a_run_goes_on_without_a_row_whose_audio_is_broken(tmp_path):
     rows = tiny.rows(4)
     (tmp_path / "broken.wav").write_bytes(b"nothing")

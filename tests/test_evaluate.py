@@ -12,6 +12,7 @@ from leaf.evaluate import evaluate, evaluate_systems, name_systems
 from leaf.metrics import bootstrap, score
 from leaf.predictions import Predictions, kept_items, prediction_files, read_meta, read_predictions, read_rows
 from leaf.speech.policy import Policy
+from leaf.speech.sampling import sample
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,16 @@ def test_systems_are_named_after_their_folders(tmp_path, monkeypatch):
         name_systems("demo", ["runs/b/best", "other/b/best"], with_base=False)
     with pytest.raises(ConfigError, match="holds no adapter"):
         name_systems("demo", ["runs/a"], with_base=False)
+
+
+def test_a_greedy_pass_beside_sampled_ones_changes_neither(policy, rows):
+    how = {"max_new_tokens": 6, "temperature": 0.9, "top_p": 0.9}
+    together = module.predict(policy, rows, seeds=[42, None, 43], **how)
+    assert together[1] == module.predict(policy, rows, seeds=[None], **how)[0]
+    assert [together[0], together[2]] == module.predict(policy, rows, seeds=[42, 43], **how)
+    assert together[0] != together[1] != together[2]
+    with pytest.raises(ConfigError, match="greedy has 2 values for 3 completions"):
+        sample(policy, policy.embed(rows[:1]), num_completions=3, max_new_tokens=2, greedy=[True, False])
 
 
 def test_several_systems_go_on_where_they_stopped(policy, rows, recipe, tmp_path, monkeypatch):

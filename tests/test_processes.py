@@ -70,7 +70,8 @@ def test_two_processes_train_as_one(runs, name):
         assert mine.keys() == other.keys()
         for key in mine:
             if not key.startswith(("seconds/", "memory/")):
-                assert other[key] == pytest.approx(mine[key], rel=1e-5, abs=1e-6), key
+                wanted = None if mine[key] is None else pytest.approx(mine[key], rel=1e-5, abs=1e-6)
+                assert other[key] == wanted, key
     assert [r["completions"] for r in lines(one / "groups.jsonl")] == [
         r["completions"] for r in lines(two / "groups.jsonl")
     ]
@@ -91,6 +92,7 @@ def test_the_scenarios_are_what_they_are_meant_to_be(runs):
     assert max(unscored) >= 12  # of 16: three of four prompts, all those of a process
     assert any(record["clip_fraction"] > 0 for record in lines(one / "off_policy/metrics.jsonl"))
     assert all(record["kl"] == 0 for record in lines(one / "constant/metrics.jsonl"))
+    assert [record["skipped_steps"] for record in lines(one / "not_finite/metrics.jsonl")] == [0, 1, 0]
 
 
 def test_a_process_that_runs_out_of_memory_tries_again_alone(runs):
@@ -114,8 +116,23 @@ def test_two_processes_go_on_where_one_stopped(runs):
     assert records[2]["reward_mean"] == pytest.approx(uninterrupted["reward_mean"])
 
 
+def test_a_signal_to_one_process_saves_and_stops_both_and_they_go_on(runs):
+    one, two = runs
+    assert (two / "asked-0.txt").read_text().startswith("RunInterrupted: Another process asked to stop: the run is sav")
+    assert (two / "asked-1.txt").read_text().startswith("RunInterrupted: SIGTERM asked to stop: the run is saved after")
+    records = lines(two / "asked/metrics.jsonl")
+    assert [record["step"] for record in records] == [1, 2, 3]
+    uninterrupted = lines(one / "on_policy/metrics.jsonl")[2]
+    for key in ("loss", "grad_norm", "reward_mean"):
+        assert records[2][key] == pytest.approx(uninterrupted[key], rel=1e-5, abs=1e-6)
+
+
 def test_what_fails_in_one_process_stops_all_and_is_named(runs):
     _, two = runs
+    assert (two / "unlogged-0.txt").read_text() == "OSError: no room"
+    assert (two / "unlogged-1.txt").read_text() == (
+        "RunError: Process 0 of 2 failed, so all stop. There: OSError: no room"
+    )
     assert (two / "error-0.txt").read_text().startswith("RunError: Process 1 of 2 failed, so all stop. There: RewardE")
     assert (two / "error-1.txt").read_text().startswith("RewardError: The reward function failing raised ValueError")
     assert "prompts_per_rollout is 1 for 2 processes" in (two / "few-1.txt").read_text()

@@ -115,6 +115,8 @@ def test_the_doctor_says_what_is_missing_and_what_to_change(librisqa, tmp_path, 
     network.save_pretrained("model")
     processor.save_pretrained("model")
     huge = ["max_prompt_tokens=100000", "max_new_tokens=100000", "device=cpu", "model=model", f"task={librisqa}"]
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)  # those of a CPU without bfloat16
     said = CliRunner().invoke(app, ["doctor", str(PUBLISHED / "leaf.yaml"), *huge])
     assert said.exit_code == 1
     assert "Use gradient_checkpointing: true, a smaller max_new_tokens" in said.output
+    assert "which emulates bfloat16, several times slower\n        Use dtype: auto." in said.output

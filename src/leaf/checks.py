@@ -34,7 +34,7 @@ def check_policy(policy: Policy, rows: Sequence[Mapping[str, Any]]) -> list[str]
     lines = [
         f"trainable {counts['trainable']:,} of {counts['total']:,} parameters: the adapter on the language model "
         f"({counts['language_model']:,}); frozen: audio tower ({counts['audio_tower']:,}), "
-        f"projector ({counts['projector']:,})"
+        f"projector ({counts['projector']:,}); {str(policy.base.dtype).removeprefix('torch.')}"
     ]
     if policy.family.note:
         lines.append(policy.family.note)

@@ -46,7 +46,10 @@ class RunConfig:
     train_items: int | None = _field(None, "use only the first N training rows", low=1)
     output_dir: str | None = _field(None, "run directory; default runs/<recipe name>")
     seed: int = _field(0, "seed of data order, initialisation and sampling", low=0, high=2**32 - 1)
-    dtype: Literal["float32", "bfloat16"] = _field("float32", "precision of the frozen weights; adapters are float32")
+    dtype: Literal["float32", "bfloat16", "auto"] = _field(
+        "float32",
+        "precision of the frozen weights; auto: bfloat16 where the device computes in it; adapters are float32",
+    )
     attention: str | None = _field(None, "attention kernel: sdpa, eager, flash_attention_2, ...; default sdpa")
     device: str = _field("auto", "auto, cpu, cuda, cuda:0, ...")
     max_steps: int = _field(100, "optimisation steps (rl: rollouts)", low=0)

@@ -19,7 +19,7 @@ from leaf.run import run_path
 from leaf.sharding import layer_bytes
 from leaf.speech.audio import audio_seconds
 from leaf.speech.families import Family
-from leaf.speech.loading import look_up
+from leaf.speech.loading import look_up, pick_dtype
 from leaf.speech.policy import Policy
 from leaf.training import pick_device
 
@@ -78,6 +78,9 @@ def _device(config: RunConfig, device: torch.device) -> Finding:
             return Finding("device", "fails", f"{count} × {name}, which has no bfloat16", "Set dtype: float32.")
         return Finding("device", "ok", f"{count} × {name}, {available_bytes(device) / GB:.1f} GB free on the first")
     found = f"{device.type} with {torch.get_num_threads()} threads, {available_bytes(device) / GB:.1f} GB free"
+    if config.dtype == "bfloat16" and pick_dtype("auto", device) != "bfloat16":
+        found += ", which emulates bfloat16, several times slower"
+        return Finding("device", "unsure", found, "Use dtype: auto.")
     return Finding("device", "ok", found)
 
 
@@ -96,7 +99,7 @@ def _shape(
     auto: Any = family.auto_model
     build = auto.from_config if hasattr(auto, "from_config") else auto._from_config
     with torch.device("meta"):
-        model = build(model_config, dtype=getattr(torch, config.dtype))
+        model = build(model_config, dtype=getattr(torch, pick_dtype(config.dtype, device)))
     checkpointing = config.gradient_checkpointing
     policy = Policy.wrap(model, processor, lora=lora, gradient_checkpointing=checkpointing)
     shape = policy.memory()
@@ -132,7 +135,7 @@ def _memory(config: RunConfig, shape: Estimate, layers: list[int], device: torch
     advice = []
     if not config.gradient_checkpointing:
         advice.append("gradient_checkpointing: true")
-    if config.dtype == "float32":
+    if pick_dtype(config.dtype, device) == "float32":
         advice.append("dtype: bfloat16")
     if fixed + update > room:
         advice.append("a smaller max_new_tokens or max_prompt_tokens, or fewer num_completions")

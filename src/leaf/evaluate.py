@@ -18,9 +18,10 @@ from leaf.metrics import metric
 from leaf.model_metrics import file_sha256
 from leaf.predictions import Predictions, kept_items, read_predictions
 from leaf.processes import Processes
+from leaf.speech.loading import pick_dtype
 from leaf.speech.policy import Policy
 from leaf.speech.sampling import sample
-from leaf.training import step_generator
+from leaf.training import pick_device, step_generator
 
 METRICS = ("bleu", "exact_match", "chrf")
 _BATCH = 16
@@ -74,16 +75,15 @@ def predict(
     policy: Policy,
     rows: Sequence[dict[str, Any]],
     *,
-    greedy: bool,
     max_new_tokens: int,
     temperature: float = 0.9,
     top_p: float = 0.9,
-    seeds: Sequence[int] = (42,),
+    seeds: Sequence[int | None] = (42,),
     batch_size: int = _BATCH,
     progress: Callable[[int], None] | None = None,
     processes: Processes | None = None,
 ) -> list[tuple[list[str], list[bool]]]:
-    """Return per seed one completion per row, in order, and whether the length limit cut it.
+    """Return per seed one completion per row, in order, and whether the length limit cut it; a seed of None is greedy.
 
     Rows of like length share a batch, and the passes of all seeds share a row's audio and prompt, each embedded and
     prefilled once. A row draws from a stream of its own in each pass, so a prediction depends on the seed, the row and
@@ -105,13 +105,13 @@ def predict(
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 top_p=top_p,
-                greedy=greedy,
+                greedy=[seed is None for seed in seeds],
             )
             # Made anew for every try: one that ran out of memory has drawn already.
             groups = within_memory(
                 policy,
                 lambda draw=draw, its=indices: draw(
-                    generator=[[step_generator(seed, i) for seed in seeds] for i in its]
+                    generator=[[step_generator(seed or 0, i) for seed in seeds] for i in its]
                 ),
             )
             for i, group in zip(indices, groups, strict=True):
@@ -280,7 +280,7 @@ def describe(config: LeafConfig, items: Sequence[Mapping[str, Any]], *, split: s
             "top_p": config.eval_top_p,
             "max_new_tokens": config.max_new_tokens,
             "batch_size": _BATCH,
-            "dtype": config.dtype,
+            "dtype": pick_dtype(config.dtype, pick_device(config.device)),
         },
     }
 
@@ -341,11 +341,10 @@ def _add_passes(
     passes = predict(
         policy,
         rows,
-        greedy=decoding["greedy"],
         max_new_tokens=decoding["max_new_tokens"],
         temperature=decoding["temperature"],
         top_p=decoding["top_p"],
-        seeds=[0 if seed is None else seed for seed in seeds],
+        seeds=seeds,
         progress=progress,
         processes=processes,
     )

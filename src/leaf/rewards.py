@@ -5,7 +5,6 @@ The built-in ones can be handed to TRL's GRPOTrainer as they are; a function wri
 
 import inspect
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set, Sized
@@ -26,6 +25,7 @@ from leaf.plugins import import_module
 
 RewardFunction = Callable[..., Sequence[float | None]]
 
+LARGEST = 1e30  # of a reward or a weight: sums and squares of their products stay finite
 MOST_HANGING = 16  # calls past their time limit that may still be running; each holds a thread and what it was given
 _BESIDE_COLUMNS = ("completions", "prompts", "completion_ids")  # what a function is given besides the data's columns
 
@@ -140,9 +140,10 @@ class RewardSum:
             name, function = _resolve(given, options.get(given, {}) if isinstance(given, str) else {})
             self.functions[name if name not in self.functions else f"{name}#{len(self.functions) + 1}"] = function
         self.weights = [1.0] * len(functions) if weights is None else [float(weight) for weight in weights]
-        if len(self.weights) != len(self.functions) or not all(map(math.isfinite, self.weights)):
+        if len(self.weights) != len(self.functions) or not all(abs(weight) <= LARGEST for weight in self.weights):
             raise ConfigError(
-                f"{len(functions)} reward functions came with weights {shown(weights)}; give one number for each."
+                f"{len(functions)} reward functions came with weights {shown(weights)}; give one number for each, "
+                f"up to {LARGEST:g}."
             )
         if timeout_s is not None and not 0 < timeout_s < math.inf:
             raise ConfigError(f"The time limit of a reward function is {timeout_s} s; allowed are None and above 0.")
@@ -288,10 +289,10 @@ def _checked(name: str, values: Any, size: int) -> tuple[np.ndarray, dict[int, s
         scalar = isinstance(value, torch.Tensor | np.ndarray | np.generic) and value.ndim == 0
         number: Any = value.item() if scalar else value
         # Real has no order against float in its stub. A huge int is compared before float() would fail on it.
-        if not isinstance(number, Real) or abs(number) > sys.float_info.max:  # pyright: ignore[reportOperatorIssue]
+        if not isinstance(number, Real) or abs(number) > LARGEST:  # pyright: ignore[reportOperatorIssue]
             problems[i] = (
-                f"The reward function {name} returned {shown(value)} for completion {i}; allowed are finite numbers, "
-                "and None or NaN for `could not be scored`."
+                f"The reward function {name} returned {shown(value)} for completion {i}; allowed are finite numbers "
+                f"up to {LARGEST:g}, and None or NaN for `could not be scored`."
             )
         else:
             checked[i] = float(number)

@@ -19,7 +19,7 @@ from leaf.checkpoints import Checkpoints, check_space
 from leaf.checks import check_policy
 from leaf.config import LeafConfig
 from leaf.credit import credit_rule, policy_loss, token_weights
-from leaf.errors import AudioError, ConfigError, DataError
+from leaf.errors import AudioError, ConfigError, DataError, shown
 from leaf.evaluate import Evaluation, evaluate
 from leaf.memory import peak_bytes, reset_peak, within_memory
 from leaf.plugins import load_plugins
@@ -28,6 +28,7 @@ from leaf.records import group_record, rollout_statistics
 from leaf.rewards import RewardSum
 from leaf.run import RunDirectory, run_path
 from leaf.signals import StopRequested, StopSignals
+from leaf.speech.loading import pick_dtype
 from leaf.speech.policy import Policy, Prompt
 from leaf.speech.prompts import row_name
 from leaf.speech.sampling import Group, sample
@@ -179,7 +180,7 @@ class LeafTrainer:
         policy = Policy.load(
             model,
             lora=lora,
-            dtype=args.dtype,
+            dtype=pick_dtype(args.dtype, self.accelerator.device),
             device=device,
             trust_remote_code=trust,
             attention=args.attention,
@@ -271,7 +272,7 @@ class LeafTrainer:
             spent["seconds/step"] = time.perf_counter() - began
             spent["memory/peak_gb"] = peak_bytes(self.policy.device) / 1e9
             record |= self.processes.max(spent)
-            self._log(step, record, whole)
+            self._on_main(partial(self._log, step, record, whole))
             last = step == args.max_steps
             self.done, self.validation_due = step, args.eval_every > 0 and (last or step % args.eval_every == 0)
             if self.validation_due:
@@ -351,10 +352,7 @@ class LeafTrainer:
             if unsampled:
                 self._say(f"step {step}: {unsampled} completions came from logits that are not finite; left unscored")
         with self._stage("credit"):
-            advantages = [
-                self.rule(group.tree, reward, surprisal=group.surprisal).float()
-                for group, reward in zip(groups, rewards, strict=True)
-            ]
+            advantages = [self._credit(*one) for one in zip(rows, groups, rewards, strict=True)]
         device = self.accelerator.device
         # On-policy and without dropout the update's own forward is the old policy: the ratio is 1 by construction.
         old = None if self.on_policy else self._log_probs("old", groups, nullcontext())
@@ -396,6 +394,20 @@ class LeafTrainer:
             self._say(f"step {step}: left unscored: {message}")
         totals = torch.as_tensor(result.totals, dtype=torch.float64).reshape(len(groups), size)
         return list(totals), int(result.failed.sum())
+
+    def _credit(self, row: dict[str, Any], group: Group, reward: Tensor) -> Tensor:
+        """Return the rule's advantages (K, T) in float32; a rule of the user's own may give anything."""
+        given = self.rule(group.tree, reward, surprisal=group.surprisal)
+        if not isinstance(given, Tensor) or given.shape != group.tree.node.shape:
+            came = f"a tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else shown(given)
+        elif not given.float().isfinite().all():
+            came = "advantages that are not finite in float32"
+        else:
+            return given.float()
+        raise ConfigError(
+            f"The credit rule gave {came} for row {row_name(row)!r} with rewards {shown(reward.tolist())}; it must "
+            f"return a tensor of finite advantages of shape {tuple(group.tree.node.shape)}, one per token."
+        )
 
     @torch.no_grad()
     def _log_probs(self, stage: str, groups: list[Group], mode: Any) -> list[Tensor]:
@@ -562,8 +574,7 @@ class LeafTrainer:
             self.report(line)
 
     def _log(self, step: int, record: dict[str, Any], rollout: Rollout) -> None:
-        if not self.accelerator.is_main_process or self.run is None:
-            return
+        assert self.run is not None
         args = self.args
         self.run.append("metrics.jsonl", record)
         if args.track_with:

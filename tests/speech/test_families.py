@@ -247,7 +247,8 @@ def test_half_precision_trains_float32_adapters_in_the_precision_of_the_weights(
     assert all(value.dtype == torch.float32 and bool(torch.isfinite(value).all()) for value in found.values())
     full = [replace(prompt, embeddings=prompt.embeddings.float()) for prompt in prompts]
     for got, want in zip(scores.log_probs, exact(full, trees).log_probs, strict=True):
-        assert float((got - want).detach().abs().mean()) < 0.15
+        # The median, since rounding may send a token to another expert. It is 0.06 at most (AVX2).
+        assert float((got - want).detach().abs().median()) < 0.12
 
 
 def test_a_projector_is_trained_in_float32_within_a_half_precision_model(case):

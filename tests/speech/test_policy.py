@@ -12,6 +12,7 @@ from transformers import AutoModelForSeq2SeqLM
 from leaf.checks import check_policy, plain_log_probs
 from leaf.credit import PrefixTree
 from leaf.errors import AudioError, ModelError, RunError
+from leaf.speech.loading import pick_dtype
 from leaf.speech.packing import pack, unpack
 from leaf.speech.policy import Policy
 from leaf.speech.sampling import _choose, sample
@@ -338,3 +339,23 @@ def test_empty_and_single_completions_score(policy):
     scores = policy(prompts, [tree]).log_probs[0]
     assert bool((scores[0] < 0).all())
     assert bool((scores[1] == 0).all())
+
+
+def test_auto_precision_is_bfloat16_only_where_the_device_computes_in_it(monkeypatch):
+    asked = {}
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **how: asked.update(how) or True)
+    assert pick_dtype("auto", "cuda:0") == "bfloat16"
+    assert asked == {"including_emulation": False}
+    for found, expected in (({"avx2": True}, "float32"), ({"avx512_bf16": True}, "bfloat16"), ({}, "float32")):
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda found=found: found)
+        assert pick_dtype("auto", "cpu") == expected
+        assert pick_dtype("bfloat16", "cpu") == "bfloat16"
+
+
+def test_a_policy_loads_in_the_precision_that_auto_picks(tmp_path, monkeypatch):
+    model, processor = tiny.tiny_model()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    for found, dtype in (({}, torch.float32), ({"amx_bf16": True}, torch.bfloat16)):
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda found=found: found)
+        assert Policy.load(tmp_path, dtype="auto").base.dtype == dtype

@@ -25,7 +25,7 @@ from leaf.speech import prompts as prompting
 from leaf.speech.attention import Attention
 from leaf.speech.families import Family, family_of
 from leaf.speech.head import read_log_probs
-from leaf.speech.loading import load_model, put_lora
+from leaf.speech.loading import load_model, pick_dtype, put_lora
 from leaf.speech.own_adapter import merge_own_adapter, refuse_pickle
 from leaf.speech.packing import micro_batches
 from leaf.speech.scoring import LAYOUTS, Layout, Scores, score
@@ -126,14 +126,16 @@ class Policy(nn.Module):
         """Load a checkpoint directory or hub id, with a fresh LoRA (`lora`), a saved one (`adapter`) or none.
 
         `attention` names a kernel of transformers; None takes sdpa where the model has it. Flash and flex kernels take
-        no tree mask, so prompts are then run once and completions behind them (leaf.speech.scoring). Weights are read
-        from safetensors only; nothing is unpickled.
+        no tree mask, so prompts are then run once and completions behind them (leaf.speech.scoring). `dtype` is
+        float32, bfloat16 or auto: bfloat16 where the device computes in it. Weights are read from safetensors only;
+        nothing is unpickled.
 
         Raises:
             ModelError: the checkpoint cannot be loaded, is of no known family, or has no safetensors.
         """
-        choices = {"dtype": dtype, "attention": attention, "trust_remote_code": trust_remote_code}
-        model, processor = load_model(str(path), **choices)
+        model, processor = load_model(
+            str(path), dtype=pick_dtype(dtype, device), attention=attention, trust_remote_code=trust_remote_code
+        )
         return cls.wrap(
             model.to(device),
             processor,

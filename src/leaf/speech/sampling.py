@@ -66,7 +66,7 @@ def sample(
     max_new_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    greedy: bool = False,
+    greedy: bool | Sequence[bool] = False,
     generator: torch.Generator | Sequence[torch.Generator | Sequence[torch.Generator]] | None = None,
     token_budget: int | None = None,
 ) -> list[Group]:
@@ -79,7 +79,8 @@ def sample(
         max_new_tokens: length limit T ≥ 1; completions that reach it without an end token are marked truncated.
         temperature: in (0, inf), divides the logits; independent of `policy.temperature`.
         top_p: in (0, 1]; the smallest set of most likely tokens whose probability reaches it is kept.
-        greedy: take the most likely token instead; the surprisal is then the unwarped one.
+        greedy: take the most likely token instead; the surprisal is then the unwarped one. One for all completions, or
+            one for each of the K.
         generator: source of randomness on the CPU, or one for each prompt: what a prompt draws then depends on its own
             alone; instead of a prompt's generator there may be one for each of its completions. One uniform number per
             completion and step is drawn beforehand, so a draw depends neither on the batch nor on how it shrinks.
@@ -91,13 +92,16 @@ def sample(
     """
     refuse_long(policy.text_config, [(prompt.length, max_new_tokens) for prompt in prompts])
     draws = _draws(generator, max_new_tokens, len(prompts), num_completions)
+    each = [greedy] * num_completions if isinstance(greedy, bool) else list(greedy)
+    if len(each) != num_completions:
+        raise ConfigError(f"greedy has {len(each)} values for {num_completions} completions; give one for each.")
     was_training = policy.training
     policy.eval()
     groups: dict[int, Group] = {}
     try:
         for batch in micro_batches([prompt.length for prompt in prompts], token_budget or 4 * policy.token_budget):
             batch.sort()
-            chosen = _sample(policy, [prompts[i] for i in batch], draws[:, batch], temperature, top_p, greedy)
+            chosen = _sample(policy, [prompts[i] for i in batch], draws[:, batch], temperature, top_p, each)
             groups.update(zip(batch, chosen, strict=True))
     finally:
         policy.train(was_training)
@@ -129,13 +133,14 @@ def _draws_of(generator: torch.Generator | Sequence[torch.Generator], steps: int
 
 
 def _sample(
-    policy: Policy, prompts: Sequence[Prompt], draws: Tensor, temperature: float, top_p: float, greedy: bool
+    policy: Policy, prompts: Sequence[Prompt], draws: Tensor, temperature: float, top_p: float, greedy: Sequence[bool]
 ) -> list[Group]:
-    """Sample one batch; `draws` (T, P, K) are uniform numbers."""
+    """Sample one batch; `draws` (T, P, K) are uniform numbers, `greedy` says which of the K completions draw none."""
     device = prompts[0].embeddings.device
     limit, _, completions = draws.shape
     draws = draws.flatten(1).to(device)
     count = draws.shape[1]
+    greediest = torch.tensor(greedy, device=device).repeat(len(prompts))
     eos = torch.tensor(policy.eos_token_ids, device=device)
     scale = policy.temperature / temperature  # the decoder's logits are divided by the policy's own temperature
 
@@ -148,7 +153,11 @@ def _sample(
     decode = decoder(policy, prompts)
     logits = decode.start() * scale
     for step in range(limit):
-        chosen, nats = _choose(logits, row, top_p, greedy, draws[step, active])
+        chosen, nats = _choose(logits, row, top_p, all(greedy), draws[step, active])
+        if any(greedy) and not all(greedy):
+            best, its_nats = _choose(logits, row, top_p, True, draws[step, active])
+            chosen = torch.where(greediest[active], best, chosen)
+            nats = torch.where(greediest[active], its_nats, nats)
         tokens[active, step], surprisal[active, step], lengths[active] = chosen, nats, step + 1
         ended = torch.isin(chosen, eos)
         truncated[active[ended]] = False
