@@ -41,7 +41,7 @@ def look_up(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Family,
 def pick_dtype(name: str, device: str | torch.device) -> str:
     """Return the precision a recipe names; `auto` is bfloat16 where the device computes in it, otherwise float32.
 
-    A CPU without instructions for bfloat16 emulates it, at a tenth of the speed of float32 (AVX2, torch 2.13).
+    A CPU without instructions for bfloat16 emulates it, at an eighth of the speed of float32 (products, AVX2).
     """
     if name != "auto":
         return name
