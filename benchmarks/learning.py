@@ -10,10 +10,11 @@
 
 `run` trains recipes/qa.yaml (for the other tasks with their data) with the given rule and seed, scores the last adapter
 on the test splits, greedily and in five sampled passes (T 0.9, top-p 0.9, seeds 42 to 46), and appends one line to
-benchmarks/results/learning.jsonl. Every rule sees the same prompts in the same order and draws from the same sampling
-seeds. A run that was cut off goes on from its last checkpoint. `table` prints means over seeds with Student 95 %
-intervals, differences to GRPO paired by seed, how many seeds an interval of ±0.5 takes, and how many completions each
-rule had sampled when its validation curve first reached GRPO's final score. `figure` draws the rewards of the sampled
+benchmarks/results/learning.jsonl, and the sentence BLEU of the test rows to learning_items.jsonl. Every rule sees the
+same prompts in the same order and draws from the same sampling seeds. A run that was cut off goes on from its last
+checkpoint. `table` prints means over seeds with Student 95 % intervals, differences to GRPO paired by seed, how many
+seeds an interval of ±0.5 takes, how many completions each rule had sampled when its validation curve first reached
+GRPO's final score, and how rewards, forks and gradients changed in training. `figure` draws the rewards of the sampled
 completions (means of ten steps) against completions sampled, and the scores of every seed on both test splits. `forks`
 asks whether LEAF gains more over GRPO on prompts where the starting model's forks are usable (resampling.py forkability
 --split test): rows by their number of usable boundaries, the difference of sentence BLEU (percent, greedy, mean over
@@ -49,6 +50,8 @@ METRICS = ("bleu", "exact_match", "chrf")
 PASSES = range(42, 47)
 COLORS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7"]  # told apart by the colour-blind (Okabe and Ito)
 RATES = (1e-4, 2e-4, 4e-4, 8e-4)
+COURSE = ("zero_variance_groups", "tokens_shared", "fork_fire_rate", "usable_fork_rate", "length_mean", "grad_norm")
+COURSE += tuple(f"credit_mass/{fifth}" for fifth in range(5))
 SEARCH_SEED = 100  # not among the seeds that are reported
 
 
@@ -76,16 +79,29 @@ def train(task, credit, seed, threads, overrides):
     record["steps"] = config.max_steps
     record["completions_per_step"] = config.prompts_per_rollout * config.num_completions
     record["rewards"] = [round(step["reward_mean"], 4) for step in steps]
-    record["usable_fork_rate"] = statistics.fmean(step["usable_fork_rate"] for step in steps)
+    record["course"] = course(steps)
     record["validation"] = list(directory.lines("validation.jsonl"))
     record["seconds_per_step"] = statistics.median(step["seconds/step"] for step in steps)
     return record, trainer.policy, config
 
 
+def course(steps):
+    """Return for every name of COURSE its mean over the first and over the last ten steps."""
+    both = {}
+    for name in COURSE:
+        values = [step[name] for step in steps if step.get(name) is not None]
+        both[name] = [round(statistics.fmean(part), 4) for part in (values[:10], values[-10:])]
+    return both
+
+
 def scored(policy, config, rows, *, sampled):
-    """Return greedy scores, and with `sampled` those of five sampled passes; all share a row's audio and prompt."""
+    """Return greedy scores, with `sampled` those of five sampled passes too, and greedy sentence BLEU by row.
+
+    All passes share a row's audio and prompt.
+    """
     seeds = [None, *PASSES] if sampled else [None]
-    passes = predict(policy, rows, seeds=seeds, temperature=0.9, top_p=0.9, max_new_tokens=config.max_new_tokens)
+    options = {"temperature": 0.9, "top_p": 0.9, "max_new_tokens": config.max_new_tokens, "batch_size": 48}
+    passes = predict(policy, rows, seeds=seeds, **options)
     references = [row["reference"] for row in rows]
     values = [
         {name: one.value for name, one in score(texts, references, METRICS).items()}
@@ -95,14 +111,17 @@ def scored(policy, config, rows, *, sampled):
     scores = {"items": len(rows), "greedy": values[0]}
     if sampled:
         scores["sampled"] = {name: statistics.fmean(one[name] for one in values[1:]) for name in values[0]}
-    return scores
+    bleu = REWARDS["bleu"](passes[0][0], references)
+    return scores, {row["id"]: round(100 * value, 1) for row, value in zip(rows, bleu, strict=True)}
 
 
 def run(args):
     record, policy, config = train(args.task, args.credit, args.seed, args.threads, args.overrides)
     for split in args.splits.split(","):
         rows = load(config.task, split, limit=args.items).to_list()
-        record[split] = scored(policy, config, rows, sampled=True)
+        record[split], bleu = scored(policy, config, rows, sampled=split in args.sampled.split(","))
+        if split == "test":
+            append(ITEMS, {"task": args.task, "credit": args.credit, "seed": args.seed, "bleu": bleu})
         print(args.task, args.credit, args.seed, split, record[split], flush=True)
     append(RESULTS, record)
 
@@ -115,7 +134,7 @@ def search(args):
             given += [f"output_dir=runs/learning/search-{args.task}-{credit}-{rate}", *args.overrides]
             record, policy, config = train(args.task, credit, SEARCH_SEED, args.threads, given)
             rows = load(config.task, config.eval_split).to_list()
-            record |= {"learning_rate": rate, "validation": scored(policy, config, rows, sampled=False)}
+            record |= {"learning_rate": rate, "validation": scored(policy, config, rows, sampled=False)[0]}
             print(args.task, credit, rate, record["validation"], flush=True)
             append(SEARCH, record)
 
@@ -131,15 +150,45 @@ def table(args):
             shown = Table(
                 "", "seeds", *METRICS, *(f"Δ {name}" for name in METRICS), "seeds for Δ bleu ± 0.5", title=title
             )
-            for start in starts[:1]:
+            for start in [r for r in starts if mode in r.get(split, {})][:1]:
                 values = start[split][mode]
                 shown.add_row("start", "", *(f"{values[name]:.2f}" for name in METRICS), *[""] * 4)
             for rule in rules:
-                mine = {r["seed"]: r[split][mode] for r in records if r["credit"] == rule and split in r}
-                base = {r["seed"]: r[split][mode] for r in records if r["credit"] == "grpo" and split in r}
+                mine, base = (
+                    {r["seed"]: r[split][mode] for r in records if r["credit"] == one and mode in r.get(split, {})}
+                    for one in (rule, "grpo")
+                )
                 shown.add_row(rule, str(len(mine)), *_cells(mine, base if rule != "grpo" else {}))
             Console(width=150).print(shown)
     _reached(records, rules)
+    _courses(args.task, records, rules)
+
+
+def _courses(task, records, rules):
+    """Print how rewards, forks, gradients and credit changed from the first ten steps to the last ten."""
+    shown = Table("", *rules, title=f"{task}, training: mean over seeds ± 95 %, first ten steps → last ten")
+    ends = {
+        rule: {
+            r["seed"]: [statistics.fmean(r["rewards"][part]) for part in (slice(10), slice(-10, None))]
+            for r in records
+            if r["credit"] == rule and "rewards" in r
+        }
+        for rule in rules
+    }
+    shown.add_row("reward", *(_change(ends[rule].values()) for rule in rules))
+    base = ends.get("grpo", {})
+    gaps = {rule: np.array([np.subtract(ends[rule][s], base[s]) for s in ends[rule].keys() & base]) for rule in rules}
+    shown.add_row("Δ reward", *("" if rule == "grpo" else _change(gaps[rule], signed=True) for rule in rules))
+    for name in COURSE:
+        pairs = {rule: [r["course"][name] for r in records if r["credit"] == rule and "course" in r] for rule in rules}
+        shown.add_row(name, *(_change(pairs[rule]) for rule in rules))
+    Console(width=150).print(shown)
+
+
+def _change(pairs, *, signed=False):
+    """Return means before and after, with their intervals where there are three seeds or more."""
+    columns = [list(values) if len(values) > 2 else [statistics.fmean(values)] for values in zip(*pairs, strict=True)]
+    return " → ".join(_interval(values, signed=signed, digits=3) for values in columns)
 
 
 def _cells(mine, base):
@@ -154,14 +203,14 @@ def _cells(mine, base):
     return cells
 
 
-def _interval(values, *, signed=False):
+def _interval(values, *, signed=False, digits=2):
     if not values:
         return ""
-    sign = "+" if signed else ""
+    shape = f"{'+' if signed else ''}.{digits}f"
     if len(values) == 1:
-        return f"{values[0]:{sign}.2f}"
+        return f"{values[0]:{shape}}"
     mean, half = mean_interval(values)
-    return f"{mean:{sign}.2f} ± {half:.2f}"
+    return f"{mean:{shape}} ± {half:.{digits}f}"
 
 
 def _seeds_for(deviation, half):
@@ -177,7 +226,9 @@ def _reached(records, rules):
     """Print at which validation each rule first reached the mean final validation BLEU of GRPO."""
     curves = {}
     for rule in rules:
-        mine = [record for record in records if record["credit"] == rule]
+        mine = [record for record in records if record["credit"] == rule and record["validation"]]
+        if not mine:
+            continue
         steps = [point["step"] for point in mine[0]["validation"]]
         means = [statistics.fmean(record["validation"][i]["bleu"] for record in mine) for i in range(len(steps))]
         curves[rule] = (steps, means, mine[0]["completions_per_step"])
@@ -198,10 +249,8 @@ def items(args):
     adapter = None if args.credit == "none" else f"runs/learning/{args.task}-{args.credit}-{args.seed}/last"
     policy = Policy.load(resolve_model(config.model), adapter=adapter, dtype=config.dtype)
     rows = load(config.task, "test").to_list()
-    ((texts, _),) = predict(policy, rows, seeds=[None], max_new_tokens=config.max_new_tokens)
-    bleu = REWARDS["bleu"](texts, [row["reference"] for row in rows])
-    scores = {row["id"]: round(100 * value, 1) for row, value in zip(rows, bleu, strict=True)}
-    append(ITEMS, {"task": args.task, "credit": args.credit, "seed": args.seed, "bleu": scores})
+    _, bleu = scored(policy, config, rows, sampled=False)
+    append(ITEMS, {"task": args.task, "credit": args.credit, "seed": args.seed, "bleu": bleu})
 
 
 def forks(args):
@@ -314,6 +363,7 @@ def main():
         if name == "run":
             one.add_argument("--items", type=int, default=None)
             one.add_argument("--splits", default="test,test_heldout")
+            one.add_argument("--sampled", default="test,test_heldout", help="splits that are scored sampled as well")
         if name == "figure":
             one.add_argument("--out", type=Path, required=True)
             one.add_argument("--metric", choices=METRICS, default="bleu")

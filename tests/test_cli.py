@@ -12,7 +12,8 @@ from leaf.checkpoints import space_needed
 from leaf.cli import app
 from leaf.config import load_recipe
 from leaf.doctor import examine
-from leaf.errors import ConfigError, LeafError, RunError
+from leaf.errors import ConfigError, LeafError, ModelError, RunError
+from leaf.model_metrics import file_sha256
 from leaf.speech.audio import load_audio
 from leaf.speech.policy import Policy
 from leaf.trainer import LeafTrainer
@@ -59,9 +60,16 @@ def test_the_three_stages_and_an_evaluation(project):
     assert (project / "runs/align/projector.safetensors").is_file()
     run("sft", "sft.yaml", "projector=runs/align/projector.safetensors")
     assert (project / "runs/sft/last/adapter_model.safetensors").is_file()
+    shown = run("merge", "rl.yaml", "--adapter", "runs/sft/last", "--out", "warm")
+    assert "runs/sft/projector.safetensors merged in float32; train on with `model=warm`" in shown
+    card = json.loads((project / "warm/leaf_merged.json").read_text())
+    assert card["projector_sha256"] == file_sha256(project / "runs/sft/projector.safetensors")
+    assert "step 2/2" in run("train", "rl.yaml", "model=warm", "output_dir=runs/warm")
+    with pytest.raises(ModelError, match="warm exists and is left as it is"):
+        run("merge", "rl.yaml", "--adapter", "runs/sft/last", "--out", "warm")
     assert "step 2/2" in run("train", "rl.yaml", "credit=grpo", "seed=1")
     assert "credit: grpo" in (project / "runs/rl/recipe.yaml").read_text()
-    shown = run("evaluate", "rl.yaml", "--adapter", "runs/rl/last", "--passes", "2", "--out", "scored")
+    shown = run("evaluate", "runs/rl/recipe.yaml", "--adapter", "runs/rl/last", "--passes", "2", "--out", "scored")
     assert "bleu" in shown
     assert "2 passes" in shown
     predictions = [json.loads(line) for line in (project / "scored/rl-last.jsonl").read_text().splitlines()]
@@ -71,7 +79,7 @@ def test_the_three_stages_and_an_evaluation(project):
 def test_resume_continues_a_finished_run_without_harm(project):
     run("train", "rl.yaml")
     before = (project / "runs/rl/metrics.jsonl").read_text()
-    assert "resumed" in run("train", "rl.yaml", "--resume")
+    assert "resumed" in run("train", "runs/rl/recipe.yaml", "--resume")
     assert (project / "runs/rl/metrics.jsonl").read_text() == before
 
 

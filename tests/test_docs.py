@@ -222,8 +222,9 @@ def project(tmp_path, monkeypatch):
     recipe |= {"model": "path/or/hub-id", "task": "my.jsonl", "dtype": "float32", "max_steps": 2, "max_new_tokens": 4}
     recipe |= {"prompts_per_rollout": 2, "num_completions": 3, "rewards": ["chrf"]}
     Path("recipes/qa.yaml").write_text(yaml.safe_dump(recipe))
-    demo = Path("recipes/demo.yaml").read_text()
-    Path("recipes/demo.yaml").write_text(re.sub(r"max_steps: \d+", "max_steps: 10", demo))
+    for name, steps in {"demo": 10, "published/sft": 2}.items():
+        shipped = Path(f"recipes/{name}.yaml")
+        shipped.write_text(re.sub(r"max_steps: \d+", f"max_steps: {steps}", shipped.read_text()))
 
 
 def test_commands_run_in_the_order_of_the_pages(project):
@@ -247,7 +248,7 @@ def test_recipe_keys_that_pages_show_are_keys(tmp_path):
     shown = [block for page in PAGES for block in blocks(page.relative_to(DOCS), "yaml")]
     assert len(shown) > 4
     for block in shown:
-        (tmp_path / "recipe.yaml").write_text(block.replace("extends: qa.yaml", f"extends: {ROOT}/recipes/qa.yaml"))
+        (tmp_path / "recipe.yaml").write_text(block.replace("extends: ../recipes", f"extends: {ROOT}/recipes"))
         config = load_recipe(tmp_path / "recipe.yaml")
         if isinstance(config, LeafConfig) and config.credit in CREDIT_RULES:
             credit_rule(config.credit, **config.credit_options)  # refuses options that the rule does not take

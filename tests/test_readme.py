@@ -30,11 +30,12 @@ def test_commands_name_existing_subcommands_recipes_and_keys():
     commands = re.findall(r"^    leaf (.*)$", TEXT, flags=re.M)
     assert commands
     for command in commands:
-        name, *arguments = shlex.split(command)
+        name, *arguments = shlex.split(command, comments=True)
         assert name in known
         overrides = [word for word in arguments if "=" in word]
         for recipe in (word for word in arguments if word.endswith(".yaml")):
-            load_recipe(ROOT / recipe, overrides)
+            if not recipe.startswith("runs/"):  # what a run has written; tests/test_cli.py goes on with one
+                load_recipe(ROOT / recipe, overrides)
 
 
 def test_every_shipped_recipe_resolves():

@@ -4,6 +4,7 @@ import ast
 import json
 import pickle
 import re
+import shutil
 import socket
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import tiny
 import torch
 import transformers
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import leaf
 from leaf.config import LeafConfig, RunConfig, _Loader, load_recipe
@@ -66,6 +67,19 @@ def test_a_pickled_checkpoint_is_refused_and_not_opened(checkpoint, tmp_path):
     with pytest.raises(ModelError, match=r"cannot be loaded: .*safetensors.*not read"):
         Policy.load(poisoned)
     assert not (tmp_path / "mark").exists()
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_instead_of_drawn_at_random(checkpoint, tmp_path):
+    lacking = tmp_path / "lacking"
+    shutil.copytree(checkpoint / "model", lacking)
+    weights = load_file(lacking / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.endswith("q_proj.weight")}
+    assert len(kept) < len(weights)
+    save_file(kept, lacking / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ModelError, match=rf"lacks {len(weights) - len(kept)} of the model's weights \(.*q_proj\.weight"
+    ):
+        Policy.load(lacking)
 
 
 def test_a_pickled_adapter_is_refused_and_not_opened(checkpoint, tmp_path):

@@ -9,10 +9,11 @@ many words as the source and depends on neighbours. One language for all seeds.
 The policy: word embeddings, a GRU encoder and a GRU decoder of 48 units with dot-product attention over the encoder's
 states and embeddings. Every seed has its own weights; they are stacked, and all seeds train side by side as batched
 matrix products. First supervised, until translations are mostly but not reliably right; then `--steps` steps of
-reinforcement from there, with 4 prompts of 8 completions at temperature 1 a step, Adam, the library's policy loss (on
-policy, no divergence term), the published reduction, reward sentence BLEU. Every rule starts from the same weights and
-sees the same prompts and the same random numbers for sampling. Scored: BLEU of greedy translations of 200 sentences
-that are the same for all seeds, every 50 steps.
+reinforcement from there, each with `--prompts` prompts of `--completions` completions at temperature 1, Adam, the
+library's policy loss (on policy, no divergence term), the published reduction, reward sentence BLEU. Every rule starts
+from the same weights and sees the same prompts and the same random numbers for sampling. Scored: BLEU of greedy
+translations of 200 sentences that are the same for all seeds, every 50 steps. A file that `--out` names and that holds
+the same game gets the new rules beside those it has.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from rules import even_leaf, faded, out, own, random_leaf
+from rules import even_leaf, faded, out, own, random_leaf, rescaled_leaf
 from torch import Tensor
 
 from leaf.credit import CREDIT_RULES, PrefixTree, credit_mass, credit_rule, policy_loss, token_weights
@@ -52,6 +53,7 @@ ABLATIONS = {
     "leaf global only": credit_rule("leaf", terms="global"),
     "leaf local only": credit_rule("leaf", terms="local"),
     "leaf no z-score": credit_rule("leaf", normalize=False),
+    "leaf z-score floor 1/3": rescaled_leaf(centre=True, scale=True, floor=1 / 3),  # as GRPO's
     "leaf ended not grouped": credit_rule("leaf", group_ended=False),
     "leaf random boundaries": random_leaf(),
     "leaf even boundaries": even_leaf,
@@ -282,7 +284,8 @@ def main():
             torch.save({k: v.detach() for k, v in start.p.items()}, args.weights)
     record = {
         "command": f"python benchmarks/credit_lab/game.py --seeds {args.seeds} --first {args.first} "
-        f"--steps {args.steps} --rate {args.rate} --supervised {args.supervised}",
+        f"--steps {args.steps} --rate {args.rate} --supervised {args.supervised} --prompts {args.prompts} "
+        f"--completions {args.completions}",
         "machine": f"2-core {platform.machine()} CPU, 1 thread",
         "torch": torch.__version__,
         "settings": {k: v for k, v in vars(args).items() if k not in ("out", "weights")},
@@ -296,8 +299,9 @@ def main():
             **record["settings"],
             "rules": 0,
         }
-        if same and before["start"] == record["start"]:
-            record = before  # the same game: rules are added to those already there
+        if not same or before["start"] != record["start"]:
+            raise SystemExit(f"{args.out} holds another game and is left as it is; give another --out.")
+        record = before  # rules are added to those already there
     weights = {k: v.detach().clone() for k, v in start.p.items()}
     for name in args.rules:
         began = time.monotonic()

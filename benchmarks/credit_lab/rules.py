@@ -53,14 +53,14 @@ def by_length(kappas, leave_one_out):
     return rule
 
 
-def rescaled_leaf(centre, scale):
-    """Return LEAF (B = 2) with the z-score taken apart: its mean and its division separately."""
+def rescaled_leaf(centre, scale, floor=1e-6):
+    """Return LEAF (B = 2) with the z-score taken apart: its mean, and its division with a floor."""
 
     def rule(tree, rewards, *, surprisal=None):
         table = cut_spans(tree, rewards, surprisal=surprisal, normalize=False)
         credit = table.raw[table.kept]
         shifted = table.raw - credit.mean() if centre else table.raw
-        spread = credit.std().clamp_min(1e-6) if scale else 1.0
+        spread = credit.std().clamp_min(floor) if scale else 1.0
         advantage = torch.where(table.kept, shifted / spread, 0.0)
         return type(table)(**{**vars(table), "advantage": advantage}).paint(tree.tokens.shape[1])
 

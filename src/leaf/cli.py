@@ -1,4 +1,4 @@
-"""The command `leaf`: train, sft, align, evaluate, judge, compare, report, demo, demo-model, data, recipe, families."""
+"""The command `leaf`: train, sft, align, merge, evaluate, judge, compare, report, demo, data and what helps."""
 
 import dataclasses
 import io
@@ -167,6 +167,34 @@ def compare(
     options: dict[str, Any] = {"lowercase": lowercase, "judged": judged or [], "format": format, "samples": samples}
     files = prediction_files(predictions)
     console.print(compare_files(files, metrics=names, paths=paths, **options), markup=False)
+
+
+@app.command()
+def merge(
+    recipe: Recipe,
+    adapter: Annotated[Path, typer.Option(help="adapter directory, e.g. runs/sft/last")],
+    out: Annotated[Path, typer.Option(help="checkpoint directory to write")],
+    overrides: Overrides = None,
+) -> None:
+    """Write a recipe's model with an adapter merged in: a checkpoint to start rl from (`model=`), or to serve."""
+    from leaf.evaluate import name_systems
+    from leaf.model_metrics import file_sha256
+    from leaf.run import writing
+    from leaf.speech.merging import write_merged
+
+    config = load_recipe(recipe, overrides)
+    name_systems(config.model, [str(adapter)], with_base=False)  # refuses what is no adapter
+    policy = _policy(config, adapter)
+    card = {"model": config.model, "adapter_sha256": file_sha256(adapter / "adapter_model.safetensors")}
+    card["dtype"] = str(policy.base.dtype).removeprefix("torch.")
+    projector = adapter.parent / "projector.safetensors"  # beside an adapter whose stage trained the projector too
+    if projector.is_file():
+        policy.load_projector(projector)
+        card["projector_sha256"] = file_sha256(projector)
+    with writing(out):
+        write_merged(policy, out, card)
+    trained = f"{adapter} and {projector}" if projector.is_file() else str(adapter)
+    _say(f"{out} holds {config.model} with {trained} merged in {card['dtype']}; train on with `model={out}`")
 
 
 @app.command("demo-model")

@@ -38,6 +38,7 @@ from leaf.doctor import examine
 from leaf.errors import ModelError
 from leaf.sft import sft_gradient, share_audio
 from leaf.speech.families import families, family_of
+from leaf.speech.merging import write_merged
 from leaf.speech.own_adapter import load_own_adapter, merge_own_adapter
 from leaf.speech.policy import Policy
 from leaf.speech.sampling import sample
@@ -316,6 +317,22 @@ def test_audio_that_would_be_lost_is_refused(case):
         policy.embed([row])
 
 
+def test_a_merged_checkpoint_is_the_adapted_model(case, tmp_path):
+    policy = policy_of(case)
+    groups = groups_of(policy, tiny.rows(2))
+    prompts, trees = [g.prompt for g in groups], [g.tree for g in groups]
+    with torch.no_grad():
+        wanted = policy(prompts, trees).log_probs
+        with policy.reference():
+            without = policy(prompts, trees).log_probs
+    assert any(float((a - b).abs().max()) > 0.01 for a, b in zip(wanted, without, strict=True))
+    folder = write_merged(policy, tmp_path / "merged")
+    merged = Policy.wrap(policy.family.auto_model.from_pretrained(folder), policy.processor, temperature=TEMPERATURE)
+    with torch.no_grad():
+        for got, want in zip(merged(prompts, trees).log_probs, wanted, strict=True):
+            assert torch.allclose(got, want, atol=5e-5, rtol=1e-4)
+
+
 def with_own_adapter(model, folder, sub, targets):
     """Save a checkpoint with a speech LoRA of its own beside it, and return the model with that LoRA active."""
     model.save_pretrained(folder)
@@ -359,6 +376,9 @@ def test_the_reference_holds_the_checkpoints_own_speech_adapter(build, sub, targ
     policy.save_adapter(tmp_path / "adapter")
     again = Policy.load(folder, adapter=tmp_path / "adapter", temperature=TEMPERATURE)
     for got, want in zip(again(prompts, trees).log_probs, adapted, strict=True):
+        assert torch.allclose(got, want, atol=2e-5, rtol=1e-4)
+    whole = Policy.load(write_merged(again, tmp_path / "whole"), temperature=TEMPERATURE)
+    for got, want in zip(whole(prompts, trees).log_probs, adapted, strict=True):
         assert torch.allclose(got, want, atol=2e-5, rtol=1e-4)
     # And as docs/adding_a_family.md shows, without a policy.
     merged = policy.family.auto_model.from_pretrained(folder)

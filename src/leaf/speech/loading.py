@@ -57,18 +57,25 @@ def load_model(name: str, *, dtype: str, attention: str | None, trust_remote_cod
     """Return model and processor of a checkpoint directory or hub id, its own speech adapter loaded.
 
     Raises:
-        ModelError: the checkpoint cannot be loaded, is of no known family, or has no safetensors.
+        ModelError: the checkpoint cannot be loaded, is of no known family, has no safetensors, or lacks weights.
     """
     try:
         _, family, processor = look_up(name, trust_remote_code=trust_remote_code)
         refuse_pickle(name)
-        model = family.auto_model.from_pretrained(
+        model, found = family.auto_model.from_pretrained(
             name,
             dtype=getattr(torch, dtype),
             attn_implementation=attention,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
         )
+        if missing := sorted(found["missing_keys"]):
+            raise ModelError(
+                f"The checkpoint {name} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}, ...), "
+                "which transformers would draw at random. Save it again whole, or load it with the transformers "
+                "version it was written with."
+            )
         load_own_adapter(model, family, name)
     except LeafError:
         raise
