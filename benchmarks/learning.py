@@ -15,10 +15,10 @@ same prompts in the same order and draws from the same sampling seeds. A run tha
 checkpoint. `table` prints means over seeds with Student 95 % intervals, differences to GRPO paired by seed, how many
 seeds an interval of ±0.5 takes, how many completions each rule had sampled when its validation curve first reached
 GRPO's final score, and how rewards, forks and gradients changed in training. `figure` draws the rewards of the sampled
-completions (means of ten steps) against completions sampled, and the scores of every seed on both test splits. `forks`
-asks whether LEAF gains more over GRPO on prompts where the starting model's forks are usable (resampling.py forkability
---split test): rows by their number of usable boundaries, the difference of sentence BLEU (percent, greedy, mean over
-seeds) with bootstrap intervals over rows.
+completions (means of a tenth of the run) against completions sampled, and the scores of every seed on both test splits.
+`forks` asks whether LEAF gains more over GRPO on prompts where the starting model's forks are usable (resampling.py
+forkability --split test): rows by their number of usable boundaries, the difference of sentence BLEU (percent, greedy,
+mean over seeds) with bootstrap intervals over rows. Splits of a run that were scored by two commands count as one run.
 """
 
 import argparse
@@ -47,6 +47,7 @@ SEARCH = ROOT / "benchmarks/results/learning_search.jsonl"
 ITEMS = ROOT / "benchmarks/results/learning_items.jsonl"
 FORKS = ROOT / "benchmarks/results/resampling_forkability.jsonl"
 METRICS = ("bleu", "exact_match", "chrf")
+SPLITS = ("test", "test_heldout")
 PASSES = range(42, 47)
 COLORS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7"]  # told apart by the colour-blind (Okabe and Ito)
 RATES = (1e-4, 2e-4, 4e-4, 8e-4)
@@ -139,12 +140,23 @@ def search(args):
             append(SEARCH, record)
 
 
+def runs(task):
+    """Return the records of a task, one a run."""
+    found = {}
+    for line in RESULTS.read_text().splitlines():
+        record = json.loads(line)
+        if record["task"] == task:
+            found.setdefault((record["credit"], record["seed"]), {}).update(record)
+    return list(found.values())
+
+
 def table(args):
-    records = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    records = [record for record in records if record["task"] == args.task]
+    records = runs(args.task)
     starts = [record for record in records if record["credit"] == "none"]
     rules = list(dict.fromkeys(record["credit"] for record in records if record["credit"] != "none"))
-    for split in ("test", "test_heldout"):
+    for split in SPLITS:
+        if not any(split in record for record in records):
+            continue
         for mode in ("greedy", "sampled"):
             title = f"{args.task}, {split}, {mode}: mean over seeds ± 95 %, and difference to GRPO paired by seed"
             shown = Table(
@@ -284,16 +296,15 @@ def figure(args):
 
     from leaf.report.curves import band
 
-    records = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    records = [r for r in records if r["task"] == args.task and r["credit"] in args.credits.split(",")]
+    records = [record for record in runs(args.task) if record["credit"] in args.credits.split(",")]
     sampled, scores = [], []
     for rule in args.credits.split(","):
         mine = [record for record in records if record["credit"] == rule]
         curves = []
         for record in mine:
-            size = record["completions_per_step"]
-            ends = zip(*[iter(record["rewards"])] * 10, strict=False)
-            curves.append({10 * size * (i + 1): statistics.fmean(rewards) for i, rewards in enumerate(ends)})
+            size, width = record["completions_per_step"], max(1, len(record["rewards"]) // 10)
+            ends = zip(*[iter(record["rewards"])] * width, strict=False)
+            curves.append({width * size * (i + 1): statistics.fmean(rewards) for i, rewards in enumerate(ends)})
         shown = band(curves)
         sampled += [
             {"rule": rule, "completions": at, "reward": mean, "low": low, "high": high}
@@ -302,7 +313,8 @@ def figure(args):
         scores += [
             {"rule": rule, "split": split, "seed": record["seed"], "score": record[split]["greedy"][args.metric]}
             for record in mine
-            for split in ("test", "test_heldout")
+            for split in SPLITS
+            if split in record
         ]
     axis = {"scale": {"zero": False}}
     color = {"field": "rule", "scale": {"domain": args.credits.split(","), "range": COLORS}, "title": None}
@@ -318,7 +330,10 @@ def figure(args):
         },
     ]
     panels = [{"data": {"values": sampled}, "encoding": {"x": x, "color": color}, "layer": curve, "width": 340}]
-    for split in ("test", "test_heldout"):
+    for split in SPLITS:
+        values = [score for score in scores if score["split"] == split]
+        if not values:
+            continue
         y = {"field": "score", "type": "quantitative", "title": f"{args.metric}, {split}, greedy", **axis}
         rules = {"field": "rule", "title": None, "sort": None, "axis": {"labelAngle": 0}}
         points = [
@@ -332,7 +347,6 @@ def figure(args):
                 "encoding": {"x": rules, "y": {**y, "aggregate": "mean"}, "color": color},
             },
         ]
-        values = [score for score in scores if score["split"] == split]
         panels.append({"data": {"values": values}, "layer": points, "width": 60 * len(args.credits.split(","))})
     config = {"background": "white", "view": {"stroke": None}, "axis": {"titleFontWeight": "normal"}}
     spec = {"$schema": "https://vega.github.io/schema/vega-lite/v6.json", "hconcat": panels, "config": config}
@@ -362,8 +376,8 @@ def main():
             one.add_argument("--seed", type=int, default=0)
         if name == "run":
             one.add_argument("--items", type=int, default=None)
-            one.add_argument("--splits", default="test,test_heldout")
-            one.add_argument("--sampled", default="test,test_heldout", help="splits that are scored sampled as well")
+            one.add_argument("--splits", default=",".join(SPLITS))
+            one.add_argument("--sampled", default=",".join(SPLITS), help="splits that are scored sampled as well")
         if name == "figure":
             one.add_argument("--out", type=Path, required=True)
             one.add_argument("--metric", choices=METRICS, default="bleu")
