@@ -155,9 +155,9 @@ def table(args):
     starts = [record for record in records if record["credit"] == "none"]
     rules = list(dict.fromkeys(record["credit"] for record in records if record["credit"] != "none"))
     for split in SPLITS:
-        if not any(split in record for record in records):
-            continue
         for mode in ("greedy", "sampled"):
+            if not any(mode in record.get(split, {}) for record in records):
+                continue
             title = f"{args.task}, {split}, {mode}: mean over seeds ± 95 %, and difference to GRPO paired by seed"
             shown = Table(
                 "", "seeds", *METRICS, *(f"Δ {name}" for name in METRICS), "seeds for Δ bleu ± 0.5", title=title
