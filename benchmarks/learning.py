@@ -141,12 +141,15 @@ def search(args):
 
 
 def runs(task):
-    """Return the records of a task, one a run."""
+    """Return the records of a task, one a run; lines of one seed that are of different lengths are no run."""
     found = {}
     for line in RESULTS.read_text().splitlines():
         record = json.loads(line)
         if record["task"] == task:
-            found.setdefault((record["credit"], record["seed"]), {}).update(record)
+            before = found.setdefault((record["credit"], record["seed"]), record)
+            if before["steps"] != record["steps"]:
+                raise SystemExit(f"{RESULTS} has runs of {before['steps']} and of {record['steps']} steps for {task}.")
+            before.update(record)
     return list(found.values())
 
 

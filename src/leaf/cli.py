@@ -1,4 +1,4 @@
-"""The command `leaf`: train, sft, align, merge, evaluate, judge, compare, report, demo, data and what helps."""
+"""The command `leaf`: a function for each subcommand, which load what they need themselves."""
 
 import dataclasses
 import io
@@ -187,13 +187,14 @@ def merge(
     policy = _policy(config, adapter)
     card = {"model": config.model, "adapter_sha256": file_sha256(adapter / "adapter_model.safetensors")}
     card["dtype"] = str(policy.base.dtype).removeprefix("torch.")
-    projector = adapter.parent / "projector.safetensors"  # beside an adapter whose stage trained the projector too
-    if projector.is_file():
+    own = adapter.parent / "projector.safetensors"  # beside an adapter whose stage trained the projector too
+    projector = own if own.is_file() else config.projector
+    if projector is not None:
         policy.load_projector(projector)
-        card["projector_sha256"] = file_sha256(projector)
+        card["projector_sha256"] = file_sha256(Path(projector))
     with writing(out):
         write_merged(policy, out, card)
-    trained = f"{adapter} and {projector}" if projector.is_file() else str(adapter)
+    trained = str(adapter) if projector is None else f"{adapter} and {projector}"
     _say(f"{out} holds {config.model} with {trained} merged in {card['dtype']}; train on with `model={out}`")
 
 
