@@ -18,7 +18,8 @@ GRPO's final score, and how rewards, forks and gradients changed in training. `f
 completions (means of a tenth of the run) against completions sampled, and the scores of every seed on both test splits.
 `forks` asks whether LEAF gains more over GRPO on prompts where the starting model's forks are usable (resampling.py
 forkability --split test): rows by their number of usable boundaries, the difference of sentence BLEU (percent, greedy,
-mean over seeds) with bootstrap intervals over rows. Splits of a run that were scored by two commands count as one run.
+mean over seeds) with bootstrap intervals over rows. Splits of a run that were scored by two commands count as one run;
+of runs that differ in length the longest are shown, or those of `--steps`.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from leaf.demo_model import resolve_model
 from leaf.evaluate import predict
 from leaf.metrics import mean_interval, score
 from leaf.rewards import REWARDS
+from leaf.run import RunDirectory
 from leaf.speech.policy import Policy
 from leaf.tasks import load
 from leaf.trainer import LeafTrainer
@@ -122,7 +124,7 @@ def run(args):
         rows = load(config.task, split, limit=args.items).to_list()
         record[split], bleu = scored(policy, config, rows, sampled=split in args.sampled.split(","))
         if split == "test":
-            append(ITEMS, {"task": args.task, "credit": args.credit, "seed": args.seed, "bleu": bleu})
+            append(ITEMS, {key: record[key] for key in ("task", "credit", "seed", "steps")} | {"bleu": bleu})
         print(args.task, args.credit, args.seed, split, record[split], flush=True)
     append(RESULTS, record)
 
@@ -140,21 +142,23 @@ def search(args):
             append(SEARCH, record)
 
 
-def runs(task):
-    """Return the records of a task, one a run; lines of one seed that are of different lengths are no run."""
+def lines(file, task, steps):
+    """Return a task's records of runs with so many steps (None: as the longest there are), and of the start."""
+    records = [record for record in map(json.loads, file.read_text().splitlines()) if record["task"] == task]
+    steps = steps or max((record["steps"] for record in records), default=0)
+    return [record for record in records if record["steps"] in (0, steps)]
+
+
+def runs(task, steps):
+    """Return the records of a task, one a run, what was scored by several commands put together."""
     found = {}
-    for line in RESULTS.read_text().splitlines():
-        record = json.loads(line)
-        if record["task"] == task:
-            before = found.setdefault((record["credit"], record["seed"]), record)
-            if before["steps"] != record["steps"]:
-                raise SystemExit(f"{RESULTS} has runs of {before['steps']} and of {record['steps']} steps for {task}.")
-            before.update(record)
+    for record in lines(RESULTS, task, steps):
+        found.setdefault((record["credit"], record["seed"]), record).update(record)
     return list(found.values())
 
 
 def table(args):
-    records = runs(args.task)
+    records = runs(args.task, args.steps)
     starts = [record for record in records if record["credit"] == "none"]
     rules = list(dict.fromkeys(record["credit"] for record in records if record["credit"] != "none"))
     for split in SPLITS:
@@ -261,16 +265,18 @@ def items(args):
     """Append the greedy sentence BLEU of every test row under the last adapter of a past run (the start: none)."""
     torch.set_num_threads(args.threads)
     config = load_recipe(ROOT / "recipes/qa.yaml", [f"task=asterisk_{args.task}"])
-    adapter = None if args.credit == "none" else f"runs/learning/{args.task}-{args.credit}-{args.seed}/last"
+    run = Path(f"runs/learning/{args.task}-{args.credit}-{args.seed}")
+    adapter, steps = None, 0
+    if args.credit != "none":
+        adapter, steps = run / "last", max(step["step"] for step in RunDirectory(run).lines("metrics.jsonl"))
     policy = Policy.load(resolve_model(config.model), adapter=adapter, dtype=config.dtype)
     rows = load(config.task, "test").to_list()
     _, bleu = scored(policy, config, rows, sampled=False)
-    append(ITEMS, {"task": args.task, "credit": args.credit, "seed": args.seed, "bleu": bleu})
+    append(ITEMS, {"task": args.task, "credit": args.credit, "seed": args.seed, "steps": steps, "bleu": bleu})
 
 
 def forks(args):
-    records = [json.loads(line) for line in ITEMS.read_text().splitlines()]
-    scores = {(r["credit"], r["seed"]): r["bleu"] for r in records if r["task"] == args.task}
+    scores = {(r["credit"], r["seed"]): r["bleu"] for r in lines(ITEMS, args.task, args.steps)}
     facts = [json.loads(line) for line in FORKS.read_text().splitlines()]
     facts = [r for r in facts if (r["task"], r.get("split"), r["checkpoint"]) == (args.task, "test", "start")]
     usable = {record["id"]: sum(fork[2] for fork in record["forks"]) for record in facts}
@@ -299,7 +305,7 @@ def figure(args):
 
     from leaf.report.curves import band
 
-    records = [record for record in runs(args.task) if record["credit"] in args.credits.split(",")]
+    records = [record for record in runs(args.task, args.steps) if record["credit"] in args.credits.split(",")]
     sampled, scores = [], []
     for rule in args.credits.split(","):
         mine = [record for record in records if record["credit"] == rule]
@@ -385,6 +391,8 @@ def main():
             one.add_argument("--out", type=Path, required=True)
             one.add_argument("--metric", choices=METRICS, default="bleu")
             one.add_argument("--credits", default="leaf,grpo")
+        if name in ("table", "figure", "forks"):
+            one.add_argument("--steps", type=int, default=None, help="runs of this length; left out: of the longest")
         if name == "search":
             one.add_argument("--steps", type=int, default=60)
             one.add_argument("--credits", default="leaf,grpo")

@@ -99,10 +99,11 @@ def sample(
     policy.eval()
     groups: dict[int, Group] = {}
     try:
-        for batch in micro_batches([prompt.length for prompt in prompts], token_budget or 4 * policy.token_budget):
-            batch.sort()
-            chosen = _sample(policy, [prompts[i] for i in batch], draws[:, batch], temperature, top_p, each)
-            groups.update(zip(batch, chosen, strict=True))
+        with policy.precision():  # around all steps, so that autocast casts the adapters' weights once and keeps them
+            for batch in micro_batches([prompt.length for prompt in prompts], token_budget or 4 * policy.token_budget):
+                batch.sort()
+                chosen = _sample(policy, [prompts[i] for i in batch], draws[:, batch], temperature, top_p, each)
+                groups.update(zip(batch, chosen, strict=True))
     finally:
         policy.train(was_training)
     return [groups[i] for i in range(len(prompts))]
