@@ -123,6 +123,21 @@ def test_a_greedy_pass_beside_sampled_ones_changes_neither(policy, rows):
         sample(policy, policy.embed(rows[:1]), num_completions=3, max_new_tokens=2, greedy=[True, False])
 
 
+def test_rows_are_decoded_in_batches_of_the_size_asked_for(policy, rows, recipe, tmp_path, monkeypatch):
+    embed, sizes = policy.embed, []
+    monkeypatch.setattr(policy, "embed", lambda batch: sizes.append(len(batch)) or embed(batch))
+    how = {"max_new_tokens": 6, "metrics": ("chrf",)}
+    three = evaluate(policy, rows, batch_size=3, **how)
+    assert sizes == [3, 1]
+    assert evaluate(policy, rows, **how).passes == three.passes  # float32
+    recipe.eval_batch_size = 2
+    sizes.clear()
+    how = {"split": "test", "metrics": ("chrf",), "say": lambda line: None}
+    evaluate_systems(recipe, {"base": None}, lambda adapter: policy, rows, tmp_path / "out", **how)
+    assert sizes == [2, 2]
+    assert read_meta(tmp_path / "out/base.jsonl")["made_with"]["decoding"]["batch_size"] == 2
+
+
 def test_several_systems_go_on_where_they_stopped(policy, rows, recipe, tmp_path, monkeypatch):
     systems = {"base": None, "tuned": tmp_path / "adapter"}
     loaded = []

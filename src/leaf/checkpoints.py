@@ -36,7 +36,7 @@ HARMLESS = frozenset(
 # So may these of reward_options: where a judge is to be found and how it is asked.
 _WHEREABOUTS = frozenset("url key_env concurrency timeout_s retries wait_s".split())
 # These too: they change the order in which numbers are added up, so the last bits only.
-LAST_BITS = frozenset("device token_budget gradient_checkpointing attention".split())
+LAST_BITS = frozenset("device token_budget gradient_checkpointing attention eval_batch_size".split())
 # How far it goes; it may be told to go further.
 LENGTHS = ("max_steps", "epochs")
 # What has to stay the same beside the recipe, and why.

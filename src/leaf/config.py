@@ -128,6 +128,7 @@ class LeafConfig(LoraFields, RunConfig):
     eval_greedy: bool = _field(False, "validate greedily instead of by sampling")
     eval_temperature: float = _field(0.9, "temperature of sampled validation", low=1e-3)
     eval_top_p: float = _field(0.9, "nucleus of sampled validation", low=1e-6, high=1.0)
+    eval_batch_size: int = _field(16, "rows decoded at once in validation and evaluation", low=1)
     best_metric: str = _field("bleu", "validation metric that chooses the best adapter")
     record_every: int = _field(10, "write sampled groups with their trees every N steps; 0 for never", low=0)
 

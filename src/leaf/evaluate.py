@@ -24,7 +24,6 @@ from leaf.speech.sampling import sample
 from leaf.training import pick_device, step_generator
 
 METRICS = ("bleu", "exact_match", "chrf")
-_BATCH = 16
 _UNNAMED = "model"
 _PACKAGES = ("leaf-speech", "torch", "transformers", "peft", "numpy")
 
@@ -79,7 +78,7 @@ def predict(
     temperature: float = 0.9,
     top_p: float = 0.9,
     seeds: Sequence[int | None] = (42,),
-    batch_size: int = _BATCH,
+    batch_size: int = 16,
     progress: Callable[[int], None] | None = None,
     processes: Processes | None = None,
 ) -> list[tuple[list[str], list[bool]]]:
@@ -141,16 +140,18 @@ def evaluate(
     lowercase: bool = False,
     paths: Mapping[str, str] | None = None,
     intervals: bool = False,
+    batch_size: int = 16,
     progress: Callable[[int], None] | None = None,
     processes: Processes | None = None,
 ) -> Evaluation:
     """Score a policy on rows with `prompt`, `audio` and `reference`: one greedy pass, or one sampled pass per seed.
 
-    `paths` says where metrics that need data or a model find it (leaf.metrics.metric). `processes` share the rows; all
-    have to call, and all get the scores.
+    `paths` says where metrics that need data or a model find it (leaf.metrics.metric); `batch_size` rows are decoded at
+    once. `processes` share the rows; all have to call, and all get the scores.
     """
     rows = _checked(rows, metrics, paths)
     decoding = {"greedy": greedy, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    decoding["batch_size"] = batch_size
     predictions = Predictions(_UNNAMED, kept_items(rows), [], [], [], meta={"made_with": {"decoding": decoding}})
     _add_passes(predictions, policy, rows, [None] if greedy else seeds, progress, processes)
     return score_predictions(predictions, rows, metrics, lowercase=lowercase, paths=paths, intervals=intervals)
@@ -279,7 +280,7 @@ def describe(config: LeafConfig, items: Sequence[Mapping[str, Any]], *, split: s
             "temperature": config.eval_temperature,
             "top_p": config.eval_top_p,
             "max_new_tokens": config.max_new_tokens,
-            "batch_size": _BATCH,
+            "batch_size": config.eval_batch_size,
             "dtype": pick_dtype(config.dtype, pick_device(config.device)),
         },
     }
@@ -344,6 +345,7 @@ def _add_passes(
         max_new_tokens=decoding["max_new_tokens"],
         temperature=decoding["temperature"],
         top_p=decoding["top_p"],
+        batch_size=decoding["batch_size"],
         seeds=seeds,
         progress=progress,
         processes=processes,

@@ -630,6 +630,7 @@ class LeafTrainer:
             greedy=args.eval_greedy,
             temperature=args.eval_temperature,
             top_p=args.eval_top_p,
+            batch_size=args.eval_batch_size,
             max_new_tokens=args.max_new_tokens,
             metrics=metrics,
             intervals=True,
