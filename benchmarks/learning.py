@@ -14,12 +14,13 @@ benchmarks/results/learning.jsonl, and the sentence BLEU of the test rows to lea
 same prompts in the same order and draws from the same sampling seeds. A run that was cut off goes on from its last
 checkpoint. `table` prints means over seeds with Student 95 % intervals, differences to GRPO paired by seed, how many
 seeds an interval of ±0.5 takes, how many completions each rule had sampled when its validation curve first reached
-GRPO's final score, and how rewards, forks and gradients changed in training. `figure` draws the rewards of the sampled
-completions (means of a tenth of the run) against completions sampled, and the scores of every seed on both test splits.
-`forks` asks whether LEAF gains more over GRPO on prompts where the starting model's forks are usable (resampling.py
-forkability --split test): rows by their number of usable boundaries, the difference of sentence BLEU (percent, greedy,
-mean over seeds) with bootstrap intervals over rows. Splits of a run that were scored by two commands count as one run;
-of runs that differ in length the longest are shown, or those of `--steps`.
+GRPO's final score, an interval over seeds and test rows both, and how rewards, forks and gradients changed in training.
+`figure` draws the rewards of the sampled completions (means of a tenth of the run) against completions sampled, and the
+scores of every seed on both test splits. `forks` asks whether LEAF gains more over GRPO on prompts where the starting
+model's forks are usable (resampling.py forkability --split test): rows by their number of usable boundaries, the
+difference of sentence BLEU (percent, greedy, mean over seeds) with bootstrap intervals over rows. Splits of a run that
+were scored by two commands count as one run; of runs that differ in length the longest are shown, or those of
+`--steps`.
 """
 
 import argparse
@@ -179,8 +180,45 @@ def table(args):
                 )
                 shown.add_row(rule, str(len(mine)), *_cells(mine, base if rule != "grpo" else {}))
             Console(width=150).print(shown)
+    _drawn(args)
     _reached(records, rules)
     _courses(args.task, records, rules)
+
+
+def _drawn(args):
+    """Print each rule's difference to GRPO in sentence BLEU, with an interval over seeds and test rows as drawn."""
+    scores = {(r["credit"], r["seed"]): r["bleu"] for r in lines(ITEMS, args.task, args.steps)}
+    for rule in sorted({credit for credit, _ in scores} - {"none", "grpo"}):
+        seeds = sorted({s for c, s in scores if c == rule} & {s for c, s in scores if c == "grpo"})
+        if len(seeds) < 2:
+            continue
+        gaps = np.array([[scores[rule, s][i] - scores["grpo", s][i] for i in scores["grpo", s]] for s in seeds])
+        mean, half = crossed_interval(gaps)
+        print(f"{rule} - grpo, sentence BLEU, {len(seeds)} seeds and {gaps.shape[1]} rows: {mean:+.2f} ± {half:.2f}")
+
+
+def crossed_interval(gaps):
+    """Return mean and 95 % half-width of gaps (S, N) where seeds and rows are both drawn.
+
+    Two-way random effects: Var = (MS_seeds + MS_rows - MS_rest) / (S N), at the least what seeds or rows alone give,
+    and Student's t at Satterthwaite's degrees of freedom, rounded down.
+    """
+    seeds, rows = gaps.shape
+    mean, of_seed, of_row = gaps.mean(), gaps.mean(1), gaps.mean(0)
+    rest = gaps - of_seed[:, None] - of_row + mean
+    free = np.array([seeds - 1, rows - 1, (seeds - 1) * (rows - 1)])
+    squares = [rows * ((of_seed - mean) ** 2).sum(), seeds * ((of_row - mean) ** 2).sum(), (rest**2).sum()]
+    parts = np.array(squares) / free / gaps.size
+    variance = max(parts[0] + parts[1] - parts[2], parts[0], parts[1])
+    if variance == 0.0:
+        return float(mean), 0.0
+    return float(mean), _student(int(variance**2 / (parts**2 / free).sum()) or 1) * float(np.sqrt(variance))
+
+
+def _student(freedom):
+    """Return the 97.5 % quantile of Student's t."""
+    sample = [0.0] * freedom + [1.0]  # of any sample of n the interval is t / √n of its deviation
+    return mean_interval(sample)[1] / statistics.stdev(sample) * len(sample) ** 0.5
 
 
 def _courses(task, records, rules):
@@ -235,8 +273,7 @@ def _interval(values, *, signed=False, digits=2):
 def _seeds_for(deviation, half):
     """Return the fewest seeds whose Student 95 % half-width is at most `half` at this standard deviation."""
     for seeds in range(2, 1000):
-        sample = [0.0] * (seeds - 1) + [1.0]  # any sample of n gives t / √n, the half-width per unit of deviation
-        if mean_interval(sample)[1] / statistics.stdev(sample) * deviation <= half:
+        if _student(seeds - 1) / seeds**0.5 * deviation <= half:
             return str(seeds)
     return "over 999"
 

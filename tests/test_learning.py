@@ -1,0 +1,57 @@
+"""The statistics behind the learning claims (benchmarks/learning.py)."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import learning
+
+from leaf.metrics import mean_interval
+
+
+def test_an_interval_over_seeds_and_rows_is_students_where_only_one_of_them_varies():
+    values = [1.0, 2.0, 4.0, 9.0]
+    gaps = np.repeat(np.array(values)[:, None], 50, axis=1)
+    assert learning.crossed_interval(gaps) == pytest.approx(mean_interval(values))
+    assert learning.crossed_interval(gaps.T) == pytest.approx(mean_interval(values))
+    assert learning.crossed_interval(np.ones((3, 5))) == (1.0, 0.0)
+
+
+def test_an_interval_over_seeds_and_rows_covers_the_truth():
+    generator, hits = np.random.default_rng(0), 0
+    for _ in range(400):
+        seeds, rows, rest = (generator.normal(0, s, n) for s, n in ((2, (5, 1)), (15, (1, 80)), (20, (5, 80))))
+        mean, half = learning.crossed_interval(seeds + rows + rest)
+        hits += abs(mean) <= half
+    assert 0.92 <= hits / 400 <= 0.99
+
+
+def test_runs_of_different_lengths_are_kept_apart_and_splits_of_one_run_put_together(tmp_path, monkeypatch):
+    run = {"task": "fr", "credit": "leaf", "seed": 0}
+    records = [
+        {**run, "steps": 30, "test": 1},
+        {**run, "credit": "none", "steps": 0, "test": 2},
+        {**run, "steps": 50, "test": 3},
+        {**run, "steps": 50, "test_heldout": 4},
+        {**run, "task": "qa", "steps": 100, "test": 5},
+    ]
+    file = tmp_path / "learning.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    monkeypatch.setattr(learning, "RESULTS", file)
+    start, long = learning.runs("fr", None)
+    assert (start["test"], long["test"], long["test_heldout"]) == (2, 3, 4)
+    assert [one["test"] for one in learning.runs("fr", 30)] == [1, 2]
+
+
+def test_the_number_of_seeds_is_the_least_that_gives_the_half_width():
+    def half_width(seeds):
+        values = np.resize([-1.0, 1.0], seeds)
+        return mean_interval(list(values / values.std(ddof=1)))[1]
+
+    seeds = int(learning._seeds_for(1.0, 0.5))
+    assert half_width(seeds) <= 0.5 < half_width(seeds - 1)
