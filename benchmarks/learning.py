@@ -18,9 +18,9 @@ GRPO's final score, an interval over seeds and test rows both, and how rewards, 
 `figure` draws the rewards of the sampled completions (means of a tenth of the run) against completions sampled, and the
 scores of every seed on both test splits. `forks` asks whether LEAF gains more over GRPO on prompts where the starting
 model's forks are usable (resampling.py forkability --split test): rows by their number of usable boundaries, the
-difference of sentence BLEU (percent, greedy, mean over seeds) with bootstrap intervals over rows. Splits of a run that
-were scored by two commands count as one run; of runs that differ in length the longest are shown, or those of
-`--steps`.
+difference of sentence BLEU (percent, greedy, mean over seeds) with bootstrap intervals over rows, and with intervals
+over seeds and rows. Splits of a run that were scored by two commands count as one run; of runs that differ in length
+the longest are shown, or those of `--steps`.
 """
 
 import argparse
@@ -320,13 +320,16 @@ def forks(args):
     print(f"{len(usable)} rows of the test split with a group of the starting model")
     for rule in sorted({credit for credit, _ in scores} - {"none", "grpo"}):
         seeds = sorted({s for c, s in scores if c == rule} & {s for c, s in scores if c == "grpo"})
-        gap = {i: statistics.fmean(scores[rule, seed][i] - scores["grpo", seed][i] for seed in seeds) for i in usable}
-        shown = Table("usable boundaries", "rows", f"{rule} - grpo", title=f"{args.task}, {len(seeds)} seeds")
+        gaps = {i: [scores[rule, seed][i] - scores["grpo", seed][i] for seed in seeds] for i in usable}
+        columns = ("usable boundaries", "rows", f"{rule} - grpo, rows as drawn", "seeds and rows as drawn")
+        shown = Table(*columns, title=f"{args.task}, {len(seeds)} seeds")
         for name, chosen in [*((str(n), {n}) for n in sorted(set(usable.values()))), ("all", set(usable.values()))]:
-            values = np.array([gap[i] for i in usable if usable[i] in chosen])
-            shown.add_row(name, str(len(values)), "{:+.2f} ({:+.2f} to {:+.2f})".format(*_bootstrap(values)))
-        Console(width=100).print(shown)
-        pair = np.array([[usable[i], gap[i]] for i in usable])
+            values = np.array([gaps[i] for i in usable if usable[i] in chosen])
+            drawn = "{:+.2f} ({:+.2f} to {:+.2f})".format(*_bootstrap(values.mean(1)))
+            both = "{:+.2f} ± {:.2f}".format(*crossed_interval(values.T)) if min(values.shape) > 1 else ""
+            shown.add_row(name, str(len(values)), drawn, both)
+        Console(width=110).print(shown)
+        pair = np.array([[usable[i], statistics.fmean(gaps[i])] for i in usable])
         print("correlation {:+.3f} ({:+.3f} to {:+.3f})".format(*_bootstrap(pair, lambda x: np.corrcoef(x.T)[0, 1])))
 
 
