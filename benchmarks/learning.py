@@ -37,7 +37,7 @@ from rich.table import Table
 from leaf.config import load_recipe
 from leaf.demo_model import resolve_model
 from leaf.evaluate import predict
-from leaf.metrics import mean_interval, score
+from leaf.metrics import mean_interval, score, seeds_for, student_quantile
 from leaf.rewards import REWARDS
 from leaf.run import RunDirectory
 from leaf.speech.policy import Policy
@@ -187,14 +187,22 @@ def table(args):
 
 def _drawn(args):
     """Print each rule's difference to GRPO in sentence BLEU, with an interval over seeds and test rows as drawn."""
+    for rule, gaps in _gaps(args):
+        values = np.array(list(gaps.values()))
+        rows, seeds = values.shape
+        if seeds > 1:
+            mean, half = crossed_interval(values.T)
+            print(f"{rule} - grpo, sentence BLEU, {seeds} seeds and {rows} rows: {mean:+.2f} ± {half:.2f}")
+
+
+def _gaps(args):
+    """Yield every rule with its differences to GRPO in sentence BLEU: test row → one per seed that both have."""
     scores = {(r["credit"], r["seed"]): r["bleu"] for r in lines(ITEMS, args.task, args.steps)}
     for rule in sorted({credit for credit, _ in scores} - {"none", "grpo"}):
         seeds = sorted({s for c, s in scores if c == rule} & {s for c, s in scores if c == "grpo"})
-        if len(seeds) < 2:
-            continue
-        gaps = np.array([[scores[rule, s][i] - scores["grpo", s][i] for i in scores["grpo", s]] for s in seeds])
-        mean, half = crossed_interval(gaps)
-        print(f"{rule} - grpo, sentence BLEU, {len(seeds)} seeds and {gaps.shape[1]} rows: {mean:+.2f} ± {half:.2f}")
+        if seeds:
+            rows = scores["grpo", seeds[0]]
+            yield rule, {i: [scores[rule, s][i] - scores["grpo", s][i] for s in seeds] for i in rows}
 
 
 def crossed_interval(gaps):
@@ -212,13 +220,8 @@ def crossed_interval(gaps):
     variance = max(parts[0] + parts[1] - parts[2], parts[0], parts[1])
     if variance == 0.0:
         return float(mean), 0.0
-    return float(mean), _student(int(variance**2 / (parts**2 / free).sum()) or 1) * float(np.sqrt(variance))
-
-
-def _student(freedom):
-    """Return the 97.5 % quantile of Student's t."""
-    sample = [0.0] * freedom + [1.0]  # of any sample of n the interval is t / √n of its deviation
-    return mean_interval(sample)[1] / statistics.stdev(sample) * len(sample) ** 0.5
+    freedom = max(1, int(variance**2 / (parts**2 / free).sum()))
+    return float(mean), student_quantile(0.95, freedom) * float(np.sqrt(variance))
 
 
 def _courses(task, records, rules):
@@ -256,7 +259,7 @@ def _cells(mine, base):
     pairs = {name: [mine[s][name] - base[s][name] for s in sorted(mine.keys() & base.keys())] for name in METRICS}
     cells += [_interval(pairs[name], signed=True) for name in METRICS]
     spread = pairs["bleu"]
-    cells.append(_seeds_for(statistics.stdev(spread), 0.5) if len(spread) > 1 else "")
+    cells.append(str(seeds_for(spread)) if len(spread) > 1 else "")
     return cells
 
 
@@ -268,14 +271,6 @@ def _interval(values, *, signed=False, digits=2):
         return f"{values[0]:{shape}}"
     mean, half = mean_interval(values)
     return f"{mean:{shape}} ± {half:.{digits}f}"
-
-
-def _seeds_for(deviation, half):
-    """Return the fewest seeds whose Student 95 % half-width is at most `half` at this standard deviation."""
-    for seeds in range(2, 1000):
-        if _student(seeds - 1) / seeds**0.5 * deviation <= half:
-            return str(seeds)
-    return "over 999"
 
 
 def _reached(records, rules):
@@ -313,16 +308,13 @@ def items(args):
 
 
 def forks(args):
-    scores = {(r["credit"], r["seed"]): r["bleu"] for r in lines(ITEMS, args.task, args.steps)}
     facts = [json.loads(line) for line in FORKS.read_text().splitlines()]
     facts = [r for r in facts if (r["task"], r.get("split"), r["checkpoint"]) == (args.task, "test", "start")]
     usable = {record["id"]: sum(fork[2] for fork in record["forks"]) for record in facts}
     print(f"{len(usable)} rows of the test split with a group of the starting model")
-    for rule in sorted({credit for credit, _ in scores} - {"none", "grpo"}):
-        seeds = sorted({s for c, s in scores if c == rule} & {s for c, s in scores if c == "grpo"})
-        gaps = {i: [scores[rule, seed][i] - scores["grpo", seed][i] for seed in seeds] for i in usable}
+    for rule, gaps in _gaps(args):
         columns = ("usable boundaries", "rows", f"{rule} - grpo, rows as drawn", "seeds and rows as drawn")
-        shown = Table(*columns, title=f"{args.task}, {len(seeds)} seeds")
+        shown = Table(*columns, title=f"{args.task}, {len(next(iter(gaps.values())))} seeds")
         for name, chosen in [*((str(n), {n}) for n in sorted(set(usable.values()))), ("all", set(usable.values()))]:
             values = np.array([gaps[i] for i in usable if usable[i] in chosen])
             drawn = "{:+.2f} ({:+.2f} to {:+.2f})".format(*_bootstrap(values.mean(1)))

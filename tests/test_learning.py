@@ -7,14 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from leaf.metrics import mean_interval, seeds_for
 
-import learning
-
-from leaf.metrics import mean_interval
+BENCHMARKS = str(Path(__file__).resolve().parents[1] / "benchmarks")
 
 
-def test_an_interval_over_seeds_and_rows_is_students_where_only_one_of_them_varies():
+@pytest.fixture(scope="module")
+def learning():
+    sys.path.insert(0, BENCHMARKS)
+    import learning
+
+    yield learning
+    sys.path.remove(BENCHMARKS)
+    sys.modules.pop("learning", None)
+
+
+def test_an_interval_over_seeds_and_rows_is_students_where_only_one_of_them_varies(learning):
     values = [1.0, 2.0, 4.0, 9.0]
     gaps = np.repeat(np.array(values)[:, None], 50, axis=1)
     assert learning.crossed_interval(gaps) == pytest.approx(mean_interval(values))
@@ -22,7 +30,7 @@ def test_an_interval_over_seeds_and_rows_is_students_where_only_one_of_them_vari
     assert learning.crossed_interval(np.ones((3, 5))) == (1.0, 0.0)
 
 
-def test_an_interval_over_seeds_and_rows_covers_the_truth():
+def test_an_interval_over_seeds_and_rows_covers_the_truth(learning):
     generator, hits = np.random.default_rng(0), 0
     for _ in range(400):
         seeds, rows, rest = (generator.normal(0, s, n) for s, n in ((2, (5, 1)), (15, (1, 80)), (20, (5, 80))))
@@ -31,7 +39,7 @@ def test_an_interval_over_seeds_and_rows_covers_the_truth():
     assert 0.92 <= hits / 400 <= 0.99
 
 
-def test_runs_of_different_lengths_are_kept_apart_and_splits_of_one_run_put_together(tmp_path, monkeypatch):
+def test_runs_of_different_lengths_are_kept_apart_and_splits_of_one_run_put_together(learning, tmp_path, monkeypatch):
     run = {"task": "fr", "credit": "leaf", "seed": 0}
     records = [
         {**run, "steps": 30, "test": 1},
@@ -53,5 +61,5 @@ def test_the_number_of_seeds_is_the_least_that_gives_the_half_width():
         values = np.resize([-1.0, 1.0], seeds)
         return mean_interval(list(values / values.std(ddof=1)))[1]
 
-    seeds = int(learning._seeds_for(1.0, 0.5))
+    seeds = seeds_for(list(np.array([-1.0, 1.0]) / np.sqrt(2)), half=0.5)
     assert half_width(seeds) <= 0.5 < half_width(seeds - 1)

@@ -18,7 +18,6 @@ the same game gets the new rules beside those it has.
 
 import argparse
 import json
-import math
 import platform
 import time
 from functools import lru_cache
@@ -29,7 +28,7 @@ from rules import even_leaf, faded, out, own, random_leaf, rescaled_leaf
 from torch import Tensor
 
 from leaf.credit import CREDIT_RULES, PrefixTree, credit_mass, credit_rule, policy_loss, token_weights
-from leaf.metrics import _student_quantile, mean_interval, score
+from leaf.metrics import mean_interval, score, seeds_for
 from leaf.rewards import REWARDS
 
 WORDS, END, START = 24, 24, 25
@@ -245,15 +244,6 @@ def reinforce(policies: Policies, name: str, args: argparse.Namespace, language:
         "equal_reward_groups": round(sum(flat) / len(flat), 4),
         "credit_mass_first_50": [round(float(x), 3) for x in torch.stack(mass).mean(0)],
     }
-
-
-def seeds_for(differences: list[float], half: float = 0.5) -> int:
-    """Return how many paired seeds give a 95 % Student interval of at most ± `half`, at the deviation seen."""
-    array = torch.tensor(differences, dtype=torch.float64)
-    deviation, n = float(array.std()), 2
-    while _student_quantile(0.95, n - 1) * deviation / math.sqrt(n) > half:
-        n += 1
-    return n
 
 
 def main():

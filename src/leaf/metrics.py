@@ -324,11 +324,19 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2 or not np.isfinite(array).all():
         raise DataError(f"An interval of a mean needs at least 2 finite values; got {array.tolist()}.")
-    half = _student_quantile(_checked(level), len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array))
+    half = student_quantile(_checked(level), len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array))
     return float(array.mean()), float(half)
 
 
-def _student_quantile(level: float, freedom: int) -> float:
+def seeds_for(differences: Sequence[float], half: float = 0.5) -> int:
+    """Return how many paired seeds give a 95 % Student interval of at most ± `half`, at the deviation of these."""
+    deviation, n = np.std(differences, ddof=1), 2
+    while student_quantile(0.95, n - 1) * deviation / math.sqrt(n) > half:
+        n += 1
+    return n
+
+
+def student_quantile(level: float, freedom: int) -> float:
     """Return t with P(|T| < t) = level, by bisection on the finite series (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
     exponents = np.arange(freedom % 2, freedom - 1, 2)  # 1, 3, … or 0, 2, …, up to ν − 2
     coefficients = np.cumprod([(e - 1) / e if e > 1 else 1.0 for e in exponents.tolist()])

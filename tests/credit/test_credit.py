@@ -16,7 +16,7 @@ from leaf.errors import ConfigError, DataError
 
 SEEDS = st.integers(0, 10**9)
 NAN = float("nan")
-to_an_ulp = partial(pytest.approx, rel=4e-16, abs=0)  # the square root of Intel's vector library is off by one at times
+to_an_ulp = partial(pytest.approx, rel=4e-16, abs=0)  # on Intel CPUs torch's √2 is off by one
 
 
 def spans_of(completions, rewards, cuts, **options):
