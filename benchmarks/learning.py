@@ -2,6 +2,7 @@
 
     python benchmarks/learning.py run --task qa --credit leaf --seed 0 [key=value ...]
     python benchmarks/learning.py run --task qa --credit none            # the starting checkpoint
+    python benchmarks/learning.py run --credit leaf --name leaf-no-sqrt 'credit_options={"sqrt_count":false}'
     python benchmarks/learning.py search --task qa                       # learning rates, by validation
     python benchmarks/learning.py table --task qa
     python benchmarks/learning.py items --task qa --credit leaf --seed 0  # sentence BLEU by test row, of a past run
@@ -17,7 +18,7 @@ seeds an interval of ±0.5 takes, how many completions each rule had sampled whe
 GRPO's final score, an interval over seeds and test rows both, and how rewards, forks and gradients changed in training.
 `figure` draws the rewards of the sampled completions (means of a tenth of the run) against completions sampled, and the
 scores of every seed on both test splits. `forks` asks whether LEAF gains more over GRPO on prompts where the starting
-model's forks are usable (resampling.py forkability --split test): rows by their number of usable boundaries, the
+model's forks are usable (resampling forkability --split test): rows by their number of usable boundaries, the
 difference of sentence BLEU (percent, greedy, mean over seeds) with bootstrap intervals over rows, and with intervals
 over seeds and rows. Splits of a run that were scored by two commands count as one run; of runs that differ in length
 the longest are shown, or those of `--steps`.
@@ -26,6 +27,7 @@ the longest are shown, or those of `--steps`.
 import argparse
 import json
 import platform
+import re
 import statistics
 from pathlib import Path
 
@@ -65,12 +67,13 @@ def append(file, record):
         lines.write(json.dumps(record) + "\n")
 
 
-def train(task, credit, seed, threads, overrides):
-    """Return the record of one run so far and the policy it trained."""
+def train(task, credit, seed, threads, overrides, name=None):
+    """Return the record of one run so far and the policy it trained; `name` is what the record calls the rule."""
     torch.set_num_threads(threads)
-    record = {"task": task, "credit": credit, "seed": seed, "steps": 0, "overrides": overrides}
+    name = name or credit
+    record = {"task": task, "credit": name, "seed": seed, "steps": 0, "overrides": overrides}
     record["machine"] = f"{platform.machine()}, {threads} thread, torch {torch.__version__}"
-    given = [f"task=asterisk_{task}", f"output_dir=runs/learning/{task}-{credit}-{seed}", f"seed={seed}"]
+    given = [f"task=asterisk_{task}", f"output_dir={run_directory(task, name, seed)}", f"seed={seed}"]
     given += [] if credit == "none" else [f"credit={credit}"]
     config = load_recipe(ROOT / "recipes/qa.yaml", given + overrides)
     checkpoint = resolve_model(config.model)
@@ -87,6 +90,11 @@ def train(task, credit, seed, threads, overrides):
     record["validation"] = list(directory.lines("validation.jsonl"))
     record["seconds_per_step"] = statistics.median(step["seconds/step"] for step in steps)
     return record, trainer.policy, config
+
+
+def run_directory(task, name, seed):
+    """Return where a run lies; what of its rule's name does not belong in a path becomes a hyphen."""
+    return f"runs/learning/{task}-{re.sub(r'[^0-9A-Za-z_.]+', '-', name)}-{seed}"
 
 
 def course(steps):
@@ -120,13 +128,13 @@ def scored(policy, config, rows, *, sampled):
 
 
 def run(args):
-    record, policy, config = train(args.task, args.credit, args.seed, args.threads, args.overrides)
+    record, policy, config = train(args.task, args.credit, args.seed, args.threads, args.overrides, args.name)
     for split in args.splits.split(","):
         rows = load(config.task, split, limit=args.items).to_list()
         record[split], bleu = scored(policy, config, rows, sampled=split in args.sampled.split(","))
         if split == "test":
             append(ITEMS, {key: record[key] for key in ("task", "credit", "seed", "steps")} | {"bleu": bleu})
-        print(args.task, args.credit, args.seed, split, record[split], flush=True)
+        print(args.task, record["credit"], args.seed, split, record[split], flush=True)
     append(RESULTS, record)
 
 
@@ -297,7 +305,7 @@ def items(args):
     """Append the greedy sentence BLEU of every test row under the last adapter of a past run (the start: none)."""
     torch.set_num_threads(args.threads)
     config = load_recipe(ROOT / "recipes/qa.yaml", [f"task=asterisk_{args.task}"])
-    run = Path(f"runs/learning/{args.task}-{args.credit}-{args.seed}")
+    run = Path(run_directory(args.task, args.credit, args.seed))
     adapter, steps = None, 0
     if args.credit != "none":
         adapter, steps = run / "last", max(step["step"] for step in RunDirectory(run).lines("metrics.jsonl"))
@@ -416,6 +424,7 @@ def main():
             one.add_argument("--credit", required=True)
             one.add_argument("--seed", type=int, default=0)
         if name == "run":
+            one.add_argument("--name", default=None, help="what the records call a rule with options of its own")
             one.add_argument("--items", type=int, default=None)
             one.add_argument("--splits", default=",".join(SPLITS))
             one.add_argument("--sampled", default=",".join(SPLITS), help="splits that are scored sampled as well")

@@ -1,0 +1,51 @@
+"""Measure credit on the real model: true values and gradients by re-sampling from shared prefixes.
+
+    python benchmarks/resampling values --task qa --prompts 40 --samples 24
+    python benchmarks/resampling gradients --task qa --prompts 32 --groups 16
+    python benchmarks/resampling forkability --task fr --prompts 120 --adapter runs/learning/qa-leaf-0/last
+    python benchmarks/resampling table
+
+Prompts come from the validation split (the same ones for one seed), sampling and reward are those of recipes/qa.yaml.
+Every command appends to benchmarks/results/resampling_*.jsonl, a line per prompt (`forkability`: per group), so a run
+that is stopped loses one prompt; `table` prints what docs/results.md shows. `--adapter` names a saved adapter, its
+absence the starting model; `--minutes` ends a run after the prompt at hand.
+"""
+
+import argparse
+
+from forkability import forkability
+from gradients import gradients
+from tables import table
+from values import values
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    for command in (values, gradients, forkability):
+        one = commands.add_parser(command.__name__, help=command.__doc__)
+        one.set_defaults(command=command)
+        one.add_argument("--task", choices=("qa", "fr", "it"), default="qa")
+        one.add_argument("--split", default="validation", help="whose prompts")
+        one.add_argument("--adapter", default=None, help="directory of a saved adapter; default the starting model")
+        one.add_argument("--name", default=None, help="what the records call the checkpoint")
+        one.add_argument("--prompts", type=int, default=40)
+        one.add_argument("--skip", type=int, default=0, help="prompts passed over, as when a run is taken up again")
+        one.add_argument("--seed", type=int, default=0)
+        one.add_argument("--threads", type=int, default=1)
+        one.add_argument("--minutes", type=float, default=40.0)
+        if command is values:
+            one.add_argument("--samples", type=int, default=24, help="continuations from each prefix")
+            one.add_argument("--only-boundaries", action="store_true")
+        if command is gradients:
+            one.add_argument("--groups", type=int, default=16)
+            one.add_argument(
+                "--part", choices=("last layer", "upper half"), default="last layer", help="of the adapter"
+            )
+    commands.add_parser("table", help=table.__doc__).set_defaults(command=table)
+    args = parser.parse_args()
+    args.command(args)
+
+
+if __name__ == "__main__":
+    main()
