@@ -44,7 +44,7 @@ def begin_alone(folder):
     first.start()
     for step in (1, 2):  # as `train` does, but no further
         record = first.rollout(step)
-        statistics = first._whole(record)
+        statistics = record.gathered(first.processes)
         first._log(step, {"step": step, "reward_mean": 0.0, **first.update(record)}, statistics)
         first.done, first.validation_due = step, False
         first._save()

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from leaf.plugins import load_plugins
 from leaf.processes import Processes
 from leaf.records import group_record, rollout_statistics
 from leaf.rewards import RewardSum
+from leaf.rollout import RECORDED, Rollout
 from leaf.run import RunDirectory, run_path
 from leaf.signals import StopRequested, StopSignals
 from leaf.speech.loading import pick_dtype
@@ -43,23 +43,6 @@ from leaf.training import (
     step_generator,
     take,
 )
-
-_RECORDED = 2  # groups of a step that groups.jsonl keeps
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """Hold one batch of groups with what they earned: rewards (K,), advantages (K, T) and log-probabilities (K, T)."""
-
-    step: int
-    rows: list[dict[str, Any]]
-    groups: list[Group]
-    rewards: list[Tensor]
-    advantages: list[Tensor]
-    old_log_probs: list[Tensor] | None
-    ref_log_probs: list[Tensor] | None
-    positions: list[int]  # of the groups in the rollout of all processes
-    accidents: dict[str, int]  # what was left out: completions by reward_errors, rows by bad_audio
 
 
 class LeafTrainer:
@@ -262,7 +245,7 @@ class LeafTrainer:
             self.stop.safe = self.processes.alone
             rollout = self.processes.together(lambda step=step: self.rollout(step))
             self.stop.safe = False
-            whole = self._whole(rollout)
+            whole = rollout.gathered(self.processes)
             statistics = rollout_statistics(whole.groups, whole.rewards, whole.advantages)
             record = {"step": step, **statistics, **whole.accidents, **self.update(rollout)}
             self.streaks.step(record)
@@ -426,7 +409,7 @@ class LeafTrainer:
         count = skipped = 0
         with self._stage("update"):
             for _ in range(args.passes_per_rollout):
-                for part in _parts(rollout, args.completions_per_update, args.prompts_per_rollout):
+                for part in rollout.parts(args.completions_per_update, args.prompts_per_rollout):
                     stats, taken = self._optimizer_step(part, count)
                     for key, value in stats.items():
                         totals[key] = totals.get(key, 0.0) + (value if taken else 0.0)
@@ -533,30 +516,6 @@ class LeafTrainer:
         total["entropy"] /= weight or 1.0
         return total | {key: total[key] / (tokens or 1.0) for key in ("kl", "clip_fraction", "ratio_mean")}
 
-    def _whole(self, rollout: Rollout) -> Rollout:
-        """Return the rollout of all processes, in order, without embedded prompts and log-probabilities.
-
-        Rows are there for the groups that may be recorded, the first two.
-        """
-        if self.processes.alone:
-            return rollout
-        nothing = Prompt(torch.empty(0, 0), torch.empty(0, dtype=torch.bool))
-        # Selected, that is copied: the tensors may be views, and each would carry the storage of the whole batch along.
-        every = list(range(self.args.num_completions))
-        sent = [replace(group.select(every), prompt=nothing) for group in rollout.groups]
-        mine = [
-            (position, row if position < _RECORDED else {}, group, reward.clone(), advantage.cpu())
-            for position, row, group, reward, advantage in zip(
-                rollout.positions, rollout.rows, sent, rollout.rewards, rollout.advantages, strict=True
-            )
-        ]
-        everyone = sorted((one for given in self.processes.gather(mine) for one in given), key=lambda one: one[0])
-        positions, rows, groups, rewards, advantages = (list(part) for part in zip(*everyone, strict=True))
-        accidents = dict(
-            zip(rollout.accidents, map(int, self.processes.sum([*rollout.accidents.values()])), strict=True)
-        )
-        return Rollout(rollout.step, rows, groups, rewards, advantages, None, None, positions, accidents)
-
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -580,7 +539,7 @@ class LeafTrainer:
         if args.track_with:
             self.accelerator.log({k: v for k, v in record.items() if v is not None and k != "step"}, step=step)
         if args.record_every and (step == 1 or step % args.record_every == 0):
-            for i in range(min(_RECORDED, len(rollout.groups))):
+            for i in range(min(RECORDED, len(rollout.groups))):
                 what = (rollout.rows[i], rollout.groups[i], rollout.rewards[i], rollout.advantages[i])
                 self.run.append("groups.jsonl", {"step": step, **group_record(*what, self.policy.tokenizer)})
         if self.on_step is not None:
@@ -677,38 +636,6 @@ class LeafTrainer:
         if self.args.token_budget == state["recipe"]["token_budget"]:
             # Other micro-batches would add up to other last bits.
             self.policy.token_budget = state["token_budget"]
-
-
-def _parts(rollout: Rollout, size: int | None, groups: int) -> Iterator[Rollout]:
-    """Cut a rollout into parts of `size` completions, group by group; None keeps it whole.
-
-    Completions are counted over the `groups` of all processes: each gets its own of every part, which may be none.
-    """
-    if size is None:
-        yield rollout
-        return
-    completions = rollout.groups[0].tokens.shape[0]
-    for at in range(0, groups * completions, size):
-        chosen: dict[int, list[int]] = {}
-        for i, position in enumerate(rollout.positions):
-            first = position * completions
-            mine = range(max(at - first, 0), min(at + size - first, completions))
-            if mine:
-                chosen[i] = list(mine)
-        yield replace(
-            rollout,
-            rows=[rollout.rows[i] for i in chosen],
-            groups=[rollout.groups[i].select(ks) for i, ks in chosen.items()],
-            rewards=[rollout.rewards[i][ks] for i, ks in chosen.items()],
-            advantages=[rollout.advantages[i][ks] for i, ks in chosen.items()],
-            old_log_probs=_select(rollout.old_log_probs, chosen),
-            ref_log_probs=_select(rollout.ref_log_probs, chosen),
-            positions=[rollout.positions[i] for i in chosen],
-        )
-
-
-def _select(tensors: list[Tensor] | None, chosen: dict[int, list[int]]) -> list[Tensor] | None:
-    return None if tensors is None else [tensors[i][ks] for i, ks in chosen.items()]
 
 
 def step_line(record: dict[str, Any]) -> str:
