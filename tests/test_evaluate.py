@@ -123,6 +123,13 @@ def test_a_greedy_pass_beside_sampled_ones_changes_neither(policy, rows):
         sample(policy, policy.embed(rows[:1]), num_completions=3, max_new_tokens=2, greedy=[True, False])
 
 
+def test_a_column_of_seconds_may_hold_anything(policy, rows):
+    how = {"max_new_tokens": 3, "seeds": [None], "batch_size": 2}
+    plain = module.predict(policy, rows, **how)
+    said = [None, "3.2 s", "", float("nan")]
+    assert module.predict(policy, [{**r, "seconds": s} for r, s in zip(rows, said, strict=True)], **how) == plain
+
+
 def test_rows_are_decoded_in_batches_of_the_size_asked_for(policy, rows, recipe, tmp_path, monkeypatch):
     embed, sizes = policy.embed, []
     monkeypatch.setattr(policy, "embed", lambda batch: sizes.append(len(batch)) or embed(batch))

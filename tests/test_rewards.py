@@ -135,6 +135,20 @@ def test_one_function_cannot_change_what_the_next_one_sees():
     assert RewardSum([spoil, count])(completions=["a", "b"]).totals.tolist() == [2.0, 2.0]
 
 
+def test_columns_of_names_that_are_taken_are_refused():
+    row = {"prompt": "a", "reference": "b"}
+    for name in ("completions", "prompts", "completion_ids", "self"):
+        with pytest.raises(DataError, match=f"has a column '{name}', .* Rename the column"):
+            RewardSum(["bleu"]).check_rows([row, {**row, name: "c"}])
+
+
+def test_one_function_stands_for_a_list_of_it():
+    def one(completions, **columns):
+        return [1.0] * len(completions)
+
+    assert RewardSum(one)(completions=["a"]).totals.tolist() == [1.0]
+
+
 def test_the_same_name_twice_keeps_both_parts():
     result = RewardSum(["exact_match", "exact_match"], weights=[1.0, 2.0])(completions=["a"], reference=["a"])
     assert result.totals.tolist() == [3.0]

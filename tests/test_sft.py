@@ -10,7 +10,7 @@ import torch
 from leaf.align import CtcAligner, token_error_rate
 from leaf.checks import plain_log_probs
 from leaf.config import SftConfig
-from leaf.errors import DataError, ModelError
+from leaf.errors import ConfigError, DataError, ModelError
 from leaf.run import RunDirectory
 from leaf.sft import sft, sft_gradient, share_audio
 from leaf.speech.policy import Policy
@@ -89,6 +89,18 @@ def test_running_out_of_memory_halves_the_budget_and_loses_no_supervised_step(tm
         assert (policy.token_budget < 4096) == (limit == 100)
         run.release()
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_without_validation_no_validation_rows_are_needed(tmp_path):
+    config = SftConfig(output_dir=str(tmp_path / "run"), max_steps=1, eval_every=0, lora_r=2, device="cpu")
+    policy = Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=2))
+    run = RunDirectory.create(config)
+    assert sft(config, policy, tiny.rows(2), [], run, lambda line: None) == {}
+    assert (run.path / "last/adapter_model.safetensors").is_file()
+    assert not (run.path / "validation.jsonl").exists()
+    run.release()
+    with pytest.raises(ConfigError, match="track_with is 'wandb', and stage sft"):
+        sft(replace(config, track_with="wandb"), policy, tiny.rows(2), [], run)
 
 
 def test_an_empty_reference_is_refused(policy):

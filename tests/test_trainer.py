@@ -165,6 +165,51 @@ def test_refusals(tmp_path):
         LeafTrainer(tiny.tiny_model()[0], ["bleu"], config, tiny.rows(2))
 
 
+def test_models_and_what_goes_with_them(tmp_path):
+    config = recipe(tmp_path)
+    model, processor = tiny.tiny_model()
+    policy = Policy.wrap(model, processor, lora=peft.LoraConfig(r=2))
+    frozen = Policy.wrap(*tiny.tiny_model())
+    wrapped = policy.model
+    for given, options, message in (
+        (policy, {"peft_config": peft.LoraConfig(r=4)}, "A Policy brings its adapter and its processor"),
+        (policy, {"processing_class": processor}, "A Policy brings its adapter and its processor"),
+        (frozen, {}, "no trainable parameters"),
+        (wrapped, {"processing_class": processor}, "A PeftModel came as the model"),
+        ("some/path", {"processing_class": processor}, "processing_class goes with a model object"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            LeafTrainer(given, ["bleu"], config, tiny.rows(2), **options)
+
+
+def test_a_script_written_for_trl_passes_one_function_and_none(tmp_path):
+    run = trainer(recipe(tmp_path, max_steps=1), reward_funcs=length_reward).train(resume_from_checkpoint=None)
+    assert len(lines(run.path, "metrics.jsonl")) == 1
+
+
+def test_the_best_adapter_is_the_one_with_the_fewest_errors(tmp_path, monkeypatch):
+    one = trainer(recipe(tmp_path, max_steps=4, eval_every=1, best_metric="wer"))
+    evaluate, rates, saved = one.evaluate, [50.0, 40.0, 30.0, 60.0, 35.0], []
+
+    def measured(step):
+        result = evaluate(step)
+        assert list(result.scores) == ["wer", "bleu", "exact_match", "chrf"]
+        return replace(result, scores={**result.scores, "wer": rates[step]})
+
+    monkeypatch.setattr(one, "evaluate", measured)
+    one.start()
+    replace_directory = one.run.replace_directory
+
+    def watched(name, write):
+        saved.extend([len(lines(one.run.path, "validation.jsonl")) - 1] if name == "best" else [])
+        replace_directory(name, write)
+
+    monkeypatch.setattr(one.run, "replace_directory", watched)
+    one.train()
+    assert saved == [1, 2]
+    assert one.best == 30.0
+
+
 def test_a_reward_function_that_fails_and_a_run_without_checkpoint_are_named(tmp_path):
     def short(completions, **_):
         return [1.0]
@@ -255,8 +300,14 @@ def test_groups_without_a_single_token_teach_nothing(tmp_path):
 
 
 def test_tensorboard_tracking_writes_events(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     run = trainer(recipe(tmp_path, track_with="tensorboard", max_steps=1)).train()
-    assert list(run.path.rglob("events.out.tfevents.*"))
+    (file,) = run.path.rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    assert {"reward_mean", "validation/bleu"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("validation/bleu")] == [0, 1]
 
 
 def test_running_out_of_memory_halves_the_budget_and_loses_no_step(tmp_path, monkeypatch):

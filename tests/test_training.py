@@ -13,7 +13,7 @@ from leaf.errors import ConfigError, ModelError
 from leaf.records import group_record
 from leaf.speech.policy import Policy
 from leaf.trainer import LeafTrainer
-from leaf.training import build_schedule, in_steps, is_warm_restart, pick_device
+from leaf.training import build_schedule, check_tracker, in_steps, is_warm_restart, pick_device, take_device
 
 
 def rates(config, updates, **options):
@@ -43,6 +43,46 @@ def test_epochs_are_steps_of_whole_passes_with_a_schedule_each():
 def test_the_schedule_without_restarts_stays_where_it_ends():
     config = LeafConfig(max_steps=4, schedule="linear", min_lr_ratio=0.5)
     assert rates(config, 7) == pytest.approx([1.0, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5])
+
+
+def test_warm_up_counts_rollouts_as_max_steps_does():
+    config = LeafConfig(max_steps=4, warmup_steps=2, schedule="constant")
+    assert rates(config, 8, updates_per_step=2) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0])
+    assert rates(config, 4) == pytest.approx([1 / 3, 2 / 3, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(("name", "value", "follows"), [("max_steps", 20, 6), ("schedule_steps", 2, 3)])
+def test_epochs_beside_other_numbers_of_steps_are_refused(name, value, follows):
+    config = LeafConfig(epochs=2, prompts_per_rollout=4)
+    with pytest.raises(
+        ConfigError, match=rf"{name} is {value}, and epochs \(2\) makes it {follows}\. Leave {name} out"
+    ):
+        in_steps(replace(config, **{name: value}), num_rows=9)
+    assert in_steps(in_steps(config, 9), 9).max_steps == 6  # as the recipe of a run, read again
+
+
+def test_a_gpu_named_by_number_is_the_one_that_trains(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cpu", "cuda", "cuda:1"):
+        take_device(name)
+    assert chosen == [torch.device("cuda:1")]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    take_device("cuda")
+    with pytest.raises(ConfigError, match=r"'cuda:1' for 2 processes, and each takes the GPU of its own rank"):
+        take_device("cuda:1")
+    assert len(chosen) == 1
+
+
+def test_trackers_that_would_be_left_out_are_refused(monkeypatch):
+    with pytest.raises(ConfigError, match=r"track_with is 'tensorbord'; allowed are .*tensorboard"):
+        check_tracker("tensorbord")
+    monkeypatch.setattr("leaf.training.get_available_trackers", list)
+    with pytest.raises(ConfigError, match=r"not installed: pip install 'leaf-speech\[tensorboard\]'"):
+        check_tracker("tensorboard")
+    with pytest.raises(ConfigError, match="not installed: pip install comet-ml"):
+        check_tracker("comet_ml")
 
 
 def test_an_epoch_begins_with_the_adapter_it_has_and_a_fresh_optimiser(tmp_path):

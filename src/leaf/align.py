@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from leaf.accidents import SkippedSteps
 from leaf.checkpoints import Checkpoints, check_space, take_steps
-from leaf.config import AlignConfig
+from leaf.config import AlignConfig, refuse_tracker
 from leaf.errors import DataError, ModelError
 from leaf.run import RunDirectory
 from leaf.speech.policy import Policy
@@ -105,6 +105,7 @@ def align(
     Raises:
         RunInterrupted: SIGTERM, SIGUSR1 or Ctrl-C came, and the run is saved; only in the main thread.
     """
+    refuse_tracker(config)
     texts = [row["reference"] for row in train_rows]
     if not all(text.strip() for text in texts):
         raise DataError("A training row has an empty transcript; CTC needs the spoken words of every row.")

@@ -345,7 +345,7 @@ def take_steps(
         for step in range(done + 1, config.max_steps + 1):
             one_step(step)
             last = step == config.max_steps
-            due = last or (config.eval_every > 0 and step % config.eval_every == 0)
+            due = config.eval_every > 0 and (last or step % config.eval_every == 0)
             if due and stop.received is None:
                 validate(step)
                 due = False

@@ -372,14 +372,14 @@ def _say(line: str) -> None:
 
 
 def _rows(config: RunConfig) -> tuple[Any, Any]:
-    """Return training and validation rows; further tasks of an sft recipe are appended."""
+    """Return training rows (further tasks of an sft recipe appended) and validation rows, none if never asked for."""
     from datasets import concatenate_datasets
 
     from leaf.tasks import load
 
     names = [config.task, *(config.extra_tasks if isinstance(config, SftConfig) else [])]
     training = [load(name, config.train_split, limit=config.train_items, columns=config.columns) for name in names]
-    validation = load(config.task, config.eval_split, columns=config.columns)
+    validation = load(config.task, config.eval_split, columns=config.columns) if config.eval_every else []
     return concatenate_datasets(training), validation
 
 

@@ -58,7 +58,7 @@ class RunConfig:
     schedule: Literal["cosine", "linear", "constant"] = _field("cosine", "learning-rate schedule after warm-up")
     min_lr_ratio: float = _field(0.1, "learning rate at the end, as a share of the peak", low=0.0, high=1.0)
     schedule_steps: int | None = _field(None, "steps the schedule is laid out for; default max_steps", low=1)
-    warmup_steps: int = _field(0, "steps of linear warm-up", low=0)
+    warmup_steps: int = _field(0, "steps of linear warm-up, counted as max_steps are", low=0)
     max_grad_norm: float = _field(1.0, "gradient norm clip", low=1e-6)
     max_skipped_steps: int = _field(
         5, "optimiser steps in a row that may be skipped because loss or gradient is NaN or infinite", low=0
@@ -68,11 +68,11 @@ class RunConfig:
         None, "longest prompt accepted, audio included; longer ones are refused", low=1
     )
     gradient_checkpointing: bool = _field(False, "recompute activations in the backward pass")
-    eval_every: int = _field(50, "validate every N steps and at the end; 0 for never", low=0)
+    eval_every: int = _field(50, "validate every N steps and at the end; 0 for never, without validation rows", low=0)
     eval_items: int | None = _field(256, "validation rows used", low=1)
     save_every: int = _field(50, "checkpoint every N steps and at the end", low=1)
     keep_checkpoints: int = _field(2, "checkpoints kept, the newest ones; the others stand in for a damaged one", low=1)
-    track_with: str | None = _field(None, "tracker of Accelerate: tensorboard, wandb, trackio, ...")
+    track_with: str | None = _field(None, "tracker of Accelerate: tensorboard, wandb, trackio, ...; stage rl only")
 
 
 @dataclass
@@ -119,7 +119,7 @@ class LeafConfig(LoraFields, RunConfig):
         None, "completions per optimiser step; default all of a rollout (on-policy); published: 6", low=1
     )
     passes_per_rollout: int = _field(1, "passes of updates over one rollout", low=1)
-    clip: float = _field(0.2, "clip range of the probability ratio (epsilon)", low=0.0)
+    clip: float = _field(0.2, "clip range of the probability ratio (epsilon)", low=0.0, high=1 - 1e-6)
     clip_high: float | None = _field(None, "upper clip range where it differs", low=0.0)
     kl_coef: float = _field(0.02, "weight of the k3 divergence from the reference (beta); 0 saves its forward", low=0.0)
     reduction: Literal["completion_mean", "token_mean", "constant"] = _field(
@@ -143,7 +143,7 @@ class SftConfig(LoraFields, RunConfig):
     projector_learning_rate: float | None = _field(None, "learning rate of the projector; default as the rest", low=0.0)
     extra_tasks: list[str] = _field([], "further tasks mixed in, row by row")
     max_new_tokens: int = _field(200, "length limit of a completion in validation", low=1)
-    best_metric: str = _field("bleu", "validation metric that is reported")
+    best_metric: str = _field("bleu", "validation metric that is reported beside bleu, exact_match and chrf")
 
 
 @dataclass
@@ -152,6 +152,15 @@ class AlignConfig(RunConfig):
 
     stage: Literal["rl", "sft", "align"] = _field("align", "what the recipe does")
     batch_size: int = _field(16, "utterances per optimiser step", low=1)
+
+
+def refuse_tracker(config: RunConfig) -> None:
+    """Refuse `track_with` where a stage sends nothing to trackers."""
+    if config.track_with is not None:
+        raise ConfigError(
+            f"track_with is {config.track_with!r}, and stage {config.stage} writes metrics.jsonl and validation.jsonl "
+            "only; trackers go with stage rl. Leave track_with out."
+        )
 
 
 STAGES: dict[str, type[RunConfig]] = {"rl": LeafConfig, "sft": SftConfig, "align": AlignConfig}

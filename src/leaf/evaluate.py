@@ -1,6 +1,7 @@
 """Evaluate policies: greedy or sampled passes over a split, corpus metrics, bootstrap intervals, prediction files."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,6 +71,11 @@ class Evaluation:
         self.predictions.write(Path(path))
 
 
+def validation_metrics(best: str) -> tuple[str, ...]:
+    """Return the metrics of validation in training: the one that the recipe chooses by, and those always shown."""
+    return tuple(dict.fromkeys((best, "bleu", "exact_match", "chrf")))
+
+
 def predict(
     policy: Policy,
     rows: Sequence[dict[str, Any]],
@@ -88,7 +94,7 @@ def predict(
     prefilled once. A row draws from a stream of its own in each pass, so a prediction depends on the seed, the row and
     its place among the rows only, and not on how many `processes` share the work.
     """
-    order = sorted(range(len(rows)), key=lambda i: (float(rows[i].get("seconds", 0.0)), i))
+    order = sorted(range(len(rows)), key=lambda i: (_seconds(rows[i]), i))
     if processes is not None:
         order = [order[i] for i in processes.positions(len(order))]
     said: dict[int, list[tuple[str, bool]]] = {}
@@ -378,3 +384,12 @@ def _identity(folder: Path, name: str) -> dict[str, Any]:
     files = sorted(f for f in folder.iterdir() if f.suffix == ".safetensors" or f.name.endswith("config.json"))
     digest = sha256("".join(f"{f.name} {file_sha256(f)}\n" for f in files).encode()).hexdigest()
     return {"name": Path(name).name, "sha256": digest}
+
+
+def _seconds(row: dict[str, Any]) -> float:
+    """Return how long a row says its audio is, 0 where it does not; only rows of like length are batched by it."""
+    try:
+        seconds = float(row.get("seconds") or 0.0)
+    except (TypeError, ValueError):  # a column of the user's own, in words or another unit
+        return 0.0
+    return seconds if math.isfinite(seconds) else 0.0

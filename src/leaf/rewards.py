@@ -102,7 +102,7 @@ class RewardSum:
 
     Args:
         functions: names of `REWARDS`, import paths ("package.module:function" or "path/to/file.py:function") or
-            callables.
+            callables; a single callable stands for a list of it.
         weights: one finite number per function; default all 1.
         timeout_s: seconds each function may take per batch, None = no limit. Python cannot end a thread: a function
             that took longer runs on beside the error until it returns or the process ends. A function that never lets
@@ -120,13 +120,14 @@ class RewardSum:
 
     def __init__(
         self,
-        functions: Sequence[str | RewardFunction],
+        functions: Sequence[str | RewardFunction] | RewardFunction,
         *,
         weights: Sequence[float] | None = None,
         timeout_s: float | None = None,
         on_error: str = "stop",
         options: Mapping[str, Mapping[str, Any]] | None = None,
     ):
+        functions = [functions] if callable(functions) else functions
         if isinstance(functions, str) or not functions:
             raise ConfigError(
                 f"The reward functions are {shown(functions)}: there is no reward function; give a list of them."
@@ -155,18 +156,24 @@ class RewardSum:
         self.columns = {column: name for name, function in self.functions.items() for column in _required(function)}
 
     def check_rows(self, rows: Any) -> None:
-        """Refuse rows that lack a column which a function takes by name, before anything is sampled.
+        """Refuse, before anything is sampled, rows that lack a column a function takes by name, or take its own names.
 
         A data set of `datasets` names its columns and a list is looked through; other sequences show their rows only
         as they are read, and a value that is missing there is given to the functions as None.
 
         Raises:
-            DataError: a row lacks such a column.
+            DataError: a row lacks such a column, or has one of a name that is taken.
         """
         from datasets import Dataset  # slow to import, and no reward needs it
 
         named = isinstance(rows, Dataset)
         given = [rows.column_names] if named else rows if isinstance(rows, list | tuple) else []
+        taken = next((column for row in given for column in (*_BESIDE_COLUMNS, "self") if column in row), None)
+        if taken is not None:
+            raise DataError(
+                f"The training data has a column {taken!r}, a name under which reward functions are given what was "
+                "sampled, or which Python takes itself. Rename the column."
+            )
         for column, function in self.columns.items():
             for i, row in enumerate(given):
                 if column in row and column != "prompt":

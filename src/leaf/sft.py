@@ -13,10 +13,10 @@ from torch import nn
 
 from leaf.accidents import SkippedSteps
 from leaf.checkpoints import Checkpoints, check_space, take_steps
-from leaf.config import SftConfig
+from leaf.config import SftConfig, refuse_tracker
 from leaf.credit.tree import PrefixTree
 from leaf.errors import DataError
-from leaf.evaluate import evaluate
+from leaf.evaluate import evaluate, validation_metrics
 from leaf.memory import within_memory
 from leaf.run import RunDirectory
 from leaf.speech.families import encode_text
@@ -110,6 +110,7 @@ def sft(
     Raises:
         RunInterrupted: SIGTERM, SIGUSR1 or Ctrl-C came, and the run is saved; only in the main thread.
     """
+    refuse_tracker(config)
     trained: list[dict[str, Any]] = [{"params": [p for p in policy.parameters() if p.requires_grad]}]
     if config.train_projector:
         rate = config.projector_learning_rate or config.learning_rate
@@ -129,7 +130,8 @@ def sft(
     def validate(step: int) -> None:
         policy.eval()
         rows = take(eval_rows, range(min(len(eval_rows), config.eval_items or len(eval_rows))))
-        result = evaluate(policy, rows, greedy=True, max_new_tokens=config.max_new_tokens)
+        metrics = validation_metrics(config.best_metric)
+        result = evaluate(policy, rows, greedy=True, max_new_tokens=config.max_new_tokens, metrics=metrics)
         scores.update(result.values())
         run.append("validation.jsonl", {"step": step, **scores})
         report(f"sft {step}/{config.max_steps}  " + "  ".join(f"{k} {v:.2f}" for k, v in scores.items()))

@@ -19,8 +19,9 @@ from leaf.checks import check_policy
 from leaf.config import LeafConfig
 from leaf.credit import credit_rule, policy_loss, token_weights
 from leaf.errors import AudioError, ConfigError, DataError, shown
-from leaf.evaluate import Evaluation, evaluate
+from leaf.evaluate import Evaluation, evaluate, validation_metrics
 from leaf.memory import peak_bytes, reset_peak, within_memory
+from leaf.metrics import is_better
 from leaf.plugins import load_plugins
 from leaf.processes import Processes
 from leaf.records import group_record, rollout_statistics
@@ -36,12 +37,14 @@ from leaf.training import (
     batch_indices,
     build_optimizer,
     build_schedule,
+    check_tracker,
     in_steps,
     is_warm_restart,
     pick_device,
     set_token_budget,
     step_generator,
     take,
+    take_device,
 )
 
 
@@ -50,7 +53,7 @@ class LeafTrainer:
 
     Args:
         model: checkpoint directory or hub id, a transformers model, or a `Policy` that already carries its adapter.
-        reward_funcs: names, import paths or callables with TRL's signature; default the recipe's.
+        reward_funcs: names, import paths or callables with TRL's signature, or one callable; default the recipe's.
         args: the recipe.
         train_dataset, eval_dataset: rows with `prompt`, `audio` and `reference`; further columns reach the rewards.
         processing_class: the processor, where `model` is a transformers model.
@@ -64,7 +67,7 @@ class LeafTrainer:
     def __init__(
         self,
         model: str | Path | torch.nn.Module,
-        reward_funcs: Sequence[str | Callable[..., Any]] | None = None,
+        reward_funcs: Sequence[str | Callable[..., Any]] | Callable[..., Any] | None = None,
         args: LeafConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -91,12 +94,7 @@ class LeafTrainer:
             options=args.reward_options,
         )
         self.rewards.check_rows(train_dataset)
-        self.accelerator = Accelerator(
-            cpu=pick_device(args.device).type == "cpu",
-            mixed_precision="no",  # the precision is the recipe's, not the launcher's
-            log_with=args.track_with,
-            project_dir=args.output_dir,
-        )
+        self.accelerator = _accelerator(args)
         self.processes = Processes(self.accelerator)
         if args.prompts_per_rollout < self.processes.count:
             raise ConfigError(
@@ -138,6 +136,16 @@ class LeafTrainer:
         if self.processes.sharded:
             device = torch.device("cpu")  # layers go to their device one by one, when they are sharded
         if isinstance(model, Policy):
+            if lora is not None or processor is not None:
+                raise ConfigError(
+                    "A Policy brings its adapter and its processor; leave out peft_config and processing_class, or "
+                    "give them to Policy.load or Policy.wrap."
+                )
+            if not any(p.requires_grad for p in model.parameters()):
+                raise ConfigError(
+                    "The policy has no trainable parameters. Load it with lora=peft.LoraConfig(...); beside "
+                    "adapter=..., lora makes the saved adapter trainable."
+                )
             if model.temperature != args.temperature:
                 raise ConfigError(
                     f"The policy has temperature {model.temperature} and the recipe {args.temperature}: completions "
@@ -155,10 +163,20 @@ class LeafTrainer:
             "max_prompt_tokens": args.max_prompt_tokens,
             "gradient_checkpointing": args.gradient_checkpointing,
         }
+        if isinstance(model, peft.PeftModel):
+            raise ConfigError(
+                "A PeftModel came as the model; give the transformers model inside it and peft_config=..., or, to "
+                "train a saved adapter on, Policy.load(path, adapter=..., lora=...)."
+            )
         if isinstance(model, torch.nn.Module):
             if processor is None:
                 raise ConfigError("A model object needs its processor: pass processing_class=AutoProcessor(...).")
             return self._budgeted(self._projected(Policy.wrap(model.to(device), processor, lora=lora, **options)))
+        if processor is not None:
+            raise ConfigError(
+                "processing_class goes with a model object; a path or hub id brings its own processor. Pass the loaded "
+                "model, or leave processing_class out."
+            )
         trust = args.trust_remote_code
         policy = Policy.load(
             model,
@@ -190,12 +208,12 @@ class LeafTrainer:
         return set_token_budget(policy, self.args, self.args.num_completions * self.args.max_new_tokens)
 
     # -- the loop ------------------------------------------------------------------------------------------------------
-    def train(self, resume_from_checkpoint: bool | str | Path = False) -> RunDirectory:
+    def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> RunDirectory:
         """Run the recipe to its last step and return the run directory.
 
         Args:
             resume_from_checkpoint: True continues the run directory of the recipe (or a path: that directory) from its
-                last intact checkpoint, and starts it if it was killed before there was one.
+                last intact checkpoint, and starts it if it was killed before there was one. False or None: a new run.
 
         Raises:
             ModelError: a start-up check failed: the packed forward, or the audio does not reach the model.
@@ -269,8 +287,9 @@ class LeafTrainer:
         """Tell whether a signal asked any process to stop; they all get the same answer, so they stop together."""
         return self.processes.sum([float(self.stop.received is not None)])[0] > 0
 
-    def start(self, resume: bool | str | Path = False) -> int:
+    def start(self, resume: bool | str | Path | None = None) -> int:
         """Make the run directory (or reopen it) ahead of `train`, and return the last step done."""
+        resume = resume or False  # None is what scripts written for transformers pass
         if self.checkpoints is not None and self.run is not None and not resume:
             if self.accelerator.is_main_process:
                 self.run.lock(self._say)
@@ -565,8 +584,10 @@ class LeafTrainer:
             for name, (low, high) in result.intervals.items():
                 spans |= {f"{name}/low": low, f"{name}/high": high}
             run.append("validation.jsonl", {"step": step, **result.values(), **spans})
+            if self.args.track_with:
+                self.accelerator.log({f"validation/{k}": v for k, v in result.values().items()}, step=step)
             self._say(f"step {step}/{self.args.max_steps}  validation  " + _line(result))
-            if step > 0 and (self.best is None or score > self.best):
+            if step > 0 and (self.best is None or is_better(self.args.best_metric, score, self.best)):
                 self.best = score
                 run.replace_directory("best", self.policy.save_adapter)
 
@@ -582,7 +603,6 @@ class LeafTrainer:
             rows, _ = rows_with_audio(
                 self.policy, self.eval_rows, indices, lambda line: self._say(f"validation: {line}")
             )
-        metrics = tuple(dict.fromkeys((args.best_metric, "bleu", "exact_match", "chrf")))
         return evaluate(
             self.policy,
             rows,
@@ -591,7 +611,7 @@ class LeafTrainer:
             top_p=args.eval_top_p,
             batch_size=args.eval_batch_size,
             max_new_tokens=args.max_new_tokens,
-            metrics=metrics,
+            metrics=validation_metrics(args.best_metric),
             intervals=True,
             progress=lambda count: self.stop.check(),
             processes=self.processes,
@@ -636,6 +656,19 @@ class LeafTrainer:
         if self.args.token_budget == state["recipe"]["token_budget"]:
             # Other micro-batches would add up to other last bits.
             self.policy.token_budget = state["token_budget"]
+
+
+def _accelerator(args: LeafConfig) -> Accelerator:
+    """Return the accelerator of a recipe, on its device and with its tracker."""
+    take_device(args.device)
+    if args.track_with is not None:
+        check_tracker(args.track_with)
+    return Accelerator(
+        cpu=pick_device(args.device).type == "cpu",
+        mixed_precision="no",  # the precision is the recipe's, not the launcher's
+        log_with=args.track_with,
+        project_dir=run_path(args),
+    )
 
 
 def step_line(record: dict[str, Any]) -> str:

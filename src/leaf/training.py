@@ -1,12 +1,15 @@
 """Pieces every stage trains with: device, optimiser, learning-rate schedule, order of the data."""
 
 import math
+import os
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import LoggerType
 
 from leaf.config import LeafConfig, RunConfig
 from leaf.errors import ConfigError, DataError
@@ -35,6 +38,34 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def take_device(name: str) -> None:
+    """Make the GPU that a recipe names by number the current one, which is what Accelerate trains on.
+
+    Raises:
+        ConfigError: a number under a launcher of several processes, each of which has a GPU of its own.
+    """
+    device = pick_device(name)
+    if device.type != "cuda" or device.index is None:
+        return
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise ConfigError(
+            f"device is {name!r} for {processes} processes, and each takes the GPU of its own rank. Use device: auto, "
+            "and CUDA_VISIBLE_DEVICES to choose among the GPUs."
+        )
+    torch.cuda.set_device(device)
+
+
+def check_tracker(name: str) -> None:
+    """Refuse a tracker that Accelerate does not know, or whose package is missing: it would be left out there."""
+    known = [one for one in LoggerType.list() if one != "all"]
+    if name not in known and name not in LOGGER_TYPE_TO_CLASS:
+        raise ConfigError(f"track_with is {name!r}; allowed are {', '.join(known)}.")
+    if name in known and name not in [one.value for one in get_available_trackers()]:
+        extra = "'leaf-speech[tensorboard]'" if name == "tensorboard" else name.replace("_", "-")
+        raise ConfigError(f"track_with is {name!r}, whose package is not installed: pip install {extra}")
+
+
 def set_token_budget(policy: Policy, config: RunConfig, behind_prompt: int) -> Policy:
     """Give a policy the token budget of its recipe, or one that the memory left beside the weights allows.
 
@@ -55,10 +86,22 @@ def build_optimizer(parameters: Iterable[Any], config: RunConfig) -> torch.optim
 
 
 def in_steps(config: LeafConfig, num_rows: int) -> LeafConfig:
-    """Return the recipe with `epochs` spelled out: max_steps, and a schedule that is laid out for one epoch."""
+    """Return the recipe with `epochs` spelled out: max_steps, and a schedule that is laid out for one epoch.
+
+    Raises:
+        ConfigError: the recipe asks for other numbers of steps as well.
+    """
     if config.epochs is None:
         return config
     steps = math.ceil(num_rows / config.prompts_per_rollout)
+    wanted = {"max_steps": (config.max_steps, config.epochs * steps), "schedule_steps": (config.schedule_steps, steps)}
+    defaults = LeafConfig()
+    for name, (given, follows) in wanted.items():
+        if given not in (getattr(defaults, name), follows):
+            raise ConfigError(
+                f"{name} is {given}, and epochs ({config.epochs}) makes it {follows}. Leave {name} out, or set "
+                "epochs=null."
+            )
     return replace(config, max_steps=config.epochs * steps, schedule_steps=steps)
 
 
@@ -75,12 +118,13 @@ def build_schedule(
     With `restarts` it begins anew each time it has ended, otherwise it stays where it ends.
     """
     total = max((config.schedule_steps or config.max_steps) * updates_per_step, 1)
+    warmup = config.warmup_steps * updates_per_step
 
     def factor(step: int) -> float:
         step = step % total if restarts else step
-        if step < config.warmup_steps:
-            return (step + 1) / (config.warmup_steps + 1)
-        progress = min((step - config.warmup_steps) / max(total - config.warmup_steps, 1), 1.0)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = min((step - warmup) / max(total - warmup, 1), 1.0)
         decay = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
         return config.min_lr_ratio + (1 - config.min_lr_ratio) * decay[config.schedule]
 

@@ -52,6 +52,31 @@ def test_unknown_options_are_refused_when_bound_and_when_called():
         credit_rule("grpo", floor=0.5)
 
 
+@pytest.mark.parametrize(
+    ("rule", "options", "message"),
+    [
+        ("leaf", {"max_boundaries": 2.5}, "max_boundaries of the credit rule leaf is 2.5, a float; .* a whole number"),
+        ("leaf", {"max_boundaries": None}, "is None, a NoneType; it must be a whole number"),
+        ("leaf", {"max_boundaries": True}, "is True, a bool; it must be a whole number"),
+        ("leaf", {"group_ended": "false"}, "group_ended of the credit rule leaf is 'false', a str; .* true or false"),
+        ("shrunken", {"kappa": "4"}, "kappa of the credit rule shrunken is '4', a str; it must be a number"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_refused_before_anything_is_sampled(rule, options, message):
+    with pytest.raises(ConfigError, match=message):
+        credit_rule(rule, **options)
+
+
+def test_options_as_a_recipe_may_give_them():
+    tree, rewards = built([[1, 2, 3], [1, 2, 4]], [0.5, 0.25])
+    surprisal = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 2.0]])
+    chosen = credit_rule("leaf", max_boundaries=1)(tree, rewards, surprisal=surprisal)
+    assert torch.equal(credit_rule("leaf", boundaries=[2])(tree, rewards), chosen)
+    for boundaries in ([2, 2], [0]):
+        with pytest.raises(ConfigError, match="Boundaries must be ascending positions of at least 1"):
+            credit_rule("leaf", boundaries=boundaries)(tree, rewards)
+
+
 def test_bound_options_act():
     tree, rewards = built([[1, 2], [1, 3]], [0.5, 0.25])
     surprisal = torch.tensor([[0.0, 1.0], [0.0, 2.0]])

@@ -17,7 +17,7 @@ from leaf.errors import ConfigError, RunError
 from leaf.metrics import mean_interval
 from leaf.predictions import Predictions
 from leaf.report import curves
-from leaf.report.curves import band, curves_section, thinned
+from leaf.report.curves import _top, band, curves_section, thinned
 from leaf.report.forks import forks_section
 from leaf.report.runs import methods, read_runs
 from leaf.report.write import write_report
@@ -123,10 +123,15 @@ def test_a_row_of_the_table(tmp_path):
     (row,) = curves_section(read_runs([made(tmp_path / "run", steps=20)])).data["runs"]
     assert row["minutes"] == pytest.approx(20 * 4 / 60)
     assert row["reward"] == pytest.approx((19 + 20) / 2 / 20)
-    assert row["scores"]["bleu"] == {"first": 50.0, "last": 70.0, "top": 70.0}
+    assert row["scores"]["bleu"] == {"first": 50.0, "last": 70.0, "top": 70.0, "less": False}
     assert row["accidents"] == {
         "steps skipped for a loss or gradient that is no number": 1, "rewards that failed": 20,
     }  # fmt: skip
+
+
+def test_the_best_error_rate_is_the_lowest():
+    assert _top("wer", [40.0, 20.0, 30.0]) == 20.0
+    assert _top("bleu", [40.0, 20.0, 50.0]) == 50.0
 
 
 def test_forks_and_credit_by_position(tmp_path):

@@ -28,6 +28,20 @@ def test_a_manifest_gives_rows_with_absolute_paths_and_other_columns(folder):
     assert (row["prompt"], row["reference"], row["level"]) == ("Say", "one", 3)
 
 
+def test_names_of_rows_are_kept_and_an_id_of_0_is_one(folder):
+    rows = [{"prompt": f"Say {i}", "audio": "1.wav", "reference": "x", "split": "train", "id": i} for i in range(3)]
+    assert load(manifest(folder, rows), "train")["id"] == ["0", "1", "2"]
+    for row in rows:
+        del row["id"]
+    assert load(manifest(folder, rows), "train")["id"] == ["1", "2", "3"]
+
+
+def test_a_split_without_rows_says_what_helps(folder):
+    rows = [{"prompt": "Say", "audio": "1.wav", "reference": "x", "split": "train"}]
+    with pytest.raises(DataError, match=r"no rows in split 'validation'; it has 1 in train\. .*eval_every=0"):
+        load(manifest(folder, rows), "validation")
+
+
 def test_csv_tsv_and_column_names(folder):
     (folder / "a.csv").write_text("question,file,answer,split\nSay,1.wav,one,test\n")
     (folder / "a.tsv").write_text("question\tfile\tanswer\tsplit\nSay\t1.wav\tone\ttest\n")

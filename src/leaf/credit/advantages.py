@@ -5,6 +5,7 @@ in groups with nothing to learn. n and V̂ of a prefix are count and mean reward
 with it; V̂(v₀) is the group mean.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -139,7 +140,7 @@ def leaf_advantages(
     normalize: bool = True,
     group_ended: bool = True,
     sqrt_count: bool = True,
-    boundaries: Int[Tensor, " B"] | None = None,
+    boundaries: Int[Tensor, " B"] | Sequence[int] | None = None,
 ) -> Float[Tensor, "K T"]:
     """Return LEAF's advantage of every token of a group (arXiv 2606.07610); `cut_spans` has the formula.
 

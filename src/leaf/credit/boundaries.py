@@ -1,10 +1,12 @@
 """Choose the boundaries of a group: token positions just before which its completions are likely to part."""
 
+from numbers import Integral
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from leaf.errors import ConfigError, DataError
+from leaf.errors import ConfigError, DataError, shown
 
 
 def select_boundaries(
@@ -120,7 +122,8 @@ def _shortest(lengths: Tensor) -> int:
 
 
 def _check(max_boundaries: int, min_prefix: int) -> None:
-    if max_boundaries < 0 or min_prefix < 0:
+    if not all(isinstance(value, Integral) and value >= 0 for value in (max_boundaries, min_prefix)):
         raise ConfigError(
-            f"max_boundaries is {max_boundaries} and min_prefix {min_prefix}; both must be whole numbers of at least 0."
+            f"max_boundaries is {shown(max_boundaries)} and min_prefix {shown(min_prefix)}; both must be whole numbers "
+            "of at least 0."
         )

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial, wraps
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -10,10 +11,15 @@ from torch import Tensor
 
 from leaf.credit.tree import PrefixTree
 from leaf.credit.values import nothing_to_learn, scored_completions
-from leaf.errors import ConfigError
+from leaf.errors import ConfigError, shown
 
 CreditRule = Callable[..., Tensor]
 CREDIT_RULES: dict[str, CreditRule] = {}
+_TYPES: dict[Any, tuple[type, str]] = {  # annotation of an option → what its value must be, in Python and in words
+    bool: (bool, "true or false"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+}
 
 
 def credit_rule(rule: str | CreditRule, **options: Any) -> CreditRule:
@@ -81,8 +87,19 @@ def _option_names(rule: CreditRule) -> list[str] | None:
 
 
 def _check_options(rule: CreditRule, allowed: list[str] | None, options: dict[str, Any]) -> None:
+    """Refuse options that a rule does not take, and values that are not of the type its signature names."""
     unknown = [] if allowed is None else [option for option in options if option not in allowed]
     if unknown:
         takes = f"allowed are {', '.join(allowed)}" if allowed else "it takes none"
         name = getattr(rule, "__name__", repr(rule))
         raise ConfigError(f"The credit rule {name} does not take the option {', '.join(unknown)}; {takes}.")
+    parameters = inspect.signature(rule).parameters
+    for option, value in options.items():
+        hint = parameters[option].annotation if option in parameters else Any
+        for kind, (wanted, words) in _TYPES.items():
+            if hint is kind and (not isinstance(value, wanted) or (kind is not bool and isinstance(value, bool))):
+                name = getattr(rule, "__name__", repr(rule))
+                raise ConfigError(
+                    f"The option {option} of the credit rule {name} is {shown(value)}, a {type(value).__name__}; it "
+                    f"must be {words}."
+                )

@@ -1,5 +1,6 @@
 """LEAF's spans: cut completions where they shared a prefix and then parted, and credit every stretch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from torch import Tensor
 from leaf.credit.boundaries import select_boundaries
 from leaf.credit.tree import PrefixTree
 from leaf.credit.values import group_means, known_rewards, nothing_to_learn, root_mean, scored_completions
-from leaf.errors import ConfigError
+from leaf.errors import ConfigError, shown
 
 Terms = Literal["both", "global", "local"]
 # Weights of GA and LA.
@@ -67,7 +68,7 @@ def cut_spans(
     rewards: Float[Tensor, " K"],
     *,
     surprisal: Float[Tensor, "K T"] | None = None,
-    boundaries: Int[Tensor, " B"] | None = None,
+    boundaries: Int[Tensor, " B"] | Sequence[int] | None = None,
     max_boundaries: int = 2,
     min_prefix: int = 1,
     terms: Terms = "both",
@@ -87,7 +88,7 @@ def cut_spans(
         tree: prefix tree of the group.
         rewards: (K,) terminal rewards, NaN = unscored: left out of n and V̂, and without spans.
         surprisal: (K, T) nats; chooses the boundaries unless they are given. Unscored completions take part in that.
-        boundaries: (B,) ascending positions from 1, in place of surprisal's choice.
+        boundaries: (B,) ascending positions from 1, tensor or list, in place of surprisal's choice.
         max_boundaries, min_prefix: see `select_boundaries`.
         terms: "both", "global" (GA only) or "local" (LA only), in the tail too.
         normalize: apply the z-score.
@@ -99,12 +100,12 @@ def cut_spans(
         ConfigError: neither surprisal nor boundaries, or an option out of range.
         DataError: rewards or surprisal do not fit the group.
     """
-    if terms not in _TERMS:
-        raise ConfigError(f"terms is {terms!r}; allowed are {', '.join(_TERMS)}.")
+    if not isinstance(terms, str) or terms not in _TERMS:
+        raise ConfigError(f"terms is {shown(terms)}; allowed are {', '.join(_TERMS)}.")
     if boundaries is None:
         boundaries = _choose(tree, surprisal, max_boundaries, min_prefix)
     else:
-        _check_boundaries(boundaries)
+        boundaries = _checked_boundaries(boundaries)
     scored = scored_completions(tree, rewards)
     reward = known_rewards(rewards, scored)
     root = root_mean(reward, scored)
@@ -158,7 +159,9 @@ def _choose(tree: PrefixTree, surprisal: Tensor | None, max_boundaries: int, min
     return select_boundaries(surprisal, tree.lengths, max_boundaries=max_boundaries, min_prefix=min_prefix)
 
 
-def _check_boundaries(boundaries: Tensor) -> None:
-    positions = boundaries.tolist()
-    if any(t < 1 for t in positions) or any(b <= a for a, b in pairwise(positions)):
-        raise ConfigError(f"Boundaries must be ascending positions of at least 1, each once; got {positions}.")
+def _checked_boundaries(boundaries: Tensor | Sequence[int]) -> Tensor:
+    positions = boundaries.tolist() if isinstance(boundaries, Tensor) else boundaries
+    whole = isinstance(positions, Sequence) and all(type(t) is int for t in positions)
+    if not whole or any(t < 1 for t in positions) or any(b <= a for a, b in pairwise(positions)):
+        raise ConfigError(f"Boundaries must be ascending positions of at least 1, each once; got {shown(positions)}.")
+    return torch.as_tensor(boundaries, dtype=torch.long)

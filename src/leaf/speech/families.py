@@ -138,6 +138,8 @@ class Family:
         recurrent = self._recurrent_blocks(model)
         paths = [f"{layers}.{n}" for n, m in self.module(model, layers).named_modules() if isinstance(m, nn.Linear)]
         linear = {path.rpartition(".")[2] for path in paths if path.rpartition(".")[0] not in recurrent}
+        if names is not None and not (names := list(names)):
+            raise ModelError("lora_layers is empty; name linear layers as q_proj, or leave it out for all of them.")
         names = names or self.lora_layers or linear
         unknown = sorted(set(names) - linear)
         if unknown:

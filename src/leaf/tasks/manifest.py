@@ -46,7 +46,7 @@ def read_manifest(path: Path, split: str, columns: dict[str, str]) -> list[dict[
         row = {**record, **{ours: record.get(theirs) for ours, theirs in columns.items()}}
         _check_texts(row, record, number, path)
         row["audio"] = _files(row["audio"], number, path, folders)
-        row |= {"id": str(row.get("id") or number), "utterance": str(row.get("utterance") or row["audio"][0])}
+        row |= {"id": _text(row.get("id"), number), "utterance": _text(row.get("utterance"), row["audio"][0])}
         first = seen.setdefault((row["prompt"], row["reference"], *row["audio"]), number)
         if first != number:
             raise DataError(f"Row {number} of {path.name} repeats row {first}: same prompt, audio and reference.")
@@ -58,7 +58,11 @@ def read_manifest(path: Path, split: str, columns: dict[str, str]) -> list[dict[
     chosen = [row for row, its in zip(rows, splits, strict=True) if its == split]
     if not chosen:
         there = ", ".join(f"{count} in {name}" for name, count in Counter(splits).items())
-        raise DataError(f"The manifest {path.name} has no rows in split {split!r}; it has {there or 'no rows at all'}.")
+        raise DataError(
+            f"The manifest {path.name} has no rows in split {split!r}; it has {there or 'no rows at all'}. "
+            "Give rows that split in a column `split`, or name another one (train_split, eval_split); without "
+            "validation (eval_every=0) training asks for no validation rows."
+        )
     names = dict.fromkeys(name for row in rows for name in row)  # a column may be missing in the first rows
     return [{name: row.get(name) for name in names} for row in chosen]
 
@@ -79,6 +83,11 @@ def _check_texts(row: dict[str, Any], record: dict[str, Any], number: int, path:
                 f"Row {number} of {path.name} has {name} {shown(row[name])}, which holds half a character (a lone "
                 "surrogate); write the file again in UTF-8."
             )
+
+
+def _text(value: Any, otherwise: Any) -> str:
+    """Return a value as text; an empty cell or a missing one gives way. 0 is a value."""
+    return str(otherwise if value in (None, "") else value)
 
 
 def _is_unicode(text: str) -> bool:

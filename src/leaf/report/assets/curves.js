@@ -29,7 +29,7 @@ leaf.section("curves", (root, data) => {
     const score = run.scores[name];
     const change = score ? score.last - score.first : 0;
     return element("td.number", {}, figure(value, name === "minutes" ? 1 : size(value)), " ",
-      score ? element(`span.dim.${change < 0 ? "down" : "up"}`, {}, `${change < 0 ? "−" : "+"}${figure(Math.abs(change), size(value))}`) : null);
+      score ? element(`span.dim.${(score.less ? change > 0 : change < 0) ? "down" : "up"}`, {}, `${change < 0 ? "−" : "+"}${figure(Math.abs(change), size(value))}`) : null);
   };
   const head = element("tr"), body = element("tbody");
   const sort = (at, down) => {
