@@ -52,5 +52,6 @@ lint: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Removes the environment, everything built, and runs/ with all trained adapters.
 clean:
 	rm -rf $(VENV) build runs .pytest_cache .ruff_cache .hypothesis

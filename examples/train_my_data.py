@@ -47,6 +47,8 @@ def main() -> None:
     parser.add_argument("--out", default="runs/my_data", help="run directory")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--max-new-tokens", type=int, default=48)
+    parser.add_argument("--learning-rate", type=float, default=4e-4, help="5e-6 for models of 1 to 8 billion")
+    parser.add_argument("--lora-r", type=int, default=16, help="rank of the adapter; alpha is twice that")
     parser.add_argument("--dtype", default="auto", help="precision of the frozen weights")
     options = parser.parse_args()
 
@@ -65,9 +67,9 @@ def main() -> None:
             num_completions=8,
             max_new_tokens=options.max_new_tokens,
             top_p=1.0,
-            learning_rate=4e-4,
-            lora_r=16,
-            lora_alpha=32,
+            learning_rate=options.learning_rate,
+            lora_r=options.lora_r,
+            lora_alpha=2 * options.lora_r,
             lora_dropout=0.0,
             dtype=options.dtype,
             eval_every=10,

@@ -165,7 +165,7 @@ def _sharded(need: int, layers: list[int], room: float) -> str | None:
 def _data(config: RunConfig, family: Family | None, processor: Any) -> Iterator[Finding]:
     from leaf.tasks import load
 
-    for split in (config.train_split, config.eval_split):
+    for split in (config.train_split, config.eval_split) if config.eval_every else (config.train_split,):
         try:
             rows = load(config.task, split, columns=config.columns)
             looked = [audio_seconds(row["audio"]) for row in rows.select(range(min(len(rows), _LOOKED_AT)))]
