@@ -13,9 +13,10 @@
 on the test splits, greedily and in five sampled passes (T 0.9, top-p 0.9, seeds 42 to 46), and appends one line to
 benchmarks/results/learning.jsonl, and the sentence BLEU of the test rows to learning_items.jsonl. Every rule sees the
 same prompts in the same order and draws from the same sampling seeds. A run that was cut off goes on from its last
-checkpoint. `table` prints means over seeds with Student 95 % intervals, differences to GRPO paired by seed, how many
-seeds an interval of ±0.5 takes, how many completions each rule had sampled when its validation curve first reached
-GRPO's final score, an interval over seeds and test rows both, and how rewards, forks and gradients changed in training.
+checkpoint. `table` prints means over seeds with Student 95 % intervals, differences to GRPO (or to `--base`) paired by
+seed, how many seeds an interval of ±0.5 takes, how many completions each rule had sampled when its validation curve
+first reached GRPO's final score, an interval over seeds and test rows both, and how rewards, forks and gradients
+changed in training.
 `figure` draws the rewards of the sampled completions (means of a tenth of the run) against completions sampled, and the
 scores of every seed on both test splits. `forks` asks whether LEAF gains more over GRPO on prompts where the starting
 model's forks are usable (resampling forkability --split test): rows by their number of usable boundaries, the
@@ -151,30 +152,36 @@ def search(args):
             append(SEARCH, record)
 
 
-def lines(file, task, steps):
-    """Return a task's records of runs with so many steps (None: as the longest there are), and of the start."""
+def lines(file, task, steps=None, seeds=None):
+    """Return a task's records of runs with so many steps (None: as the longest there are), and of the start.
+
+    `seeds` leaves out runs of other seeds; None keeps all.
+    """
     records = [record for record in map(json.loads, file.read_text().splitlines()) if record["task"] == task]
     steps = steps or max((record["steps"] for record in records), default=0)
-    return [record for record in records if record["steps"] in (0, steps)]
+    kept = [record for record in records if record["steps"] in (0, steps)]
+    return [record for record in kept if seeds is None or record["steps"] == 0 or record["seed"] in seeds]
 
 
-def runs(task, steps):
-    """Return the records of a task, one a run, what was scored by several commands put together."""
+def runs(task, steps=None, seeds=None):
+    """Return the records of a task, one a run, what was scored by several commands put together; see `lines`."""
     found = {}
-    for record in lines(RESULTS, task, steps):
+    for record in lines(RESULTS, task, steps, seeds):
         found.setdefault((record["credit"], record["seed"]), record).update(record)
     return list(found.values())
 
 
 def table(args):
-    records = runs(args.task, args.steps)
+    records = runs(args.task, args.steps, args.seeds)
     starts = [record for record in records if record["credit"] == "none"]
     rules = list(dict.fromkeys(record["credit"] for record in records if record["credit"] != "none"))
     for split in SPLITS:
         for mode in ("greedy", "sampled"):
             if not any(mode in record.get(split, {}) for record in records):
                 continue
-            title = f"{args.task}, {split}, {mode}: mean over seeds ± 95 %, and difference to GRPO paired by seed"
+            title = (
+                f"{args.task}, {split}, {mode}: mean over seeds ± 95 %, and difference to {args.base} paired by seed"
+            )
             shown = Table(
                 "", "seeds", *METRICS, *(f"Δ {name}" for name in METRICS), "seeds for Δ bleu ± 0.5", title=title
             )
@@ -184,33 +191,33 @@ def table(args):
             for rule in rules:
                 mine, base = (
                     {r["seed"]: r[split][mode] for r in records if r["credit"] == one and mode in r.get(split, {})}
-                    for one in (rule, "grpo")
+                    for one in (rule, args.base)
                 )
-                shown.add_row(rule, str(len(mine)), *_cells(mine, base if rule != "grpo" else {}))
+                shown.add_row(rule, str(len(mine)), *_cells(mine, base if rule != args.base else {}))
             Console(width=150).print(shown)
     _drawn(args)
     _reached(records, rules)
-    _courses(args.task, records, rules)
+    _courses(args, records, rules)
 
 
 def _drawn(args):
-    """Print each rule's difference to GRPO in sentence BLEU, with an interval over seeds and test rows as drawn."""
+    """Print each rule's difference to the base in sentence BLEU, with an interval over seeds and test rows as drawn."""
     for rule, gaps in _gaps(args):
         values = np.array(list(gaps.values()))
         rows, seeds = values.shape
         if seeds > 1:
             mean, half = crossed_interval(values.T)
-            print(f"{rule} - grpo, sentence BLEU, {seeds} seeds and {rows} rows: {mean:+.2f} ± {half:.2f}")
+            print(f"{rule} - {args.base}, sentence BLEU, {seeds} seeds and {rows} rows: {mean:+.2f} ± {half:.2f}")
 
 
 def _gaps(args):
-    """Yield every rule with its differences to GRPO in sentence BLEU: test row → one per seed that both have."""
-    scores = {(r["credit"], r["seed"]): r["bleu"] for r in lines(ITEMS, args.task, args.steps)}
-    for rule in sorted({credit for credit, _ in scores} - {"none", "grpo"}):
-        seeds = sorted({s for c, s in scores if c == rule} & {s for c, s in scores if c == "grpo"})
+    """Yield every rule with its differences to the base in sentence BLEU: test row → one per seed that both have."""
+    scores = {(r["credit"], r["seed"]): r["bleu"] for r in lines(ITEMS, args.task, args.steps, args.seeds)}
+    for rule in sorted({credit for credit, _ in scores} - {"none", args.base}):
+        seeds = sorted({s for c, s in scores if c == rule} & {s for c, s in scores if c == args.base})
         if seeds:
-            rows = scores["grpo", seeds[0]]
-            yield rule, {i: [scores[rule, s][i] - scores["grpo", s][i] for s in seeds] for i in rows}
+            rows = scores[args.base, seeds[0]]
+            yield rule, {i: [scores[rule, s][i] - scores[args.base, s][i] for s in seeds] for i in rows}
 
 
 def crossed_interval(gaps):
@@ -232,9 +239,9 @@ def crossed_interval(gaps):
     return float(mean), student_quantile(0.95, freedom) * float(np.sqrt(variance))
 
 
-def _courses(task, records, rules):
+def _courses(args, records, rules):
     """Print how rewards, forks, gradients and credit changed from the first ten steps to the last ten."""
-    shown = Table("", *rules, title=f"{task}, training: mean over seeds ± 95 %, first ten steps → last ten")
+    shown = Table("", *rules, title=f"{args.task}, training: mean over seeds ± 95 %, first ten steps → last ten")
     ends = {
         rule: {
             r["seed"]: [statistics.fmean(r["rewards"][part]) for part in (slice(10), slice(-10, None))]
@@ -244,9 +251,9 @@ def _courses(task, records, rules):
         for rule in rules
     }
     shown.add_row("reward", *(_change(ends[rule].values()) for rule in rules))
-    base = ends.get("grpo", {})
+    base = ends.get(args.base, {})
     gaps = {rule: np.array([np.subtract(ends[rule][s], base[s]) for s in ends[rule].keys() & base]) for rule in rules}
-    shown.add_row("Δ reward", *("" if rule == "grpo" else _change(gaps[rule], signed=True) for rule in rules))
+    shown.add_row("Δ reward", *("" if rule == args.base else _change(gaps[rule], signed=True) for rule in rules))
     for name in COURSE:
         pairs = {rule: [r["course"][name] for r in records if r["credit"] == rule and "course" in r] for rule in rules}
         shown.add_row(name, *(_change(pairs[rule]) for rule in rules))
@@ -321,7 +328,7 @@ def forks(args):
     usable = {record["id"]: sum(fork[2] for fork in record["forks"]) for record in facts}
     print(f"{len(usable)} rows of the test split with a group of the starting model")
     for rule, gaps in _gaps(args):
-        columns = ("usable boundaries", "rows", f"{rule} - grpo, rows as drawn", "seeds and rows as drawn")
+        columns = ("usable boundaries", "rows", f"{rule} - {args.base}, rows as drawn", "seeds and rows as drawn")
         shown = Table(*columns, title=f"{args.task}, {len(next(iter(gaps.values())))} seeds")
         for name, chosen in [*((str(n), {n}) for n in sorted(set(usable.values()))), ("all", set(usable.values()))]:
             values = np.array([gaps[i] for i in usable if usable[i] in chosen])
@@ -345,7 +352,9 @@ def figure(args):
 
     from leaf.report.curves import band
 
-    records = [record for record in runs(args.task, args.steps) if record["credit"] in args.credits.split(",")]
+    records = [
+        record for record in runs(args.task, args.steps, args.seeds) if record["credit"] in args.credits.split(",")
+    ]
     sampled, scores = [], []
     for rule in args.credits.split(","):
         mine = [record for record in records if record["credit"] == rule]
@@ -434,6 +443,9 @@ def main():
             one.add_argument("--credits", default="leaf,grpo")
         if name in ("table", "figure", "forks"):
             one.add_argument("--steps", type=int, default=None, help="runs of this length; left out: of the longest")
+            one.add_argument("--seeds", type=int, nargs="+", default=None, help="runs of these seeds; left out: of all")
+        if name in ("table", "forks"):
+            one.add_argument("--base", default="grpo", help="rule that differences are taken to")
         if name == "search":
             one.add_argument("--steps", type=int, default=60)
             one.add_argument("--credits", default="leaf,grpo")
