@@ -25,7 +25,7 @@ def on_path():
     sys.path.insert(0, str(RESAMPLING))
     yield
     sys.path.remove(str(RESAMPLING))
-    for file in RESAMPLING.glob("*.py"):
+    for file in RESAMPLING.glob("[!_]*.py"):
         sys.modules.pop(file.stem, None)
 
 

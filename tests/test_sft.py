@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -6,11 +7,14 @@ import peft
 import pytest
 import tiny
 import torch
+from typer.testing import CliRunner
 
 from leaf.align import CtcAligner, token_error_rate
+from leaf.checkpoints import take_steps
 from leaf.checks import plain_log_probs
+from leaf.cli import app
 from leaf.config import SftConfig
-from leaf.errors import ConfigError, DataError, ModelError
+from leaf.errors import DataError, ModelError
 from leaf.run import RunDirectory
 from leaf.sft import sft, sft_gradient, share_audio
 from leaf.speech.policy import Policy
@@ -99,8 +103,28 @@ def test_without_validation_no_validation_rows_are_needed(tmp_path):
     assert (run.path / "last/adapter_model.safetensors").is_file()
     assert not (run.path / "validation.jsonl").exists()
     run.release()
-    with pytest.raises(ConfigError, match="track_with is 'wandb', and stage sft"):
-        sft(replace(config, track_with="wandb"), policy, tiny.rows(2), [], run)
+
+
+def test_what_would_fail_once_the_run_has_begun_is_refused_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "sft.yaml"
+    recipe.write_text("stage: sft\nmodel: nowhere\n")
+    for override, message in (
+        ("track_with=wandb", "track_with is 'wandb', and stage sft .* Set track_with=null"),
+        ("best_metric=blue", "The metric 'blue' is unknown"),
+    ):
+        done = CliRunner().invoke(app, ["sft", str(recipe), override])
+        assert done.exit_code == 1
+        assert re.search(message, str(done.exception))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_validation_that_was_due_may_be_dropped(tmp_path):
+    calls = []
+    state = {"step": 1, "validation_due": True}
+    for every in (1, 0):
+        take_steps(SftConfig(max_steps=1, eval_every=every), state, None, calls.append, lambda step, due: None)
+    assert calls == [1]
 
 
 def test_an_empty_reference_is_refused(policy):

@@ -45,20 +45,23 @@ def test_the_schedule_without_restarts_stays_where_it_ends():
     assert rates(config, 7) == pytest.approx([1.0, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5])
 
 
-def test_warm_up_counts_rollouts_as_max_steps_does():
+def test_warm_up_counts_updates():
     config = LeafConfig(max_steps=4, warmup_steps=2, schedule="constant")
-    assert rates(config, 8, updates_per_step=2) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0])
-    assert rates(config, 4) == pytest.approx([1 / 3, 2 / 3, 1.0, 1.0])
+    assert rates(config, 4, updates_per_step=2) == rates(config, 4) == pytest.approx([1 / 3, 2 / 3, 1.0, 1.0])
 
 
-@pytest.mark.parametrize(("name", "value", "follows"), [("max_steps", 20, 6), ("schedule_steps", 2, 3)])
-def test_epochs_beside_other_numbers_of_steps_are_refused(name, value, follows):
+@pytest.mark.parametrize("steps", [{"max_steps": 20}, {"schedule_steps": 3, "max_steps": 20}])
+def test_epochs_beside_other_numbers_of_steps_are_refused(steps):
     config = LeafConfig(epochs=2, prompts_per_rollout=4)
-    with pytest.raises(
-        ConfigError, match=rf"{name} is {value}, and epochs \(2\) makes it {follows}\. Leave {name} out"
-    ):
-        in_steps(replace(config, **{name: value}), num_rows=9)
-    assert in_steps(in_steps(config, 9), 9).max_steps == 6  # as the recipe of a run, read again
+    with pytest.raises(ConfigError, match=r"max_steps is 20, .* epochs 2, which makes it 6 steps of a schedule of 3"):
+        in_steps(replace(config, **steps), num_rows=9)
+
+
+def test_the_recipe_of_a_run_may_be_given_more_epochs_and_other_rows():
+    own = in_steps(LeafConfig(epochs=1, prompts_per_rollout=4), num_rows=9)
+    assert own.max_steps == in_steps(own, 9).max_steps == 3
+    assert in_steps(replace(own, epochs=2), 9).max_steps == 6
+    assert in_steps(own, 20).max_steps == in_steps(own, 20).schedule_steps == 5
 
 
 def test_a_gpu_named_by_number_is_the_one_that_trains(monkeypatch):
@@ -68,10 +71,12 @@ def test_a_gpu_named_by_number_is_the_one_that_trains(monkeypatch):
     for name in ("cpu", "cuda", "cuda:1"):
         take_device(name)
     assert chosen == [torch.device("cuda:1")]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    take_device("cuda")
-    with pytest.raises(ConfigError, match=r"'cuda:1' for 2 processes, and each takes the GPU of its own rank"):
-        take_device("cuda:1")
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        with monkeypatch.context() as launched:
+            launched.setenv(name, value)
+            take_device("cuda")
+            with pytest.raises(ConfigError, match=r"'cuda:1' under a launcher, where every process takes the GPU"):
+                take_device("cuda:1")
     assert len(chosen) == 1
 
 

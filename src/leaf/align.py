@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from leaf.accidents import SkippedSteps
 from leaf.checkpoints import Checkpoints, check_space, take_steps
-from leaf.config import AlignConfig, refuse_tracker
+from leaf.config import AlignConfig
 from leaf.errors import DataError, ModelError
 from leaf.run import RunDirectory
 from leaf.speech.policy import Policy
-from leaf.training import batch_indices, build_optimizer, build_schedule, take
+from leaf.training import batch_indices, build_optimizer, build_schedule, check_stage, take
 
 _FRAME_TOLERANCE = 0.02  # of the norm: half precision in between, and sums in another order
 
@@ -105,7 +105,7 @@ def align(
     Raises:
         RunInterrupted: SIGTERM, SIGUSR1 or Ctrl-C came, and the run is saved; only in the main thread.
     """
-    refuse_tracker(config)
+    check_stage(config)
     texts = [row["reference"] for row in train_rows]
     if not all(text.strip() for text in texts):
         raise DataError("A training row has an empty transcript; CTC needs the spoken words of every row.")

@@ -339,7 +339,7 @@ def take_steps(
     with StopSignals() as stop:
         if state is None:
             save(0, False)
-        elif state["validation_due"]:
+        elif state["validation_due"] and config.eval_every:
             validate(done)
             save(done, False)
         for step in range(done + 1, config.max_steps + 1):

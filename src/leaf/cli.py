@@ -344,7 +344,9 @@ def run_recipe(config: RunConfig, *, resume: bool = False) -> None:
     from leaf.align import align as run_align
     from leaf.run import RunDirectory
     from leaf.sft import sft as run_sft
+    from leaf.training import check_stage
 
+    check_stage(config)
     policy = _policy(config)
     rows = _rows(config)
     run = RunDirectory.begin(config, resume, _say)

@@ -58,7 +58,7 @@ class RunConfig:
     schedule: Literal["cosine", "linear", "constant"] = _field("cosine", "learning-rate schedule after warm-up")
     min_lr_ratio: float = _field(0.1, "learning rate at the end, as a share of the peak", low=0.0, high=1.0)
     schedule_steps: int | None = _field(None, "steps the schedule is laid out for; default max_steps", low=1)
-    warmup_steps: int = _field(0, "steps of linear warm-up, counted as max_steps are", low=0)
+    warmup_steps: int = _field(0, "optimiser updates of linear warm-up", low=0)
     max_grad_norm: float = _field(1.0, "gradient norm clip", low=1e-6)
     max_skipped_steps: int = _field(
         5, "optimiser steps in a row that may be skipped because loss or gradient is NaN or infinite", low=0
@@ -152,15 +152,6 @@ class AlignConfig(RunConfig):
 
     stage: Literal["rl", "sft", "align"] = _field("align", "what the recipe does")
     batch_size: int = _field(16, "utterances per optimiser step", low=1)
-
-
-def refuse_tracker(config: RunConfig) -> None:
-    """Refuse `track_with` where a stage sends nothing to trackers."""
-    if config.track_with is not None:
-        raise ConfigError(
-            f"track_with is {config.track_with!r}, and stage {config.stage} writes metrics.jsonl and validation.jsonl "
-            "only; trackers go with stage rl. Leave track_with out."
-        )
 
 
 STAGES: dict[str, type[RunConfig]] = {"rl": LeafConfig, "sft": SftConfig, "align": AlignConfig}

@@ -13,7 +13,7 @@ from torch import nn
 
 from leaf.accidents import SkippedSteps
 from leaf.checkpoints import Checkpoints, check_space, take_steps
-from leaf.config import SftConfig, refuse_tracker
+from leaf.config import SftConfig
 from leaf.credit.tree import PrefixTree
 from leaf.errors import DataError
 from leaf.evaluate import evaluate, validation_metrics
@@ -22,7 +22,7 @@ from leaf.run import RunDirectory
 from leaf.speech.families import encode_text
 from leaf.speech.policy import Policy
 from leaf.speech.prompts import audio_of, row_name
-from leaf.training import batch_indices, build_optimizer, build_schedule, take
+from leaf.training import batch_indices, build_optimizer, build_schedule, check_stage, take
 
 
 def share_audio(policy: Policy, rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -110,7 +110,7 @@ def sft(
     Raises:
         RunInterrupted: SIGTERM, SIGUSR1 or Ctrl-C came, and the run is saved; only in the main thread.
     """
-    refuse_tracker(config)
+    check_stage(config)
     trained: list[dict[str, Any]] = [{"params": [p for p in policy.parameters() if p.requires_grad]}]
     if config.train_projector:
         rate = config.projector_learning_rate or config.learning_rate

@@ -21,7 +21,7 @@ from leaf.credit import credit_rule, policy_loss, token_weights
 from leaf.errors import AudioError, ConfigError, DataError, shown
 from leaf.evaluate import Evaluation, evaluate, validation_metrics
 from leaf.memory import peak_bytes, reset_peak, within_memory
-from leaf.metrics import is_better
+from leaf.metrics import less_is_better
 from leaf.plugins import load_plugins
 from leaf.processes import Processes
 from leaf.records import group_record, rollout_statistics
@@ -37,7 +37,7 @@ from leaf.training import (
     batch_indices,
     build_optimizer,
     build_schedule,
-    check_tracker,
+    check_stage,
     in_steps,
     is_warm_restart,
     pick_device,
@@ -84,6 +84,7 @@ class LeafTrainer:
             raise DataError("LeafTrainer has no training rows; pass train_dataset with prompt, audio and reference.")
         self.args = args = in_steps(args, len(train_dataset))
         self.train_rows, self.eval_rows = train_dataset, eval_dataset
+        check_stage(args)
         load_plugins(args.plugins)  # before the rule and the rewards, which they may bring
         self.rule = credit_rule(credit or args.credit, **args.credit_options)
         self.rewards = RewardSum(
@@ -236,6 +237,8 @@ class LeafTrainer:
             self._say(line)
         self._say(f"token budget: {self.policy.token_budget} padded tokens a forward")
         if self.args.track_with:
+            assert self.run is not None
+            self.accelerator.project_configuration.set_directories(str(self.run.path))
             self.accelerator.init_trackers("leaf")
         try:
             self._steps()
@@ -587,7 +590,7 @@ class LeafTrainer:
             if self.args.track_with:
                 self.accelerator.log({f"validation/{k}": v for k, v in result.values().items()}, step=step)
             self._say(f"step {step}/{self.args.max_steps}  validation  " + _line(result))
-            if step > 0 and (self.best is None or is_better(self.args.best_metric, score, self.best)):
+            if step > 0 and (self.best is None or _beats(self.args.best_metric, score, self.best)):
                 self.best = score
                 run.replace_directory("best", self.policy.save_adapter)
 
@@ -661,14 +664,16 @@ class LeafTrainer:
 def _accelerator(args: LeafConfig) -> Accelerator:
     """Return the accelerator of a recipe, on its device and with its tracker."""
     take_device(args.device)
-    if args.track_with is not None:
-        check_tracker(args.track_with)
     return Accelerator(
         cpu=pick_device(args.device).type == "cpu",
         mixed_precision="no",  # the precision is the recipe's, not the launcher's
         log_with=args.track_with,
-        project_dir=run_path(args),
+        project_dir=run_path(args),  # until the run has its directory
     )
+
+
+def _beats(metric: str, score: float, best: float) -> bool:
+    return score < best if less_is_better(metric) else score > best
 
 
 def step_line(record: dict[str, Any]) -> str:

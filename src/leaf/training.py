@@ -11,9 +11,10 @@ import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
 
-from leaf.config import LeafConfig, RunConfig
+from leaf.config import LeafConfig, RunConfig, SftConfig
 from leaf.errors import ConfigError, DataError
 from leaf.memory import available_bytes, token_budget
+from leaf.metrics import metric
 from leaf.speech.policy import Policy
 
 # Beyond these a larger batch of rows is no faster: caches on the CPU, full occupancy on a GPU.
@@ -47,13 +48,25 @@ def take_device(name: str) -> None:
     device = pick_device(name)
     if device.type != "cuda" or device.index is None:
         return
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
+    if int(os.environ.get("LOCAL_RANK", device.index)) != device.index or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
-            f"device is {name!r} for {processes} processes, and each takes the GPU of its own rank. Use device: auto, "
-            "and CUDA_VISIBLE_DEVICES to choose among the GPUs."
+            f"device is {name!r} under a launcher, where every process takes the GPU of its own rank. Use device: "
+            "auto, and CUDA_VISIBLE_DEVICES to choose among the GPUs."
         )
     torch.cuda.set_device(device)
+
+
+def check_stage(config: RunConfig) -> None:
+    """Refuse what would show only once a run has begun: metrics that cannot run, a tracker the stage does not feed."""
+    if config.track_with is not None and not isinstance(config, LeafConfig):
+        raise ConfigError(
+            f"track_with is {config.track_with!r}, and stage {config.stage} writes metrics.jsonl and validation.jsonl "
+            "only; trackers go with stage rl. Set track_with=null."
+        )
+    if config.track_with is not None:
+        check_tracker(config.track_with)
+    if isinstance(config, LeafConfig | SftConfig) and config.eval_every:
+        metric(config.best_metric)
 
 
 def check_tracker(name: str) -> None:
@@ -94,14 +107,14 @@ def in_steps(config: LeafConfig, num_rows: int) -> LeafConfig:
     if config.epochs is None:
         return config
     steps = math.ceil(num_rows / config.prompts_per_rollout)
-    wanted = {"max_steps": (config.max_steps, config.epochs * steps), "schedule_steps": (config.schedule_steps, steps)}
-    defaults = LeafConfig()
-    for name, (given, follows) in wanted.items():
-        if given not in (getattr(defaults, name), follows):
-            raise ConfigError(
-                f"{name} is {given}, and epochs ({config.epochs}) makes it {follows}. Leave {name} out, or set "
-                "epochs=null."
-            )
+    # The recipe of a run has both spelled out already; with more epochs, or on other rows, they are anew.
+    spelled_out = config.schedule_steps is not None and config.max_steps % config.schedule_steps == 0
+    if not spelled_out and (config.schedule_steps, config.max_steps) != (None, LeafConfig().max_steps):
+        raise ConfigError(
+            f"max_steps is {config.max_steps}, schedule_steps {config.schedule_steps} and epochs {config.epochs}, "
+            f"which makes it {config.epochs * steps} steps of a schedule of {steps}. Set epochs=null, or leave the "
+            "others out."
+        )
     return replace(config, max_steps=config.epochs * steps, schedule_steps=steps)
 
 
@@ -118,13 +131,12 @@ def build_schedule(
     With `restarts` it begins anew each time it has ended, otherwise it stays where it ends.
     """
     total = max((config.schedule_steps or config.max_steps) * updates_per_step, 1)
-    warmup = config.warmup_steps * updates_per_step
 
     def factor(step: int) -> float:
         step = step % total if restarts else step
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        progress = min((step - warmup) / max(total - warmup, 1), 1.0)
+        if step < config.warmup_steps:
+            return (step + 1) / (config.warmup_steps + 1)
+        progress = min((step - config.warmup_steps) / max(total - config.warmup_steps, 1), 1.0)
         decay = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
         return config.min_lr_ratio + (1 - config.min_lr_ratio) * decay[config.schedule]
 

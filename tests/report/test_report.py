@@ -130,7 +130,7 @@ def test_a_row_of_the_table(tmp_path):
 
 
 def test_the_best_error_rate_is_the_lowest():
-    assert _top("wer", [40.0, 20.0, 30.0]) == 20.0
+    assert _top("wer", [40.0, 20.0, 30.0]) == _top("token_error_rate", [20.0, 30.0]) == 20.0
     assert _top("bleu", [40.0, 20.0, 50.0]) == 50.0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from leaf.config import to_dict
 from leaf.errors import ConfigError
-from leaf.metrics import is_better, mean_interval
+from leaf.metrics import less_is_better, mean_interval
 from leaf.report.page import Section, asset
 from leaf.report.runs import ShownRun, told
 
@@ -112,7 +112,7 @@ def _row(run: ShownRun) -> dict[str, Any]:
         "reward": sum(tail) / len(tail) if tail else None,
         "best_metric": best,
         "scores": {
-            name: {"first": values[0], "last": values[-1], "top": _top(name, values), "less": is_better(name, 0, 1)}
+            name: {"first": values[0], "last": values[-1], "top": _top(name, values), "less": less_is_better(name)}
             for name, values in scores.items()
             if _is_metric(name) and values
         },
@@ -123,10 +123,7 @@ def _row(run: ShownRun) -> dict[str, Any]:
 
 
 def _top(name: str, values: Sequence[float]) -> float:
-    best = values[0]
-    for value in values:
-        best = value if is_better(name, value, best) else best
-    return best
+    return min(values) if less_is_better(name) else max(values)
 
 
 def _count(steps: Sequence[dict[str, Any]], key: str) -> float:
