@@ -249,7 +249,7 @@ def run(args):
     record, trainer = train(args, args.seed, given)
     for split in args.splits.split(","):
         rows = load(trainer.args.task, split, limit=args.items).to_list()
-        scores = learning.scored(trainer.policy, trainer.args, rows, sampled=True)
+        scores, _ = learning.scored(trainer.policy, trainer.args, rows, sampled=True)
         print(args.method, args.seed, split, scores, flush=True)
         learning.append(RESULTS, record | {split: scores})  # at once: a run cut short keeps what it has
 
@@ -260,7 +260,7 @@ def search(args):
         given = [f"learning_rate={rate}", f"max_steps={args.steps}", "eval_every=0"]
         record, trainer = train(args, learning.SEARCH_SEED, given)
         rows = load(trainer.args.task, trainer.args.eval_split, limit=args.items).to_list()
-        record["validation"] = learning.scored(trainer.policy, trainer.args, rows, sampled=False)
+        record["validation"], _ = learning.scored(trainer.policy, trainer.args, rows, sampled=False)
         print(args.method, rate, record["validation"], flush=True)
         learning.append(SEARCH, record)
         del trainer
@@ -275,7 +275,7 @@ def cost(args):
 
 
 def table(args):
-    lora = [record for record in _lines(learning.RESULTS) if record["task"] == "qa"]
+    lora = learning.Chosen("qa").runs()
     full = _lines(RESULTS)
     named = {"start": [r for r in lora if r["credit"] == "none"]}
     named["LoRA, LEAF"] = [r for r in lora if r["credit"] == "leaf"]

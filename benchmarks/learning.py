@@ -22,7 +22,7 @@ scores of every seed on both test splits. `forks` asks whether LEAF gains more o
 model's forks are usable (resampling forkability --split test): rows by their number of usable boundaries, the
 difference of sentence BLEU (percent, greedy, mean over seeds) with bootstrap intervals over rows, and with intervals
 over seeds and rows. Splits of a run that were scored by two commands count as one run; of runs that differ in length
-the longest are shown, or those of `--steps`.
+the longest are shown, or those of `--steps`. `--set` keeps runs that were made together apart from all others.
 """
 
 import argparse
@@ -30,6 +30,8 @@ import json
 import platform
 import re
 import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -68,13 +70,17 @@ def append(file, record):
         lines.write(json.dumps(record) + "\n")
 
 
-def train(task, credit, seed, threads, overrides, name=None):
-    """Return the record of one run so far and the policy it trained; `name` is what the record calls the rule."""
+def train(task, credit, seed, threads, overrides, name=None, group=None):
+    """Return the record of one run so far and the policy it trained.
+
+    `name` is what the record calls the rule, `group` the set that the run belongs to.
+    """
     torch.set_num_threads(threads)
     name = name or credit
     record = {"task": task, "credit": name, "seed": seed, "steps": 0, "overrides": overrides}
+    record |= {} if group is None else {"set": group}
     record["machine"] = f"{platform.machine()}, {threads} thread, torch {torch.__version__}"
-    given = [f"task=asterisk_{task}", f"output_dir={run_directory(task, name, seed)}", f"seed={seed}"]
+    given = [f"task=asterisk_{task}", f"output_dir={run_directory(task, name, seed, group)}", f"seed={seed}"]
     given += [] if credit == "none" else [f"credit={credit}"]
     config = load_recipe(ROOT / "recipes/qa.yaml", given + overrides)
     checkpoint = resolve_model(config.model)
@@ -93,9 +99,9 @@ def train(task, credit, seed, threads, overrides, name=None):
     return record, trainer.policy, config
 
 
-def run_directory(task, name, seed):
-    """Return where a run lies; what of its rule's name does not belong in a path becomes a hyphen."""
-    return f"runs/learning/{task}-{re.sub(r'[^0-9A-Za-z_.]+', '-', name)}-{seed}"
+def run_directory(task, name, seed, group=None):
+    """Return where a run lies; what of its names does not belong in a path becomes a hyphen."""
+    return "runs/learning/" + re.sub(r"[^0-9A-Za-z_.]+", "-", f"{group or ''} {task} {name} {seed}".strip())
 
 
 def course(steps):
@@ -129,12 +135,13 @@ def scored(policy, config, rows, *, sampled):
 
 
 def run(args):
-    record, policy, config = train(args.task, args.credit, args.seed, args.threads, args.overrides, args.name)
+    record, policy, config = train(args.task, args.credit, args.seed, args.threads, args.overrides, args.name, args.set)
     for split in args.splits.split(","):
         rows = load(config.task, split, limit=args.items).to_list()
         record[split], bleu = scored(policy, config, rows, sampled=split in args.sampled.split(","))
         if split == "test":
-            append(ITEMS, {key: record[key] for key in ("task", "credit", "seed", "steps")} | {"bleu": bleu})
+            known = {key: record[key] for key in ("task", "credit", "seed", "steps", "set") if key in record}
+            append(ITEMS, known | {"bleu": bleu})
         print(args.task, record["credit"], args.seed, split, record[split], flush=True)
     append(RESULTS, record)
 
@@ -152,27 +159,40 @@ def search(args):
             append(SEARCH, record)
 
 
-def lines(file, task, steps=None, seeds=None):
-    """Return a task's records of runs with so many steps (None: as the longest there are), and of the start.
+@dataclass(frozen=True)
+class Chosen:
+    """Say which records are meant: a task's runs of one set with so many steps, of these seeds, and the start.
 
-    `seeds` leaves out runs of other seeds; None keeps all.
+    `steps` None stands for as many as the longest runs have, `seeds` None for all, `set` None for runs without one.
     """
-    records = [record for record in map(json.loads, file.read_text().splitlines()) if record["task"] == task]
-    steps = steps or max((record["steps"] for record in records), default=0)
-    kept = [record for record in records if record["steps"] in (0, steps)]
-    return [record for record in kept if seeds is None or record["steps"] == 0 or record["seed"] in seeds]
 
+    task: str
+    steps: int | None = None
+    seeds: Sequence[int] | None = None
+    set: str | None = None
 
-def runs(task, steps=None, seeds=None):
-    """Return the records of a task, one a run, what was scored by several commands put together; see `lines`."""
-    found = {}
-    for record in lines(RESULTS, task, steps, seeds):
-        found.setdefault((record["credit"], record["seed"]), record).update(record)
-    return list(found.values())
+    @classmethod
+    def of(cls, args):
+        return cls(args.task, args.steps, args.seeds, args.set)
+
+    def lines(self, file):
+        records = [record for record in map(json.loads, file.read_text().splitlines()) if record["task"] == self.task]
+        start = [record for record in records if record["steps"] == 0]
+        trained = [record for record in records if record["steps"] and record.get("set") == self.set]
+        steps = self.steps or max((record["steps"] for record in trained), default=0)
+        trained = [record for record in trained if record["steps"] == steps]
+        return start + [record for record in trained if self.seeds is None or record["seed"] in self.seeds]
+
+    def runs(self):
+        """Return one record a run, what was scored by several commands put together."""
+        found = {}
+        for record in self.lines(RESULTS):
+            found.setdefault((record["credit"], record["seed"]), record).update(record)
+        return list(found.values())
 
 
 def table(args):
-    records = runs(args.task, args.steps, args.seeds)
+    records = Chosen.of(args).runs()
     starts = [record for record in records if record["credit"] == "none"]
     rules = list(dict.fromkeys(record["credit"] for record in records if record["credit"] != "none"))
     for split in SPLITS:
@@ -212,7 +232,7 @@ def _drawn(args):
 
 def _gaps(args):
     """Yield every rule with its differences to the base in sentence BLEU: test row → one per seed that both have."""
-    scores = {(r["credit"], r["seed"]): r["bleu"] for r in lines(ITEMS, args.task, args.steps, args.seeds)}
+    scores = {(r["credit"], r["seed"]): r["bleu"] for r in Chosen.of(args).lines(ITEMS)}
     for rule in sorted({credit for credit, _ in scores} - {"none", args.base}):
         seeds = sorted({s for c, s in scores if c == rule} & {s for c, s in scores if c == args.base})
         if seeds:
@@ -312,14 +332,15 @@ def items(args):
     """Append the greedy sentence BLEU of every test row under the last adapter of a past run (the start: none)."""
     torch.set_num_threads(args.threads)
     config = load_recipe(ROOT / "recipes/qa.yaml", [f"task=asterisk_{args.task}"])
-    run = Path(run_directory(args.task, args.credit, args.seed))
+    run = Path(run_directory(args.task, args.credit, args.seed, args.set))
     adapter, steps = None, 0
     if args.credit != "none":
         adapter, steps = run / "last", max(step["step"] for step in RunDirectory(run).lines("metrics.jsonl"))
     policy = Policy.load(resolve_model(config.model), adapter=adapter, dtype=config.dtype)
     rows = load(config.task, "test").to_list()
     _, bleu = scored(policy, config, rows, sampled=False)
-    append(ITEMS, {"task": args.task, "credit": args.credit, "seed": args.seed, "steps": steps, "bleu": bleu})
+    known = {"task": args.task, "credit": args.credit, "seed": args.seed, "steps": steps}
+    append(ITEMS, known | ({} if args.set is None else {"set": args.set}) | {"bleu": bleu})
 
 
 def forks(args):
@@ -352,9 +373,7 @@ def figure(args):
 
     from leaf.report.curves import band
 
-    records = [
-        record for record in runs(args.task, args.steps, args.seeds) if record["credit"] in args.credits.split(",")
-    ]
+    records = [record for record in Chosen.of(args).runs() if record["credit"] in args.credits.split(",")]
     sampled, scores = [], []
     for rule in args.credits.split(","):
         mine = [record for record in records if record["credit"] == rule]
@@ -425,6 +444,8 @@ def main():
         one = commands.add_parser(name)
         one.add_argument("--task", choices=("qa", "fr", "it"), default="qa")
         one.set_defaults(command=command)
+        if name != "search":
+            one.add_argument("--set", default=None, help="runs that belong together, made on one machine")
         if name in ("run", "search", "items"):
             one.add_argument("--threads", type=int, default=1)
         if name in ("run", "search"):

@@ -47,13 +47,17 @@ def test_runs_of_different_lengths_are_kept_apart_and_splits_of_one_run_put_toge
         {**run, "steps": 50, "test": 3},
         {**run, "steps": 50, "test_heldout": 4},
         {**run, "task": "qa", "steps": 100, "test": 5},
+        {**run, "set": "later", "steps": 50, "test": 6},
+        {**run, "set": "later", "steps": 50, "seed": 1, "test": 7},
     ]
     file = tmp_path / "learning.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     monkeypatch.setattr(learning, "RESULTS", file)
-    start, long = learning.runs("fr", None)
+    start, long = learning.Chosen("fr").runs()
     assert (start["test"], long["test"], long["test_heldout"]) == (2, 3, 4)
-    assert [one["test"] for one in learning.runs("fr", 30)] == [1, 2]
+    assert [one["test"] for one in learning.Chosen("fr", 30).runs()] == [2, 1]
+    assert [one["test"] for one in learning.Chosen("fr", set="later").runs()] == [2, 6, 7]
+    assert [one["test"] for one in learning.Chosen("fr", seeds=[1], set="later").runs()] == [2, 7]
 
 
 def test_the_number_of_seeds_is_the_least_that_gives_the_half_width():
