@@ -7,6 +7,7 @@
     python benchmarks/learning.py table --task qa
     python benchmarks/learning.py items --task qa --credit leaf --seed 0  # sentence BLEU by test row, of a past run
     python benchmarks/learning.py forks --task qa
+    python benchmarks/learning.py repeats --task qa --set relatives
     python benchmarks/learning.py figure --task qa --out docs/images/learning_qa.svg
 
 `run` trains recipes/qa.yaml (for the other tasks with their data) with the given rule and seed, scores the last adapter
@@ -22,7 +23,9 @@ scores of every seed on both test splits. `forks` asks whether LEAF gains more o
 model's forks are usable (resampling forkability --split test): rows by their number of usable boundaries, the
 difference of sentence BLEU (percent, greedy, mean over seeds) with bootstrap intervals over rows, and with intervals
 over seeds and rows. Splits of a run that were scored by two commands count as one run; of runs that differ in length
-the longest are shown, or those of `--steps`. `--set` keeps runs that were made together apart from all others.
+the longest are shown, or those of `--steps`. `--set` keeps runs that were made together apart from all others, and
+`repeats` holds runs of a set against those of the same rule and seed outside it: what differs is the machine's last
+bits, and what that grows to in training is noise that no pairing by seed takes away.
 """
 
 import argparse
@@ -343,6 +346,41 @@ def items(args):
     append(ITEMS, known | ({} if args.set is None else {"set": args.set}) | {"bleu": bleu})
 
 
+def repeats(args):
+    """Print how far runs of the same rule and seed in two sets end apart, and the deviation of one run from that."""
+    first, again = (
+        {(r["credit"], r["seed"]): r for r in Chosen(args.task, args.steps, args.seeds, name).runs() if r["steps"]}
+        for name in (None, args.set)
+    )
+    both = sorted(first.keys() & again.keys())
+    for split in SPLITS:
+        gaps = [again[key][split]["greedy"]["bleu"] - first[key][split]["greedy"]["bleu"] for key in both]
+        shown = ", ".join(f"{rule} {seed}: {gap:+.2f}" for (rule, seed), gap in zip(both, gaps, strict=True))
+        print(f"{args.task}, {split}, greedy BLEU of {args.set} minus that of the first runs: {shown}")
+        if gaps:
+            one = (statistics.fmean(gap**2 for gap in gaps) / 2) ** 0.5
+            print(f"standard deviation of one run about its rule and seed: {one:.2f} ({len(gaps)} pairs)")
+        every = {
+            rule: [r[split]["greedy"]["bleu"] for runs in (first, again) for (its, _), r in runs.items() if its == rule]
+            for rule in dict.fromkeys(rule for rule, _ in (*first, *again))
+        }
+        for rule, values in every.items():
+            if len(values) > 1 and len(every[args.base]) > 1:
+                mean, half = unpaired(values, every[args.base])
+                shown = f"{rule}: {_interval(values)} over all {len(values)} runs"
+                print(shown if rule == args.base else f"{shown}, minus {args.base}, unpaired: {mean:+.2f} ± {half:.2f}")
+
+
+def unpaired(ours, theirs):
+    """Return the difference of two means and its 95 % half-width (Welch; degrees of freedom rounded down)."""
+    parts = [statistics.variance(values) / len(values) for values in (ours, theirs)]
+    difference, variance = statistics.fmean(ours) - statistics.fmean(theirs), sum(parts)
+    if variance == 0.0:
+        return difference, 0.0
+    freedom = variance**2 / sum(part**2 / (len(v) - 1) for part, v in zip(parts, (ours, theirs), strict=True))
+    return difference, student_quantile(0.95, int(freedom + 1e-9)) * variance**0.5
+
+
 def forks(args):
     facts = [json.loads(line) for line in FORKS.read_text().splitlines()]
     facts = [r for r in facts if (r["task"], r.get("split"), r["checkpoint"]) == (args.task, "test", "start")]
@@ -439,6 +477,7 @@ def main():
         ("table", table),
         ("figure", figure),
         ("items", items),
+        ("repeats", repeats),
         ("forks", forks),
     ):
         one = commands.add_parser(name)
@@ -462,10 +501,10 @@ def main():
             one.add_argument("--out", type=Path, required=True)
             one.add_argument("--metric", choices=METRICS, default="bleu")
             one.add_argument("--credits", default="leaf,grpo")
-        if name in ("table", "figure", "forks"):
+        if name in ("table", "figure", "forks", "repeats"):
             one.add_argument("--steps", type=int, default=None, help="runs of this length; left out: of the longest")
             one.add_argument("--seeds", type=int, nargs="+", default=None, help="runs of these seeds; left out: of all")
-        if name in ("table", "forks"):
+        if name in ("table", "forks", "repeats"):
             one.add_argument("--base", default="grpo", help="rule that differences are taken to")
         if name == "search":
             one.add_argument("--steps", type=int, default=60)

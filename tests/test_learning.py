@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,6 +59,39 @@ def test_runs_of_different_lengths_are_kept_apart_and_splits_of_one_run_put_toge
     assert [one["test"] for one in learning.Chosen("fr", 30).runs()] == [2, 1]
     assert [one["test"] for one in learning.Chosen("fr", set="later").runs()] == [2, 6, 7]
     assert [one["test"] for one in learning.Chosen("fr", seeds=[1], set="later").runs()] == [2, 7]
+
+
+def test_the_unpaired_difference_is_welchs(learning):
+    # Variances 4 and 4: √(4/3 + 4/3) with (8/3)² / (2 · (4/3)² / 2) = 4 degrees of freedom, Student's 2.7764.
+    assert learning.unpaired([1.0, 3.0, 5.0], [2.0, 4.0, 6.0]) == pytest.approx(
+        (-1.0, 2.7764 * (8 / 3) ** 0.5), rel=1e-4
+    )
+    # Only one side varies: its own interval, (√(4/3) at 2 degrees of freedom, 4.3027).
+    assert learning.unpaired([1.0, 3.0, 5.0], [2.0, 2.0]) == pytest.approx((1.0, 4.3027 * (4 / 3) ** 0.5), rel=1e-4)
+    assert learning.unpaired([1.0, 1.0], [2.0, 2.0]) == (-1.0, 0.0)
+
+
+def test_repeats_say_what_a_run_varies_by(learning, tmp_path, monkeypatch, capsys):
+    def run(value, seed, **more):
+        scores = {"greedy": {"bleu": value}}
+        return {
+            "task": "qa",
+            "credit": "grpo",
+            "seed": seed,
+            "steps": 9,
+            "test": scores,
+            "test_heldout": scores,
+            **more,
+        }
+
+    records = [run(80.0, 0), run(84.0, 1), run(83.0, 0, set="again"), run(80.0, 1, set="again"), run(70.0, 2)]
+    (tmp_path / "learning.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    monkeypatch.setattr(learning, "RESULTS", tmp_path / "learning.jsonl")
+    learning.repeats(SimpleNamespace(task="qa", steps=None, seeds=None, set="again", base="grpo"))
+    said = capsys.readouterr().out
+    assert "grpo 0: +3.00, grpo 1: -4.00" in said
+    assert "its rule and seed: 2.50 (2 pairs)" in said  # √((9 + 16) / 2 / 2)
+    assert "over all 5 runs" in said
 
 
 def test_the_number_of_seeds_is_the_least_that_gives_the_half_width():
