@@ -216,7 +216,8 @@ def table(args):
                     {r["seed"]: r[split][mode] for r in records if r["credit"] == one and mode in r.get(split, {})}
                     for one in (rule, args.base)
                 )
-                shown.add_row(rule, str(len(mine)), *_cells(mine, base if rule != args.base else {}))
+                if mine:
+                    shown.add_row(rule, str(len(mine)), *_cells(mine, base if rule != args.base else {}))
             Console(width=150).print(shown)
     _drawn(args)
     _reached(records, rules)
