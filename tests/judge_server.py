@@ -16,6 +16,8 @@ tries, log, busy = Counter(), {"requests": 0, "busiest": 0, "bodies": [], "keys"
 
 
 class Handler(BaseHTTPRequestHandler):
+    counted = False
+
     def do_GET(self):
         self._send(200, log)
 
@@ -28,6 +30,7 @@ class Handler(BaseHTTPRequestHandler):
             tries[json.dumps(body)] += 1
             number = tries[json.dumps(body)]
             busy[0] += 1
+            self.counted = True
             log["requests"] += 1
             log["busiest"] = max(log["busiest"], busy[0])
             log["bodies"].append(body)
@@ -35,8 +38,13 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self._answer(body, text, fault, number)
         finally:
-            with lock:
-                busy[0] -= 1
+            self._finish()
+
+    def _finish(self):
+        """Count a request as answered, once: before the answer is out, as a client may send its next one at once."""
+        with lock:
+            busy[0] -= self.counted
+            self.counted = False
 
     def _answer(self, body, text, fault, number):
         if fault == "busy" and number <= 2:
@@ -67,6 +75,7 @@ class Handler(BaseHTTPRequestHandler):
         return self._send(200, {"object": "chat.completion", "choices": [choice]})
 
     def _send(self, status, content, headers=None):
+        self._finish()
         data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"content-type": "application/json", "content-length": len(data), **(headers or {})}.items():
