@@ -40,7 +40,6 @@ from leaf.training import (
     check_stage,
     in_steps,
     is_warm_restart,
-    pick_device,
     set_token_budget,
     step_generator,
     take,
@@ -84,8 +83,8 @@ class LeafTrainer:
             raise DataError("LeafTrainer has no training rows; pass train_dataset with prompt, audio and reference.")
         self.args = args = in_steps(args, len(train_dataset))
         self.train_rows, self.eval_rows = train_dataset, eval_dataset
-        check_stage(args)
         load_plugins(args.plugins)  # before the rule and the rewards, which they may bring
+        check_stage(args)
         self.rule = credit_rule(credit or args.credit, **args.credit_options)
         self.rewards = RewardSum(
             reward_funcs or args.rewards,
@@ -663,9 +662,8 @@ class LeafTrainer:
 
 def _accelerator(args: LeafConfig) -> Accelerator:
     """Return the accelerator of a recipe, on its device and with its tracker."""
-    take_device(args.device)
     return Accelerator(
-        cpu=pick_device(args.device).type == "cpu",
+        cpu=take_device(args.device).type == "cpu",
         mixed_precision="no",  # the precision is the recipe's, not the launcher's
         log_with=args.track_with,
         project_dir=run_path(args),  # until the run has its directory

@@ -39,21 +39,22 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def take_device(name: str) -> None:
-    """Make the GPU that a recipe names by number the current one, which is what Accelerate trains on.
+def take_device(name: str) -> torch.device:
+    """Return the device a recipe names; a GPU named by number becomes the current one, which Accelerate trains on.
 
     Raises:
         ConfigError: a number under a launcher of several processes, each of which has a GPU of its own.
     """
     device = pick_device(name)
     if device.type != "cuda" or device.index is None:
-        return
+        return device
     if int(os.environ.get("LOCAL_RANK", device.index)) != device.index or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
             f"device is {name!r} under a launcher, where every process takes the GPU of its own rank. Use device: "
             "auto, and CUDA_VISIBLE_DEVICES to choose among the GPUs."
         )
     torch.cuda.set_device(device)
+    return device
 
 
 def check_stage(config: RunConfig) -> None:
