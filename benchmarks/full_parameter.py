@@ -16,7 +16,8 @@ Precision: forward and backward in bfloat16, as in the LoRA runs; AdamW works on
 checkpoint's own and are rounded to bfloat16 after every step. Updates of this size would be lost in bfloat16.
 
 `run` appends a line per split to benchmarks/results/full_parameter.jsonl; `search` and `cost` write to
-full_parameter_search.jsonl and full_parameter_cost.jsonl. `table` reads the LoRA runs from learning.jsonl.
+full_parameter_search.jsonl and full_parameter_cost.jsonl. `table` reads the LoRA runs from learning.jsonl, those
+of `--set` where they were made on the machine of these.
 """
 
 import argparse
@@ -249,7 +250,7 @@ def run(args):
     record, trainer = train(args, args.seed, given)
     for split in args.splits.split(","):
         rows = load(trainer.args.task, split, limit=args.items).to_list()
-        scores, _ = learning.scored(trainer.policy, trainer.args, rows, sampled=True)
+        scores, _ = learning.scored(trainer.policy, trainer.args, rows, sampled=split in args.sampled.split(","))
         print(args.method, args.seed, split, scores, flush=True)
         learning.append(RESULTS, record | {split: scores})  # at once: a run cut short keeps what it has
 
@@ -275,27 +276,32 @@ def cost(args):
 
 
 def table(args):
-    lora = learning.Chosen("qa").runs()
-    full = _lines(RESULTS)
+    lora, full = learning.Chosen("qa", set=args.set).runs(), _lines(RESULTS)
     named = {"start": [r for r in lora if r["credit"] == "none"]}
     named["LoRA, LEAF"] = [r for r in lora if r["credit"] == "leaf"]
     named["LoRA, GRPO"] = [r for r in lora if r["credit"] == "grpo"]
     named |= {f"all weights, {method.upper()}": [r for r in full if r["method"] == method] for method in METHODS}
-    for split in ("test", "test_heldout"):
+    for split in learning.SPLITS:
         for mode in ("greedy", "sampled"):
             title = f"{split}, {mode}: mean over seeds ± 95 %, and difference to LoRA with LEAF paired by seed"
             header = [*learning.METRICS, *(f"Δ {name}" for name in learning.METRICS)]
             shown = Table("", "seeds", *header, title=title)
-            scores = {name: {r["seed"]: r[split][mode] for r in rows if split in r} for name, rows in named.items()}
+            scores = {
+                name: {r["seed"]: r[split][mode] for r in rows if mode in r.get(split, {})}
+                for name, rows in named.items()
+            }
             for name, mine in scores.items():
                 base = {} if name in ("start", "LoRA, LEAF") else scores["LoRA, LEAF"]
-                shown.add_row(name, str(len(mine)), *learning._cells(mine, base)[: len(header)])
-            Console(width=150).print(shown)
+                if mine:
+                    shown.add_row(name, str(len(mine)), *learning._cells(mine, base)[: len(header)])
+            if shown.row_count:
+                Console(width=150).print(shown)
     shown = Table("", "trained parameters", "peak memory", "wall per step", "CPU per step", title="Cost of a step")
     for record in _lines(COST):
         times = f"{record['seconds_per_step']:.1f} s", f"{record['cpu_seconds_per_step']:.1f} s"
         shown.add_row(record["method"], f"{record['parameters']:,}", f"{record['peak_gb']:.2f} GB", *times)
-    Console(width=150).print(shown)
+    if shown.row_count:
+        Console(width=150).print(shown)
 
 
 def _lines(file):
@@ -309,6 +315,7 @@ def main():
         one = commands.add_parser(name)
         one.set_defaults(command=command)
         if name == "table":
+            one.add_argument("--set", default=None, help="the LoRA runs of learning.jsonl that were made together")
             continue
         methods = (*METHODS, "lora-leaf", "lora-grpo") if name == "cost" else METHODS
         one.add_argument("--method", choices=methods, required=True)
@@ -320,7 +327,8 @@ def main():
             one.add_argument("--items", type=int, default=None)
         if name == "run":
             one.add_argument("--seed", type=int, default=0)
-            one.add_argument("--splits", default="test,test_heldout")
+            one.add_argument("--splits", default=",".join(learning.SPLITS))
+            one.add_argument("--sampled", default=",".join(learning.SPLITS), help="splits that are scored sampled too")
         if name == "search":
             one.add_argument("--rates", type=float, nargs="+", default=RATES)
     args = parser.parse_args()

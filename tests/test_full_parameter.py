@@ -1,11 +1,13 @@
 """Training all weights of the language model: the gradients are a plain model's, and only what should move does."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from datasets import Dataset
 
 from leaf.config import LeafConfig
 from leaf.credit.tree import PrefixTree
@@ -147,3 +149,28 @@ def test_without_a_copy_there_is_no_reference(full):
     policy = full.FullPolicy.wrap(*tied_model(), keep_start=False)
     with pytest.raises(ModelError, match="keep_start"), policy.reference():
         pass
+
+
+def test_a_run_is_scored_split_by_split_and_shown_beside_the_lora_runs_of_its_set(full, monkeypatch, tmp_path, capsys):
+    def train(args, seed, given):
+        assert given == ["max_steps=1"]
+        return {"task": "qa", "method": args.method, "seed": seed}, full_trainer(full)
+
+    monkeypatch.setattr(full, "train", train)
+    monkeypatch.setattr(full, "load", lambda task, split, limit: Dataset.from_list(tiny.rows(limit)))
+    monkeypatch.setattr(full, "RESULTS", tmp_path / "full.jsonl")
+    monkeypatch.setattr(full.learning, "RESULTS", tmp_path / "lora.jsonl")
+    greedy = {"greedy": {"bleu": 50.0, "exact_match": 40.0, "chrf": 60.0}}
+    for seed, group in ((0, "ours"), (1, "theirs")):
+        lora = {"task": "qa", "credit": "leaf", "seed": seed, "steps": 1, "set": group, "test": greedy}
+        full.learning.append(full.learning.RESULTS, lora)
+
+    for command in ("run --method grpo --steps 1 --items 2 --sampled test", "table --set ours"):
+        monkeypatch.setattr(sys, "argv", ["full_parameter.py", *command.split()])
+        full.main()
+    records = [json.loads(line) for line in full.RESULTS.read_text().splitlines()]
+    assert [set(record["test"]) for record in records if "test" in record] == [{"items", "greedy", "sampled"}]
+    assert [set(record["test_heldout"]) for record in records if "test_heldout" in record] == [{"items", "greedy"}]
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[4] for line in shown if line[1:3] == ["LoRA,", "LEAF"]] == ["1"]
+    assert sum(line[1:4] == ["all", "weights,", "GRPO"] for line in shown) == 3  # test twice, held out greedily
