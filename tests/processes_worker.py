@@ -84,13 +84,18 @@ def run_out_once(one):
 
 def make_not_finite(one):
     """Make the loss of step 2 NaN in the process that has the second prompt."""
-    gradient = one._gradient
+    update = one.update
 
-    def poisoned(part, weights):
-        sums = gradient(part, weights)
-        return sums | {"loss": math.nan} if part.step == 2 and 1 in part.positions else sums
+    def poisoned(rollout):
+        if rollout.step == 2 and 1 in rollout.positions:
+            advantages = [
+                advantage * math.nan if position == 1 else advantage
+                for position, advantage in zip(rollout.positions, rollout.advantages, strict=True)
+            ]
+            rollout = replace(rollout, advantages=advantages)
+        return update(rollout)
 
-    one._gradient = poisoned
+    one.update = poisoned
 
 
 def stop_and_go_on(folder, rank):

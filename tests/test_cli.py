@@ -16,8 +16,8 @@ from leaf.errors import ConfigError, LeafError, ModelError, RunError
 from leaf.model_metrics import file_sha256
 from leaf.speech.audio import load_audio
 from leaf.speech.policy import Policy
+from leaf.trainable import AUTOMATIC_BUDGET
 from leaf.trainer import LeafTrainer
-from leaf.training import AUTOMATIC_BUDGET
 
 
 @pytest.fixture

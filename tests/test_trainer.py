@@ -13,6 +13,7 @@ from leaf.credit import CREDIT_RULES
 from leaf.errors import ConfigError, DataError, RewardError, RunError
 from leaf.speech.policy import Policy
 from leaf.trainer import LeafTrainer
+from leaf.update import add_gradient, update_weights
 
 
 def length_reward(completions, **columns):
@@ -287,7 +288,8 @@ def test_groups_without_a_single_token_teach_nothing(tmp_path):
             names = ("rows", "groups", "rewards", "advantages", "ref_log_probs", "positions")
             part = replace(mixed, **{name: [getattr(mixed, name)[i] for i in positions] for name in names})
             one.optimizer.zero_grad()
-            sums = one._gradient(part, one._weights(part))
+            weights = update_weights(part, one.args, one.processes, one.policy.device)
+            sums = add_gradient(one.policy, part, weights, one.args)
             assert all(math.isfinite(value) for value in sums.values())
             found.append((sums["loss"], [torch.zeros(1) if p.grad is None else p.grad.clone() for p in one.parameters]))
         (alone, wanted), (both, got), (only, none) = found

@@ -387,42 +387,27 @@ def _rows(config: RunConfig) -> tuple[Any, Any]:
 
 def _policy(config: RunConfig, adapter: Path | None = None) -> Any:
     """Load the policy of a recipe, with a fresh adapter for stage sft."""
-    import peft
     import torch
 
     from leaf.demo_model import resolve_model
     from leaf.plugins import load_plugins
     from leaf.run import bring_back
-    from leaf.speech.policy import Policy
-    from leaf.training import pick_device, set_token_budget
+    from leaf.trainable import load_policy, recipe_lora, set_token_budget
+    from leaf.training import pick_device
 
     load_plugins(config.plugins)
     if adapter is not None:
         bring_back(adapter)
     torch.manual_seed(config.seed)  # of a fresh adapter's values; torch seeds itself differently in every process
-    lora = None
-    if isinstance(config, SftConfig):
-        lora = peft.LoraConfig(
-            r=config.lora_r,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules=config.lora_layers,
-        )
-    policy = Policy.load(
+    policy = load_policy(
+        config,
         resolve_model(config.model),
-        lora=lora,
-        adapter=adapter,
-        dtype=config.dtype,
         device=pick_device(config.device),
-        gradient_checkpointing=config.gradient_checkpointing,
-        trust_remote_code=config.trust_remote_code,
-        attention=config.attention,
+        lora=recipe_lora(config) if isinstance(config, SftConfig) else None,
+        adapter=adapter,
         token_budget=config.token_budget or 4096,
-        max_prompt_tokens=config.max_prompt_tokens,
         base_name=config.model,  # not the folder where the demo's was assembled
     )
-    if config.projector is not None:
-        policy.load_projector(config.projector)
     return set_token_budget(policy, config, config.max_new_tokens) if isinstance(config, SftConfig) else policy
 
 

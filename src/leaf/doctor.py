@@ -21,6 +21,7 @@ from leaf.speech.audio import audio_seconds
 from leaf.speech.families import Family
 from leaf.speech.loading import look_up, pick_dtype
 from leaf.speech.policy import Policy
+from leaf.trainable import recipe_lora
 from leaf.training import pick_device
 
 State = Literal["ok", "unsure", "fails"]
@@ -88,14 +89,7 @@ def _shape(
     config: RunConfig, family: Family, model_config: Any, processor: Any, device: torch.device
 ) -> tuple[Estimate, list[int]]:
     """Return the memory estimate of a model that is built without its weights, and the bytes of its frozen layers."""
-    lora = peft.LoraConfig(r=64)
-    if isinstance(config, LoraFields):
-        lora = peft.LoraConfig(
-            r=config.lora_r,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules=config.lora_layers,
-        )
+    lora = recipe_lora(config) if isinstance(config, LoraFields) else peft.LoraConfig(r=64)
     auto: Any = family.auto_model
     build = auto.from_config if hasattr(auto, "from_config") else auto._from_config
     with torch.device("meta"):

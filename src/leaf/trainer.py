@@ -17,7 +17,7 @@ from leaf.accidents import SkippedSteps, Streaks, diagnose, rows_with_audio, tak
 from leaf.checkpoints import Checkpoints, check_space
 from leaf.checks import check_policy
 from leaf.config import LeafConfig
-from leaf.credit import credit_rule, policy_loss, token_weights
+from leaf.credit import credit_rule
 from leaf.errors import AudioError, ConfigError, DataError, shown
 from leaf.evaluate import Evaluation, evaluate, validation_metrics
 from leaf.memory import peak_bytes, reset_peak, within_memory
@@ -29,10 +29,10 @@ from leaf.rewards import RewardSum
 from leaf.rollout import RECORDED, Rollout
 from leaf.run import RunDirectory, run_path
 from leaf.signals import StopRequested, StopSignals
-from leaf.speech.loading import pick_dtype
-from leaf.speech.policy import Policy, Prompt
+from leaf.speech.policy import Prompt
 from leaf.speech.prompts import row_name
 from leaf.speech.sampling import Group, sample
+from leaf.trainable import has_dropout, set_token_budget, trainable_policy
 from leaf.training import (
     batch_indices,
     build_optimizer,
@@ -40,11 +40,11 @@ from leaf.training import (
     check_stage,
     in_steps,
     is_warm_restart,
-    set_token_budget,
     step_generator,
     take,
     take_device,
 )
+from leaf.update import add_gradient, update_statistics, update_weights
 
 
 class LeafTrainer:
@@ -102,11 +102,16 @@ class LeafTrainer:
                 "process at least one prompt."
             )
         torch.manual_seed(args.seed)
-        self.policy = self._policy(model, processing_class, peft_config)
+        device = self.accelerator.device
+        # Where layers are sharded, they go to their device one by one.
+        at_first = torch.device("cpu") if self.processes.sharded else device
+        self.policy = trainable_policy(args, model, processing_class, peft_config, device=at_first, runs_on=device)
+        self.processes.shard(self.policy)
+        set_token_budget(self.policy, args, args.num_completions * args.max_new_tokens)
         self.trained = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
         self.parameters = list(self.trained.values())
         self.on_policy = (
-            not self._has_dropout() and args.completions_per_update is None and args.passes_per_rollout == 1
+            not has_dropout(self.policy) and args.completions_per_update is None and args.passes_per_rollout == 1
         )
         rollout = args.prompts_per_rollout * args.num_completions
         self.updates_per_rollout = args.passes_per_rollout * math.ceil(
@@ -130,82 +135,6 @@ class LeafTrainer:
         self.seconds: dict[str, float] = {}
         self.skips = SkippedSteps(args.max_skipped_steps, self.policy.base.dtype, self._say)
         self.streaks = Streaks(self._say)
-
-    def _policy(self, model: Any, processor: Any, lora: peft.LoraConfig | None) -> Policy:
-        args, device = self.args, self.accelerator.device
-        if self.processes.sharded:
-            device = torch.device("cpu")  # layers go to their device one by one, when they are sharded
-        if isinstance(model, Policy):
-            if lora is not None or processor is not None:
-                raise ConfigError(
-                    "A Policy brings its adapter and its processor; leave out peft_config and processing_class, or "
-                    "give them to Policy.load or Policy.wrap."
-                )
-            if not any(p.requires_grad for p in model.parameters()):
-                raise ConfigError(
-                    "The policy has no trainable parameters. Load it with lora=peft.LoraConfig(...); beside "
-                    "adapter=..., lora makes the saved adapter trainable."
-                )
-            if model.temperature != args.temperature:
-                raise ConfigError(
-                    f"The policy has temperature {model.temperature} and the recipe {args.temperature}: completions "
-                    "would be scored by another distribution than they are drawn from. Give both the same."
-                )
-            return self._budgeted(self._projected(model.to(device)))
-        lora = lora or peft.LoraConfig(
-            r=args.lora_r,
-            lora_alpha=args.lora_alpha,
-            lora_dropout=args.lora_dropout,
-            target_modules=args.lora_layers,
-        )
-        options: dict[str, Any] = {
-            "temperature": args.temperature,
-            "max_prompt_tokens": args.max_prompt_tokens,
-            "gradient_checkpointing": args.gradient_checkpointing,
-        }
-        if isinstance(model, peft.PeftModel):
-            raise ConfigError(
-                "A PeftModel came as the model; give the transformers model inside it and peft_config=..., or, to "
-                "train a saved adapter on, Policy.load(path, adapter=..., lora=...)."
-            )
-        if isinstance(model, torch.nn.Module):
-            if processor is None:
-                raise ConfigError("A model object needs its processor: pass processing_class=AutoProcessor(...).")
-            return self._budgeted(self._projected(Policy.wrap(model.to(device), processor, lora=lora, **options)))
-        if processor is not None:
-            raise ConfigError(
-                "processing_class goes with a model object; a path or hub id brings its own processor. Pass the loaded "
-                "model, or leave processing_class out."
-            )
-        trust = args.trust_remote_code
-        policy = Policy.load(
-            model,
-            lora=lora,
-            dtype=pick_dtype(args.dtype, self.accelerator.device),
-            device=device,
-            trust_remote_code=trust,
-            attention=args.attention,
-            **options,
-        )
-        return self._budgeted(self._projected(policy))
-
-    def _projected(self, policy: Policy) -> Policy:
-        """Load the projector of the recipe, if it names one."""
-        if self.args.projector is not None:
-            policy.load_projector(self.args.projector)
-        return policy
-
-    def _has_dropout(self) -> bool:
-        """Tell whether the adapter has dropout, wherever its settings came from."""
-        model = self.policy.model
-        return isinstance(model, peft.PeftModel) and any(
-            getattr(config, "lora_dropout", 0.0) > 0.0 for config in model.peft_config.values()
-        )
-
-    def _budgeted(self, policy: Policy) -> Policy:
-        """Shard the policy if the launcher asks for it; set the recipe's token budget, or one that fits the memory."""
-        self.processes.shard(policy)
-        return set_token_budget(policy, self.args, self.args.num_completions * self.args.max_new_tokens)
 
     # -- the loop ------------------------------------------------------------------------------------------------------
     def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> RunDirectory:
@@ -446,18 +375,18 @@ class LeafTrainer:
         moments then stay as they were; the schedule moves on, because it counts updates.
         """
         args = self.args
-        weights = self._weights(part)
+        weights = update_weights(part, args, self.processes, self.policy.device)
 
         def accumulate() -> dict[str, float]:
             self.optimizer.zero_grad()
             # Of dropout: another stream in every process, the step's own with one.
             torch.manual_seed(step_generator(args.seed, part.step, -1 - count).initial_seed() + self.processes.index)
-            return self._gradient(part, weights)
+            return add_gradient(self.policy, part, weights, args)
 
         prompts, trees = [g.prompt for g in part.groups], [g.tree for g in part.groups]
         largest = partial(self.policy.largest_batch, prompts, trees)
         sums = self.processes.together(lambda: within_memory(self.policy, accumulate, largest=largest))
-        stats = self._totals(sums)
+        stats = update_statistics(sums, self.processes)
         self.processes.add_gradients(self.parameters)
         norm = self.accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
         stats["grad_norm"] = math.nan if norm is None else float(norm)
@@ -475,67 +404,6 @@ class LeafTrainer:
             diagnosis = next((text for text in diagnoses if text.startswith("It comes")), diagnoses[0])
             self.skips.skipped(part.step, stats["loss"], stats["grad_norm"], diagnosis)
         return stats, finite
-
-    def _weights(self, part: Rollout) -> list[Tensor]:
-        """Return the weight of every token in the loss of one update, over the groups of all processes."""
-        args = self.args
-        masks = [(group.tree.node >= 0).to(self.accelerator.device) for group in part.groups]
-        weights = token_weights(masks, reduction=args.reduction, constant_length=args.max_new_tokens)
-        # The weights divide by what this process counts; what all count is to be divided by.
-        by_token = args.reduction == "token_mean"
-        count = float(sum(int(mask.sum() if by_token else mask.any(1).sum()) for mask in masks))
-        (total,) = self.processes.sum([count])
-        return weights if total == count else [weight * (count / total) for weight in weights]
-
-    def _gradient(self, part: Rollout, weights: list[Tensor]) -> dict[str, float]:
-        """Run the loss forward and backward over micro-batches of packed groups and return sums of its statistics.
-
-        `loss` and `entropy` are weighted like the loss; kl, clip_fraction and ratio_mean are sums over `tokens`.
-        """
-        args, device = self.args, self.accelerator.device
-        masks = [(group.tree.node >= 0).to(device) for group in part.groups]
-        batches = self.policy.batches([g.prompt for g in part.groups], [g.tree for g in part.groups])
-        names = "loss entropy weight tokens kl clip_fraction ratio_mean ratio_max packed_tokens plain_tokens"
-        sums: dict[str, float] = dict.fromkeys(names.split(), 0.0)
-        for batch in batches:
-            scores = self.policy([part.groups[i].prompt for i in batch], [part.groups[i].tree for i in batch])
-            loss = torch.zeros((), device=device)
-            for position, i in enumerate(batch):
-                new = scores.log_probs[position]
-                one, extra = policy_loss(
-                    new,
-                    new.detach() if part.old_log_probs is None else part.old_log_probs[i],
-                    part.advantages[i],
-                    masks[i],
-                    weights=weights[i],
-                    clip=args.clip,
-                    clip_high=args.clip_high,
-                    ref_logp=None if part.ref_log_probs is None else part.ref_log_probs[i],
-                    kl_coef=args.kl_coef,
-                )
-                loss = loss + one
-                tokens = int(masks[i].sum())
-                sums["tokens"] += tokens
-                sums["weight"] += float(weights[i].sum())
-                sums["entropy"] += float((scores.entropies[position] * weights[i]).sum())
-                for key in ("kl", "clip_fraction", "ratio_mean"):
-                    sums[key] += float(extra[key]) * tokens
-                sums["ratio_max"] = max(sums["ratio_max"], float(extra["ratio_max"]))
-            # Not accelerator.backward: it divides by what the launcher says of gradient accumulation.
-            if loss.requires_grad:
-                loss.backward()
-            sums["loss"] += loss.item()
-            sums["packed_tokens"] += scores.packed_tokens
-            sums["plain_tokens"] += scores.plain_tokens
-        return sums
-
-    def _totals(self, sums: dict[str, float]) -> dict[str, float]:
-        """Return the statistics of an update over all processes: means over tokens, and the largest ratio."""
-        largest = self.processes.max({"ratio_max": sums["ratio_max"]})
-        total = dict(zip(sums, self.processes.sum(list(sums.values())), strict=True)) | largest
-        tokens, weight = total.pop("tokens"), total.pop("weight")
-        total["entropy"] /= weight or 1.0
-        return total | {key: total[key] / (tokens or 1.0) for key in ("kl", "clip_fraction", "ratio_mean")}
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
     @contextmanager

@@ -13,12 +13,7 @@ from accelerate.utils import LoggerType
 
 from leaf.config import LeafConfig, RunConfig, SftConfig
 from leaf.errors import ConfigError, DataError
-from leaf.memory import available_bytes, token_budget
 from leaf.metrics import metric
-from leaf.speech.policy import Policy
-
-# Beyond these a larger batch of rows is no faster: caches on the CPU, full occupancy on a GPU.
-AUTOMATIC_BUDGET = {"cpu": 512, "cuda": 32768}
 
 
 def pick_device(name: str) -> torch.device:
@@ -78,20 +73,6 @@ def check_tracker(name: str) -> None:
     if name in known and name not in [one.value for one in get_available_trackers()]:
         extra = "'leaf-speech[tensorboard]'" if name == "tensorboard" else name.replace("_", "-")
         raise ConfigError(f"track_with is {name!r}, whose package is not installed: pip install {extra}")
-
-
-def set_token_budget(policy: Policy, config: RunConfig, behind_prompt: int) -> Policy:
-    """Give a policy the token budget of its recipe, or one that the memory left beside the weights allows.
-
-    `behind_prompt` is the most tokens to expect behind a prompt in one row, completions that share nothing.
-    """
-    if config.token_budget is None:
-        longest = (config.max_prompt_tokens or 1024) + behind_prompt
-        fits = token_budget(policy.memory(), available_bytes(policy.device), longest=longest)
-        policy.token_budget = min(fits, AUTOMATIC_BUDGET[policy.device.type])
-    else:
-        policy.token_budget = config.token_budget
-    return policy
 
 
 def build_optimizer(parameters: Iterable[Any], config: RunConfig) -> torch.optim.AdamW:
