@@ -1,7 +1,7 @@
 """Train every weight of the language model with GRPO or SFT, and hold the result against LoRA with LEAF.
 
     python benchmarks/full_parameter.py run --method grpo --seed 0 [--steps N] [key=value ...]
-    python benchmarks/full_parameter.py run --method sft --seed 0
+    python benchmarks/full_parameter.py run --method sft --seed 0     # lora-sft: on the weights of LoRA
     python benchmarks/full_parameter.py search --method grpo          # learning rates, by validation
     python benchmarks/full_parameter.py cost --method lora-leaf       # parameters, memory and time of a few steps
     python benchmarks/full_parameter.py table
@@ -51,7 +51,7 @@ from leaf.training import batch_indices, build_schedule, take
 RESULTS = learning.ROOT / "benchmarks/results/full_parameter.jsonl"
 SEARCH = learning.ROOT / "benchmarks/results/full_parameter_search.jsonl"
 COST = learning.ROOT / "benchmarks/results/full_parameter_cost.jsonl"
-METHODS = ("grpo", "sft")
+METHODS = {"grpo": "all weights, GRPO", "sft": "all weights, SFT", "lora-sft": "LoRA, SFT"}
 RATES = (5e-6, 1e-5, 2e-5, 4e-5)
 RATE = {"grpo": 1e-5, "sft": 2e-5}  # the best of `search --steps 50`
 
@@ -220,7 +220,7 @@ def train(args, seed: int, given: Sequence[str]) -> tuple[dict, LeafTrainer]:
     """Train to the last step, and return the record and the trainer."""
     record, trainer, period = prepare(args, seed, given)
     config = trainer.args
-    advance = sft_step if args.method == "sft" else rl_step
+    advance = sft_step if args.method.removeprefix("lora-") == "sft" else rl_step
     validation, steps, wall, busy = [], [], [], []
     if config.eval_every:
         validation.append({"step": 0, **trainer.evaluate(0).values()})
@@ -280,7 +280,7 @@ def table(args):
     named = {"start": [r for r in lora if r["credit"] == "none"]}
     named["LoRA, LEAF"] = [r for r in lora if r["credit"] == "leaf"]
     named["LoRA, GRPO"] = [r for r in lora if r["credit"] == "grpo"]
-    named |= {f"all weights, {method.upper()}": [r for r in full if r["method"] == method] for method in METHODS}
+    named |= {name: [r for r in full if r["method"] == method] for method, name in METHODS.items()}
     for split in learning.SPLITS:
         for mode in ("greedy", "sampled"):
             title = f"{split}, {mode}: mean over seeds ± 95 %, and difference to LoRA with LEAF paired by seed"
@@ -317,7 +317,7 @@ def main():
         if name == "table":
             one.add_argument("--set", default=None, help="the LoRA runs of learning.jsonl that were made together")
             continue
-        methods = (*METHODS, "lora-leaf", "lora-grpo") if name == "cost" else METHODS
+        methods = (*METHODS, "lora-leaf", "lora-grpo") if name == "cost" else tuple(METHODS)
         one.add_argument("--method", choices=methods, required=True)
         one.add_argument("--steps", type=int, default={"run": None, "search": 25, "cost": 5}[name])
         one.add_argument("--passes", type=int, default=1, help="SFT: times through the prompts of --steps steps")
