@@ -288,6 +288,24 @@ def test_without_boundaries_leaf_is_the_z_scored_group_advantage(seed):
     assert torch.allclose(got, want[:, None] * mask, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.long, torch.bool])
+@pytest.mark.parametrize("name", CREDIT_RULES)
+def test_rewards_may_be_whole_numbers_or_booleans(name, dtype):
+    tree, rewards = _called([[1, 2], [1, 3], [4, 2]], [1.0, 0.0, 0.0])
+    rule = credit_rule(name, boundaries=[1]) if name == "leaf" else credit_rule(name)
+    assert torch.equal(rule(tree, rewards.to(dtype)), rule(tree, rewards))
+    grpo = leaf.grpo_advantages(rewards, tree.lengths)
+    assert torch.allclose(leaf.grpo_advantages(rewards.to(dtype), tree.lengths), grpo.float())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_advantages_can_hold_fractions_whatever_the_surprisal_is():
+    tree, rewards = _called([[1, 2], [1, 3], [4, 2]], [1.0, 0.0, 0.0])
+    whole = leaf.leaf_advantages(tree.tokens, tree.lengths, torch.zeros_like(tree.tokens), rewards, boundaries=[1])
+    assert whole.dtype == torch.float32
+    assert torch.allclose(whole.double(), credit_rule("leaf", boundaries=[1])(tree, rewards))
+
+
 # -- refusals and ablations --------------------------------------------------------------------------------------------
 @pytest.mark.usefixtures("unchecked")
 def test_refusals():

@@ -14,19 +14,19 @@ from torch import Tensor
 
 from leaf.credit.registry import rule
 from leaf.credit.spans import Terms, cut_spans
-from leaf.credit.tree import PrefixTree
+from leaf.credit.tree import PrefixTree, Rewards
 from leaf.credit.values import known_rewards, prefix_values, root_mean, scored_completions, shrunken_values
 from leaf.errors import ConfigError, DataError
 
 
 @rule(options_of=cut_spans)
-def leaf(tree: PrefixTree, rewards: Float[Tensor, " K"], *, surprisal: Any = None, **options: Any) -> Tensor:
+def leaf(tree: PrefixTree, rewards: Rewards, *, surprisal: Any = None, **options: Any) -> Tensor:
     """Give every token its span's z-scored credit (LEAF, arXiv 2606.07610); `cut_spans` has formula and options."""
     return cut_spans(tree, rewards, surprisal=surprisal, **options).paint(tree.tokens.shape[1])
 
 
 @rule()
-def grpo(tree: PrefixTree, rewards: Float[Tensor, " K"], *, surprisal: Any = None, std_floor: float = 1 / 3) -> Tensor:
+def grpo(tree: PrefixTree, rewards: Rewards, *, surprisal: Any = None, std_floor: float = 1 / 3) -> Tensor:
     """Give every token A = (r − mean) / (max(std, 1/3) + 1e-6), std with ddof 1 (Elmakies et al., arXiv 2509.16990)."""
     if not std_floor >= 0:
         raise ConfigError(f"std_floor is {std_floor}; it must be a number of at least 0.")
@@ -35,20 +35,20 @@ def grpo(tree: PrefixTree, rewards: Float[Tensor, " K"], *, surprisal: Any = Non
 
 
 @rule()
-def dr_grpo(tree: PrefixTree, rewards: Float[Tensor, " K"], *, surprisal: Any = None) -> Tensor:
+def dr_grpo(tree: PrefixTree, rewards: Rewards, *, surprisal: Any = None) -> Tensor:
     """Give every token A = r − mean r (Dr. GRPO, arXiv 2503.20783)."""
     return _deviations(tree, rewards)[0][:, None]
 
 
 @rule()
-def rloo(tree: PrefixTree, rewards: Float[Tensor, " K"], *, surprisal: Any = None) -> Tensor:
+def rloo(tree: PrefixTree, rewards: Rewards, *, surprisal: Any = None) -> Tensor:
     """Give every token A = r − mean of the others' rewards = (r − mean) · n / (n − 1) (RLOO, arXiv 2402.14740)."""
     deviation, _, n = _deviations(tree, rewards)
     return (deviation * n / (n - 1).clamp_min(1))[:, None]
 
 
 @rule()
-def tempo(tree: PrefixTree, rewards: Float[Tensor, " K"], *, surprisal: Any = None) -> Tensor:
+def tempo(tree: PrefixTree, rewards: Rewards, *, surprisal: Any = None) -> Tensor:
     """Give token t [(r − mean) + V̂(prefix through t) − V̂(prefix before t)] / std (TEMPO, arXiv 2509.18314).
 
     The difference is exactly 0 where completions do not part. Beside std stands 1e-6, as in GRPO.
@@ -60,9 +60,7 @@ def tempo(tree: PrefixTree, rewards: Float[Tensor, " K"], *, surprisal: Any = No
 
 
 @rule()
-def spo(
-    tree: PrefixTree, rewards: Float[Tensor, " K"], *, surprisal: Any = None, whole_segment: bool = False
-) -> Tensor:
+def spo(tree: PrefixTree, rewards: Rewards, *, surprisal: Any = None, whole_segment: bool = False) -> Tensor:
     """Give V̂(child) − V̂(parent) to the token at which paths part (SPO-tree, arXiv 2505.23564).
 
     Segments are the unbranched stretches of the tree (the paper samples segments of fixed length). As under the paper's
@@ -75,7 +73,7 @@ def spo(
 
 
 @rule()
-def treerl(tree: PrefixTree, rewards: Float[Tensor, " K"], *, surprisal: Any = None) -> Tensor:
+def treerl(tree: PrefixTree, rewards: Rewards, *, surprisal: Any = None) -> Tensor:
     """Give every token of a step (GA + LA) / √n of the node it ends at (TreeRL, arXiv 2506.11902).
 
     Steps are the unbranched stretches of the tree, so every branching node counts, without boundary selection; the
@@ -86,7 +84,7 @@ def treerl(tree: PrefixTree, rewards: Float[Tensor, " K"], *, surprisal: Any = N
 
 
 @rule()
-def treepo(tree: PrefixTree, rewards: Float[Tensor, " K"], *, surprisal: Any = None) -> Tensor:
+def treepo(tree: PrefixTree, rewards: Rewards, *, surprisal: Any = None) -> Tensor:
     """Give every token the mean over its completion's ancestor groups, weighted by size, of r − mean of that group.
 
     Ancestor groups are the root and every smaller group of two or more completions that share a prefix with this one,
@@ -103,7 +101,7 @@ def treepo(tree: PrefixTree, rewards: Float[Tensor, " K"], *, surprisal: Any = N
 @rule()
 def shrunken(
     tree: PrefixTree,
-    rewards: Float[Tensor, " K"],
+    rewards: Rewards,
     *,
     surprisal: Any = None,
     kappa: float = 4.0,
@@ -132,7 +130,7 @@ def leaf_advantages(
     tokens: Int[Tensor, "K T"],
     lengths: Int[Tensor, " K"],
     surprisal: Float[Tensor, "K T"],
-    rewards: Float[Tensor, " K"],
+    rewards: Rewards,
     *,
     max_boundaries: int = 2,
     min_prefix: int = 1,
@@ -153,7 +151,7 @@ def leaf_advantages(
         sqrt_count, boundaries: ablations, see `cut_spans`.
 
     Returns:
-        (K, T) in the dtype of surprisal, 0 at padding.
+        (K, T) in the dtype of surprisal, torch's default where that is no floating point; 0 at padding.
 
     Raises:
         ConfigError: an option is out of range.
@@ -171,18 +169,19 @@ def leaf_advantages(
         sqrt_count=sqrt_count,
         boundaries=boundaries,
     )
-    return advantages.to(surprisal.dtype)
+    return advantages.to(_floating(surprisal))
 
 
-def grpo_advantages(
-    rewards: Float[Tensor, " K"], lengths: Int[Tensor, " K"], *, std_floor: float = 1 / 3
-) -> Float[Tensor, "K T"]:
+def grpo_advantages(rewards: Rewards, lengths: Int[Tensor, " K"], *, std_floor: float = 1 / 3) -> Float[Tensor, "K T"]:
     """Return GRPO's advantage of every token, (K, T) with T the longest completion, 0 at padding; see `grpo`.
 
     Args:
         rewards: (K,) terminal rewards; NaN = unscored.
         lengths: (K,) tokens per completion.
         std_floor: smallest standard deviation to divide by.
+
+    Returns:
+        (K, T) in the dtype of rewards, torch's default where that is no floating point.
 
     Raises:
         DataError: rewards and lengths do not fit each other.
@@ -192,7 +191,12 @@ def grpo_advantages(
     width = int(lengths.max()) if lengths.numel() else 0
     # GRPO does not look at tokens: any ids of the right lengths give the tree it needs.
     blank = torch.zeros(lengths.shape[0], width, dtype=torch.long, device=lengths.device)
-    return grpo(PrefixTree.build(blank, lengths), rewards, std_floor=std_floor).to(rewards.dtype)
+    return grpo(PrefixTree.build(blank, lengths), rewards, std_floor=std_floor).to(_floating(rewards))
+
+
+def _floating(given: Tensor) -> torch.dtype:
+    """Return the dtype in which advantages are given out: the caller's own if it can hold fractions."""
+    return given.dtype if given.is_floating_point() else torch.get_default_dtype()
 
 
 def _deviations(tree: PrefixTree, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:

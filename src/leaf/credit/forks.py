@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from leaf.credit.tree import PrefixTree
+from leaf.credit.tree import PrefixTree, Rewards
 from leaf.credit.values import scored_completions
 from leaf.errors import DataError
 
@@ -28,7 +28,7 @@ class Fork:
     spreads: tuple[float, ...]
 
 
-def forks(tree: PrefixTree, rewards: Float[Tensor, " K"], boundaries: Int[Tensor, " B"]) -> list[Fork]:
+def forks(tree: PrefixTree, rewards: Rewards, boundaries: Int[Tensor, " B"]) -> list[Fork]:
     """Return one Fork per boundary of a group (arXiv 2606.07610, forkability).
 
     Args:

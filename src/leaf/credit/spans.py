@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from leaf.credit.boundaries import select_boundaries
-from leaf.credit.tree import PrefixTree
+from leaf.credit.tree import PrefixTree, Rewards
 from leaf.credit.values import group_means, known_rewards, nothing_to_learn, root_mean, scored_completions
 from leaf.errors import ConfigError, shown
 
@@ -65,7 +65,7 @@ class SpanTable:
 
 def cut_spans(
     tree: PrefixTree,
-    rewards: Float[Tensor, " K"],
+    rewards: Rewards,
     *,
     surprisal: Float[Tensor, "K T"] | None = None,
     boundaries: Int[Tensor, " B"] | Sequence[int] | None = None,
@@ -141,7 +141,7 @@ def cut_spans(
 
 def leaf_spans(
     tree: PrefixTree,
-    rewards: Float[Tensor, " K"],
+    rewards: Rewards,
     *,
     surprisal: Float[Tensor, "K T"] | None = None,
     **options: Any,

@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from leaf.errors import DataError
+
+# One per completion; True and False count as 1 and 0. Only floating point can say NaN, "could not be scored".
+Rewards: TypeAlias = Real[Tensor, " K"] | Bool[Tensor, " K"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +144,7 @@ class PrefixTree:
         """Return (N,) how many of the `scored` completions pass through each node, as float64."""
         return self._sum(scored.double())
 
-    def node_mean(self, rewards: Float[Tensor, " K"]) -> Float[Tensor, " N"]:
+    def node_mean(self, rewards: Rewards) -> Float[Tensor, " N"]:
         """Return (N,) V̂, the mean reward of the completions through each node, in float64.
 
         A NaN reward leaves its completion out; a node with no scored completion has NaN.

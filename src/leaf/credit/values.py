@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from leaf.credit.tree import PrefixTree
+from leaf.credit.tree import PrefixTree, Rewards
 from leaf.errors import DataError
 
 
-def scored_completions(tree: PrefixTree, rewards: Float[Tensor, " K"]) -> Bool[Tensor, " K"]:
+def scored_completions(tree: PrefixTree, rewards: Rewards) -> Bool[Tensor, " K"]:
     """Return (K,) True where a completion has a reward and at least one token.
 
     Raises:
@@ -30,12 +30,12 @@ def scored_completions(tree: PrefixTree, rewards: Float[Tensor, " K"]) -> Bool[T
     return ~rewards.isnan().to(tree.lengths.device) & (tree.lengths > 0)
 
 
-def known_rewards(rewards: Float[Tensor, " K"], scored: Bool[Tensor, " K"]) -> Float[Tensor, " K"]:
+def known_rewards(rewards: Rewards, scored: Bool[Tensor, " K"]) -> Float[Tensor, " K"]:
     """Return (K,) the rewards in float64 on the device of `scored`, 0 where unscored."""
     return rewards.to(scored.device).double().masked_fill(~scored, 0.0)
 
 
-def nothing_to_learn(rewards: Float[Tensor, " K"], scored: Bool[Tensor, " K"]) -> bool:
+def nothing_to_learn(rewards: Rewards, scored: Bool[Tensor, " K"]) -> bool:
     """Return whether fewer than two completions are scored or all scored rewards are equal.
 
     Such a group gets exactly 0. This is asked of the rewards themselves, because a mean in floating point may differ
