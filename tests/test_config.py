@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from leaf.config import AlignConfig, LeafConfig, SftConfig, from_dict, load_recipe, to_dict
@@ -57,6 +59,30 @@ def test_mistakes_are_one_clear_sentence(values, message):
     with pytest.raises(ConfigError, match=message) as error:
         from_dict(values)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: LeafConfig(top_p=0.0), r"top_p is 0\.0; allowed is a number from 1e-06 to 1\.0"),
+        (lambda: LeafConfig(temperature=0.0), r"temperature is 0\.0; allowed is a number at least 0\.001"),
+        (lambda: LeafConfig(num_completions=0), "num_completions is 0; allowed is a number at least 1"),
+        (lambda: LeafConfig(schedule="cosin"), "schedule is 'cosin'; allowed are cosine, linear, constant"),
+        (lambda: SftConfig(batch_size=0), "batch_size is 0"),
+        (lambda: AlignConfig(learning_rate=-1.0), r"learning_rate is -1\.0"),
+        (lambda: replace(LeafConfig(), top_p=2.0), r"top_p is 2\.0"),
+    ],
+)
+def test_a_config_built_in_python_is_held_to_the_same_ranges(build, message):
+    with pytest.raises(ConfigError, match=message):
+        build()
+
+
+def test_a_config_built_in_python_is_that_of_its_recipe():
+    config = LeafConfig(rewards=("bleu", "chrf"), kl_coef=0, learning_rate="1e-4")
+    assert (config.rewards, config.kl_coef, config.learning_rate) == (["bleu", "chrf"], 0.0, 1e-4)
+    assert from_dict(to_dict(config)) == config
+    assert replace(config, seed=1).rewards == ["bleu", "chrf"]
 
 
 def test_unreadable_recipes_are_named(tmp_path):

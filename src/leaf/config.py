@@ -74,6 +74,12 @@ class RunConfig:
     keep_checkpoints: int = _field(2, "checkpoints kept, the newest ones; the others stand in for a damaged one", low=1)
     track_with: str | None = _field(None, "tracker of Accelerate: tensorboard, wandb, trackio, ...; stage rl only")
 
+    def __post_init__(self) -> None:
+        """Hold every field to its type and range, whether it comes from a recipe or from Python."""
+        hints = typing.get_type_hints(type(self))
+        for one in dataclasses.fields(self):
+            setattr(self, one.name, _check(one.name, getattr(self, one.name), hints[one.name], one.metadata))
+
 
 @dataclass
 class LoraFields:
@@ -181,15 +187,13 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> RunConf
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
-    """Build the dataclass of `values["stage"]` (default rl), checking names, types and ranges."""
+    """Build the dataclass of `values["stage"]` (default rl), which checks types and ranges; names are checked here."""
     stage = values.get("stage", "rl")
     if not isinstance(stage, str) or stage not in STAGES:
         raise ConfigError(f"The stage {shown(stage)} is unknown; allowed are {', '.join(STAGES)}.")
     config_class = STAGES[stage]
-    known = {f.name: f for f in dataclasses.fields(config_class)}
-    hints = typing.get_type_hints(config_class)
-    checked = {}
-    for key, value in values.items():
+    known = [f.name for f in dataclasses.fields(config_class)]
+    for key in values:
         if key not in known:
             close = difflib.get_close_matches(str(key)[:80], known, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -197,8 +201,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
                 f"The key {shown(key)} is unknown in a recipe of stage {stage}.{hint} `leaf recipe {stage}` lists "
                 "all keys."
             )
-        checked[key] = _check(key, value, hints[key], known[key].metadata)
-    return config_class(**checked)
+    return config_class(**values)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
