@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,15 @@ def test_defaults_are_the_published_protocol():
     assert (config.lora_r, config.lora_alpha, config.lora_dropout, config.learning_rate) == (64, 128, 0.05, 5e-6)
     assert (config.prompts_per_rollout, config.reduction, config.max_grad_norm) == (6, "completion_mean", 1.0)
     assert (config.eval_items, config.eval_temperature, config.eval_top_p) == (256, 0.9, 0.9)
+
+
+def test_defaults_that_are_not_the_published_protocol_are_named():
+    published = Path(__file__).parent.parent / "recipes/published"
+    recipe = to_dict(load_recipe(published / "leaf.yaml", [str(published / "models/granite-3.3-2b.yaml")]))
+    same_by_another_name = {"model", "output_dir", "lora_layers", "credit_options"}
+    others = {key for key, value in to_dict(LeafConfig()).items() if value != recipe[key]} - same_by_another_name
+    assert {"dtype", "completions_per_update"} < others
+    assert [key for key in others if f"`{key}`" not in LeafConfig.__doc__] == []
 
 
 def test_extends_and_overrides(tmp_path):

@@ -97,7 +97,12 @@ class LoraFields:
 
 @dataclass
 class LeafConfig(LoraFields, RunConfig):
-    """Recipe of stage rl. Defaults are the published protocol where it names a value."""
+    """Recipe of stage rl. Defaults are the published protocol where it names a value, but for five.
+
+    Published are `dtype` bfloat16, `completions_per_update` 6, `max_prompt_tokens` 256 (Qwen2-Audio 1024) without the
+    audio, which counts here, `eval_every` 200 (and so `save_every`), and `epochs` in place of `max_steps`. The whole
+    protocol is `load_recipe("recipes/published/leaf.yaml", ...)`, with the recipes of a model and a task beside it.
+    """
 
     credit: str = _field("leaf", "credit rule: leaf, grpo, dr_grpo, rloo, treerl, tempo, spo, treepo, shrunken")
     credit_options: dict[str, Any] = _field({}, "options of the rule, e.g. max_boundaries: 2")
