@@ -168,7 +168,7 @@ def full_trainer(policy: FullPolicy, masters: list[Tensor], config: LeafConfig, 
     return trainer
 
 
-def rl_step(trainer: LeafTrainer, step: int, period: int) -> dict[str, float]:
+def rl_step(trainer: LeafTrainer, step: int, period: int) -> dict[str, float | None]:
     """Take one step of the trainer, rollout and update."""
     rollout = trainer.rollout(step)
     stats = trainer.update(rollout)
@@ -232,7 +232,7 @@ def train(args, seed: int, given: Sequence[str]) -> tuple[dict, LeafTrainer]:
         wall.append(time.perf_counter() - began)
         busy.append(time.process_time() - worked)
         peak = max(peak, peak_bytes(trainer.policy.device))
-        values = "  ".join(f"{name} {value:.4f}" for name, value in steps[-1].items())
+        values = "  ".join(f"{name} {value:.4f}" for name, value in steps[-1].items() if value is not None)
         print(f"{args.method} {seed} {step}/{config.max_steps}  {values}  {wall[-1]:.1f} s", flush=True)
         if config.eval_every and (step % config.eval_every == 0 or step == config.max_steps):
             validation.append({"step": step, **trainer.evaluate(step).values()})

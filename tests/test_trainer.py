@@ -13,7 +13,7 @@ from leaf.credit import CREDIT_RULES
 from leaf.errors import ConfigError, DataError, RewardError, RunError
 from leaf.speech.policy import Policy
 from leaf.trainer import LeafTrainer
-from leaf.update import add_gradient, update_weights
+from leaf.update import add_gradient, update_record, update_weights
 
 
 def length_reward(completions, **columns):
@@ -102,6 +102,47 @@ def test_small_updates_and_off_policy_passes(tmp_path):
     metrics = lines(run.path, "metrics.jsonl")
     assert metrics[0]["ratio_max"] > 1.0
     assert "seconds/old" in metrics[0]
+
+
+def test_one_update_with_all_completions_is_on_policy_however_it_is_asked_for(tmp_path):
+    runs = []
+    for name, size in (("none", None), ("equal", 8), ("more", 9)):
+        config = recipe(tmp_path, output_dir=str(tmp_path / name), completions_per_update=size, max_steps=2)
+        one = trainer(config)
+        assert (one.updates_per_rollout, one.on_policy) == (1, True)
+        runs.append(without_times(lines(one.train().path, "metrics.jsonl")))
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_what_is_recorded_of_a_rollout_leaves_skipped_updates_out():
+    updates = [({"loss": 1.0, "ratio_max": 1.5}, True), ({"loss": math.nan, "ratio_max": 9.0}, False),
+               ({"loss": 2.0, "ratio_max": 1.25}, True)]  # fmt: skip
+    assert update_record(updates) == {"kl": None, "loss": 1.5, "ratio_max": 1.5, "skipped_steps": 1}
+    assert update_record(updates[1:2]) == {"kl": None, "loss": None, "ratio_max": None, "skipped_steps": 1}
+    assert update_record([({"kl": 0.25}, True), ({"kl": 0.75}, True)]) == {"kl": 0.5, "skipped_steps": 0}
+
+
+def test_ratio_max_is_the_largest_of_all_updates(tmp_path):
+    one = trainer(recipe(tmp_path, completions_per_update=3, passes_per_rollout=2))
+    step, seen = one._optimizer_step, []
+
+    def watched(part, count):
+        stats, taken = step(part, count)
+        seen.append(stats["ratio_max"])
+        return stats, taken
+
+    one._optimizer_step = watched
+    assert one.update(one.rollout(1))["ratio_max"] == max(seen) > min(seen)
+
+
+def test_without_a_reference_there_is_no_divergence(tmp_path):
+    said = []
+    one = trainer(recipe(tmp_path, kl_coef=0.0, max_steps=1, eval_every=0))
+    one.report = said.append
+    (record,) = lines(one.train().path, "metrics.jsonl")
+    assert record["kl"] is None
+    assert "seconds/reference" not in record
+    assert any("kl none" in line for line in said)
 
 
 def test_on_policy_gradient_equals_that_with_stored_old_log_probs(tmp_path):

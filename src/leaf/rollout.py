@@ -50,14 +50,14 @@ class Rollout:
         return Rollout(self.step, rows, groups, rewards, advantages, None, None, positions, accidents)
 
     def parts(self, size: int | None, groups: int) -> "Iterator[Rollout]":
-        """Cut a rollout into parts of `size` completions, group by group; None keeps it whole.
+        """Cut a rollout into parts of `size` completions, group by group; it stays whole where they fit into one part.
 
         Completions are counted over the `groups` of all processes: each gets its own of every part, which may be none.
         """
-        if size is None:
+        completions = self.groups[0].tokens.shape[0]
+        if size is None or size >= groups * completions:
             yield self
             return
-        completions = self.groups[0].tokens.shape[0]
         for at in range(0, groups * completions, size):
             chosen: dict[int, list[int]] = {}
             for i, position in enumerate(self.positions):

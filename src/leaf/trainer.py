@@ -44,7 +44,7 @@ from leaf.training import (
     take,
     take_device,
 )
-from leaf.update import add_gradient, update_statistics, update_weights
+from leaf.update import add_gradient, update_record, update_statistics, update_weights
 
 
 class LeafTrainer:
@@ -110,13 +110,11 @@ class LeafTrainer:
         set_token_budget(self.policy, args, args.num_completions * args.max_new_tokens)
         self.trained = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
         self.parameters = list(self.trained.values())
-        self.on_policy = (
-            not has_dropout(self.policy) and args.completions_per_update is None and args.passes_per_rollout == 1
-        )
         rollout = args.prompts_per_rollout * args.num_completions
         self.updates_per_rollout = args.passes_per_rollout * math.ceil(
             rollout / (args.completions_per_update or rollout)
         )
+        self.on_policy = self.updates_per_rollout == 1 and not has_dropout(self.policy)
         optimizer = build_optimizer(self.parameters, args)
         schedule = build_schedule(optimizer, args, self.updates_per_rollout, restarts=args.epochs is not None)
         self._optimizer = optimizer
@@ -352,21 +350,15 @@ class LeafTrainer:
             return within_memory(self.policy, lambda: self.policy(prompts, trees), largest=largest).log_probs
 
     def update(self, rollout: Rollout) -> dict[str, float | None]:
-        """Take the optimiser steps of one rollout and return their mean statistics, None where all were skipped."""
+        """Take the optimiser steps of one rollout and return what is recorded of them (`update_record`)."""
         args = self.args
         self.policy.train()
-        totals: dict[str, float] = {}
-        count = skipped = 0
+        updates: list[tuple[dict[str, float], bool]] = []
         with self._stage("update"):
             for _ in range(args.passes_per_rollout):
                 for part in rollout.parts(args.completions_per_update, args.prompts_per_rollout):
-                    stats, taken = self._optimizer_step(part, count)
-                    for key, value in stats.items():
-                        totals[key] = totals.get(key, 0.0) + (value if taken else 0.0)
-                    count += 1
-                    skipped += not taken
-        mean = {key: value / (count - skipped) if count > skipped else None for key, value in totals.items()}
-        return {**mean, "skipped_steps": skipped}
+                    updates.append(self._optimizer_step(part, len(updates)))
+        return update_record(updates)
 
     def _optimizer_step(self, part: Rollout, count: int) -> tuple[dict[str, float], bool]:
         """Accumulate the gradient of one part of a rollout, within memory, and step once.

@@ -13,6 +13,7 @@ from leaf.speech.policy import Policy
 from leaf.speech.sampling import Group
 
 _SUMS = "loss entropy weight tokens kl clip_fraction ratio_mean ratio_max packed_tokens plain_tokens".split()
+_OVER_TOKENS = ("kl", "clip_fraction", "ratio_mean")
 
 
 def update_weights(part: Rollout, config: LeafConfig, processes: Processes, device: torch.device) -> list[Tensor]:
@@ -29,12 +30,13 @@ def update_weights(part: Rollout, config: LeafConfig, processes: Processes, devi
 def add_gradient(policy: Policy, part: Rollout, weights: Sequence[Tensor], config: LeafConfig) -> dict[str, float]:
     """Run the loss forward and backward over micro-batches of packed groups and return sums of its statistics.
 
-    `loss` and `entropy` are weighted like the loss; kl, clip_fraction and ratio_mean are sums over `tokens`.
+    `loss` and `entropy` are weighted like the loss; kl, clip_fraction and ratio_mean are sums over `tokens`. Without
+    reference log-probabilities there is no `kl`.
     """
     prompts, trees = [group.prompt for group in part.groups], [group.tree for group in part.groups]
     device = policy.device
     masks = _masks(part.groups, device)
-    sums = dict.fromkeys(_SUMS, 0.0)
+    sums = {key: 0.0 for key in _SUMS if key != "kl" or part.ref_log_probs is not None}
     for batch in policy.batches(prompts, trees):
         scores = policy([prompts[i] for i in batch], [trees[i] for i in batch])
         loss = torch.zeros((), device=device)
@@ -56,7 +58,7 @@ def add_gradient(policy: Policy, part: Rollout, weights: Sequence[Tensor], confi
             sums["tokens"] += tokens
             sums["weight"] += float(weights[i].sum())
             sums["entropy"] += float((scores.entropies[position] * weights[i]).sum())
-            for key in ("kl", "clip_fraction", "ratio_mean"):
+            for key in extra.keys() & _OVER_TOKENS:
                 sums[key] += float(extra[key]) * tokens
             sums["ratio_max"] = max(sums["ratio_max"], float(extra["ratio_max"]))
         # Not accelerator.backward: it divides by what the launcher says of gradient accumulation.
@@ -74,7 +76,23 @@ def update_statistics(sums: dict[str, float], processes: Processes) -> dict[str,
     total = dict(zip(sums, processes.sum(list(sums.values())), strict=True)) | largest
     tokens, weight = total.pop("tokens"), total.pop("weight")
     total["entropy"] /= weight or 1.0
-    return total | {key: total[key] / (tokens or 1.0) for key in ("kl", "clip_fraction", "ratio_mean")}
+    return total | {key: total[key] / (tokens or 1.0) for key in _OVER_TOKENS if key in total}
+
+
+def update_record(updates: Sequence[tuple[dict[str, float], bool]]) -> dict[str, float | None]:
+    """Return what is recorded of the updates of a rollout: the mean of each statistic, of ratio_max the largest.
+
+    None is what was not measured: kl without a reference, everything where no update was taken.
+
+    Args:
+        updates: the statistics of each, and whether it was taken; those of skipped ones are left out.
+    """
+    taken = [statistics for statistics, was_taken in updates if was_taken]
+    record: dict[str, float | None] = {"kl": None, **dict.fromkeys(updates[0][0])}
+    for name in record:
+        if values := [statistics[name] for statistics in taken if name in statistics]:
+            record[name] = max(values) if name == "ratio_max" else sum(values) / len(values)
+    return {**record, "skipped_steps": len(updates) - len(taken)}
 
 
 def _masks(groups: Sequence[Group], device: torch.device) -> list[Tensor]:

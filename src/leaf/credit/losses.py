@@ -88,8 +88,9 @@ def policy_loss(
         kl_coef: β.
 
     Returns:
-        The scalar loss, and detached over the real tokens: mean kl, clip_fraction, ratio_mean, and ratio_max.
-        clip_fraction counts tokens where the clipped term is the smaller one, so that their gradient is cut off.
+        The scalar loss, and detached over the real tokens: mean kl (only with `ref_logp`), clip_fraction, ratio_mean,
+        and ratio_max. clip_fraction counts tokens where the clipped term is the smaller one, so that their gradient is
+        cut off.
 
     Raises:
         ConfigError: clip, clip_high or kl_coef is out of range, or the reduction is unknown.
@@ -107,18 +108,18 @@ def policy_loss(
     high = clip if clip_high is None else clip_high
     clipped = ratio.clamp(1 - clip, 1 + high)
     per_token = -torch.minimum(ratio * advantage, clipped * advantage)
-    divergence = torch.zeros_like(new)
-    if ref_logp is not None:
-        divergence = k3(new, ref_logp.masked_fill(~mask, 0.0))
+    divergence = None if ref_logp is None else k3(new, ref_logp.masked_fill(~mask, 0.0))
+    if divergence is not None:
         per_token = per_token + kl_coef * divergence
     loss = (weights * per_token).masked_fill(~mask, 0.0).sum()
     with torch.no_grad():
         count = mask.sum().clamp_min(1)
         binding = (clipped * advantage < ratio * advantage) & mask
         stats = {
-            "kl": divergence.masked_fill(~mask, 0.0).sum() / count,
             "clip_fraction": binding.sum() / count,
             "ratio_mean": ratio.masked_fill(~mask, 0.0).sum() / count,
             "ratio_max": ratio.masked_fill(~mask, 0.0).max() if mask.any() else ratio.new_zeros(()),
         }
+        if divergence is not None:
+            stats["kl"] = divergence.masked_fill(~mask, 0.0).sum() / count
     return loss, stats
