@@ -95,6 +95,18 @@ def test_running_out_of_memory_halves_the_budget_and_loses_no_supervised_step(tm
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+def test_a_projector_learning_rate_of_zero_leaves_the_projector(policy, tmp_path):
+    before = {key: value.clone() for key, value in policy.projector.state_dict().items()}
+    config = SftConfig(
+        output_dir=str(tmp_path / "run"), max_steps=1, eval_every=0, lora_r=2, device="cpu", learning_rate=1e-2,
+        projector_learning_rate=0.0,
+    )  # fmt: skip
+    run = RunDirectory.create(config)
+    sft(config, policy, tiny.rows(2), [], run, lambda line: None)
+    run.release()
+    assert all(torch.equal(value, before[key]) for key, value in policy.projector.state_dict().items())
+
+
 def test_without_validation_no_validation_rows_are_needed(tmp_path):
     config = SftConfig(output_dir=str(tmp_path / "run"), max_steps=1, eval_every=0, lora_r=2, device="cpu")
     policy = Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=2))

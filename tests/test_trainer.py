@@ -205,6 +205,8 @@ def test_refusals(tmp_path):
         trainer(config, train_dataset=[])
     with pytest.raises(ConfigError, match="processing_class"):
         LeafTrainer(tiny.tiny_model()[0], ["bleu"], config, tiny.rows(2))
+    with pytest.raises(ConfigError, match=r"The reward functions are \[\]: .*give a list of them"):
+        trainer(config, reward_funcs=[])
 
 
 def test_models_and_what_goes_with_them(tmp_path):

@@ -113,7 +113,8 @@ def sft(
     check_stage(config)
     trained: list[dict[str, Any]] = [{"params": [p for p in policy.parameters() if p.requires_grad]}]
     if config.train_projector:
-        rate = config.projector_learning_rate or config.learning_rate
+        own = config.projector_learning_rate
+        rate = config.learning_rate if own is None else own
         trained.append({"params": policy.unfreeze_projector(), "lr": rate})
     parameters = [p for group in trained for p in group["params"]]
     optimizer = build_optimizer(trained, config)

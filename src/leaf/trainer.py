@@ -87,7 +87,7 @@ class LeafTrainer:
         check_stage(args)
         self.rule = credit_rule(credit or args.credit, **args.credit_options)
         self.rewards = RewardSum(
-            reward_funcs or args.rewards,
+            args.rewards if reward_funcs is None else reward_funcs,
             weights=args.reward_weights,
             timeout_s=args.reward_timeout,
             on_error=args.on_reward_error,

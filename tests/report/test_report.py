@@ -119,6 +119,18 @@ def test_long_curves_are_averaged_and_seeds_have_a_band(tmp_path, monkeypatch):
     assert short["lines"][0]["step"] == [2.0, 5.0]
 
 
+def test_steps_without_a_reference_have_no_divergence_to_draw(tmp_path):
+    old, new = made(tmp_path / "old", kl_coef=0.0), made(tmp_path / "new", kl_coef=0.0, seed=1)
+    for path, kl in ((old, 0.0), (new, None)):  # what earlier versions wrote, and what is written now
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        (path / "metrics.jsonl").write_text("".join(json.dumps({**row, "kl": kl}) + "\n" for row in rows))
+    both = curves_section(read_runs([old, new]))
+    assert [line["run"] for line in panel(both, "Divergence from the reference")["lines"]] == ["old"]
+    titles = [one["title"] for one in curves_section(read_runs([new])).data["panels"]]
+    assert "Reward" in titles
+    assert "Divergence from the reference" not in titles
+
+
 def test_a_row_of_the_table(tmp_path):
     (row,) = curves_section(read_runs([made(tmp_path / "run", steps=20)])).data["runs"]
     assert row["minutes"] == pytest.approx(20 * 4 / 60)
