@@ -137,13 +137,24 @@ def test_a_row_of_the_table(tmp_path):
     assert row["reward"] == pytest.approx((19 + 20) / 2 / 20)
     assert row["scores"]["bleu"] == {"first": 50.0, "last": 70.0, "top": 70.0, "less": False}
     assert row["accidents"] == {
-        "steps skipped for a loss or gradient that is no number": 1, "rewards that failed": 20,
+        "steps skipped for a loss or gradient that is no number": 18, "rewards that failed": 20,
     }  # fmt: skip
 
 
 def test_the_best_error_rate_is_the_lowest():
     assert _top("wer", [40.0, 20.0, 30.0]) == _top("token_error_rate", [20.0, 30.0]) == 20.0
     assert _top("bleu", [40.0, 20.0, 50.0]) == 50.0
+
+
+def test_the_best_score_is_that_of_a_trained_model(tmp_path):
+    run = made(tmp_path / "run")
+    rows = [{"step": 0, "bleu": 60.0, "wer": 5.0}, {"step": 3, "bleu": 55.0, "wer": 9.0}]
+    rows.append({"step": 6, "bleu": 50.0, "wer": 7.0})
+    for count, best in ((1, (None, None)), (3, (55.0, 7.0))):
+        (run / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
+        (row,) = curves_section(read_runs([run])).data["runs"]
+        assert (row["scores"]["bleu"]["top"], row["scores"]["wer"]["top"]) == best
+        assert row["scores"]["bleu"]["first"] == 60.0
 
 
 def test_forks_and_credit_by_position(tmp_path):

@@ -96,7 +96,6 @@ def _is_metric(name: str) -> bool:
 def _row(run: ShownRun) -> dict[str, Any]:
     """Return a run's line of the table."""
     best = getattr(run.recipe, "best_metric", None)
-    scores = {name: [row[name] for row in run.validations if name in row] for name in (run.validations or [{}])[0]}
     rewards = [row["reward_mean"] for row in run.steps if row.get("reward_mean") is not None]
     tail = rewards[-max(1, len(rewards) // 10) :]
     seconds = [row["seconds/step"] for row in run.steps if "seconds/step" in row]
@@ -111,25 +110,22 @@ def _row(run: ShownRun) -> dict[str, Any]:
         "minutes": (sum(seconds) or max(since, default=0.0)) / 60,
         "reward": sum(tail) / len(tail) if tail else None,
         "best_metric": best,
-        "scores": {
-            name: {"first": values[0], "last": values[-1], "top": _top(name, values), "less": less_is_better(name)}
-            for name, values in scores.items()
-            if _is_metric(name) and values
-        },
+        "scores": {name: _scores(run, name) for name in (run.validations or [{}])[0] if _is_metric(name)},
         "accidents": {
-            label: count for key, label in _ACCIDENTS.items() if (count := _count(run.steps, key)) > 0
+            label: count for key, label in _ACCIDENTS.items() if (count := sum(row.get(key) or 0 for row in run.steps))
         },
     }  # fmt: skip
 
 
-def _top(name: str, values: Sequence[float]) -> float:
-    return min(values) if less_is_better(name) else max(values)
+def _scores(run: ShownRun, name: str) -> dict[str, Any]:
+    """Return a metric's first, last and best score; the best, as best/, is never that of the untrained model."""
+    rows = [row for row in run.validations if name in row]
+    top = _top(name, [row[name] for row in rows if row["step"] > 0])
+    return {"first": rows[0][name], "last": rows[-1][name], "top": top, "less": less_is_better(name)}
 
 
-def _count(steps: Sequence[dict[str, Any]], key: str) -> float:
-    """Return how often something happened; skipped steps are counted up in the file."""
-    values = [row.get(key) or 0 for row in steps]
-    return max(values, default=0) if key == "skipped_steps" else sum(values)
+def _top(name: str, values: Sequence[float]) -> float | None:
+    return min(values, default=None) if less_is_better(name) else max(values, default=None)
 
 
 def _settings(run: ShownRun) -> list[list[str]]:

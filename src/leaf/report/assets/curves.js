@@ -48,7 +48,7 @@ leaf.section("curves", (root, data) => {
   });
   root.append(element("div.scroll", { tabindex: "0", role: "region", "aria-label": "runs" }, element("table.runs", {}, element("thead", {}, head), body)));
   sort(0, false);
-  if (data.metrics.length) root.append(element("p.dim", {}, "Validation scores are those of the last validation, with the change since the first (step 0 where there is one)."));
+  if (data.metrics.length) root.append(element("p.dim", {}, "Validation scores are those of the last validation, with the change since the first (step 0 where there is one). The best leave step 0 out, the model before training."));
 
   // -- settings: one column where all runs agree
   const settings = data.runs.map((run) => new Map(data.settings[run.name]));
