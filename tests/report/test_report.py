@@ -13,12 +13,13 @@ from waits import until
 
 from leaf.cli import app
 from leaf.config import LeafConfig, SftConfig, to_dict
+from leaf.credit import Fork
 from leaf.errors import ConfigError, RunError
 from leaf.metrics import mean_interval
 from leaf.predictions import Predictions
 from leaf.report import curves
 from leaf.report.curves import _top, band, curves_section, thinned
-from leaf.report.forks import forks_section
+from leaf.report.forks import _counted, _width, forks_section
 from leaf.report.runs import methods, read_runs
 from leaf.report.write import write_report
 
@@ -167,7 +168,8 @@ def test_forks_and_credit_by_position(tmp_path):
     assert method["whole"]["boundaries"] == 2
     assert method["whole"]["usable_rate"] == 1.0
     assert method["sizes"] == [[3, 2]]
-    assert method["spreads"] == [1.0, 1.0]
+    assert method["spreads"] == [[5, 2]]
+    assert section.data["spreads"][:6] == ["equal", "to 0.2", "to 0.4", "to 0.6", "to 0.8", "to 1"]
     assert method["places"][0]["stretch"] == "2 to 4"
     trained, grpo = method["credit"]
     assert (trained["rule"], grpo["rule"]) == ("leaf, as trained", "grpo")
@@ -177,6 +179,14 @@ def test_forks_and_credit_by_position(tmp_path):
     assert forks_section(read_runs([made(tmp_path / "none", groups=False)])) is None
     still = read_runs([made(tmp_path / "sft", recipe=SftConfig, groups=False)])
     assert forks_section(still) is None
+
+
+def test_reward_spreads_are_counted_to_the_last_group():
+    found = [Fork(2, True, False, (2,), (0.0,))] * 4000 + [
+        Fork(2, True, True, (2,), (spread,)) for spread in (0.3, 0.5)
+    ]
+    counted = _counted({"groups": 1, "forks": found, "credit": {}}, _width(0.5))
+    assert counted["spreads"] == [[0, 4000], [3, 1], [5, 1]]
 
 
 def test_runs_that_cannot_be_reported(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The section on forkability: do completions part where LEAF cuts, do rewards differ there, where does credit go?"""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,10 +28,12 @@ def forks_section(runs: Sequence[ShownRun]) -> Section | None:
             _take(found, GroupTree(record, run.recipe), run.recipe.credit)
     if not methods:
         return None
+    width = _width(max((s for found in methods.values() for fork in found["forks"] for s in fork.spreads), default=0.0))
     data = {
         "fifths": FIFTHS,
+        "spreads": ["equal", *(f"to {width * number:.3g}" for number in range(1, 10))],
         "stretches": [_stretch(*edge) for edge in zip(EDGES, [*EDGES[1:], None], strict=True)],
-        "methods": [{"method": name, **_counted(found)} for name, found in methods.items()],
+        "methods": [{"method": name, **_counted(found, width)} for name, found in methods.items()],
     }
     return Section("forks", "Forks and credit", data, asset("forks.js"), "", plotting(), evaluates=True)
 
@@ -50,7 +53,7 @@ def _take(found: dict[str, Any], tree: GroupTree, own: str) -> None:
         sums[2] = sums[2] + credit_mass_by_position(advantages, tree.prefixes.lengths, edges=EDGES)
 
 
-def _counted(found: dict[str, Any]) -> dict[str, Any]:
+def _counted(found: dict[str, Any], width: float) -> dict[str, Any]:
     every: list[Fork] = found["forks"]
     places = fork_rates_by_position(every, edges=(1, *EDGES[1:]))
     return {
@@ -58,7 +61,7 @@ def _counted(found: dict[str, Any]) -> dict[str, Any]:
         "whole": fork_rates(every),
         "places": [{"stretch": _stretch(*place), **rates} for place, rates in places.items() if rates["boundaries"]],
         "sizes": _histogram([size for fork in every for size in fork.sizes]),
-        "spreads": [round(spread, 4) for fork in every for spread in fork.spreads][:3000],
+        "spreads": _histogram([_stretch_of(spread, width) for fork in every for spread in fork.spreads]),
         "credit": [
             {"rule": name, "groups": n, "fifths": (fifths / n).tolist(), "stretches": (stretches / n).tolist()}
             for name, (n, fifths, stretches) in found["credit"].items()
@@ -68,6 +71,18 @@ def _counted(found: dict[str, Any]) -> dict[str, Any]:
 
 def _histogram(values: Sequence[int]) -> list[list[int]]:
     return [[value, values.count(value)] for value in sorted(set(values))]
+
+
+def _width(most: float) -> float:
+    """Return the round width of about five stretches up to a largest spread."""
+    fifth = max(most, 1e-9) / 5
+    power = 10.0 ** math.floor(math.log10(fifth))
+    return power * next(times for times in (1, 2, 2.5, 5, 10) if times * power >= 0.999 * fifth)
+
+
+def _stretch_of(spread: float, width: float) -> int:
+    """Return the number of a spread's stretch of that width, from 1; of equal rewards 0."""
+    return math.ceil(spread / width - 1e-9) if spread > 0 else 0
 
 
 def _stretch(first: int, end: int | None) -> str:

@@ -23,22 +23,13 @@ leaf.section("forks", (root, data) => {
       { mark: { type: "point", filled: true, size: 70, opacity: 1 }, encoding: { shape: { field: "method", legend: null, scale: { domain: names } }, y: { field: "value", type: "quantitative" }, tooltip: [{ field: "method" }, { field: "stretch", title: "tokens before the cut" }, { field: "value", format: ".0%" }, { field: "low", format: ".0%" }, { field: "high", format: ".0%" }, { field: "cuts" }] } }],
     encoding: { x: { field: "stretch", type: "nominal", sort: stretches, title: "tokens before the cut", axis: { labelAngle: 0 } }, xOffset: { field: "method", sort: names }, color: { ...colour("method", names), legend: null } } });
   const sizes = data.methods.flatMap(({ method, sizes: all }) => all.map(([size, count]) => ({ method, size, count })));
-  // Equal rewards apart, then about five stretches of a round width.
-  const fifth = Math.max(...data.methods.flatMap((method) => method.spreads), 1e-9) / 5, power = 10 ** Math.floor(Math.log10(fifth));
-  const width = power * [1, 2, 2.5, 5, 10].find((round) => round * power >= fifth * .999);
-  const upTo = (spread) => spread === 0 ? "equal" : `to ${+(width * Math.max(1, Math.ceil(spread / width - 1e-9))).toPrecision(3)}`;
-  const spreads = data.methods.flatMap(({ method, spreads: all }) => {
-    const counts = new Map();
-    for (const spread of all) counts.set(upTo(spread), (counts.get(upTo(spread)) || 0) + 1);
-    return [...counts].map(([spread, count]) => ({ method, spread, count }));
-  });
-  const ranges = ["equal", ...Array.from({ length: 9 }, (_, i) => upTo(width * (i + 1)))];
+  const spreads = data.methods.flatMap(({ method, spreads: all }) => all.map(([stretch, count]) => ({ method, spread: data.spreads[stretch], count })));
   const grid = element("div.panels");
   grid.append(
     plots.plot("Cuts that fire", "share by position, with Wilson intervals", by_place("fires")),
     plots.plot("Usable cuts", "share by position, with Wilson intervals", by_place("usable")),
     plots.plot("Completions that share a prefix", "how many, at the cuts", () => ({ height: 180, data: { values: sizes }, mark: "bar", encoding: { x: { field: "size", type: "ordinal", title: "completions", axis: { labelAngle: 0 } }, xOffset: { field: "method", sort: names }, y: { field: "count", type: "quantitative", title: null }, color: { ...colour("method", names), legend: null }, tooltip: [{ field: "method" }, { field: "size" }, { field: "count" }] } })),
-    plots.plot("Reward spread", "highest minus lowest reward where a prefix is shared", () => ({ height: 180, data: { values: spreads }, mark: "bar", encoding: { x: { field: "spread", type: "ordinal", sort: ranges, title: "spread", axis: { labelAngle: 0 } }, xOffset: { field: "method", sort: names }, y: { field: "count", type: "quantitative", title: null }, color: { ...colour("method", names), legend: null }, tooltip: [{ field: "method" }, { field: "spread" }, { field: "count" }] } })),
+    plots.plot("Reward spread", "highest minus lowest reward where a prefix is shared", () => ({ height: 180, data: { values: spreads }, mark: "bar", encoding: { x: { field: "spread", type: "ordinal", sort: data.spreads, title: "spread", axis: { labelAngle: 0 } }, xOffset: { field: "method", sort: names }, y: { field: "count", type: "quantitative", title: null }, color: { ...colour("method", names), legend: null }, tooltip: [{ field: "method" }, { field: "spread" }, { field: "count" }] } })),
   );
   root.append(grid, element("h2", {}, "Where the credit goes"),
     element("p", {}, "The objection to credit by prefixes is that completions part early, so that only early tokens gain. This is the share of all credit, whatever its sign, by position; GRPO on the same completions is what an even hand gives."));
