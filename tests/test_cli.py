@@ -93,6 +93,20 @@ def test_demo_prints_the_table_and_keeps_the_predictions(project):
         assert (made_with["task"], made_with["split"]) == ("data.jsonl", "test")
 
 
+def test_demo_takes_a_task_of_ones_own_without_utterances(project):
+    """What is resampled is then a row; and a manifest's columns may have other names."""
+    (project / "tasks_without.py").write_text(
+        "from leaf.tasks import TASKS, Task, load\n"
+        "def rows(split):\n"
+        "    return load('data.jsonl', split).remove_columns('utterance').to_list()\n"
+        "TASKS['without'] = Task('rows without utterances', 'CC0', ('train', 'validation', 'test'), rows)\n"
+    )
+    options = ("demo", "--recipe", "rl.yaml", "--items", "2", "max_steps=1", "eval_every=0")
+    assert "held-out test" in run(*options, "task=without", "plugins=[tasks_without.py]", "output_dir=runs/without")
+    (project / "own.jsonl").write_text((project / "data.jsonl").read_text().replace('"reference"', '"answer"'))
+    assert "held-out test" in run(*options, "task=own.jsonl", "columns={reference: answer}", "output_dir=runs/own")
+
+
 def test_an_interrupted_demo_goes_on_to_the_same_table(project, monkeypatch):
     """Scores before are those of the model without the adapter, which the resumed run has trained already."""
     options = ("demo", "--recipe", "rl.yaml", "--items", "3", "save_every=1", "rewards=[cer]", "learning_rate=0.1")

@@ -242,7 +242,7 @@ def demo(
     began = time.perf_counter()
     trainer = _trainer(config)
     policy: Policy = trainer.policy
-    rows = load(config.task, "test", limit=items).to_list()
+    rows = load(config.task, "test", limit=items, columns=config.columns).to_list()
     options: dict[str, Any] = {"greedy": True, "max_new_tokens": config.max_new_tokens, "intervals": True}
     trainer.start(resume)
     console.print(f"scoring {len(rows)} held-out recordings before training")
@@ -253,7 +253,7 @@ def demo(
     for scored, name in ((before, "test_before"), (after, "test_after")):
         scored.predictions.meta["made_with"] |= {"task": Path(config.task).name, "split": "test"}
         scored.write(run.path / f"{name}.jsonl")
-    groups = [row["utterance"] for row in rows]
+    groups = before.predictions.groups
     table = Table("metric", "before", "after", "gain (95 % interval)", "p", title="held-out test, greedy decoding")
     for name in before.scores:
         pair = (before.passes[0], after.passes[0], [row["reference"] for row in rows])
