@@ -62,6 +62,23 @@ def run(tmp_path):
     return folder
 
 
+@pytest.fixture
+def plugged(run):
+    """The run with a task that its plugin defines."""
+    plugin = run.parent / "my_tasks.py"
+    plugin.write_text(
+        "import json\nfrom pathlib import Path\nfrom leaf.tasks import TASKS, Task\n"
+        "def rows(split):\n"
+        f"    folder = Path({str(run.parent.parent)!r})\n"
+        "    lines = [json.loads(line) for line in (folder / 'rows.jsonl').read_text().splitlines()]\n"
+        "    return [{**line, 'audio': str(folder / line['audio'])} for line in lines]\n"
+        "TASKS['dictation'] = Task('d', 'CC0', ('test',), rows)\n"
+    )
+    (run / "recipe.yaml").write_text(f"stage: rl\ntask: dictation\nplugins: [{plugin}]\n")
+    yield run
+    TASKS.pop("dictation", None)
+
+
 def judged(path, kind, files, rows, judge="one"):
     meta = {
         "judge": {"kind": kind, "sha256": kind + judge, "signature": f"judge-{kind}|model:m"},
@@ -243,6 +260,17 @@ def test_a_task_that_comes_with_leaf_needs_no_run(tmp_path):
     (data,) = evaluation_section(predictions=[tmp_path]).data["sets"]
     assert data["clips"][0]["seconds"] == pytest.approx(rows[0]["seconds"], abs=0.02)
     assert data["title"] == "asterisk_qa test: 1 item"
+
+
+def test_recordings_of_a_task_that_a_plugin_defines(plugged):
+    said = []
+    data = evaluation_section([plugged], say=said.append).data["sets"][0]
+    assert (data["lost"], len(data["clips"]), said) == ({"full": 0, "missing": 0, "unreadable": 0}, 4, [])
+    TASKS.pop("dictation")
+    (plugged / "recipe.yaml").write_text("stage: rl\ntask: dictation\nplugins: [nowhere.py]\n")
+    assert evaluation_section([plugged], say=said.append).data["sets"][0]["lost"]["missing"] == 4
+    (line,) = said
+    assert "no recordings of dictation in the report: The plugin 'nowhere.py' cannot be imported" in line
 
 
 def test_recordings_that_are_gone_are_counted_and_said(run, tmp_path, opened):

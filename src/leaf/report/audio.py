@@ -7,13 +7,15 @@ the element: give a section `libraries=(asset("audio.js"),)`, which brings its o
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 
 from leaf.errors import AudioError, ConfigError, DataError, ModelError
+from leaf.plugins import load_plugins
 from leaf.predictions import kept_items, prompt_text
 from leaf.speech.audio import JOIN_PAUSE, Audio, audio_seconds, load_audio
 
@@ -121,9 +123,12 @@ class ClipStore:
 class Recordings:
     """Find the audio of a task's rows by their ids: records and prediction files hold no paths."""
 
-    def __init__(self, task: str, columns: Mapping[str, str] | None = None):
-        """Name a task, manifest or prepared folder as a recipe does; splits are loaded when first asked for."""
-        self.task, self.columns = task, dict(columns or {})
+    def __init__(self, task: str, columns: Mapping[str, str] | None = None, plugins: Sequence[str] = ()):
+        """Name a task, manifest or prepared folder as a recipe does, and the plugins that may define it.
+
+        Splits are loaded when first asked for, plugins only if nothing else is known by that name.
+        """
+        self.task, self.columns, self.plugins = task, dict(columns or {}), list(plugins)
         self._splits: dict[str, _Split | DataError] = {}
 
     def find(self, item: Mapping[str, Any], split: str | None = None) -> Audio | None:
@@ -137,9 +142,12 @@ class Recordings:
         Raises:
             AudioError: there is such a row, but it carries no recording, or several.
             DataError: the split cannot be loaded, or none of the task's.
+            ConfigError: a plugin that may define the task cannot be imported.
         """
-        from leaf.tasks import splits_of
+        from leaf.tasks import TASKS, splits_of
 
+        if self.task not in TASKS and not Path(self.task).exists():
+            load_plugins(self.plugins)
         wanted = {key: item[key] for key in ("prompt", "reference") if item.get(key) is not None}
         if "prompt" in wanted:
             wanted["prompt"] = prompt_text(wanted["prompt"])

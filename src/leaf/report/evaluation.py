@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from leaf import compare
-from leaf.errors import AudioError, DataError
+from leaf.errors import AudioError, ConfigError, DataError
 from leaf.metrics import METRICS, Scored, fold_whitespace
 from leaf.predictions import Predictions, in_order_of, item_difference, prediction_files, read_meta, read_predictions
 from leaf.report.audio import SECTION_BYTES, ClipStore, Recordings
@@ -53,7 +53,7 @@ def evaluation_section(
         RunError: one of `runs` is no run directory, or its recipe cannot be read.
     """
     opened = [run if isinstance(run, RunDirectory) else RunDirectory.open(run) for run in runs]
-    tasks = [(run.config().task, run.config().columns) for run in opened]
+    tasks = [(recipe.task, recipe.columns, recipe.plugins) for recipe in (run.config() for run in opened)]
     origins: dict[Path, list[int]] = {}  # file → the tasks that may have its rows
     for number, run in enumerate(opened):
         for file in _files_of(run.path):
@@ -64,7 +64,7 @@ def evaluation_section(
         return None
     sets = _sets(list(origins))
     shared: dict[str, Recordings] = {}  # runs of one task read its rows once
-    recordings = [shared.setdefault(json.dumps([task, columns]), Recordings(task, columns)) for task, columns in tasks]
+    recordings = [shared.setdefault(json.dumps(task), Recordings(*task)) for task in tasks]
     shown = []
     for systems in sets:
         candidates = list(dict.fromkeys(recordings[i] for file in systems for i in origins[file]))
@@ -335,7 +335,7 @@ def _found(
             found = one.find(item, split)
         except AudioError:  # of this row alone
             raise
-        except DataError as error:
+        except (ConfigError, DataError) as error:
             say(f"no recordings of {Path(one.task).name} in the report: {error}")
             usable.remove(one)
             continue

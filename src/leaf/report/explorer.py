@@ -12,12 +12,10 @@ from torch import Tensor
 from leaf.config import LeafConfig
 from leaf.errors import AudioError, LeafError
 from leaf.group_tree import GroupTree
-from leaf.plugins import load_plugins
 from leaf.predictions import prompt_text
 from leaf.report.audio import SECTION_BYTES, ClipStore, Recordings
 from leaf.report.page import Section, asset
 from leaf.run import RunDirectory
-from leaf.tasks import TASKS
 from leaf.terminal import visible
 
 TEXT_BYTES = 1_300_000  # of the groups of all runs; the recordings have SECTION_BYTES of their own
@@ -75,7 +73,7 @@ def explorer_section(
     for one in recorded:
         recipe = one.recipe
         key = json.dumps([recipe.task, recipe.columns, recipe.plugins])
-        rows = shared.setdefault(key, Recordings(recipe.task, recipe.columns))
+        rows = shared.setdefault(key, Recordings(recipe.task, recipe.columns, recipe.plugins))
         one.add_audio(store if audio else None, rows)
     data = {"rules": list(RULES.items()), "runs": [one.payload() for one in _named(recorded)], "clips": store.clips}
     return Section(
@@ -221,8 +219,6 @@ class _Recorded:
             if missing is not None:
                 continue
             try:
-                if self.recipe.task not in TASKS and not Path(self.recipe.task).exists():
-                    load_plugins(self.recipe.plugins)  # the run's own tasks
                 source = recordings.find(self._rows[group["step"], group["number"]], self.recipe.train_split)
             except AudioError as error:  # this row's alone
                 group["silence"] = f"The recording is not here. {_without_folders(error)}"
