@@ -91,6 +91,28 @@ def test_methods_are_what_recipes_differ_in_seeds_aside():
     assert "home" not in methods([one, recipe(credit="grpo"), SftConfig(model="other", task="t")])[0]
 
 
+def test_methods_whose_paths_end_alike_are_not_one(tmp_path):
+    def named(key, *values):
+        return methods([LeafConfig(**{"model": "m", "task": "t", key: value}) for value in values])
+
+    assert named("model", "/home/me/warm-a/merged", "/home/me/warm-b/merged", "/home/me/warm-a/merged") == [
+        "model warm-a/merged", "model warm-b/merged", "model warm-a/merged",
+    ]  # fmt: skip
+    assert named("task", "a/x/my.jsonl", "b/x/my.jsonl") == ["task a/x/my.jsonl", "task b/x/my.jsonl"]
+    assert named("rewards", ["bleu", "a/my.py:polite"], ["bleu", "b/my.py:polite"]) == [
+        "rewards bleu a/my.py:polite", "rewards bleu b/my.py:polite",
+    ]  # fmt: skip
+    assert named("train_split", "train", "small") == ["train_split train", "train_split small"]
+    assert named("credit_options", {"a": "b c"}, {"a": ["b", "c"]}) == [
+        'credit_options {"a": "b c"}', 'credit_options {"a": ["b", "c"]}',
+    ]  # fmt: skip
+    paths = [made(tmp_path / name, model=f"runs/{name}/merged") for name in ("warm-a", "warm-b")]
+    section = curves_section(read_runs(paths))
+    assert section.data["methods"] == ["model warm-a/merged", "model warm-b/merged"]
+    assert panel(section, "Reward")["bands"] == []
+    assert ["model", "warm-b/merged"] in section.data["settings"]["warm-b"]
+
+
 def test_long_curves_are_averaged_and_seeds_have_a_band(tmp_path, monkeypatch):
     assert thinned([(1, 1.0), (2, 3.0), (3, 5.0)], 2) == [(1.5, 2.0), (3.0, 5.0)]
     few = [{1: 1.0, 2: 2.0}, {1: 3.0, 2: 2.0, 3: 9.0}, {1: 2.0, 2: 2.0}]
@@ -182,9 +204,7 @@ def test_forks_and_credit_by_position(tmp_path):
 
 
 def test_reward_spreads_are_counted_to_the_last_group():
-    found = [Fork(2, True, False, (2,), (0.0,))] * 4000 + [
-        Fork(2, True, True, (2,), (spread,)) for spread in (0.3, 0.5)
-    ]
+    found = [Fork(2, True, spread > 0, (2,), (spread,)) for spread in [*[0.0] * 4000, 0.3, 0.5]]
     counted = _counted({"groups": 1, "forks": found, "credit": {}}, _width(0.5))
     assert counted["spreads"] == [[0, 4000], [3, 1], [5, 1]]
 
@@ -293,6 +313,28 @@ def test_plots_stand_and_follow_the_theme(opened, html):
     tab.locator("header nav a", has_text="Forks").click()
     tab.locator("#forks .plot svg.marks").first.wait_for()
     assert "100 % (51 % to 100 %)" in tab.locator("#forks tbody tr").first.text_content()
+
+
+def test_plots_of_a_hidden_tab_stand_when_it_is_shown_again(opened, html):
+    """Theme and size of the window change meanwhile; a hidden container has no width to draw in."""
+    tab = opened(html, color_scheme="light", viewport={"width": 1280, "height": 800})
+    count = tab.locator("#curves figure").count()
+    width = "[...document.querySelectorAll('#curves .plot svg.marks')].map(one => one.getBoundingClientRect().width)"
+    wide = f"{width}.length === {count} && {width}.every(one => one > 100)"
+    colour = "getComputedStyle(document.querySelector('#curves .plot svg.marks text')).fill"
+    until(tab, wide)
+    light = tab.evaluate(colour)
+    tab.evaluate("location.hash = '#forks'")
+    tab.locator("#forks .plot svg.marks").first.wait_for()
+    tab.locator("#theme").click()
+    tab.evaluate("location.hash = '#curves'")
+    until(tab, f"{wide} && {colour} !== {json.dumps(light)}")
+    tab.evaluate("location.hash = '#forks'")
+    until(tab, "document.querySelector('#curves').hidden")
+    tab.set_viewport_size({"width": 1000, "height": 800})
+    tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    tab.evaluate("location.hash = '#curves'")
+    until(tab, f"!document.querySelector('#curves').hidden && {wide}")
 
 
 def test_the_table_sorts_by_mouse_and_keyboard(opened, html):

@@ -9,7 +9,7 @@ from leaf.config import to_dict
 from leaf.errors import ConfigError
 from leaf.metrics import less_is_better, mean_interval
 from leaf.report.page import Section, asset
-from leaf.report.runs import ShownRun, told
+from leaf.report.runs import ShownRun, told_apart
 
 POINTS = 200  # of a curve; more steps than that are averaged in stretches of like length
 # With fewer runs, Student's intervals are wider than the runs lie apart (of two: thirteen times).
@@ -61,7 +61,7 @@ def curves_section(runs: Sequence[ShownRun], notes: Sequence[str] = ()) -> Secti
         "methods": list(dict.fromkeys(run.method for run in runs)),
         "panels": [panel for panel in panels if panel["lines"]],
         "stages": _stages(runs),
-        "settings": {run.name: _settings(run) for run in runs},
+        "settings": _settings(runs),
         "notes": list(notes),
     }
     return Section("curves", "Overview", data, asset("curves.js"), asset("curves.css"), plotting(), evaluates=True)
@@ -128,12 +128,18 @@ def _top(name: str, values: Sequence[float]) -> float | None:
     return min(values, default=None) if less_is_better(name) else max(values, default=None)
 
 
-def _settings(run: ShownRun) -> list[list[str]]:
-    recipe = to_dict(run.recipe)
-    file = run.directory.path / "versions.json"
-    versions = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    shown = [[key, told(recipe[key])] for key in _SETTINGS if recipe.get(key) not in (None, {}, [])]
-    return [*shown, ["made with", ", ".join(f"{key} {value}" for key, value in versions.items())]]
+def _settings(runs: Sequence[ShownRun]) -> dict[str, list[list[str]]]:
+    """Return by run the settings of its recipe as texts, and what it was made with."""
+    recipes = [to_dict(run.recipe) for run in runs]
+    texts = {key: told_apart([recipe.get(key) for recipe in recipes]) for key in _SETTINGS}
+    settings = {}
+    for number, (run, recipe) in enumerate(zip(runs, recipes, strict=True)):
+        file = run.directory.path / "versions.json"
+        versions = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        shown = [[key, texts[key][number]] for key in _SETTINGS if recipe.get(key) not in (None, {}, [])]
+        made_with = ", ".join(f"{key} {value}" for key, value in versions.items())
+        settings[run.name] = [*shown, ["made with", made_with]]
+    return settings
 
 
 # -- curves ------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Runs as the report shows them: their lines, what they have in common, and by what their methods differ."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from leaf.errors import RunError
 from leaf.run import RunDirectory
 
 # Runs that differ in nothing else are seeds of one method.
-_OF_A_SEED = ("seed", "output_dir", "train_split", "track_with", "device")
+_OF_A_SEED = ("seed", "output_dir", "track_with", "device")
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,17 @@ def read_runs(paths: Sequence[str | Path]) -> list[ShownRun]:
 
 
 def methods(recipes: Sequence[RunConfig]) -> list[str]:
-    """Return for each recipe the settings in which it differs from the others, seeds aside.
+    """Return for each recipe the settings in which it differs from the others, seeds aside: equal for equal recipes.
 
     A credit rule is named without its key; recipes that differ in nothing are named after their rule or stage.
     """
     settings = [{k: v for k, v in to_dict(recipe).items() if k not in _OF_A_SEED} for recipe in recipes]
     keys = list(dict.fromkeys(key for each in settings for key in each))
     differing = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
+    texts = {key: told_apart([each.get(key) for each in settings]) for key in differing}
     named = []
-    for each in settings:
-        parts = {key: told(each.get(key)) for key in differing if key in each}
+    for number, each in enumerate(settings):
+        parts = {key: texts[key][number] for key in differing if key in each}
         if not parts:
             key = "credit" if "credit" in each else "stage"
             parts = {key: told(each[key])}
@@ -81,10 +83,22 @@ def methods(recipes: Sequence[RunConfig]) -> list[str]:
     return named
 
 
-def told(value: Any) -> str:
-    """Return a setting as text; of a path its last part alone."""
+def told_apart(values: Sequence[Any]) -> list[str]:
+    """Return the values of a setting as texts that differ where they do: of paths as many last parts as that takes."""
+    distinct = [value for i, value in enumerate(values) if value not in values[:i]]
+    texts, before, parts = [told(value) for value in distinct], [], 1
+    while len(set(texts)) < len(texts) and texts != before:
+        parts += 1
+        texts, before = [told(value, parts) for value in distinct], texts
+    if len(set(texts)) < len(texts):  # of different kinds, as the list of two words and the text of both
+        texts = [json.dumps(value, ensure_ascii=False) for value in distinct]
+    return [texts[distinct.index(value)] for value in values]
+
+
+def told(value: Any, parts: int = 1) -> str:
+    """Return a setting as text; of a path its last parts alone."""
     if isinstance(value, dict):
-        return " ".join(f"{key} {told(one)}" for key, one in value.items()) or "none"
+        return " ".join(f"{key} {told(one, parts)}" for key, one in value.items()) or "none"
     if isinstance(value, list):
-        return " ".join(map(told, value)) or "none"
-    return Path(value).name or value if isinstance(value, str) else str(value)
+        return " ".join(told(one, parts) for one in value) or "none"
+    return "/".join(Path(value).parts[-parts:]) or value if isinstance(value, str) else str(value)

@@ -1,7 +1,7 @@
 "use strict";
 // What every section uses: registration, tabs by address, light and dark, elements from data.
 const leaf = (() => {
-  const drawers = {}, drawn = new Set(), listeners = [];
+  const drawers = {}, drawn = new Set(), listeners = [], watchers = [];
 
   // element("td.number", {title: "..."}, "text", child, ...): strings become text nodes, never markup.
   function element(kind, attributes = {}, ...children) {
@@ -35,6 +35,7 @@ const leaf = (() => {
       drawn.add(current.id);
       drawers[current.id](current, JSON.parse(document.getElementById(`data-${current.id}`).textContent));
     }
+    for (const watcher of watchers) watcher();
   }
 
   function start() {
@@ -56,6 +57,7 @@ const leaf = (() => {
   return {
     section: (name, draw) => { drawers[name] = draw; },
     onTheme: (listener) => { listeners.push(listener); },
+    onShow: (watcher) => { watchers.push(watcher); }, // called whenever a section is shown
     element, dark, colour, start,
   };
 })();

@@ -7,7 +7,7 @@ const plots = (() => {
   const dashes = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [10, 2], [1, 3]];
   const colour = (i) => { const all = leaf.dark() ? colours.dark : colours.light; return all[i % all.length]; };
   const dash = (i) => dashes[i % dashes.length];
-  const drawn = [];
+  const drawn = new Map(), stale = new Set(); // place → what draws it; places to be drawn when they are seen
 
   function config() {
     const ink = leaf.colour("ink"), dim = leaf.colour("dim"), line = leaf.colour("line");
@@ -22,12 +22,23 @@ const plots = (() => {
     const figure = leaf.element("figure", {}, leaf.element("figcaption", {}, leaf.element("b", {}, title), what ? leaf.element("span", {}, what) : null), place);
     const draw = () => vegaEmbed(place, { $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", autosize: { type: "fit-x", contains: "padding" }, ...spec(), config: config() },
       { actions: false, renderer: "svg", tooltip: { theme: leaf.dark() ? "dark" : "light" } });
-    drawn.push(draw);
-    // Plots measure their container, so they are drawn once they stand in the page.
-    requestAnimationFrame(draw);
+    drawn.set(place, draw);
+    stale.add(place);
+    requestAnimationFrame(refresh); // once it stands in the page
     return Object.assign(figure, { redraw: draw });
   }
-  leaf.onTheme(() => { for (const draw of drawn) draw(); });
+  // Plots measure their container, and one in a hidden section has no width: it is drawn when it is shown.
+  function refresh() {
+    for (const place of stale) if (place.clientWidth > 0 && stale.delete(place)) drawn.get(place)();
+  }
+  leaf.onShow(refresh);
+  leaf.onTheme(() => {
+    for (const place of drawn.keys()) stale.add(place);
+    refresh();
+  });
+  addEventListener("resize", () => { // Vega fits those that are seen
+    for (const place of drawn.keys()) if (place.clientWidth === 0) stale.add(place);
+  });
 
   function key(methods) {
     const box = leaf.element("span.facts");
