@@ -6,8 +6,9 @@ import tiny
 import torch
 
 from leaf import evaluate as module
+from leaf.compare import compare_files
 from leaf.config import LeafConfig
-from leaf.errors import ConfigError, DataError, RunError
+from leaf.errors import AudioError, ConfigError, DataError, RunError
 from leaf.evaluate import evaluate, evaluate_systems, name_systems
 from leaf.metrics import bootstrap, score
 from leaf.predictions import Predictions, kept_items, prediction_files, read_meta, read_predictions, read_rows
@@ -190,6 +191,90 @@ def test_several_systems_go_on_where_they_stopped(policy, rows, recipe, tmp_path
     recipe.eval_temperature = 0.5
     with pytest.raises(RunError, match="made with another decoding"):
         run()
+
+
+def evaluated(recipe, policy, rows, out, **options):
+    """Evaluate the bare model into `out` and return the result, and the lines about it."""
+    said = []
+    how = {"split": "test", "seeds": (42, 43), "metrics": ("chrf",), **options, "say": said.append}
+    return evaluate_systems(recipe, {"base": None}, lambda adapter: policy, rows, out, **how)["base"], said
+
+
+def test_an_interrupted_pass_goes_on_behind_its_last_whole_batch(policy, rows, recipe, tmp_path, monkeypatch):
+    recipe.eval_batch_size = 2
+    whole = evaluated(recipe, policy, rows, tmp_path / "whole")[0]
+    embed, sizes = policy.embed, []
+
+    def embedded(batch):
+        sizes.append([row["id"] for row in batch])
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        return embed(batch)
+
+    monkeypatch.setattr(policy, "embed", embedded)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(recipe, policy, rows, tmp_path / "out")
+    partial = tmp_path / "out/base.unfinished"
+    left = partial.read_bytes()
+    assert str(tmp_path).encode() not in left
+    with pytest.raises(DataError, match="holds no prediction files"):
+        prediction_files([tmp_path / "out"])
+    partial.write_bytes(left + b'{"1": [["torn')
+    result, said = evaluated(recipe, policy, rows, tmp_path / "out")
+    assert sizes == [["0", "3"], ["1", "2"], ["1", "2"]]  # the first batch was not said again
+    assert f"{partial} has what was said on 2 rows before an interruption; it goes on from there" in said
+    assert result.passes == whole.passes
+    assert (tmp_path / "out/base.jsonl").read_text() == (tmp_path / "whole/base.jsonl").read_text()
+    assert not partial.exists()
+    # Other settings, such as another seed: what was left is not theirs.
+    (tmp_path / "out/base.jsonl").unlink()
+    partial.write_bytes(left)
+    sizes[:] = [[], []]
+    result, said = evaluated(recipe, policy, rows, tmp_path / "out", seeds=(42,))
+    assert len(sizes) == 4
+    assert said[0] == f"{partial} was left by an evaluation with other settings; it is not used and begun anew"
+    assert result.passes == whole.passes[:1]
+
+
+def test_recordings_are_looked_at_before_anything_is_said(policy, rows, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(policy, "embed", None)
+    long = {"array": np.full(16000 * 3, 0.1, dtype=np.float32), "sampling_rate": 16000}
+    with pytest.raises(
+        AudioError, match=r"1 of 5 rows have no usable audio: 'long'. The first: Row 'long': .* at most 2 s"
+    ):
+        evaluated(recipe, policy, [{**rows[0], "id": "long", "audio": long, "seconds": 3.0}, *rows], tmp_path / "out")
+    with pytest.raises(AudioError, match=r"--max-seconds.*on_bad_audio=skip"):
+        evaluated(recipe, policy, [{**rows[0], "id": "long", "audio": long}, *rows], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    recipe.on_bad_audio = "skip"
+    with pytest.raises(AudioError, match="None is left to evaluate"):
+        evaluated(recipe, policy, [{**rows[0], "audio": long}], tmp_path / "out")
+
+
+def test_rows_without_usable_audio_are_left_out_where_the_recipe_says_so(policy, rows, recipe, tmp_path):
+    usable = evaluated(recipe, policy, rows, tmp_path / "usable")[0]
+    recipe.on_bad_audio = "skip"
+    bad = {"long": np.full(16000 * 3, 0.1, dtype=np.float32), "silent": np.zeros(16000, dtype=np.float32)}
+    bad = [{**rows[0], "id": i, "audio": {"array": wave, "sampling_rate": 16000}} for i, wave in bad.items()]
+    result, said = evaluated(recipe, policy, [bad[0], *rows, bad[1]], tmp_path / "out")
+    assert result.passes == usable.passes
+    assert result.rows == rows
+    assert result.scores == usable.scores
+    file = tmp_path / "out/base.jsonl"
+    assert [line.split(":")[1] for line in said[:2]] == [" Row 'long'", " Row 'silent'"]
+    left_out = "base: 2 of 6 rows are left out for their audio, 'long', 'silent'; all stand in "
+    left_out += str(file.with_suffix(".meta.json"))
+    assert said[-1] == left_out
+    assert read_meta(file)["left_out"] == ["long", "silent"]
+    assert [item["id"] for item in read_predictions(file).items] == ["0", "1", "2", "3"]
+    assert "4 items of 4 recordings (2 more left out for their audio)" in compare_files([file], metrics=["chrf"])
+    # Other metrics, and further passes: of the same items.
+    assert evaluated(recipe, policy, [bad[0], *rows, bad[1]], tmp_path / "out", metrics=("wer",))[1][-1] == left_out
+    more = evaluated(recipe, policy, [bad[0], *rows, bad[1]], tmp_path / "out", seeds=(42, 43, 44))[0]
+    assert len(more.passes[2]) == 4
+    lost = {**rows[3], "audio": bad[1]["audio"]}
+    with pytest.raises(AudioError, match="Earlier passes have them"):
+        evaluated(recipe, policy, [bad[0], *rows[:3], lost, bad[1]], tmp_path / "out", seeds=(42, 43, 44, 45))
 
 
 def test_metrics_that_take_data_are_kept_for_those_without_it(policy, rows, recipe, tmp_path, monkeypatch):

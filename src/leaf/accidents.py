@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from leaf.errors import AudioError, DataError, RunError
 from leaf.speech.policy import Policy, Prompt
-from leaf.speech.prompts import row_name, waveform
+from leaf.speech.prompts import check_length, row_name, waveform
 from leaf.speech.sampling import Group
 from leaf.training import take
 
@@ -195,6 +195,17 @@ def rows_with_audio(
                 "usable audio. Check where the manifest points."
             )
     return chosen, replaced
+
+
+def unusable_audio(policy: Policy, rows: Sequence[dict[str, Any]], *, decode: bool) -> dict[int, str]:
+    """Return why rows, by number, have no usable audio: as their headers say or, with `decode`, as all of it says."""
+    look, found = waveform if decode else check_length, {}
+    for number, row in enumerate(rows):
+        try:
+            look(policy.family, policy.processor, row)
+        except AudioError as error:
+            found[number] = str(error)
+    return found
 
 
 @dataclass

@@ -218,10 +218,12 @@ def what_was_compared(systems: Sequence[Predictions], samples: int) -> str:
         how = decodings[systems[0].system]
     else:
         how = "DECODED DIFFERENTLY: " + "; ".join(f"{name}: {text}" for name, text in decodings.items())
+    left_out = systems[0].meta.get("left_out", [])
+    without = f" ({len(left_out)} more left out for their audio)" if left_out else ""
     first = f"; differences are to {systems[0].system}, p two-sided, not corrected for several" if systems[1:] else ""
     return (
-        f"{items} items of {groups} recordings; {how}. Values are means over passes; intervals: percentile bootstrap "
-        f"over recordings, {samples} resamples, paired{first}."
+        f"{items} items of {groups} recordings{without}; {how}. Values are means over passes; intervals: "
+        f"percentile bootstrap over recordings, {samples} resamples, paired{first}."
     )
 
 

@@ -113,7 +113,7 @@ class LeafConfig(LoraFields, RunConfig):
         "stop", "a reward function fails: stop the run, or go on with its completions unscored"
     )
     on_bad_audio: Literal["stop", "skip"] = _field(
-        "stop", "a row has no usable audio: stop the run, or put the next row in its place"
+        "stop", "a row has no usable audio: stop, or put the next row in its place (`leaf evaluate`: leave it out)"
     )
     reward_options: dict[str, Any] = _field(
         {}, "options of reward functions by name, as judge: {url: http://localhost:8000/v1, model: name}"

@@ -11,13 +11,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from leaf.accidents import unusable_audio
 from leaf.config import LeafConfig
 from leaf.demo_model import resolve_model
-from leaf.errors import ConfigError, DataError, RunError
+from leaf.errors import AudioError, ConfigError, DataError, RunError
 from leaf.memory import within_memory
 from leaf.metrics import metric
 from leaf.model_metrics import file_sha256
-from leaf.predictions import Predictions, kept_items, read_predictions
+from leaf.predictions import Predictions, Unfinished, kept_items, meta_path, read_predictions, some_of
 from leaf.processes import Processes
 from leaf.speech.loading import pick_dtype
 from leaf.speech.policy import Policy
@@ -87,21 +88,25 @@ def predict(
     batch_size: int = 16,
     progress: Callable[[int], None] | None = None,
     processes: Processes | None = None,
+    unfinished: Unfinished | None = None,
 ) -> list[tuple[list[str], list[bool]]]:
     """Return per seed one completion per row, in order, and whether the length limit cut it; a seed of None is greedy.
 
     Rows of like length share a batch, and the passes of all seeds share a row's audio and prompt, each embedded and
     prefilled once. A row draws from a stream of its own in each pass, so a prediction depends on the seed, the row and
-    its place among the rows only, and not on how many `processes` share the work.
+    its place among the rows only, and not on how many `processes` share the work. `unfinished` keeps what one process
+    has said, batch by batch; what it has from an earlier call is not said again.
     """
     order = sorted(range(len(rows)), key=lambda i: (_seconds(rows[i]), i))
     if processes is not None:
         order = [order[i] for i in processes.positions(len(order))]
-    said: dict[int, list[tuple[str, bool]]] = {}
+    said: dict[int, list[tuple[str, bool]]] = {} if unfinished is None else dict(unfinished.said)
 
     def say() -> None:
         for at in range(0, len(order), batch_size):
             indices = order[at : at + batch_size]
+            if said.keys() >= set(indices):
+                continue
             draw = partial(
                 sample,
                 policy,
@@ -119,8 +124,13 @@ def predict(
                     generator=[[step_generator(seed or 0, i) for seed in seeds] for i in its]
                 ),
             )
-            for i, group in zip(indices, groups, strict=True):
-                said[i] = list(zip(group.texts(policy.tokenizer), group.truncated.tolist(), strict=True))
+            batch = {
+                i: list(zip(group.texts(policy.tokenizer), group.truncated.tolist(), strict=True))
+                for i, group in zip(indices, groups, strict=True)
+            }
+            said.update(batch)
+            if unfinished is not None:
+                unfinished.add(batch)
             if progress is not None:
                 progress(len(indices))
 
@@ -225,9 +235,12 @@ def evaluate_systems(
 ) -> dict[str, Evaluation]:
     """Evaluate several systems with a recipe's model, task and decoding, one prediction file each in `out`.
 
-    A system's passes are sampled together and then written. Called again, passes that are there are not sampled again,
-    so an evaluation that was interrupted goes on, further passes are added and other metrics are scored without the
-    model. All passes of a file count.
+    A system's passes are sampled together; each batch is kept in `NAME.unfinished` until the file is written. Called
+    again, what is there is not sampled again, so an evaluation that was interrupted goes on, further passes are added
+    and other metrics are scored without the model. All passes of a file count.
+
+    Recordings are looked at before anything is sampled: from their headers, or decoded where the recipe's
+    `on_bad_audio` is `skip`. Then rows without usable audio are left out, said, and listed in the meta data.
 
     Args:
         config: the recipe.
@@ -244,6 +257,7 @@ def evaluate_systems(
         say: takes lines about the progress.
 
     Raises:
+        AudioError: rows whose audio is unreadable or longer than the model takes, where they are not to be left out.
         RunError: a prediction file in `out` was made with something else.
     """
     rows = _checked(rows, metrics, paths)
@@ -256,13 +270,22 @@ def evaluate_systems(
         known = _known(file, name, items, made_with)
         missing = [seed for seed in ([None] if greedy else seeds) if seed not in known.seeds]
         if missing:
-            _add_passes(known, load(adapter), rows, missing)
+            policy = load(adapter)
+            _leave_out(known, policy, _rows_of(known, items, rows), config.on_bad_audio == "skip", say)
+            about = {"made_with": made_with, "seeds": missing, "left_out": known.meta.get("left_out", [])}
+            unfinished = Unfinished(file, about, say)
+            _add_passes(known, policy, _rows_of(known, items, rows), missing, unfinished=unfinished)
             known.kept = {}  # one entry per pass; made again when the passes are all there
             known.meta.pop("metrics", None)
             known.write(file)
+            unfinished.remove()
         done = "greedy pass" if greedy else f"passes with seeds {', '.join(map(str, seeds))}"
         say(f"{name}: {done} in {file}")
-        results[name] = score_predictions(known, rows, metrics, lowercase=lowercase, paths=paths)
+        if left_out := known.meta.get("left_out"):
+            count = f"{len(left_out)} of {len(rows)} rows"
+            say(f"{name}: {count} are left out for their audio, {some_of(left_out)}; all stand in {meta_path(file)}")
+        answered = _rows_of(known, items, rows)
+        results[name] = score_predictions(known, answered, metrics, lowercase=lowercase, paths=paths)
         results[name].write(file)
     return results
 
@@ -335,6 +358,50 @@ def _checked(rows: Sequence[Any], metrics: Sequence[str], paths: Mapping[str, st
     return rows
 
 
+def _rows_of(
+    predictions: Predictions, items: Sequence[Mapping[str, Any]], rows: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the rows that predictions are about, of all rows and their items."""
+    by_id = {item["id"]: row for item, row in zip(items, rows, strict=True)}
+    return [by_id[item["id"]] for item in predictions.items]
+
+
+def _leave_out(
+    predictions: Predictions,
+    policy: Policy,
+    rows: Sequence[dict[str, Any]],
+    skip: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Take the items of rows without usable audio out of predictions that have no pass yet, or refuse them.
+
+    Raises:
+        AudioError: there are such rows and they may not be skipped, have predictions already, or are all there is.
+    """
+    bad = unusable_audio(policy, rows, decode=skip)
+    if not bad:
+        return
+    ids = [predictions.items[i]["id"] for i in bad]
+    if not skip:
+        advice = (
+            "Leave such rows out of the data set (by length: `leaf data prepare ... --max-seconds`), or set "
+            "on_bad_audio=skip, which leaves them out of the evaluation and counts them."
+        )
+    elif predictions.passes:
+        advice = "Earlier passes have them, so further ones need them: bring them back, or begin anew in another --out."
+    else:
+        advice = "None is left to evaluate; look at the recordings."
+    if not skip or predictions.passes or len(bad) == len(rows):
+        first = next(iter(bad.values()))
+        raise AudioError(
+            f"{len(bad)} of {len(rows)} rows have no usable audio: {some_of(ids)}. The first: {first} {advice}"
+        )
+    for reason in bad.values():
+        say(f"left out: {reason}")
+    predictions.items = [item for i, item in enumerate(predictions.items) if i not in bad]
+    predictions.meta["left_out"] = ids
+
+
 def _add_passes(
     predictions: Predictions,
     policy: Policy,
@@ -342,6 +409,7 @@ def _add_passes(
     seeds: Sequence[int | None],
     progress: Callable[[int], None] | None = None,
     processes: Processes | None = None,
+    unfinished: Unfinished | None = None,
 ) -> None:
     """Add one pass over the rows per seed, greedy (a seed of None) or sampled as the predictions' decoding says."""
     decoding = predictions.meta["made_with"]["decoding"]
@@ -355,6 +423,7 @@ def _add_passes(
         seeds=seeds,
         progress=progress,
         processes=processes,
+        unfinished=unfinished,
     )
     for seed, (texts, truncated) in zip(seeds, passes, strict=True):
         predictions.passes.append(texts)

@@ -8,7 +8,7 @@ other programs do as well: `id`, `prediction` and `reference` are enough.
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -91,6 +91,51 @@ class Predictions:
         self.digest = file_sha256(path)
         self.meta["system"] = self.system
         write_text(meta_path(path), json.dumps(self.meta, indent=2, ensure_ascii=False) + "\n")
+
+
+class Unfinished:
+    """Keep beside a prediction file what an evaluation under way has said, each batch as soon as it is there.
+
+    The same evaluation, given again after an interruption, goes on from it; what another one left is not used.
+
+    Args:
+        file: the prediction file, which is written at the end.
+        about: what decides the predictions, JSON.
+        say: takes a line about what was found.
+
+    Attributes:
+        said: per row, by number: what was said in each pass, and whether the length limit cut it.
+    """
+
+    def __init__(self, file: Path, about: dict[str, Any], say: Callable[[str], None]):
+        self.path = file.with_suffix(".unfinished")
+        first, *batches = self._whole_lines() or [about]
+        if first != about:
+            say(f"{self.path} was left by an evaluation with other settings; it is not used and begun anew")
+            batches = []
+        self.said = {
+            int(number): [(text, cut) for text, cut in texts] for batch in batches for number, texts in batch.items()
+        }
+        if self.said:
+            say(f"{self.path} has what was said on {len(self.said)} rows before an interruption; it goes on from there")
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in [about, *batches]))
+
+    def _whole_lines(self) -> list[dict[str, Any]]:
+        """Return the lines that are there, without a last one that an interruption cut."""
+        if not self.path.exists():
+            return []
+        with writing(self.path):
+            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+        return read_rows(self.path)
+
+    def add(self, batch: Mapping[int, Sequence[tuple[str, bool]]]) -> None:
+        """Add what was said on a batch of rows."""
+        with writing(self.path), self.path.open("a") as file:
+            file.write(json.dumps(batch) + "\n")
+
+    def remove(self) -> None:
+        """Remove the file; the predictions are written."""
+        self.path.unlink(missing_ok=True)
 
 
 def _kept_metric() -> Metric:
@@ -253,13 +298,13 @@ def prediction_files(paths: Iterable[str | Path]) -> list[Path]:
 def item_difference(a: Predictions, b: Predictions) -> str | None:
     """Say how the items of two systems differ, in ids or references; None where they are the same in any order."""
     ours, theirs = ({item["id"]: item["reference"] for item in one.items} for one in (a, b))
-    only = [f"{len(ids)} only in {one.system} ({_some(ids)})" for ids, one in (
+    only = [f"{len(ids)} only in {one.system} ({some_of(ids)})" for ids, one in (
         (sorted(ours.keys() - theirs.keys()), a), (sorted(theirs.keys() - ours.keys()), b),
     ) if ids]  # fmt: skip
     if only:
         return "items differ: " + ", ".join(only)
     other = sorted(key for key, text in ours.items() if theirs[key] != text)
-    return f"references differ for {len(other)} items ({_some(other)})" if other else None
+    return f"references differ for {len(other)} items ({some_of(other)})" if other else None
 
 
 def in_order_of(b: Predictions, a: Predictions) -> Predictions:
@@ -278,5 +323,6 @@ def in_order_of(b: Predictions, a: Predictions) -> Predictions:
     )
 
 
-def _some(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
+    """Return the first of some names, as a message shows them."""
     return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")

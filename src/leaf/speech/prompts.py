@@ -4,7 +4,8 @@ A prompt is a plain instruction, a string with the family's audio placeholder in
 audio part. The audio is the row's `audio`, or else what the message's audio part carries (`audio`, `path`, `url`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -160,18 +161,37 @@ def waveform(family: Family, processor: Any, example: Example) -> np.ndarray:
     Raises:
         AudioError: the audio cannot be used, or is longer than the model takes; the row is named.
     """
+    check_length(family, processor, example)
     rate = getattr(processor, family.feature_extractor).sampling_rate
-    audio, longest = audio_of(example), family.max_seconds(processor)
-    try:
-        seconds = audio_seconds(audio)
-        if seconds - 1 / rate > longest:  # resampling may round one sample away
-            raise _too_long(seconds, longest)
-        wave = load_audio(audio, sampling_rate=rate)
+    longest = family.max_seconds(processor)
+    with _named(example):
+        wave = load_audio(audio_of(example), sampling_rate=rate)
         if len(wave) > longest * rate:  # a header may promise less than there is
             raise _too_long(len(wave) / rate, longest)
+    return wave
+
+
+def check_length(family: Family, processor: Any, example: Example) -> None:
+    """Refuse a row by what the headers of its audio say; nothing is decoded.
+
+    Raises:
+        AudioError: a file is missing or is no audio, or the audio is longer than the model takes; the row is named.
+    """
+    rate = getattr(processor, family.feature_extractor).sampling_rate
+    longest = family.max_seconds(processor)
+    with _named(example):
+        seconds = audio_seconds(audio_of(example))
+        if seconds - 1 / rate > longest:  # resampling may round one sample away
+            raise _too_long(seconds, longest)
+
+
+@contextmanager
+def _named(example: Example) -> Iterator[None]:
+    """Put the row's name in front of what is wrong with its audio."""
+    try:
+        yield
     except AudioError as error:
         raise AudioError(f"Row {row_name(example)!r}: {error}") from error
-    return wave
 
 
 def _too_long(seconds: float, longest: float) -> AudioError:
