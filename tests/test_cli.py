@@ -4,7 +4,9 @@ import types
 
 import pytest
 import tiny
+import torch
 import yaml
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from leaf import cli
@@ -60,6 +62,13 @@ def test_the_three_stages_and_an_evaluation(project):
     assert (project / "runs/align/projector.safetensors").is_file()
     run("sft", "sft.yaml", "projector=runs/align/projector.safetensors")
     assert (project / "runs/sft/last/adapter_model.safetensors").is_file()
+    shown = run("evaluate", "rl.yaml", "--adapter", "runs/sft/last", "--greedy", "--out", "scored")
+    projector = project / "runs/sft/projector.safetensors"
+    assert "sft-last: with runs/sft/projector.safetensors, the projector that was trained with the adapter" in shown
+    made_with = json.loads((project / "scored/sft-last.meta.json").read_text())["made_with"]
+    assert made_with["model"]["projector_sha256"] == file_sha256(projector)
+    merged = cli._policy(load_recipe("rl.yaml"), project / "runs/sft/last").projector.state_dict()
+    assert all(torch.equal(merged[name], tensor) for name, tensor in load_file(projector).items())
     shown = run("merge", "rl.yaml", "--adapter", "runs/sft/last", "--out", "warm")
     assert "runs/sft/projector.safetensors merged in float32; train on with `model=warm`" in shown
     card = json.loads((project / "warm/leaf_merged.json").read_text())
@@ -74,6 +83,15 @@ def test_the_three_stages_and_an_evaluation(project):
     assert "2 passes" in shown
     predictions = [json.loads(line) for line in (project / "scored/rl-last.jsonl").read_text().splitlines()]
     assert [row["seed"] for row in predictions] == [42] * 4 + [43] * 4
+
+
+def test_an_adapter_caught_between_two_renames_is_found_by_the_commands(project):
+    run("sft", "sft.yaml", "max_steps=1")
+    adapter = project / "runs/sft/last"
+    for command in (("evaluate", "rl.yaml", "--greedy"), ("merge", "rl.yaml")):
+        adapter.rename(adapter.with_name("last.old"))
+        run(*command, "--adapter", "runs/sft/last", "--out", command[0])
+        assert not adapter.with_name("last.old").exists()
 
 
 def test_resume_continues_a_finished_run_without_harm(project):

@@ -181,16 +181,14 @@ def merge(
     from leaf.model_metrics import file_sha256
     from leaf.run import writing
     from leaf.speech.merging import write_merged
+    from leaf.trainable import projector_of
 
     config = load_recipe(recipe, overrides)
     name_systems(config.model, [str(adapter)], with_base=False)  # refuses what is no adapter
     policy = _policy(config, adapter)
     card = {"model": config.model, "adapter_sha256": file_sha256(adapter / "adapter_model.safetensors")}
     card["dtype"] = str(policy.base.dtype).removeprefix("torch.")
-    own = adapter.parent / "projector.safetensors"  # beside an adapter whose stage trained the projector too
-    projector = own if own.is_file() else config.projector
-    if projector is not None:
-        policy.load_projector(projector)
+    if (projector := projector_of(config, adapter)) is not None:
         card["projector_sha256"] = file_sha256(Path(projector))
     with writing(out):
         write_merged(policy, out, card)
@@ -386,21 +384,18 @@ def _rows(config: RunConfig) -> tuple[Any, Any]:
 
 
 def _policy(config: RunConfig, adapter: Path | None = None) -> Any:
-    """Load the policy of a recipe, with a fresh adapter for stage sft."""
+    """Load the policy of a recipe with an adapter and the projector that goes with it, a fresh one for stage sft."""
     import torch
 
     from leaf.demo_model import resolve_model
     from leaf.plugins import load_plugins
-    from leaf.run import bring_back
-    from leaf.trainable import load_policy, recipe_lora, set_token_budget
+    from leaf.trainable import load_policy, projector_of, recipe_lora, set_token_budget
     from leaf.training import pick_device
 
     load_plugins(config.plugins)
-    if adapter is not None:
-        bring_back(adapter)
     torch.manual_seed(config.seed)  # of a fresh adapter's values; torch seeds itself differently in every process
     policy = load_policy(
-        config,
+        dataclasses.replace(config, projector=projector_of(config, adapter)),
         resolve_model(config.model),
         device=pick_device(config.device),
         lora=recipe_lora(config) if isinstance(config, SftConfig) else None,

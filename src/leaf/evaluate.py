@@ -20,9 +20,11 @@ from leaf.metrics import metric
 from leaf.model_metrics import file_sha256
 from leaf.predictions import Predictions, Unfinished, kept_items, meta_path, read_predictions, some_of
 from leaf.processes import Processes
+from leaf.run import bring_back
 from leaf.speech.loading import pick_dtype
 from leaf.speech.policy import Policy
 from leaf.speech.sampling import sample
+from leaf.trainable import projector_of
 from leaf.training import pick_device, step_generator
 
 METRICS = ("bleu", "exact_match", "chrf")
@@ -266,7 +268,9 @@ def evaluate_systems(
     results = {}
     for name, adapter in systems.items():
         file = out / f"{name}.jsonl"
-        made_with = described | {"adapter": None if adapter is None else _identity(adapter, str(adapter))}
+        made_with = _made_with(described, config, adapter)
+        if (projector := projector_of(config, adapter)) != config.projector:
+            say(f"{name}: with {projector}, the projector that was trained with the adapter")
         known = _known(file, name, items, made_with)
         missing = [seed for seed in ([None] if greedy else seeds) if seed not in known.seeds]
         if missing:
@@ -291,16 +295,13 @@ def evaluate_systems(
 
 
 def describe(config: LeafConfig, items: Sequence[Mapping[str, Any]], *, split: str, greedy: bool) -> dict[str, Any]:
-    """Return what decides the bare model's predictions, without a path: checksums of model and items, decoding.
+    """Return what decides predictions but for adapter and projector, without a path: model, items, decoding.
 
     Model checksums are those of the files in its folder; a name of the hub stands for itself.
     """
     asked = json.dumps([[item["id"], item["prompt"], item.get("reference")] for item in items], ensure_ascii=False)
-    model = _identity(Path(resolve_model(config.model)), config.model)
-    if config.projector is not None:
-        model["projector_sha256"] = file_sha256(Path(config.projector))
     return {
-        "model": model,
+        "model": _identity(Path(resolve_model(config.model)), config.model),
         "task": Path(config.task).name,
         "split": split,
         "items": {"count": len(items), "sha256": sha256(asked.encode()).hexdigest()},
@@ -315,13 +316,23 @@ def describe(config: LeafConfig, items: Sequence[Mapping[str, Any]], *, split: s
     }
 
 
+def _made_with(described: Mapping[str, Any], config: LeafConfig, adapter: Path | None) -> dict[str, Any]:
+    """Return what decides one system's predictions: adapter and projector too."""
+    model = dict(described["model"])
+    if (projector := projector_of(config, adapter)) is not None:
+        model["projector_sha256"] = file_sha256(Path(projector))
+    return {**described, "model": model, "adapter": None if adapter is None else _identity(adapter, str(adapter))}
+
+
 def name_systems(model: str, adapters: Sequence[str], *, with_base: bool) -> dict[str, Path | None]:
     """Return name → adapter directory for `DIR` or `NAME=DIR` each, the bare model (None) first where it is wanted.
 
-    A directory is named after its last two parts; without adapters the bare model is the one system.
+    A directory is named after its last two parts; without adapters the bare model is the one system. An adapter that a
+    kill caught between two renames is brought back.
 
     Raises:
         ConfigError: a directory without an adapter, or two systems of one name.
+        RunError: the process that writes an adapter is alive; in a moment it will be there.
     """
     systems: list[tuple[str, Path | None]] = []
     if with_base or not adapters:
@@ -331,6 +342,7 @@ def name_systems(model: str, adapters: Sequence[str], *, with_base: bool) -> dic
         if not equals or Path(given).exists():
             directory = given
             name = "-".join(Path(given).absolute().parts[-2:])
+        bring_back(Path(directory))
         if not (Path(directory) / "adapter_config.json").is_file():
             raise ConfigError(f"{directory} holds no adapter (adapter_config.json); give a folder such as runs/x/best.")
         systems.append((name, Path(directory)))

@@ -39,6 +39,15 @@ def load_policy(config: RunConfig, checkpoint: str | Path, *, device: torch.devi
     return _with_projector(config, policy)
 
 
+def projector_of(config: RunConfig, adapter: Path | None) -> str | None:
+    """Return the projector that goes with an adapter: the one its stage trained and left beside it, else the recipe's.
+
+    None stands for the checkpoint's own.
+    """
+    beside = None if adapter is None else adapter.parent / "projector.safetensors"
+    return str(beside) if beside is not None and beside.is_file() else config.projector
+
+
 def trainable_policy(
     config: LeafConfig,
     model: Any,
