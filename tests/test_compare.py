@@ -142,6 +142,7 @@ def judged(path, kind, files, rows, judge="1", **summary):
     meta = {
         "judge": {"kind": kind, "sha256": judge, "signature": f"judge-{kind}|model:m"},
         "judged": [{"system": "x", "sha256": read_predictions(file).digest} for file in files],
+        "passes": 1,
         "line": "as it went",
     }
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -175,11 +176,33 @@ def test_judgements_of_other_predictions(pair, tmp_path):
     file = tmp_path / "one.judge-direct-m.jsonl"
     judged(file, "direct", pair[:1], rows)
     write(pair[0], "one", BETTER)  # evaluated again since
-    assert "judge" not in compare_files(pair, metrics=["bleu"])
+    shown = compare_files(pair, metrics=["bleu"])
+    assert "judge direct" not in shown
+    assert "not used, for they judge systems that are not compared here: 'one.judge-direct-m.jsonl'" in shown
     with pytest.raises(DataError, match="judges other predictions"):
         compare_files(pair, metrics=["bleu"], judged=[file])
     with pytest.raises(DataError, match="was not written by `leaf judge`"):
         compare_files(pair, metrics=["bleu"], judged=[pair[0]])
+
+
+def test_verdicts_outlast_further_passes_and_statistics_and_no_more(pair, tmp_path):
+    rows = [{"id": str(i), "pass": 0, "score": 10 * i} for i in range(4)]
+    judged(tmp_path / "one.judge-direct-m.jsonl", "direct", pair[:1], rows)
+    meta = tmp_path / "one.judge-direct-m.meta.json"
+    digest = read_predictions(pair[0]).answers_digest(1)
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "judged": [{"system": "one", "sha256": digest}]}))
+    for passes, order in ((WORSE, (0, 1, 2, 3)), ([*WORSE, REFERENCES], (0, 1, 2, 3)), (WORSE, (2, 0, 1, 3))):
+        write(pair[0], "one", passes, order=order)
+        assert cells(compare_files(pair, metrics=["bleu"]), "judge direct", "one")[2] == "15.00"
+    # A system that says the same is told apart by its name.
+    alike = write(tmp_path / "alike.jsonl", "alike", WORSE)
+    shown = compare_files([alike, pair[0]], metrics=["bleu"])
+    assert cells(shown, "judge direct", "one")[2] == "15.00"
+    assert "judge direct, one: as it went" in shown
+    write(pair[0], "one", BETTER)
+    shown = compare_files(pair, metrics=["bleu"])
+    assert "judge direct" not in shown
+    assert "one.judge-direct-m.jsonl is not used: the predictions have changed since." in shown
 
 
 def test_the_command(pair, tmp_path):

@@ -1,5 +1,6 @@
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from leaf.endpoint import Client, Endpoint, Reply, request_key
 from leaf.errors import ConfigError, DataError, JudgeError
 from leaf.judge import JudgeSettings, Tally, compare_items, expected_score, judge_file, parse, score_items
-from leaf.predictions import Predictions, read_meta, read_rows
+from leaf.predictions import Predictions, read_meta, read_predictions, read_rows
 from leaf.rewards import RewardSum
 
 SERVER = Path(__file__).with_name("judge_server.py")
@@ -110,6 +111,25 @@ def test_equal_requests_are_sent_once_and_several_at_a_time(url):
     assert 2 <= seen(url)["busiest"] <= 4
 
 
+def test_a_cache_that_cannot_be_written_is_one_sentence_and_what_it_holds_stays(url, tmp_path):
+    file = tmp_path / "c.sqlite"
+    other = sqlite3.connect(file)
+    with Client(endpoint(url), file) as client:
+        client.complete([body("says=1;")])
+        client._cache._db.execute("PRAGMA busy_timeout = 10")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(JudgeError, match=r"c.sqlite cannot be read or written: database is locked. .* goes on"):
+            client.complete([body("says=2;")])
+        other.rollback()
+        other.execute("CREATE TRIGGER full BEFORE INSERT ON replies BEGIN SELECT RAISE(ABORT, 'no room'); END")
+        with pytest.raises(JudgeError, match="cannot be read or written: no room"):
+            client.complete([body("says=3;")])
+        other.execute("DROP TRIGGER full")
+        assert client.complete([body("says=1;")])[0].text == "1"
+        assert client.cached == 1
+    other.close()
+
+
 def test_addresses_and_numbers_that_do_not_fit():
     for bad in ("localhost:8000", "ftp://x/v1", "", 5, "http://"):
         with pytest.raises(ConfigError, match="The endpoint is"):
@@ -123,6 +143,10 @@ def test_addresses_and_numbers_that_do_not_fit():
 def test_the_key_of_a_request_is_its_content():
     assert request_key({"a": 1, "b": [2]}) == request_key({"b": [2], "a": 1})
     assert request_key(body("x", seed=0)) != request_key(body("x", seed=1))
+    assert (
+        request_key(body("x")) == "fd58d28a54b86be0d2a61a98d34e2ff8a3ea5ce6234cefd6786cb0f5b0331499"
+    )  # as caches of earlier versions have it
+    assert request_key(body("x"), 1) != request_key(body("x"))
 
 
 # -- parsing -----------------------------------------------------------------------------------------------------------
@@ -221,6 +245,18 @@ def test_direct_takes_the_median_of_what_was_readable(url, template):
     assert {one["temperature"] for one in seen(url)["bodies"]} == {1.0}
 
 
+def test_samples_without_a_seed_are_asked_for_one_by_one(url, template, tmp_path):
+    how = JudgeSettings.of("direct", template=template, extra='{"seed": null}')
+    with Client(endpoint(url), tmp_path / "c.sqlite") as client:
+        score_items(client, how, [item("says=10;"), item("says=20;"), item("says=10;")], Tally())
+    assert seen(url)["requests"] == 10  # five for each answer; the third item is the first again
+    with Client(endpoint(url), tmp_path / "c.sqlite") as client:
+        score_items(client, how, [item("says=10;")], Tally())
+        assert client.cached == 5
+    assert seen(url)["requests"] == 10
+    assert all("seed" not in one for one in seen(url)["bodies"])
+
+
 def test_rubric_is_an_expectation_where_log_probabilities_come(url, template):
     how, tally = JudgeSettings.of("rubric", template=template), Tally()
     with Client(endpoint(url)) as client:
@@ -278,6 +314,7 @@ def test_a_file_is_judged_goes_on_after_a_failure_and_says_what_it_did(url, tmp_
         ("0", 0, 50.0), ("1", 0, 100.0), ("2", 0, None),
     ]  # fmt: skip
     meta = read_meta(out)
+    assert meta["judged"] == [{"system": "a", "sha256": read_predictions(file).answers_digest(1)}]
     assert meta["summary"] == {"replies": 3, "unreadable": 1, "scored": 2, "mean": 75.0, "from_logprobs": 0}
     assert meta["judge"]["signature"].startswith("judge-direct|model:m|samples:1|T:0|template:")
     everything = out.read_text() + json.dumps(meta)

@@ -20,6 +20,7 @@ from leaf.predictions import (
     read_meta,
     read_predictions,
     read_rows,
+    some_of,
 )
 
 FORMATS = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
@@ -106,7 +107,7 @@ def compare_files(
         lines += _lines(name, systems, [scored for scored, _ in pairs], samples)
         worse = ", less is better" if pairs[0][0].metric.less_is_better else ""
         notes.append(f"{name}: {signatures.pop()}{worse}")
-    for results in judgements(systems, files, judged):
+    for results in judgements(systems, files, judged, notes):
         more, note = judge_lines(results, systems, samples)
         lines += more
         notes += note
@@ -230,14 +231,15 @@ def what_was_compared(systems: Sequence[Predictions], samples: int) -> str:
 # -- judges ------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Judgement:
-    """Hold one file of `leaf judge`: its meta data and rows."""
+    """Hold one file of `leaf judge`: its meta data, its rows, and the names of the systems it judges."""
 
     meta: dict[str, Any]
     rows: list[dict[str, Any]]
+    parties: tuple[str, ...]
 
 
 def judgements(
-    systems: Sequence[Predictions], files: Sequence[str | Path], judged: Sequence[str | Path]
+    systems: Sequence[Predictions], files: Sequence[str | Path], judged: Sequence[str | Path], notes: list[str]
 ) -> list[list[Judgement]]:
     """Return the judge files of these systems, those of one judge and kind together.
 
@@ -245,6 +247,7 @@ def judgements(
         systems: the systems compared.
         files: their prediction files; files of `leaf judge` that lie beside them are found.
         judged: further files of `leaf judge`.
+        notes: takes a line about files beside the predictions that are not used.
 
     Raises:
         DataError: a file was not written by `leaf judge`, cannot be read, or one of `judged` judges other predictions.
@@ -252,20 +255,38 @@ def judgements(
     folders = {Path(file).parent for file in files}
     beside = [file for folder in folders for file in sorted(folder.glob("*.judge-*.jsonl"))]
     by_judge: dict[str, list[Judgement]] = {}
-    digests = {one.digest for one in systems}
+    elsewhere = []
     for file in dict.fromkeys(map(Path, [*judged, *beside])):
         meta = read_meta(file)
         if "judge" not in meta:
             raise DataError(
                 f"{file} was not written by `leaf judge`: {file.stem}.meta.json does not say how it judged."
             )
-        parties = {one["sha256"] for one in meta["judged"]}
-        if not parties <= digests:
-            if file in map(Path, judged):
-                raise DataError(f"{file} judges other predictions than those compared; judge these files.")
-            continue
-        by_judge.setdefault(meta["judge"]["sha256"], []).append(Judgement(meta, read_rows(file)))
+        found = [_judged_system(party, meta["passes"], systems) for party in meta["judged"]]
+        parties = tuple(name for name in found if name is not None)
+        if len(parties) == len(found):
+            by_judge.setdefault(meta["judge"]["sha256"], []).append(Judgement(meta, read_rows(file), parties))
+        elif file in map(Path, judged):
+            raise DataError(f"{file} judges other predictions than those compared; judge these files.")
+        elif {party["system"] for party in meta["judged"]} <= {one.system for one in systems}:
+            notes.append(
+                f"{file.name} is not used: the predictions have changed since. Give `leaf judge` again; replies that "
+                "still hold are in its cache"
+            )
+        else:
+            elsewhere.append(file.name)
+    if elsewhere:
+        notes.append(f"not used, for they judge systems that are not compared here: {some_of(elsewhere)}")
     return list(by_judge.values())
+
+
+def _judged_system(party: Mapping[str, str], passes: int, systems: Sequence[Predictions]) -> str | None:
+    """Return which system's predictions a judge was given, of several alike the one of that name; None for none.
+
+    Earlier versions wrote down the checksum of the whole file.
+    """
+    same = [one.system for one in systems if party["sha256"] in (one.answers_digest(passes), one.digest)]
+    return party["system"] if party["system"] in same else next(iter(same), None)
 
 
 def judge_lines(
@@ -274,15 +295,10 @@ def judge_lines(
     """Return table lines (scores) and notes (pairwise verdicts, failure rates) of one judge."""
     about = results[0].meta["judge"]
     title = f"judge {about['kind']}"
-    name_of = {one.digest: one.system for one in systems}
-    notes = []
-    for one in results:
-        parties = " against ".join(name_of[party["sha256"]] for party in one.meta["judged"])
-        notes.append(f"{title}, {parties}: {one.meta['line']}")
+    notes = [f"{title}, {' against '.join(one.parties)}: {one.meta['line']}" for one in results]
     notes.append(f"{title}: {about['signature']}")
     if about["kind"] == "pairwise":
         for one in results:
-            parties = [name_of[party["sha256"]] for party in one.meta["judged"]]
             scored = _verdicts(one, systems[0])
             if not scored.passes[0][:, 1].sum():
                 continue
@@ -290,13 +306,13 @@ def judge_lines(
             low, high = scored.interval(groups=systems[0].groups, samples=samples)
             p = scored.against(even, groups=systems[0].groups, samples=samples)[3]
             notes.append(
-                f"{title}: {parties[0]} wins {scored.value():.1f} % of agreeing verdicts against {parties[1]}, "
+                f"{title}: {one.parties[0]} wins {scored.value():.1f} % of agreeing verdicts against {one.parties[1]}, "
                 f"ties half ({low:.1f} to {high:.1f}, p {p:.3f} against 50 %)"
             )
         return [], notes
-    by_digest = {one.meta["judged"][0]["sha256"]: one for one in results}
-    present = [one for one in systems if one.digest in by_digest]
-    arrays = [judge_scores(by_digest[one.digest], systems[0]) for one in present]
+    by_system = {one.parties[0]: one for one in results}
+    present = [one for one in systems if one.system in by_system]
+    arrays = [judge_scores(by_system[one.system], systems[0]) for one in present]
     if any(not array[:, 1].any() for array in arrays):
         return [], [*notes, f"{title}: no reply of the judge could be read for some system, so there is no mean"]
     groups, lines = systems[0].groups, []

@@ -8,8 +8,9 @@ import os
 import random
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -118,13 +119,16 @@ class Client:
         if self._cache is not None:
             self._cache.close()
 
-    def complete(self, bodies: Sequence[Mapping[str, Any]]) -> list[Reply]:
-        """Return the reply to each request body, in order; equal bodies are sent once, known ones not at all.
+    def complete(self, bodies: Sequence[Mapping[str, Any]], numbers: Sequence[int] | None = None) -> list[Reply]:
+        """Return the reply to each request body, in order; equal ones are sent once, known ones not at all.
+
+        `numbers` tells equal bodies apart that are to be sent all the same, as samples without a seed; default all 0.
 
         Raises:
-            JudgeError: the endpoint refuses a request, or one fails after all retries; what came before is cached.
+            JudgeError: the endpoint refuses a request, one fails after all retries, or the cache cannot be read or
+                written; what came before is cached.
         """
-        keys = [request_key(body) for body in bodies]
+        keys = [request_key(body, number) for body, number in zip(bodies, numbers or [0] * len(bodies), strict=True)]
         replies: dict[str, Reply] = self._cache.known(set(keys)) if self._cache is not None else {}
         self.cached += sum(key in replies for key in keys)
         wanted = {key: body for key, body in zip(keys, bodies, strict=True) if key not in replies}
@@ -195,6 +199,7 @@ class Cache:
     """Keep replies in a SQLite file, each as soon as it came."""
 
     def __init__(self, path: Path):
+        self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path)
@@ -207,26 +212,39 @@ class Cache:
     def known(self, keys: set[str]) -> dict[str, Reply]:
         """Return the replies that are there."""
         found = {}
-        for key in keys:
-            row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
-            if row is not None:
-                found[key] = Reply(**json.loads(row[0]))
+        with self._working():
+            for key in keys:
+                row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+                if row is not None:
+                    found[key] = Reply(**json.loads(row[0]))
         return found
 
     def add(self, key: str, reply: Reply) -> None:
         """Add one reply and bring it to the disk."""
-        with self._db:
+        with self._working(), self._db:
             text = json.dumps({"text": reply.text, "tokens": reply.tokens}, ensure_ascii=False)
             self._db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, text))
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Turn a failure of SQLite (a locked or damaged file, a full disk) into an error that says what helps."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise JudgeError(
+                f"The cache {self.path} cannot be read or written: {error}. Replies that are in it are kept: end what "
+                "else uses it, or free some space, and the same command goes on from there."
+            ) from error
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
 
 
-def request_key(body: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a request body in canonical JSON."""
-    return sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+def request_key(body: Mapping[str, Any], number: int = 0) -> str:
+    """Return the SHA-256 of a request body in canonical JSON, and of its number among equal ones."""
+    text = json.dumps(body, sort_keys=True, ensure_ascii=False)
+    return sha256((f"{text} {number}" if number else text).encode()).hexdigest()
 
 
 def _reply(response: httpx.Response) -> Reply | None:

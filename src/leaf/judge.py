@@ -61,7 +61,9 @@ def score_items(
     """
     has_reference = _check(settings, items)
     requests = [settings.bodies(item, client.endpoint.model, has_reference=has_reference) for item in items]
-    replies = iter(client.complete([body for bodies in requests for body in bodies]))
+    # Samples differ in their seed; where the user has taken it out, in how many came before.
+    numbers = [bodies[:i].count(body) for bodies in requests for i, body in enumerate(bodies)]
+    replies = iter(client.complete([body for bodies in requests for body in bodies], numbers))
     results = []
     for bodies in requests:
         ours = [next(replies) for _ in bodies]
@@ -154,7 +156,7 @@ def judge_file(
     line, summary = _summary(settings.kind, rows, tally)
     meta = {
         "judge": settings.describe(endpoint.model, has_reference=has_reference),
-        "judged": [{"system": one.system, "sha256": one.digest} for one in systems],
+        "judged": [{"system": one.system, "sha256": one.answers_digest(passes)} for one in systems],
         "passes": passes,
         "summary": summary,
         "line": line,

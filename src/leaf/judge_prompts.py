@@ -164,7 +164,7 @@ class JudgeSettings:
         return _MATERIAL + (_REFERENCE if has_reference else "") + _TASKS[self.kind]
 
     def bodies(self, values: Mapping[str, str], model: str, *, has_reference: bool = True) -> list[dict[str, Any]]:
-        """Return the requests for one item, one per sample, differing in their seed."""
+        """Return the requests for one item, one per sample, differing in their seed unless `extra` sets or drops it."""
         template = self.prompt(has_reference=has_reference)
         # One pass over the template: braces in an answer stay what they are.
         text = re.sub(r"\{(" + "|".join(FIELDS) + r")\}", lambda found: values[found[1]], template)

@@ -76,6 +76,18 @@ class Predictions:
             self.kept[name] = arrays
         return Scored(found, arrays), found.signature(lowercase)
 
+    def answers_digest(self, passes: int) -> str:
+        """Return the SHA-256 of what a judge of the first passes assesses: ids, predictions and references.
+
+        Unlike the file's, it stays the same where the file gets further passes or statistics, or another order.
+        """
+        answers = sorted(
+            (item["id"], number, texts[i], item["reference"])
+            for number, texts in enumerate(self.passes[:passes])
+            for i, item in enumerate(self.items)
+        )
+        return sha256(json.dumps(answers).encode()).hexdigest()
+
     def write(self, path: Path) -> None:
         """Write rows and meta data; each file appears whole or not at all."""
         lines = []

@@ -83,6 +83,7 @@ def judged(path, kind, files, rows, judge="one"):
     meta = {
         "judge": {"kind": kind, "sha256": kind + judge, "signature": f"judge-{kind}|model:m"},
         "judged": [{"system": "x", "sha256": read_predictions(file).digest} for file in files],
+        "passes": 1,
         "line": "as it went",
     }
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

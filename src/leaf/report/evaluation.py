@@ -155,7 +155,7 @@ def _set(
             }
         )
     verdicts = []
-    for results in compare.judgements(systems, list(members), ()):
+    for results in compare.judgements(systems, list(members), (), notes):
         if results[0].meta["judge"]["kind"] == "pairwise":
             verdicts += [_verdicts(one, systems) for one in results]
             notes += compare.judge_lines(results, systems, SAMPLES)[1]
@@ -223,18 +223,18 @@ def _judged(results: Sequence[compare.Judgement], systems: Sequence[Predictions]
     about = results[0].meta["judge"]
     lines, said = compare.judge_lines(results, systems, SAMPLES)
     notes += said
-    by_digest = {one.meta["judged"][0]["sha256"]: one for one in results}
+    by_system = {one.parties[0]: one for one in results}
     means: list[list[float | None]] = []
     for one in systems:
-        if one.digest in by_digest:
-            sums = compare.judge_scores(by_digest[one.digest], systems[0])
+        if one.system in by_system:
+            sums = compare.judge_scores(by_system[one.system], systems[0])
             means.append(_numbers(*(total / count if count else np.nan for total, count in sums)))
         else:
             means.append([None] * len(one.items))
     scores = {line.system: _numbers(line.value, *line.interval, *line.passes) for line in lines}
     differences = {}
     for a, b in combinations(range(len(systems)), 2):
-        both = [by_digest[one.digest] for one in (systems[a], systems[b]) if one.digest in by_digest]
+        both = [by_system[one.system] for one in (systems[a], systems[b]) if one.system in by_system]
         if len(both) == 2:
             of_pair = compare.judge_lines(both, [systems[a], systems[b]], SAMPLES)[0]
             differences |= {f"{a}-{b}": _numbers(*line.difference) for line in of_pair if line.difference}
@@ -250,8 +250,8 @@ def _judged(results: Sequence[compare.Judgement], systems: Sequence[Predictions]
 
 def _verdicts(judgement: compare.Judgement, systems: Sequence[Predictions]) -> dict[str, Any]:
     """Return the verdicts of a pairwise judge for the first of its two systems, per item those of each pass."""
-    place = {one.digest: number for number, one in enumerate(systems)}
-    a, b = (place[party["sha256"]] for party in judgement.meta["judged"])
+    place = {one.system: number for number, one in enumerate(systems)}
+    a, b = (place[name] for name in judgement.parties)
     by_id: dict[str, list[str]] = {}
     for row in judgement.rows:
         by_id.setdefault(row["id"], []).append(row["verdict"])
