@@ -1,4 +1,5 @@
 import hashlib
+import inspect
 import json
 import multiprocessing
 import os
@@ -20,9 +21,10 @@ from safetensors.torch import load_file
 import resume_worker as worker
 from leaf import cli
 from leaf.align import align
-from leaf.checkpoints import Checkpoints, read_checkpoint
+from leaf.checkpoints import _WHEREABOUTS, Checkpoints, read_checkpoint
 from leaf.config import AlignConfig, SftConfig
 from leaf.errors import RunError, RunInterrupted
+from leaf.judge import judge_reward
 from leaf.run import RunDirectory, bring_back
 from leaf.sft import sft
 from leaf.speech.policy import Policy
@@ -490,6 +492,10 @@ def test_a_judge_may_have_moved_but_not_have_become_another(tmp_path):
     config = replace(one.args, reward_options={"judge": {**moved, "model": "other"}})
     with pytest.raises(RunError, match=r"reward_options is .*'model': 'other'.*, was .*'model': 'judge'"):
         Checkpoints(RunDirectory(path), config, *training, facts={}).restore()
+
+
+def test_what_may_change_of_a_judge_are_options_that_it_takes():
+    assert inspect.signature(judge_reward).parameters.keys() >= _WHEREABOUTS
 
 
 def test_another_number_of_processes_is_said(whole, tmp_path):

@@ -34,7 +34,7 @@ HARMLESS = frozenset(
     "max_skipped_steps on_reward_error on_bad_audio".split()
 )
 # So may these of reward_options: where a judge is to be found and how it is asked.
-_WHEREABOUTS = frozenset("url key_env concurrency timeout_s retries wait_s".split())
+_WHEREABOUTS = frozenset("url key_env concurrency timeout_s retries".split())
 # These too: they change the order in which numbers are added up, so the last bits only.
 LAST_BITS = frozenset("device token_budget gradient_checkpointing attention eval_batch_size".split())
 # How far it goes; it may be told to go further.
