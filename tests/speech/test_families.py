@@ -11,8 +11,10 @@ from pathlib import Path
 
 import peft
 import pytest
+import soundfile
 import tiny
 import torch
+from datasets import Dataset
 from models import (
     gemma3n,
     glmasr,
@@ -302,6 +304,22 @@ def test_prompts_of_the_ecosystem_give_the_same_embeddings(case):
     (plain,), (chat,) = policy.embed([row]), policy.embed([messages])
     assert torch.equal(plain.embeddings, chat.embeddings)
     assert 0 < int(plain.is_audio.sum()) < plain.length
+
+
+def test_messages_out_of_a_data_set_are_those_that_went_in(case, tmp_path):
+    """`datasets` gives all parts of a column the same keys, with None where a part had none."""
+    policy = policy_of(case)
+    row = tiny.rows(1)[0]
+    soundfile.write(tmp_path / "a.wav", row["audio"]["array"], 16000)
+    content = [{"type": "audio", "audio": str(tmp_path / "a.wav")}, {"type": "text", "text": row["prompt"]}]
+    messages = {"prompt": [{"role": "user", "content": content}]}
+    named = {"prompt": [{"role": "user", "content": content, "name": "x"}]}
+    through = Dataset.from_list([messages, named])[0]
+    assert through["prompt"][0]["content"][1] == {"type": "text", "audio": None, "text": row["prompt"]}
+    assert through["prompt"][0]["name"] is None
+    (plain,), (chat,) = policy.embed([messages]), policy.embed([through])
+    assert torch.equal(plain.embeddings, chat.embeddings)
+    assert plain.length - int(plain.is_audio.sum()) >= len(policy.token_ids(row["prompt"]))
 
 
 def test_audio_that_would_be_lost_is_refused(case):

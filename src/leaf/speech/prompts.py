@@ -34,8 +34,11 @@ def conversation(family: Family, prompt: str | Sequence[Mapping[str, Any]]) -> l
     return messages
 
 
-def _messages(prompt: Any) -> Sequence[Mapping[str, Any]]:
-    """Return a prompt's messages as they are, or raise DataError for what is none."""
+def _messages(prompt: Any) -> list[dict[str, Any]]:
+    """Return a prompt's messages without the keys that have no value, or raise DataError for what is none.
+
+    `datasets` gives all parts of a column the same keys, None where a part had none, and templates ask which are there.
+    """
     if not isinstance(prompt, list | tuple):
         raise DataError(f"A prompt is {shown(prompt)}; give a string, or a list of messages.")
     if not prompt:
@@ -52,7 +55,15 @@ def _messages(prompt: Any) -> Sequence[Mapping[str, Any]]:
                 f"A prompt's message holds {shown(content)}; its content is a string, or a list of parts such as "
                 "{'type': 'text', 'text': ...} and {'type': 'audio'}."
             )
-    return prompt
+    return [_present({**message, "content": _present_parts(message["content"])}) for message in prompt]
+
+
+def _present_parts(content: Any) -> Any:
+    return content if isinstance(content, str) else [_present(part) for part in content]
+
+
+def _present(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if value is not None}
 
 
 def _is_part(part: Any) -> bool:
