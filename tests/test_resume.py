@@ -23,7 +23,7 @@ from leaf import cli
 from leaf.align import align
 from leaf.checkpoints import _WHEREABOUTS, Checkpoints, read_checkpoint
 from leaf.config import AlignConfig, SftConfig
-from leaf.errors import RunError, RunInterrupted
+from leaf.errors import ModelError, RunError, RunInterrupted
 from leaf.judge import judge_reward
 from leaf.run import RunDirectory, bring_back
 from leaf.sft import sft
@@ -449,7 +449,7 @@ def test_another_recipe_is_refused_with_the_fields_that_differ(whole, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(whole[0], path)
     with pytest.raises(
-        RunError, match="Allowed are a larger max_steps or epochs and other values of attention"
+        RunError, match="Allowed are larger values of max_steps, epochs, max_prompt_tokens and other ones of attention"
     ) as error:
         trainer(path, seed=1, clip=0.3, credit_options={"max_boundaries": 3}).start(resume=True)
     text = str(error.value)
@@ -540,6 +540,26 @@ def test_what_does_not_change_the_run_may_change(whole, tmp_path):
     # Two updates a step: after step 6 the schedule for 7 steps is at update 12 of 14, three of them warm-up.
     rate = records(path, "metrics.jsonl")[5]["learning_rate"]
     assert rate == again.schedule.base_lrs[0] * again.schedule.lr_lambdas[0](12)
+
+
+def test_a_prompt_that_was_too_long_may_be_allowed_and_the_run_goes_on(whole, tmp_path):
+    """Row 2 has 60 tokens, the others fewer, and step 3 is the first to meet it."""
+    path, said = tmp_path / "run", []
+    with pytest.raises(ModelError, match=r"The prompt of '2' has 60 tokens.*at most 50 are allowed"):
+        trainer(path, max_prompt_tokens=50).train()
+    with pytest.raises(RunError, match="max_prompt_tokens is 49, was 50"):
+        trainer(path, max_prompt_tokens=49).start(resume=True)
+    raised = trainer(path, max_prompt_tokens=60, say=said.append)
+    raised.start(resume=True)
+    raised.run.release()
+    assert said == [
+        "max_prompt_tokens is now 60 instead of 50; what was accepted so far still is",
+        f"resumed {path} after step 2",
+    ]
+    trainer(path).train(resume_from_checkpoint=True)
+    assert same(path, whole)
+    with pytest.raises(RunError, match="max_prompt_tokens is 60, was None"):
+        trainer(path, max_prompt_tokens=60).start(resume=True)
 
 
 def test_a_constant_schedule_extended_is_the_longer_run(tmp_path):

@@ -10,6 +10,7 @@ Data order, sampling and dropout are functions of seed and step (leaf.training),
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,6 +40,8 @@ _WHEREABOUTS = frozenset("url key_env concurrency timeout_s retries".split())
 LAST_BITS = frozenset("device token_budget gradient_checkpointing attention eval_batch_size".split())
 # How far it goes; it may be told to go further.
 LENGTHS = ("max_steps", "epochs")
+# What it refuses; it may be told to refuse less, since what it has accepted it still accepts. None refuses nothing.
+LIMITS = ("max_prompt_tokens",)
 # What has to stay the same beside the recipe, and why.
 FACTS = {
     "training rows": "their order depends on how many there are",
@@ -194,14 +197,15 @@ class Checkpoints:
         """Refuse a checkpoint that this run would not continue but alter."""
         was, now = _with_defaults(state["recipe"], type(self.config)), _plain(self.config)
         changed = [key for key in now if _compared(key, was[key]) != _compared(key, now[key])]
-        shorter = {key for key in LENGTHS if key in changed and not (was[key] and now[key] and now[key] > was[key])}
-        refused = [key for key in changed if key not in HARMLESS | LAST_BITS | set(LENGTHS) or key in shorter]
+        wider = [key for key in LIMITS if (now[key] or math.inf) > (was[key] or math.inf)]
+        longer = [key for key in LENGTHS if was[key] and now[key] and now[key] > was[key]]
+        refused = [key for key in changed if key not in HARMLESS | LAST_BITS | {*longer, *wider}]
         if refused:
             differences = "; ".join(f"{key} is {now[key]!r}, was {was[key]!r}" for key in refused)
             raise RunError(
                 f"The recipe is not the one that {self.run.path} was trained with: {differences}. Put back what "
-                f"differs, or start another run in another output_dir. Allowed are a larger {' or '.join(LENGTHS)} "
-                f"and other values of {', '.join(sorted(HARMLESS | LAST_BITS))}."
+                f"differs, or start another run in another output_dir. Allowed are larger values of "
+                f"{', '.join(LENGTHS + LIMITS)} and other ones of {', '.join(sorted(HARMLESS | LAST_BITS))}."
             )
         for key, value in self.facts.items():
             if state["facts"].get(key, value) != value:
@@ -214,6 +218,8 @@ class Checkpoints:
                 f"the learning rate now follows a {now['schedule']} over {now['max_steps']} steps instead of "
                 f"{was['max_steps']}"
             )
+        for key in wider:
+            self.say(f"{key} is now {now[key]} instead of {was[key]}; what was accepted so far still is")
         if bits := sorted(LAST_BITS.intersection(changed)):
             self.say(f"changed: {', '.join(bits)}; the last bits will differ from the uninterrupted run's")
 
