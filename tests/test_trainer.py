@@ -209,6 +209,13 @@ def test_refusals(tmp_path):
         trainer(config, reward_funcs=[])
 
 
+def test_bad_values_of_credit_options_are_refused_before_the_model_is_loaded(tmp_path):
+    config = recipe(tmp_path, credit_options={"max_boundaries": -1})
+    with pytest.raises(ConfigError, match="max_boundaries is -1"):
+        LeafTrainer("no/such/model", ["bleu"], config, tiny.rows(2))
+    assert not (tmp_path / "run").exists()
+
+
 def test_models_and_what_goes_with_them(tmp_path):
     config = recipe(tmp_path)
     model, processor = tiny.tiny_model()

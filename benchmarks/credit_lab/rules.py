@@ -35,7 +35,7 @@ def faded(tree, rewards, *, surprisal=None):
 
 
 def out_faded(tree, rewards, *, surprisal=None):
-    return out(1.0)(tree, rewards) * fade(tree)
+    return CREDIT_RULES["shrunken"](tree, rewards, kappa=1.0) * fade(tree)
 
 
 def by_length(kappas, leave_one_out):
@@ -69,7 +69,7 @@ def rescaled_leaf(centre, scale, floor=1e-6):
 
 def even_leaf(tree, rewards, *, surprisal=None):
     """LEAF with boundaries that cut the shortest completion evenly."""
-    return credit_rule("leaf", boundaries=even_boundaries(tree.lengths))(tree, rewards, surprisal=surprisal)
+    return CREDIT_RULES["leaf"](tree, rewards, surprisal=surprisal, boundaries=even_boundaries(tree.lengths))
 
 
 def random_leaf(seed=0):
@@ -78,7 +78,7 @@ def random_leaf(seed=0):
 
     def rule(tree, rewards, *, surprisal=None):
         cuts = random_boundaries(tree.lengths, generator=generator)
-        return credit_rule("leaf", boundaries=cuts)(tree, rewards, surprisal=surprisal)
+        return CREDIT_RULES["leaf"](tree, rewards, surprisal=surprisal, boundaries=cuts)
 
     return rule
 

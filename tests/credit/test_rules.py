@@ -21,6 +21,7 @@ from leaf.credit import (
     leaf_spans,
     select_boundaries,
 )
+from leaf.credit.registry import rule as register
 from leaf.errors import ConfigError, DataError
 
 NAN, INF = float("nan"), float("inf")
@@ -65,6 +66,38 @@ def test_unknown_options_are_refused_when_bound_and_when_called():
 def test_options_of_the_wrong_kind_are_refused_before_anything_is_sampled(rule, options, message):
     with pytest.raises(ConfigError, match=message):
         credit_rule(rule, **options)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("rule", "options", "message"),
+    [
+        ("leaf", {"terms": "globl"}, "terms is 'globl'; allowed are both, global, local"),
+        ("leaf", {"max_boundaries": -1}, "max_boundaries is -1"),
+        ("leaf", {"min_prefix": -1}, "min_prefix -1"),
+        ("leaf", {"boundaries": [2, 1]}, "ascending"),
+        ("leaf", {"boundaries": "2"}, "ascending"),
+        ("grpo", {"std_floor": -1.0}, r"std_floor is -1\.0"),
+        ("grpo", {"std_floor": NAN}, "std_floor is nan"),
+        ("shrunken", {"kappa": -1.0}, r"kappa is -1\.0"),
+    ],
+)
+def test_option_values_out_of_range_are_refused_when_bound(rule, options, message):
+    with pytest.raises(ConfigError, match=message):
+        credit_rule(rule, **options)
+
+
+def test_only_a_rule_that_asks_for_it_is_called_when_bound(monkeypatch):
+    called = []
+
+    def own(tree, rewards, *, surprisal=None, scale: float = 1.0):
+        called.append(tree.lengths.tolist())
+        return torch.full(tree.node.shape, scale)
+
+    for bare, tried, expected in ((True, False, []), (False, False, []), (False, True, [[2, 2]])):
+        monkeypatch.setattr("leaf.credit.registry.CREDIT_RULES", {})
+        credit_rule(own if bare else register(tried=tried)(own), scale=2.0)
+        assert called == expected
 
 
 def test_options_as_a_recipe_may_give_them():

@@ -19,13 +19,13 @@ from leaf.credit.values import known_rewards, prefix_values, root_mean, scored_c
 from leaf.errors import ConfigError, DataError
 
 
-@rule(options_of=cut_spans)
+@rule(options_of=cut_spans, tried=True)
 def leaf(tree: PrefixTree, rewards: Rewards, *, surprisal: Any = None, **options: Any) -> Tensor:
     """Give every token its span's z-scored credit (LEAF, arXiv 2606.07610); `cut_spans` has formula and options."""
     return cut_spans(tree, rewards, surprisal=surprisal, **options).paint(tree.tokens.shape[1])
 
 
-@rule()
+@rule(tried=True)
 def grpo(tree: PrefixTree, rewards: Rewards, *, surprisal: Any = None, std_floor: float = 1 / 3) -> Tensor:
     """Give every token A = (r − mean) / (max(std, 1/3) + 1e-6), std with ddof 1 (Elmakies et al., arXiv 2509.16990)."""
     if not std_floor >= 0:
@@ -98,7 +98,7 @@ def treepo(tree: PrefixTree, rewards: Rewards, *, surprisal: Any = None) -> Tens
     return ((n * deviation + inner) / (n + weight.sum(1)).clamp_min(1))[:, None]
 
 
-@rule()
+@rule(tried=True)
 def shrunken(
     tree: PrefixTree,
     rewards: Rewards,

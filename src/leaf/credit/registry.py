@@ -28,7 +28,7 @@ def credit_rule(rule: str | CreditRule, **options: Any) -> CreditRule:
     A rule is called as `rule(tree, rewards, surprisal=surprisal, **options)` and returns (K, T) advantages.
 
     Raises:
-        ConfigError: the name is unknown, or the rule does not take one of the options.
+        ConfigError: the name is unknown, or the rule does not take one of the options or its value.
     """
     if isinstance(rule, str):
         if rule not in CREDIT_RULES:
@@ -37,10 +37,14 @@ def credit_rule(rule: str | CreditRule, **options: Any) -> CreditRule:
     if not options:
         return rule
     _check_options(rule, _option_names(rule), options)
-    return partial(rule, **options)
+    bound = partial(rule, **options)
+    if getattr(rule, "tried_when_bound", False):
+        tree = PrefixTree.build(torch.tensor([[0, 0], [0, 1]]), torch.tensor([2, 2]))
+        bound(tree, torch.tensor([0.0, 1.0]), surprisal=torch.ones(2, 2))
+    return bound
 
 
-def rule(*, options_of: Callable[..., Any] | None = None) -> Callable[[CreditRule], CreditRule]:
+def rule(*, options_of: Callable[..., Any] | None = None, tried: bool = False) -> Callable[[CreditRule], CreditRule]:
     """Register a credit rule under its function's name; a decorator.
 
     The registered rule returns float64 (K, T) that is exactly 0 at padding, for unscored completions, and everywhere in
@@ -48,6 +52,8 @@ def rule(*, options_of: Callable[..., Any] | None = None) -> Callable[[CreditRul
 
     Args:
         options_of: the function that owns the options, where the rule passes its own on to it.
+        tried: call the rule on a group of two when options are bound, so that it refuses values out of range (with a
+            ConfigError) before a model is loaded and anything is sampled.
     """
 
     def register(formula: CreditRule) -> CreditRule:
@@ -61,6 +67,7 @@ def rule(*, options_of: Callable[..., Any] | None = None) -> Callable[[CreditRul
 
         checked.__signature__ = _signature(formula, options_of)  # type: ignore[attr-defined]
         allowed = _option_names(checked)
+        checked.tried_when_bound = tried  # type: ignore[attr-defined]
         CREDIT_RULES[formula.__name__] = checked
         return checked
 
