@@ -207,10 +207,10 @@ def prepare(args, seed: int, given: Sequence[str]) -> tuple[dict, LeafTrainer, i
     rows = {name: load(config.task, split) for name, split in splits.items()}
     checkpoint = resolve_model(config.model)
     if lora:
-        trainer = LeafTrainer(checkpoint, args=config, **rows)
+        trainer = LeafTrainer(checkpoint, args=config, from_recipe=True, **rows)
     else:
         kept = rule != "sft" and config.kl_coef > 0
-        trainer = full_trainer(*load_full(checkpoint, config, keep_start=kept), config, **rows)
+        trainer = full_trainer(*load_full(checkpoint, config, keep_start=kept), config, from_recipe=True, **rows)
     record["parameters"] = sum(weight.numel() for weight in trainer.parameters)
     gc.collect()  # the checkpoint's second copy in float32
     return record, trainer, period

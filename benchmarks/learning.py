@@ -90,7 +90,7 @@ def train(task, credit, seed, threads, overrides, name=None, group=None):
     if credit == "none":
         return record, Policy.load(checkpoint, dtype=config.dtype), config
     rows = load(config.task, config.train_split), load(config.task, config.eval_split)
-    trainer = LeafTrainer(checkpoint, args=config, train_dataset=rows[0], eval_dataset=rows[1])
+    trainer = LeafTrainer(checkpoint, None, config, *rows, from_recipe=True)
     directory = trainer.train(resume_from_checkpoint=(Path(config.output_dir) / "checkpoints").exists())
     steps = list(directory.lines("metrics.jsonl"))
     record["steps"] = config.max_steps

@@ -60,6 +60,8 @@ def main() -> None:
         resolve_model(options.model),
         reward_funcs=["bleu", brief],  # by name, or your own
         args=LeafConfig(
+            model=options.model,
+            task=str(manifest),
             output_dir=options.out,
             reward_weights=[1.0, 0.2],
             max_steps=options.steps,
@@ -79,6 +81,7 @@ def main() -> None:
         ),
         train_dataset=load(str(manifest), "train"),
         eval_dataset=load(str(manifest), "validation"),
+        from_recipe=True,  # model and rows are those that args names
     )
     run = trainer.train()
     print(f"the run is in {run.path}; look at a group with `leaf tree {run.path}`")

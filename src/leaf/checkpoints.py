@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class Checkpoints:
         parameters: the trained parameters by name.
         optimizer, schedule: what trains them.
         facts: what else has to be the same for a resumed run to be the same run: values (JSON) for keys of `FACTS`.
+        given: keys of the recipe whose values came as arguments of a script.
         say: called with every line meant for a person.
     """
 
@@ -70,11 +71,12 @@ class Checkpoints:
         schedule: torch.optim.lr_scheduler.LambdaLR,
         *,
         facts: Mapping[str, Any],
+        given: Collection[str] = (),
         say: Callable[[str], None] = print,
     ):
         self.run, self.config, self.parameters = run, config, dict(parameters)
         self.optimizer, self.schedule = optimizer, schedule
-        self.facts, self.say = dict(facts), say
+        self.facts, self.given, self.say = dict(facts), sorted(given), say
 
     # -- writing -------------------------------------------------------------------------------------------------------
     def save(self, step: int, *, validation_due: bool, **extra: Any) -> None:
@@ -90,6 +92,7 @@ class Checkpoints:
             "validation_due": validation_due,
             "updates": self.schedule.last_epoch,
             "facts": self.facts,
+            "given": self.given,
             "recipe": _plain(self.config),
             **extra,
         }
@@ -195,8 +198,16 @@ class Checkpoints:
 
     def _check(self, state: Mapping[str, Any]) -> None:
         """Refuse a checkpoint that this run would not continue but alter."""
+        for key, value in self.facts.items():
+            if state["facts"].get(key, value) != value:
+                raise RunError(
+                    f"{self.run.path} was trained with {key}: {state['facts'][key]!r}, now {value!r}, but "
+                    f"{FACTS[key]}. Put back what differs, or start another run in another output_dir."
+                )
         was, now = _with_defaults(state["recipe"], type(self.config)), _plain(self.config)
-        changed = [key for key in now if _compared(key, was[key]) != _compared(key, now[key])]
+        # Checkpoints of earlier versions have the recipe's own values in place of the arguments.
+        unknown = () if "given" in state else self.given
+        changed = [key for key in now if key not in unknown and _compared(key, was[key]) != _compared(key, now[key])]
         wider = [key for key in LIMITS if (now[key] or math.inf) > (was[key] or math.inf)]
         longer = [key for key in LENGTHS if was[key] and now[key] and now[key] > was[key]]
         refused = [key for key in changed if key not in HARMLESS | LAST_BITS | {*longer, *wider}]
@@ -207,12 +218,6 @@ class Checkpoints:
                 f"differs, or start another run in another output_dir. Allowed are larger values of "
                 f"{', '.join(LENGTHS + LIMITS)} and other ones of {', '.join(sorted(HARMLESS | LAST_BITS))}."
             )
-        for key, value in self.facts.items():
-            if state["facts"].get(key, value) != value:
-                raise RunError(
-                    f"{self.run.path} was trained with {key}: {state['facts'][key]!r}, now {value!r}, but "
-                    f"{FACTS[key]}. Put back what differs, or start another run in another output_dir."
-                )
         if "max_steps" in changed and now["schedule"] != "constant" and now["schedule_steps"] is None:
             self.say(
                 f"the learning rate now follows a {now['schedule']} over {now['max_steps']} steps instead of "

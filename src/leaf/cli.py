@@ -413,7 +413,7 @@ def _trainer(config: LeafConfig) -> Any:
 
     load_plugins(config.plugins)  # they may register the task and the credit rule
     rows = _rows(config)
-    trainer = LeafTrainer(resolve_model(config.model), None, config, *rows, report=_say)
+    trainer = LeafTrainer(resolve_model(config.model), None, config, *rows, from_recipe=True, report=_say)
     trainer.policy.base_name = config.model
     return trainer
 

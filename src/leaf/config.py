@@ -20,6 +20,7 @@ from leaf.errors import ConfigError, shown
 MOST_PARENTS = 16  # recipes that one extends at once, and how deep
 MOST_VALUES = 10_000  # values in one recipe, aliases unfolded
 LARGEST = 2**53  # up to here whole numbers and floating point agree
+_FROM_PYTHON = " (from Python)"
 
 
 def _field(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
@@ -212,6 +213,24 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Return a recipe as a plain dictionary that `from_dict` takes back."""
     return dataclasses.asdict(config)
+
+
+def from_python(name: str) -> str:
+    """Return what the recipe of a run holds in place of an object that a script gave it: its name, marked as one."""
+    return f"{name}{_FROM_PYTHON}"
+
+
+def refuse_from_python(key: str, value: Any) -> None:
+    """Refuse to run a recipe's value that only names an object of the script which began the run (`from_python`).
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if str(value).endswith(_FROM_PYTHON):
+        raise ConfigError(
+            f"{key} is {shown(value)}: a script began that run with an object of its own, which a recipe can only "
+            f"name. Set {key} to what a recipe can hold, or go on from that script."
+        )
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:

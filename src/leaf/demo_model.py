@@ -36,6 +36,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from leaf.config import refuse_from_python
 from leaf.errors import ModelError
 
 WINDOW = 8  # seconds of audio the encoder sees at once; Whisper's own 30 s would spend most of it on silence
@@ -357,6 +358,7 @@ def _save(out: Path, model: Any, processor: Any, card: dict[str, Any]) -> Path:
 
 def resolve_model(name: str, cache: str | Path = "build") -> str:
     """Return the checkpoint a recipe means: `base` and `demo` are assembled once below `cache`, others stay."""
+    refuse_from_python("model", name)
     if name not in ("base", "demo"):
         return name
     base = build_base_model(Path(cache) / "base-model")

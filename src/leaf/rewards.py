@@ -19,6 +19,7 @@ import torch
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
+from leaf.config import refuse_from_python
 from leaf.errors import ConfigError, DataError, RewardError, shown
 from leaf.metrics import edits, exact_match, fold_whitespace, rouge_f, token_f1
 from leaf.plugins import import_module
@@ -339,6 +340,7 @@ def _found(function: str | RewardFunction) -> tuple[str, RewardFunction]:
 
 def _imported(path: str) -> Any:
     """Return what "package.module:name" or "path/to/file.py:name" stands for."""
+    refuse_from_python("rewards", path)
     module_name, colon, attribute = path.rpartition(":")
     if not colon:
         raise ConfigError(

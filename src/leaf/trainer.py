@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from leaf.accidents import SkippedSteps, Streaks, diagnose, rows_with_audio, take_or_skip, unscore_unsampled
+from leaf.arguments import recorded_arguments
 from leaf.checkpoints import Checkpoints, check_space
 from leaf.checks import check_policy
 from leaf.config import LeafConfig
@@ -50,6 +52,9 @@ from leaf.update import add_gradient, update_record, update_statistics, update_w
 class LeafTrainer:
     """Post-train a speech-aware LLM with a credit rule over sampled groups.
 
+    The run's recipe.yaml, and `args` of the trainer, say what ran: of arguments that stand in place of the recipe's
+    values their names, and of objects that they came from Python, which `leaf` refuses to run from the recipe alone.
+
     Args:
         model: checkpoint directory or hub id, a transformers model, or a `Policy` that already carries its adapter.
         reward_funcs: names, import paths or callables with TRL's signature, or one callable; default the recipe's.
@@ -58,6 +63,7 @@ class LeafTrainer:
         processing_class: the processor, where `model` is a transformers model.
         peft_config: LoRA settings; default the recipe's.
         credit: a credit rule in place of the recipe's name, called as `rule(tree, rewards, surprisal=..., **options)`.
+        from_recipe: model and rows are those that the recipe names, loaded ahead, so that it goes on naming them.
         run: the run directory to write; made from the recipe if left out.
         report: called with every line meant for a person.
         on_step: called with the record of every step in place of `report`, for a live display.
@@ -74,6 +80,7 @@ class LeafTrainer:
         peft_config: peft.LoraConfig | None = None,
         *,
         credit: Callable[..., Tensor] | None = None,
+        from_recipe: bool = False,
         run: RunDirectory | None = None,
         report: Callable[[str], None] = print,
         on_step: Callable[[dict[str, Any]], None] | None = None,
@@ -94,6 +101,8 @@ class LeafTrainer:
             options=args.reward_options,
         )
         self.rewards.check_rows(train_dataset)
+        self.given = recorded_arguments(model, reward_funcs, credit, peft_config, from_recipe=from_recipe)
+        self.args = args = replace(args, **self.given)
         self.accelerator = _accelerator(args)
         self.processes = Processes(self.accelerator)
         if args.prompts_per_rollout < self.processes.count:
@@ -243,7 +252,7 @@ class LeafTrainer:
             "rewards": list(self.rewards.functions),
         }
         training = (self.trained, self._optimizer, self.schedule)
-        checkpoints = self.checkpoints = Checkpoints(run, args, *training, facts=facts, say=self._say)
+        checkpoints = self.checkpoints = Checkpoints(run, args, *training, facts=facts, given=self.given, say=self._say)
         main = self.accelerator.is_main_process
         try:
             self._take_up(self.processes.together(lambda: checkpoints.begin(bool(resume), main=main)))
