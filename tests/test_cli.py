@@ -2,6 +2,7 @@ import json
 import shutil
 import types
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -170,6 +171,33 @@ def test_doctor_and_the_trainer_ask_for_the_same_room_on_the_disk(project, monke
     else:
         with pytest.raises(RunError, match="for 2 checkpoints and its adapters"):
             run("train", "rl.yaml")
+
+
+def test_doctor_looks_at_the_lengths_that_all_rows_state_and_at_the_test_split(project, monkeypatch):
+    import soundfile
+
+    monkeypatch.setattr("leaf.doctor._LOOKED_AT", 2)
+    soundfile.write("long.wav", np.full(16000 * 3, 0.1), 16000)
+    rows = [json.loads(line) for line in (project / "data.jsonl").read_text().splitlines()]
+    rows += [{**rows[i], "audio": "long.wav", "split": s, "seconds": 3.0} for i, s in enumerate(("train", "test"))]
+    rows[3]["seconds"] = 700.0  # in another unit; the header says that it is short
+    (project / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def found(*overrides, recipe="rl.yaml"):
+        said = examine(load_recipe(recipe, list(overrides)))
+        return {one.subject: one for one in said if one.subject.startswith("data")}
+
+    said = found()
+    assert {subject: one.state for subject, one in said.items()} == {
+        "data, train": "fails", "data, validation": "ok", "data, test": "unsure",
+    }  # fmt: skip
+    assert said["data, train"].found.endswith("last 0.5 to 0.8 s; too long: 1, up to 3.0 s")
+    assert "with --max-seconds 2, or leave rows out; on_bad_audio: skip passes over them." in said["data, train"].advice
+    assert found("on_bad_audio=skip")["data, train"].state == "unsure"
+    assert list(found(recipe="sft.yaml")) == ["data, train", "data, validation"]
+    (project / "data.jsonl").write_text("\n".join(json.dumps(row) for row in rows if row["split"] != "test"))
+    assert found()["data, test"].state == "unsure"
+    assert "its --split names another" in found()["data, test"].advice
 
 
 def test_the_token_budget_of_stage_sft_follows_from_the_memory_too(project):

@@ -21,12 +21,13 @@ from leaf.speech.audio import audio_seconds
 from leaf.speech.families import Family
 from leaf.speech.loading import look_up, pick_dtype
 from leaf.speech.policy import Policy
+from leaf.speech.prompts import stated_seconds
 from leaf.trainable import recipe_lora
 from leaf.training import pick_device
 
 State = Literal["ok", "unsure", "fails"]
 GB = 1e9
-_LOOKED_AT = 50  # rows whose audio headers are read
+_LOOKED_AT = 50  # rows whose audio headers are read; of others, where they state to be too long
 _SHARE = 0.8  # of free memory, as the automatic token budget takes
 
 
@@ -157,24 +158,41 @@ def _sharded(need: int, layers: list[int], room: float) -> str | None:
 
 
 def _data(config: RunConfig, family: Family | None, processor: Any) -> Iterator[Finding]:
-    from leaf.tasks import load
+    """Look at the splits that the run reads, and at the test split, which `leaf evaluate` reads with its recipe."""
+    from leaf.tasks import load, splits_of
 
-    for split in (config.train_split, config.eval_split) if config.eval_every else (config.train_split,):
+    limit = float("inf") if family is None else family.max_seconds(processor)
+    read = [config.train_split, config.eval_split] if config.eval_every else [config.train_split]
+    later = ["test"] if isinstance(config, LeafConfig) and "test" in splits_of(config.task) else []
+    for split in dict.fromkeys([*read, *later]):
+        bad: State = "fails" if split in read else "unsure"
         try:
             rows = load(config.task, split, columns=config.columns)
-            looked = [audio_seconds(row["audio"]) for row in rows.select(range(min(len(rows), _LOOKED_AT)))]
+            first, too_long = _lengths(rows, limit)
         except LeafError as error:
-            yield Finding(f"data, {split}", "fails", str(error))
+            advice = "" if split in read else "Only `leaf evaluate` reads it; its --split names another."
+            yield Finding(f"data, {split}", bad, str(error), advice)
             continue
-        found = (
-            f"{len(rows)} rows of {config.task}; the first {len(looked)} last {min(looked):.1f} to {max(looked):.1f} s"
-        )
-        limit = float("inf") if family is None else family.max_seconds(processor)
-        if max(looked) > limit:
-            advice = f"This model takes {limit:g} s. Prepare the data with --max-seconds {limit:g}, or leave rows out."
-            yield Finding(f"data, {split}", "fails", found, advice)
-        else:
+        found = f"{len(rows)} rows of {config.task}; the first {len(first)} last {min(first):.1f} to {max(first):.1f} s"
+        if not too_long:
             yield Finding(f"data, {split}", "ok", found)
+            continue
+        found += f"; too long: {len(too_long)}, up to {max(too_long):.1f} s"
+        advice = f"This model takes {limit:g} s. Prepare the data with --max-seconds {limit:g}, or leave rows out"
+        if isinstance(config, LeafConfig):
+            skipped = config.on_bad_audio == "skip"
+            bad = "unsure" if skipped else bad
+            advice += "; on_bad_audio: skip passes over them" + (" already" if skipped else "")
+        yield Finding(f"data, {split}", bad, found, f"{advice}.")
+
+
+def _lengths(rows: Any, limit: float) -> tuple[list[float], list[float]]:
+    """Return the seconds of the first rows, and of the too long ones among them and all others that state `seconds`."""
+    first = range(min(len(rows), _LOOKED_AT))
+    stated = rows.select_columns("seconds") if "seconds" in rows.column_names else []
+    more = [i for i, row in enumerate(stated) if i >= len(first) and stated_seconds(row) > limit]
+    looked = [audio_seconds(row["audio"]) for row in rows.select([*first, *more])]
+    return looked[: len(first)], [seconds for seconds in looked if seconds > limit]
 
 
 def _disk(config: RunConfig, shape: Estimate | None) -> Finding:

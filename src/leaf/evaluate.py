@@ -1,7 +1,6 @@
 """Evaluate policies: greedy or sampled passes over a split, corpus metrics, bootstrap intervals, prediction files."""
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from leaf.processes import Processes
 from leaf.run import bring_back
 from leaf.speech.loading import pick_dtype
 from leaf.speech.policy import Policy
+from leaf.speech.prompts import stated_seconds
 from leaf.speech.sampling import sample
 from leaf.trainable import projector_of
 from leaf.training import pick_device, step_generator
@@ -99,7 +99,7 @@ def predict(
     its place among the rows only, and not on how many `processes` share the work. `unfinished` keeps what one process
     has said, batch by batch; what it has from an earlier call is not said again.
     """
-    order = sorted(range(len(rows)), key=lambda i: (_seconds(rows[i]), i))
+    order = sorted(range(len(rows)), key=lambda i: (stated_seconds(rows[i]), i))
     if processes is not None:
         order = [order[i] for i in processes.positions(len(order))]
     said: dict[int, list[tuple[str, bool]]] = {} if unfinished is None else dict(unfinished.said)
@@ -465,12 +465,3 @@ def _identity(folder: Path, name: str) -> dict[str, Any]:
     files = sorted(f for f in folder.iterdir() if f.suffix == ".safetensors" or f.name.endswith("config.json"))
     digest = sha256("".join(f"{f.name} {file_sha256(f)}\n" for f in files).encode()).hexdigest()
     return {"name": Path(name).name, "sha256": digest}
-
-
-def _seconds(row: dict[str, Any]) -> float:
-    """Return how long a row says its audio is, 0 where it does not; only rows of like length are batched by it."""
-    try:
-        seconds = float(row.get("seconds") or 0.0)
-    except (TypeError, ValueError):  # a column of the user's own, in words or another unit
-        return 0.0
-    return seconds if math.isfinite(seconds) else 0.0

@@ -4,6 +4,7 @@ A prompt is a plain instruction, a string with the family's audio placeholder in
 audio part. The audio is the row's `audio`, or else what the message's audio part carries (`audio`, `path`, `url`).
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -215,3 +216,12 @@ def _too_long(seconds: float, longest: float) -> AudioError:
 def row_name(example: Example) -> str:
     """Return what a row is called in messages: its id, or else how its prompt begins."""
     return str(example.get("id", str(example["prompt"])[:40]))[:80]
+
+
+def stated_seconds(example: Example) -> float:
+    """Return how long a row says its audio is, 0 where it does not; a hint that is never relied on."""
+    try:
+        seconds = float(example.get("seconds") or 0.0)
+    except (TypeError, ValueError):  # a column of the user's own, in words or another unit
+        return 0.0
+    return seconds if math.isfinite(seconds) else 0.0
