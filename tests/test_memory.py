@@ -546,6 +546,32 @@ def test_a_failed_attempt_holds_no_memory_when_the_next_begins():
     assert within_memory(holder, action)
 
 
+def test_parts_are_halved_by_what_an_item_weighs_until_one_is_left():
+    holder, seen = SimpleNamespace(at_once=None), []
+
+    def parts(items, most, weight):
+        def action(some):
+            seen.append(len(some))
+            if len(some) > most:
+                raise MemoryError
+            return list(some)
+
+        return memory.in_parts(holder, "at_once", items, action, weight=weight, alone="One is too large.")
+
+    assert parts(range(7), 7, 10) == list(range(7))
+    assert holder.at_once is None
+    assert parts(range(7), 2, 10) == list(range(7))
+    assert seen[1:] == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert holder.at_once == 15
+    seen.clear()
+    assert parts(range(7), 5, 3) == list(range(7))  # lighter ones
+    assert parts(range(2), 5, 99) == [0, 1]  # and heavier ones: at least one is tried
+    assert seen == [5, 2, 1, 1]
+    with pytest.raises(RunError, match="One is too large"):
+        parts(range(2), 0, 1)
+    assert parts([], 0, 1) == []
+
+
 def measure(cell):
     """Return the bytes by which resident memory grows at the peak of one update."""
     torch.set_num_threads(1)

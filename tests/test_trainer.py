@@ -11,6 +11,7 @@ import torch
 from leaf.config import LeafConfig
 from leaf.credit import CREDIT_RULES
 from leaf.errors import ConfigError, DataError, RewardError, RunError
+from leaf.speech.decoding import TreeDecoder
 from leaf.speech.policy import Policy
 from leaf.trainer import LeafTrainer
 from leaf.update import add_gradient, update_record, update_weights
@@ -392,14 +393,37 @@ def test_running_out_of_memory_halves_the_budget_and_loses_no_step(tmp_path, mon
 
 def test_memory_too_small_for_one_prompt_is_said_in_one_sentence(tmp_path, monkeypatch):
     poor = trainer(recipe(tmp_path))
+    start = poor.start()
+    rollout = poor.rollout(start + 1)
 
     def never(embeddings, **arguments):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    start = poor.start()
     monkeypatch.setattr(poor.policy, "decode", never)
-    with pytest.raises(RunError, match=r"Memory ran out even at 64 tokens a forward.*gradient_checkpointing: true"):
+    with pytest.raises(RunError, match=r"completions of a single prompt were sampled\. Use fewer num_completions"):
         poor.rollout(start + 1)
+    with pytest.raises(RunError, match=r"Memory ran out even at 64 tokens a forward.*gradient_checkpointing: true"):
+        poor.update(rollout)
+
+
+def test_running_out_of_memory_while_sampling_leaves_the_token_budget_and_is_kept(tmp_path, monkeypatch):
+    """In a rollout and in a validation; a resumed run goes on with what fitted."""
+    first = trainer(recipe(tmp_path, max_steps=2, token_budget=512))
+    first.policy.rows_at_once = 3
+    start = TreeDecoder.start
+
+    def small(self):
+        if len(self.prompts) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return start(self)
+
+    monkeypatch.setattr(TreeDecoder, "start", small)
+    run = first.train()
+    assert [record["token_budget"] for record in lines(run.path, "metrics.jsonl")] == [512, 512]
+    again = trainer(recipe(tmp_path, max_steps=3, token_budget=512))
+    again.start(resume=True)
+    assert again.policy.sampled_at_once == first.policy.sampled_at_once is not None
+    assert again.policy.rows_at_once == 3
 
 
 def test_the_budget_is_automatic_and_a_resumed_run_keeps_its_own(tmp_path):

@@ -1,7 +1,7 @@
 """Checkpoints: all that training needs to go on as if it had never stopped, in files that carry no code.
 
     checkpoints/step-000050/tensors.safetensors   trained parameters and the optimiser's tensors, by parameter name
-                            state.json            step, schedule, best score, token budget, recipe, ...
+                            state.json            step, schedule, best score, what fits memory, recipe, ...
                             manifest.json         size and SHA-256 of the two
 
 Data order, sampling and dropout are functions of seed and step (leaf.training), so no random state is kept.

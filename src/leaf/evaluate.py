@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +13,6 @@ from leaf.accidents import unusable_audio
 from leaf.config import LeafConfig
 from leaf.demo_model import resolve_model
 from leaf.errors import AudioError, ConfigError, DataError, RunError
-from leaf.memory import within_memory
 from leaf.metrics import metric
 from leaf.model_metrics import file_sha256
 from leaf.predictions import Predictions, Unfinished, kept_items, meta_path, read_predictions, some_of
@@ -109,8 +107,7 @@ def predict(
             indices = order[at : at + batch_size]
             if said.keys() >= set(indices):
                 continue
-            draw = partial(
-                sample,
+            groups = sample(
                 policy,
                 policy.embed([rows[i] for i in indices]),
                 num_completions=len(seeds),
@@ -118,13 +115,7 @@ def predict(
                 temperature=temperature,
                 top_p=top_p,
                 greedy=[seed is None for seed in seeds],
-            )
-            # Made anew for every try: one that ran out of memory has drawn already.
-            groups = within_memory(
-                policy,
-                lambda draw=draw, its=indices: draw(
-                    generator=[[step_generator(seed or 0, i) for seed in seeds] for i in its]
-                ),
+                generator=[[step_generator(seed or 0, i) for seed in seeds] for i in indices],
             )
             batch = {
                 i: list(zip(group.texts(policy.tokenizer), group.truncated.tolist(), strict=True))

@@ -379,30 +379,41 @@ def within_memory(
     return _with_less(action, halve)
 
 
-def in_parts(holder: Any, items: Sequence[S], action: Callable[[Sequence[S]], list[T]]) -> list[T]:
+def in_parts(
+    holder: Any,
+    limit: str,
+    items: Sequence[S],
+    action: Callable[[Sequence[S]], list[T]],
+    *,
+    weight: int = 1,
+    alone: str,
+) -> list[T]:
     """Return `action` of all items, joined; each time memory runs out, halve how many it is given at once.
 
     Args:
-        holder: has `rows_at_once`, None or the most that fitted so far; it is kept there for the next call.
-        items: rows to be embedded.
+        holder: a policy.
+        limit: its attribute that is None or the most that fitted so far; it is kept there for the next call.
+        items: prompts, to be embedded or continued.
         action: called with some of the items, returns one result for each.
+        weight: what one item counts in that limit; at least one item is tried.
+        alone: the sentence for one item that does not fit.
 
     Raises:
         RunError: memory ran out at a single item too.
     """
 
+    def size() -> int:
+        most = getattr(holder, limit)
+        return max(len(items) if most is None else min(most // weight, len(items)), 1)
+
     def whole() -> list[T]:
-        size = holder.rows_at_once or max(len(items), 1)
-        return [result for at in range(0, len(items), size) for result in action(items[at : at + size])]
+        at_once = size()
+        return [result for at in range(0, len(items), at_once) for result in action(items[at : at + at_once])]
 
     def halve() -> RunError | None:
-        failed = min(holder.rows_at_once or len(items), len(items))
-        if failed <= 1:
-            return RunError(
-                "Memory ran out while the audio of a single prompt was encoded. Shorten the audio, use dtype: bfloat16 "
-                "or a larger device."
-            )
-        holder.rows_at_once = failed // 2
+        if size() == 1:
+            return RunError(alone)
+        setattr(holder, limit, size() * weight // 2)
         return None
 
     return _with_less(whole, halve)

@@ -18,7 +18,7 @@ from leaf.accidents import SkippedSteps, Streaks, diagnose, rows_with_audio, tak
 from leaf.arguments import recorded_arguments
 from leaf.checkpoints import Checkpoints, check_space
 from leaf.checks import check_policy
-from leaf.config import LeafConfig
+from leaf.config import LeafConfig, refuse_from_python
 from leaf.credit import credit_rule
 from leaf.errors import AudioError, ConfigError, DataError, shown
 from leaf.evaluate import Evaluation, evaluate, validation_metrics
@@ -92,6 +92,8 @@ class LeafTrainer:
         self.train_rows, self.eval_rows = train_dataset, eval_dataset
         load_plugins(args.plugins)  # before the rule and the rewards, which they may bring
         check_stage(args)
+        if credit is None:
+            refuse_from_python("credit", args.credit)
         self.rule = credit_rule(credit or args.credit, **args.credit_options)
         self.rewards = RewardSum(
             args.rewards if reward_funcs is None else reward_funcs,
@@ -274,17 +276,14 @@ class LeafTrainer:
             indices = batch_indices(len(self.train_rows), args.prompts_per_rollout, step - 1, args.seed)
             rows, prompts, bad_audio = self._embedded([indices[i] for i in positions], f"step {step}")
         with self._stage("sample"):
-            groups = within_memory(
+            groups = sample(
                 self.policy,
-                lambda: sample(
-                    self.policy,
-                    prompts,
-                    num_completions=args.num_completions,
-                    max_new_tokens=args.max_new_tokens,
-                    temperature=args.temperature,
-                    top_p=args.top_p,
-                    generator=[step_generator(args.seed, step, position) for position in positions],
-                ),
+                prompts,
+                num_completions=args.num_completions,
+                max_new_tokens=args.max_new_tokens,
+                temperature=args.temperature,
+                top_p=args.top_p,
+                generator=[step_generator(args.seed, step, position) for position in positions],
             )
         with self._stage("reward"):
             rewards, reward_errors = self._score(step, rows, groups)
@@ -505,6 +504,8 @@ class LeafTrainer:
                 validation_due=self.validation_due,
                 best=self.best,
                 token_budget=self.policy.token_budget,
+                rows_at_once=self.policy.rows_at_once,
+                sampled_at_once=self.policy.sampled_at_once,
                 processes=self.processes.count,
                 skipped_in_a_row=self.skips.in_a_row,
                 streaks=self.streaks.lengths,
@@ -527,6 +528,8 @@ class LeafTrainer:
         if self.args.token_budget == state["recipe"]["token_budget"]:
             # Other micro-batches would add up to other last bits.
             self.policy.token_budget = state["token_budget"]
+            self.policy.rows_at_once = state.get("rows_at_once", self.policy.rows_at_once)  # older ones do not say
+            self.policy.sampled_at_once = state.get("sampled_at_once")
 
 
 def _accelerator(args: LeafConfig) -> Accelerator:

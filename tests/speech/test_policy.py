@@ -12,6 +12,7 @@ from transformers import AutoModelForSeq2SeqLM
 from leaf.checks import check_policy, plain_log_probs
 from leaf.credit import PrefixTree
 from leaf.errors import AudioError, ModelError, RunError
+from leaf.speech.decoding import TreeDecoder
 from leaf.speech.loading import pick_dtype
 from leaf.speech.packing import pack, unpack
 from leaf.speech.policy import Policy
@@ -324,6 +325,32 @@ def test_running_out_of_memory_in_the_encoder_halves_the_rows_and_keeps_that(pol
     monkeypatch.setattr(policy.base.model.audio_tower, "forward", never)
     with pytest.raises(RunError, match=r"audio of a single prompt was encoded\. Shorten the audio"):
         policy.embed(rows)
+
+
+@pytest.mark.parametrize("when", ["start", "advance"])
+def test_running_out_of_memory_while_sampling_splits_the_prompts_and_changes_no_completion(policy, monkeypatch, when):
+    budget, most = policy.token_budget, 2
+    _, wanted = groups_of(policy, count=5)
+    tried, method = [], getattr(TreeDecoder, when)
+
+    def small(self, *arguments):
+        tried.append(len(self.prompts))
+        if len(self.prompts) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return method(self, *arguments)
+
+    monkeypatch.setattr(TreeDecoder, when, small)
+    for _ in range(2):
+        for got, want in zip(groups_of(policy, count=5)[1], wanted, strict=True):
+            assert torch.equal(got.tokens, want.tokens)
+            assert torch.allclose(got.surprisal, want.surprisal, atol=1e-5)
+    assert list(dict.fromkeys(tried)) == [5, 2, 1]  # the first attempt with less is a smaller one
+    assert tried.count(5) == 1  # and what did not fit is not tried again
+    assert policy.sampled_at_once == 5 * (60 + 5 * 9) // 2
+    assert policy.token_budget == budget
+    most = 0
+    with pytest.raises(RunError, match=r"completions of a single prompt were sampled\. Use fewer num_completions"):
+        groups_of(policy)
 
 
 def test_an_unknown_family_is_refused():

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leaf.config import refuse_from_python
 from leaf.credit.tree import PrefixTree
 from leaf.credit.values import nothing_to_learn, scored_completions
 from leaf.errors import ConfigError, shown
@@ -32,7 +31,6 @@ def credit_rule(rule: str | CreditRule, **options: Any) -> CreditRule:
         ConfigError: the name is unknown, or the rule does not take one of the options or its value.
     """
     if isinstance(rule, str):
-        refuse_from_python("credit", rule)
         if rule not in CREDIT_RULES:
             raise ConfigError(f"The credit rule {rule!r} is unknown; allowed are {', '.join(CREDIT_RULES)}.")
         rule = CREDIT_RULES[rule]

@@ -35,6 +35,11 @@ _FRAME_WISE = (
     "AudioFlamingo3 does; train this one on references with stage sft and train_projector: true."
 )
 
+_TOO_LONG = (
+    "Memory ran out while the audio of a single prompt was encoded. Shorten the audio, use dtype: bfloat16 or a larger "
+    "device."
+)
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -88,7 +93,10 @@ class Policy(nn.Module):
         self.logit_rows = logit_rows
         self.max_prompt_tokens = max_prompt_tokens
         self.base_name = base_name
-        self.rows_at_once: int | None = None  # how many prompts are embedded together, None for all that come
+        # What memory was found to allow, None for all that comes: prompts embedded together, and the padded tokens of
+        # prompts and their completions sampled together.
+        self.rows_at_once: int | None = None
+        self.sampled_at_once: int | None = None
         self.family: Family = family_of(self.base.config)
         if self.family.alone:
             self.rows_at_once = 1
@@ -325,7 +333,7 @@ class Policy(nn.Module):
             AudioError, DataError, ModelError: a row that cannot be used; see leaf.speech.prompts.
             RunError: memory does not suffice for one row.
         """
-        return in_parts(self, examples, self._embed)
+        return in_parts(self, "rows_at_once", examples, self._embed, alone=_TOO_LONG)
 
     def _embed(self, examples: Sequence[Mapping[str, Any]]) -> list[Prompt]:
         inputs = self.inputs(examples)
@@ -346,7 +354,7 @@ class Policy(nn.Module):
 
         For projectors that map frame by frame, one frame per audio position of the prompt.
         """
-        return in_parts(self, examples, self._audio_features)
+        return in_parts(self, "rows_at_once", examples, self._audio_features, alone=_TOO_LONG)
 
     def _audio_features(self, examples: Sequence[Mapping[str, Any]]) -> list[Tensor]:
         inputs = self.inputs(examples)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from leaf.credit.tree import PrefixTree
 from leaf.errors import ConfigError
+from leaf.memory import in_parts
 from leaf.speech.attention import refuse_long
 from leaf.speech.decoding import decoder
 from leaf.speech.packing import micro_batches
@@ -87,8 +88,14 @@ def sample(
         token_budget: largest padded size (prompts × longest prompt) sampled at once, prompts of like length together;
             None for four times the policy's scoring budget (no gradient is kept).
 
+    Where memory runs out, fewer prompts at a time are sampled, now and from then on (`policy.sampled_at_once`); what
+    they draw stays the same.
+
     Returns:
         One Group per prompt, tensors on the CPU.
+
+    Raises:
+        RunError: memory does not suffice for the completions of one prompt.
     """
     refuse_long(policy.text_config, [(prompt.length, max_new_tokens) for prompt in prompts])
     draws = _draws(generator, max_new_tokens, len(prompts), num_completions)
@@ -102,7 +109,15 @@ def sample(
         with policy.precision():  # around all steps, so that autocast casts the adapters' weights once and keeps them
             for batch in micro_batches([prompt.length for prompt in prompts], token_budget or 4 * policy.token_budget):
                 batch.sort()
-                chosen = _sample(policy, [prompts[i] for i in batch], draws[:, batch], temperature, top_p, each)
+                chosen = in_parts(
+                    policy,
+                    "sampled_at_once",
+                    batch,
+                    lambda part: _sample(policy, [prompts[i] for i in part], draws[:, part], temperature, top_p, each),
+                    weight=max(prompts[i].length for i in batch) + num_completions * max_new_tokens,
+                    alone="Memory ran out while the completions of a single prompt were sampled. Use fewer "
+                    "num_completions, a smaller max_new_tokens, shorter audio, dtype: bfloat16 or a larger device.",
+                )
                 groups.update(zip(batch, chosen, strict=True))
     finally:
         policy.train(was_training)
