@@ -130,6 +130,22 @@ def fail_to_log(folder, rank):
         (folder / f"unlogged-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
 
 
+def meet_accidents(folder, rank):
+    """Let process 1 meet a broken recording and a reward that raises, and note what each says."""
+    model, processor = tiny_model()
+    data = rows(5)
+    (folder / "broken.wav").write_bytes(b"nothing")
+    data[3]["audio"] = str(folder / "broken.wav")  # the last of step 1's four
+    skip = {"on_bad_audio": "skip", "on_reward_error": "skip", "max_steps": 1, "eval_every": 0}
+    args = replace(BASE, output_dir=str(folder / "accidents"), **skip)
+    said = []
+    LeafTrainer(
+        model, [failing], args, data, processing_class=processor, report=said.append,
+        on_step=lambda record: said.append(f"record {record['bad_audio']} {record['reward_errors']}"),
+    ).train()  # fmt: skip
+    (folder / f"said-{rank}.json").write_text(json.dumps(said))
+
+
 def run(folder, names=tuple(SCENARIOS)):
     for name in names:
         args = SCENARIOS[name]
@@ -154,6 +170,7 @@ def main():
     rank = torch.distributed.get_rank()
     stop_and_go_on(folder, rank)
     fail_to_log(folder, rank)
+    meet_accidents(folder, rank)
     try:
         trainer(folder, "failing", failing, BASE).train()
     except LeafError as error:

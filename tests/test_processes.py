@@ -138,6 +138,18 @@ def test_what_fails_in_one_process_stops_all_and_is_named(runs):
     assert "prompts_per_rollout is 1 for 2 processes" in (two / "few-1.txt").read_text()
 
 
+def test_the_main_process_says_what_the_others_met(runs):
+    _, two = runs
+    said, others = (json.loads((two / f"said-{rank}.json").read_text()) for rank in (0, 1))
+    at = next(i for i, line in enumerate(said) if line.startswith("step 1, process 1"))
+    audio, reward, record = said[at:]
+    assert audio.startswith("step 1, process 1: left out, the next row takes its place: Row '3': The audio file")
+    assert "broken.wav" in audio
+    assert reward.startswith("step 1, process 1: left unscored: The reward function failing raised ValueError: no")
+    assert record == "record 1 8"
+    assert others == []
+
+
 def test_the_launcher_trains_from_the_shell_as_one_process_does(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, processor = tiny_model()

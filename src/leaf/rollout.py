@@ -27,6 +27,7 @@ class Rollout:
     ref_log_probs: list[Tensor] | None
     positions: list[int]  # of the groups in the rollout of all processes
     accidents: dict[str, int]  # what was left out: completions by reward_errors, rows by bad_audio
+    unsaid: list[str]  # sentences about them that the main process has still to say
 
     def gathered(self, processes: Processes) -> "Rollout":
         """Return the rollout of all processes, in order, without embedded prompts and log-probabilities.
@@ -47,7 +48,8 @@ class Rollout:
         everyone = sorted((one for given in processes.gather(mine) for one in given), key=lambda one: one[0])
         positions, rows, groups, rewards, advantages = (list(part) for part in zip(*everyone, strict=True))
         accidents = dict(zip(self.accidents, map(int, processes.sum([*self.accidents.values()])), strict=True))
-        return Rollout(self.step, rows, groups, rewards, advantages, None, None, positions, accidents)
+        unsaid = [line for given in processes.gather(self.unsaid) for line in given]
+        return Rollout(self.step, rows, groups, rewards, advantages, None, None, positions, accidents, unsaid)
 
     def parts(self, size: int | None, groups: int) -> "Iterator[Rollout]":
         """Cut a rollout into parts of `size` completions, group by group; it stays whole where they fit into one part.

@@ -169,7 +169,8 @@ class LeafTrainer:
         return self.run
 
     def _train(self) -> None:
-        first, _, _ = self._embedded(range(min(2, len(self.train_rows))), "start")
+        start = range(min(2, len(self.train_rows)))
+        first, _, _ = self._embedded(start, lambda line: self._say(f"start: {line}"))
         for line in check_policy(self.policy, first):
             self._say(line)
         self._say(f"token budget: {self.policy.token_budget} padded tokens a forward")
@@ -204,6 +205,8 @@ class LeafTrainer:
             rollout = self.processes.together(lambda step=step: self.rollout(step))
             self.stop.safe = False
             whole = rollout.gathered(self.processes)
+            for line in whole.unsaid:
+                self._say(line)
             statistics = rollout_statistics(whole.groups, whole.rewards, whole.advantages)
             record = {"step": step, **statistics, **whole.accidents, **self.update(rollout)}
             self.streaks.step(record)
@@ -272,9 +275,17 @@ class LeafTrainer:
         """
         args = self.args
         positions = list(self.processes.positions(args.prompts_per_rollout))
+        unsaid: list[str] = []
+
+        def say(line: str) -> None:
+            if self.accelerator.is_main_process:
+                self.report(f"step {step}: {line}")
+            else:
+                unsaid.append(f"step {step}, process {self.processes.index}: {line}")
+
         with self._stage("embed"):
             indices = batch_indices(len(self.train_rows), args.prompts_per_rollout, step - 1, args.seed)
-            rows, prompts, bad_audio = self._embedded([indices[i] for i in positions], f"step {step}")
+            rows, prompts, bad_audio = self._embedded([indices[i] for i in positions], say)
         with self._stage("sample"):
             groups = sample(
                 self.policy,
@@ -286,10 +297,10 @@ class LeafTrainer:
                 generator=[step_generator(args.seed, step, position) for position in positions],
             )
         with self._stage("reward"):
-            rewards, reward_errors = self._score(step, rows, groups)
+            rewards, reward_errors = self._score(rows, groups, say)
             groups, rewards, unsampled = unscore_unsampled(groups, rewards)
             if unsampled:
-                self._say(f"step {step}: {unsampled} completions came from logits that are not finite; left unscored")
+                say(f"{unsampled} completions came from logits that are not finite; left unscored")
         with self._stage("credit"):
             advantages = [self._credit(*one) for one in zip(rows, groups, rewards, strict=True)]
         device = self.accelerator.device
@@ -298,9 +309,11 @@ class LeafTrainer:
         reference = self._log_probs("reference", groups, self.policy.reference()) if args.kl_coef else None
         accidents = {"reward_errors": reward_errors, "bad_audio": bad_audio}
         advantages = [advantage.to(device) for advantage in advantages]
-        return Rollout(step, rows, groups, rewards, advantages, old, reference, positions, accidents)
+        return Rollout(step, rows, groups, rewards, advantages, old, reference, positions, accidents, unsaid)
 
-    def _embedded(self, indices: Sequence[int], when: str) -> tuple[list[dict[str, Any]], list[Prompt], int]:
+    def _embedded(
+        self, indices: Sequence[int], say: Callable[[str], None]
+    ) -> tuple[list[dict[str, Any]], list[Prompt], int]:
         """Return training rows, their prompts, and how many rows without usable audio gave way to the next one."""
         rows = take(self.train_rows, indices)
         try:
@@ -308,12 +321,12 @@ class LeafTrainer:
         except AudioError:
             if self.args.on_bad_audio == "stop":
                 raise
-        rows, replaced = rows_with_audio(
-            self.policy, self.train_rows, indices, lambda line: self._say(f"{when}: {line}")
-        )
+        rows, replaced = rows_with_audio(self.policy, self.train_rows, indices, say)
         return rows, self.policy.embed(rows), replaced
 
-    def _score(self, step: int, rows: list[dict[str, Any]], groups: list[Group]) -> tuple[list[Tensor], int]:
+    def _score(
+        self, rows: list[dict[str, Any]], groups: list[Group], say: Callable[[str], None]
+    ) -> tuple[list[Tensor], int]:
         """Call the reward functions once on the whole rollout; columns are repeated K times, as in TRL.
 
         Returns the rewards per group, and on how many completions a function failed.
@@ -330,7 +343,7 @@ class LeafTrainer:
         ]
         result = self.rewards(completions=texts, prompts=columns.pop("prompt"), completion_ids=ids, **columns)
         for message in result.messages:
-            self._say(f"step {step}: left unscored: {message}")
+            say(f"left unscored: {message}")
         totals = torch.as_tensor(result.totals, dtype=torch.float64).reshape(len(groups), size)
         return list(totals), int(result.failed.sum())
 
