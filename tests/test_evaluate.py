@@ -1,4 +1,6 @@
+import copy
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -191,6 +193,20 @@ def test_several_systems_go_on_where_they_stopped(policy, rows, recipe, tmp_path
     recipe.eval_temperature = 0.5
     with pytest.raises(RunError, match="made with another decoding"):
         run()
+
+
+def test_one_system_is_loaded_at_a_time(policy, rows, recipe, tmp_path):
+    loaded = []
+
+    def load(adapter):
+        assert all(one() is None for one in loaded)
+        one = copy.copy(policy)
+        loaded.append(weakref.ref(one))
+        return one
+
+    how = {"split": "test", "greedy": True, "metrics": ("chrf",), "say": lambda line: None}
+    evaluate_systems(recipe, {"base": None, "tuned": tmp_path / "adapter"}, load, rows, tmp_path / "out", **how)
+    assert len(loaded) == 2
 
 
 def evaluated(recipe, policy, rows, out, **options):

@@ -274,6 +274,7 @@ def evaluate_systems(
             known.meta.pop("metrics", None)
             known.write(file)
             unfinished.remove()
+            del policy  # there is room for one at a time
         done = "greedy pass" if greedy else f"passes with seeds {', '.join(map(str, seeds))}"
         say(f"{name}: {done} in {file}")
         if left_out := known.meta.get("left_out"):
