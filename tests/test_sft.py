@@ -9,11 +9,11 @@ import tiny
 import torch
 from typer.testing import CliRunner
 
-from leaf.align import CtcAligner, token_error_rate
+from leaf.align import CtcAligner, align, token_error_rate
 from leaf.checkpoints import take_steps
 from leaf.checks import plain_log_probs
 from leaf.cli import app
-from leaf.config import SftConfig
+from leaf.config import AlignConfig, SftConfig
 from leaf.errors import DataError, ModelError
 from leaf.run import RunDirectory
 from leaf.sft import sft, sft_gradient, share_audio
@@ -159,6 +159,52 @@ def test_ctc_reads_frames_that_lie_on_token_embeddings(policy):
     assert token_error_rate(aligner, frames, texts) == 0.0
     assert aligner(frames, texts).item() == pytest.approx(0.0, abs=1e-2)
     assert token_error_rate(aligner, frames[::-1], texts) > 0.5
+
+
+def test_a_token_that_no_training_transcript_has_is_an_error_of_the_validation(policy):
+    aligner = CtcAligner(policy, ["press one"])
+    (known,) = aligner.targets("press one")[:1]
+    frames = aligner.get_buffer("embeddings")[[known]] * 50
+    text = aligner.tokenizer.decode([aligner.vocabulary[known]])
+    assert token_error_rate(aligner, [frames], [text]) == 0.0
+    unknown = len(aligner.token_ids(text + " seven")) - 1
+    assert unknown > 0
+    assert token_error_rate(aligner, [frames], [text + " seven"]) == unknown / (unknown + 1)
+
+
+def test_ctc_tells_what_does_not_fit_its_frames(policy):
+    aligner = CtcAligner(policy, ["press one", "oo"])
+    (twice,) = {*aligner.targets("oo")}
+    assert aligner.targets("oo") == [twice, twice]
+    frames = aligner.get_buffer("embeddings")[[twice, 0, twice]]
+    assert aligner.fits(frames, "oo")
+    assert not aligner.fits(frames[:2], "oo")  # a blank has to part equal tokens
+    assert aligner([frames], ["oo"]).isfinite()
+    assert aligner([frames[:2]], ["oo"]).isinf()
+
+
+def aligned(tmp_path, name, rows, **changes):
+    """Take two steps of stage align; return what it said and the losses it logged."""
+    config = AlignConfig(
+        output_dir=str(tmp_path / name), stage="align", max_steps=2, batch_size=2, eval_every=0, **changes
+    )
+    said, run = [], RunDirectory.create(config)
+    align(config, Policy.wrap(*tiny.tiny_model()), rows, [], run, said.append)
+    run.release()
+    return said, [json.loads(line)["loss"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_align_says_and_leaves_out_transcripts_that_do_not_fit_their_audio(tmp_path):
+    rows = tiny.rows(3)
+    long = {**rows[0], "reference": " ".join(tiny.TEXTS * 5)}
+    said, losses = aligned(tmp_path, "with", [rows[0], long, *rows[1:], long])
+    assert said[1] == (
+        "align: 2 of 5 training rows are left out, since their transcripts have more tokens than CTC can write over "
+        "their audio frames: rows 1, 4, counted from 0"
+    )
+    assert all(loss > 0 for loss in losses)
+    with pytest.raises(DataError, match="None of the 2 training rows has as many audio frames as CTC needs"):
+        aligned(tmp_path, "none", [long, long])
 
 
 def test_cached_audio_features_give_the_prompt_embeddings(policy):

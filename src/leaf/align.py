@@ -7,6 +7,7 @@ tokenised transcript. Only the projector learns, so the language model meets vec
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from leaf.speech.policy import Policy
 from leaf.training import batch_indices, build_optimizer, build_schedule, check_stage, take
 
 _FRAME_TOLERANCE = 0.02  # of the norm: half precision in between, and sums in another order
+_NAMED = 20  # rows that a message lists
 
 
 class CtcAligner(nn.Module):
@@ -37,19 +39,25 @@ class CtcAligner(nn.Module):
         super().__init__()
         self.tokenizer = policy.tokenizer
         blank = self.tokenizer(" ", add_special_tokens=False)["input_ids"][0]
-        used = sorted({token for text in texts for token in self._encode(text)} - {blank})
+        used = sorted({token for text in texts for token in self.token_ids(text)} - {blank})
         self.vocabulary = [blank, *used]
         self.index = {token: i for i, token in enumerate(self.vocabulary)}
         embeddings = policy.base.get_input_embeddings().weight.detach()
         self.register_buffer("embeddings", embeddings[self.vocabulary].float())
         self.log_scale = nn.Parameter(torch.zeros((), device=embeddings.device))
 
-    def _encode(self, text: str) -> list[int]:
+    def token_ids(self, text: str) -> list[int]:
+        """Return a text's tokens as the tokenizer numbers them."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def targets(self, text: str) -> list[int]:
-        """Return a transcript as indices into the aligner's vocabulary, tokens it does not know left out."""
-        return [self.index[token] for token in self._encode(text) if token in self.index]
+        """Return one of the transcripts it was made for as indices into its vocabulary."""
+        return [self.index[token] for token in self.token_ids(text)]
+
+    def fits(self, frames: Tensor, text: str) -> bool:
+        """Tell whether CTC can write a transcript over its frames: one for each token, a blank between equal ones."""
+        targets = self.targets(text)
+        return len(targets) + sum(a == b for a, b in pairwise(targets)) <= len(frames)
 
     def log_probs(self, frames: Tensor) -> Tensor:
         """Return (F, V) log-probabilities for frames (F, D)."""
@@ -58,7 +66,7 @@ class CtcAligner(nn.Module):
         return (self.log_scale.exp() * logits).log_softmax(-1)
 
     def forward(self, frames: list[Tensor], texts: list[str]) -> Tensor:
-        """Return the mean CTC loss per target token in nats."""
+        """Return the mean CTC loss per target token in nats; infinite where a transcript does not fit its frames."""
         logs = [self.log_probs(frame) for frame in frames]
         padded = nn.utils.rnn.pad_sequence(logs)  # (F, B, V)
         targets = [torch.tensor(self.targets(text)) for text in texts]
@@ -68,7 +76,6 @@ class CtcAligner(nn.Module):
             torch.tensor([len(log) for log in logs]),
             torch.tensor([len(target) for target in targets]),
             blank=0,
-            zero_infinity=True,
         )
 
     def decode(self, frames: Tensor) -> list[int]:
@@ -78,13 +85,15 @@ class CtcAligner(nn.Module):
 
 
 def token_error_rate(aligner: CtcAligner, frames: list[Tensor], texts: list[str]) -> float:
-    """Return edit distance over target length between best paths and transcripts, in tokens."""
+    """Return edit distance over transcript length between best paths and transcripts, in tokens.
+
+    A token of a transcript that the aligner does not know is an error like any other.
+    """
     import jiwer
 
-    pairs = [(aligner.targets(text), aligner.decode(frame)) for frame, text in zip(frames, texts, strict=True)]
-    return float(
-        jiwer.wer([" ".join(map(str, want)) for want, _ in pairs], [" ".join(map(str, got)) for _, got in pairs])
-    )
+    wanted = [aligner.token_ids(text) for text in texts]
+    got = [[aligner.vocabulary[index] for index in aligner.decode(frame)] for frame in frames]
+    return float(jiwer.wer(*([" ".join(map(str, ids)) for ids in side] for side in (wanted, got))))
 
 
 def align(
@@ -123,11 +132,12 @@ def align(
     report(f"align: encoding {len(train_rows)} + {len(eval_rows)} recordings")
     check_frame_wise(policy, *take(train_rows, [0]))
     features, eval_features = _features(policy, train_rows), _features(policy, eval_rows)
+    usable = _usable(aligner, features, texts, report)
     started, scores = time.perf_counter(), {}
     skips = SkippedSteps(config.max_skipped_steps, policy.base.dtype, report)
 
     def one_step(step: int) -> None:
-        batch = batch_indices(len(train_rows), config.batch_size, step - 1, config.seed)
+        batch = [usable[i] for i in batch_indices(len(usable), config.batch_size, step - 1, config.seed)]
         loss = aligner(policy.project([features[i] for i in batch]), [texts[i] for i in batch])
         loss.backward()
         norm = nn.utils.clip_grad_norm_(projector, config.max_grad_norm)
@@ -152,6 +162,27 @@ def align(
 
     take_steps(config, state, one_step, validate, save)
     return scores
+
+
+def _usable(aligner: CtcAligner, features: list[Tensor], texts: list[str], say: Callable[[str], None]) -> list[int]:
+    """Return which rows CTC can learn from, and say which others are left out.
+
+    Raises:
+        DataError: it can learn from none.
+    """
+    usable = [i for i, text in enumerate(texts) if aligner.fits(features[i], text)]
+    if not usable:
+        raise DataError(
+            f"None of the {len(texts)} training rows has as many audio frames as CTC needs for its transcript: one for "
+            "each token, and one more between equal ones. Check that every transcript is that of its recording."
+        )
+    if rest := sorted({*range(len(texts))} - {*usable}):
+        which = ", ".join(map(str, rest[:_NAMED])) + (", ..." if len(rest) > _NAMED else "")
+        say(
+            f"align: {len(rest)} of {len(texts)} training rows are left out, since their transcripts have more tokens "
+            f"than CTC can write over their audio frames: rows {which}, counted from 0"
+        )
+    return usable
 
 
 def _features(policy: Policy, rows: Any, batch_size: int = 16) -> list[Tensor]:
