@@ -208,8 +208,8 @@ class Checkpoints:
         # Checkpoints of earlier versions have the recipe's own values in place of the arguments.
         unknown = () if "given" in state else self.given
         changed = [key for key in now if key not in unknown and _compared(key, was[key]) != _compared(key, now[key])]
-        wider = [key for key in LIMITS if (now[key] or math.inf) > (was[key] or math.inf)]
-        longer = [key for key in LENGTHS if was[key] and now[key] and now[key] > was[key]]
+        wider = [key for key in changed if key in LIMITS and (now[key] or math.inf) > (was[key] or math.inf)]
+        longer = [key for key in changed if key in LENGTHS and was[key] and now[key] and now[key] > was[key]]
         refused = [key for key in changed if key not in HARMLESS | LAST_BITS | {*longer, *wider}]
         if refused:
             differences = "; ".join(f"{key} is {now[key]!r}, was {was[key]!r}" for key in refused)

@@ -295,12 +295,12 @@ def writing(path: Path, unfinished: Path | None = None) -> Iterator[None]:
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             help_ = "Free some space, or raise the quota or limit"
         elif number in (errno.EROFS, errno.EACCES, errno.EPERM):
-            help_ = "Make it writable, or choose another output_dir"
+            help_ = "Make it writable, or choose another place to write to"
         else:
-            help_ = "Find out what is wrong with the file system, or choose another output_dir"
+            help_ = "Find out what is wrong with the file system, or choose another place to write to"
         raise RunError(
-            f"{path} cannot be written: {reason}. What was saved before is intact. {help_}; a run that had begun goes "
-            "on with `--resume`."
+            f"{path} cannot be written: {reason}. What was saved before is intact. {help_}, then give the same "
+            "command again, for a run that had begun with `--resume`."
         ) from error
 
 

@@ -3,8 +3,12 @@
 import csv
 import gzip
 import hashlib
+import io
 import json
+import shutil
 import warnings
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from datasets import Dataset
 from typer.testing import CliRunner
 
 from leaf.cli import app
-from leaf.errors import DataError
+from leaf.errors import DataError, RunError
 from leaf.speech.audio import load_audio
 from leaf.tasks import check_leakage, load
 from leaf.tasks.corpora import CORPORA, Options, prepare
@@ -59,6 +64,7 @@ def librisqa(tmp_path):
             entries.append({**entries[0], "question": "No answer?", "answer": ""})
             entries.append(dict(entries[0]))
             entries.append({**entries[0], "question": "Out?", "speech_path": "../../etc/x/passwd.flac"})
+            entries += [{**entries[i], "question": question} for i, question in enumerate((None, "", " "))]
         (source / f"LibriSQA-PartI-{split}.json").write_text(json.dumps(entries))
     return source
 
@@ -70,6 +76,7 @@ def test_librisqa_keeps_the_publishers_test_split_and_cuts_validation_by_speaker
         "audio missing": 1,
         "audio unusable": 1,
         "no reference": 1,
+        "no prompt": 3,
         "repeats an earlier entry": 1,
         "speech_path is not set/speaker/chapter/utterance": 1,
     }
@@ -136,6 +143,51 @@ def test_audio_that_goes_away_after_preparation_is_named_with_its_row(librisqa, 
         load(str(target), "dev")
 
 
+def test_what_an_earlier_version_prepared_or_began_is_read(librisqa, tmp_path, monkeypatch):
+    """It knew neither the sources of the audio nor maps of splits."""
+    target = tmp_path / "target"
+    run("librisqa", librisqa, target)
+    (target / "prepared.json").unlink()
+    settings = json.loads((target / "settings.json").read_text())
+    settings["options"] = {"pair": "en_de", "columns": {}}
+    (target / "settings.json").write_text(json.dumps(settings))
+    decided = [json.loads(line) for line in (target / "decided.jsonl").read_text().splitlines()]
+    for entry in decided:
+        entry.get("row", {}).pop("audio_sources", None)
+    (target / "decided.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in decided))
+    run("librisqa", librisqa, target)
+    splits = {split: load(str(target), split).to_list() for split in ("train", "validation", "test")}
+    assert check_leakage(splits) == []
+    splits["test"].append({**splits["test"][0], "audio": splits["train"][0]["audio"]})
+    assert len(check_leakage(splits)) == 1
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written_is_named(librisqa, tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match="cannot be written: Not a directory"):
+        run("librisqa", librisqa, tmp_path / place)
+
+
+@pytest.mark.parametrize("name", ["audio/alpacaeval-test-0-0.flac", "decided.jsonl", "test.arrow", "prepared.json"])
+def test_a_full_disk_stops_a_preparation_and_room_lets_it_go_on(tmp_path, name):
+    """/dev/full stands in for the disk, one file after another."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "alpacaeval").mkdir(parents=True)
+    parquet(source / "alpacaeval/test-0.parquet", 0.5)
+    full = target / (name if name in ("test.arrow", "decided.jsonl") else f"{name}.partial")
+
+    def items(*arguments):
+        full.parent.mkdir(exist_ok=True)
+        full.symlink_to("/dev/full")
+        yield from CORPORA["voicebench"].items(*arguments)
+
+    with pytest.raises(RunError, match=r"cannot be written: No space left on device\. .*Free some space"):
+        prepare("voicebench", replace(CORPORA["voicebench"], items=items), source, target, report=quiet)
+    full.unlink(missing_ok=True)
+    assert run("voicebench", source, target)["splits"]["test"]["rows"] == 1
+
+
 def test_decoding_finds_what_headers_hide(tmp_path):
     source = tmp_path / "source"
     name = "LibriSpeech/test-clean/1/2/1-2-0000.flac"
@@ -185,6 +237,18 @@ def test_covost_joins_translations_with_mp3_clips(covost, tmp_path):
     assert len(load_audio(row["audio"])) == pytest.approx(16000, rel=0.2)  # mp3 pads
 
 
+def test_covost_reads_a_backslash_as_its_publishers_do(tmp_path):
+    source = tmp_path / "source"
+    write(source / "en/clips/a.mp3", rate=48000, format="MP3")
+    said = {"covost_v2.en_de.tsv": ("path\ttranslation\tsplit", r"a.mp3 Er#sagte#\"ja\"#\\#nein. test")}
+    said["en/validated.tsv"] = ("client_id\tpath\tsentence", r"one a.mp3 He#said#\"yes\".")
+    for name, (header, row) in said.items():
+        (source / name).write_text(f"{header}\n{row.replace(' ', chr(9)).replace('#', ' ')}\n")
+    run("covost2", source, tmp_path / "target")
+    row = load(str(tmp_path / "target"), "test")[0]
+    assert (row["reference"], row["text"]) == (r'Er sagte "ja" \ nein.', 'He said "yes".')
+
+
 def test_covost_takes_any_published_pair_and_refuses_others(covost, tmp_path):
     for pair in ("en_xx", "fr_de", "en_en", "en"):
         with pytest.raises(DataError, match="one of them en"):
@@ -211,14 +275,22 @@ def dailytalk(tmp_path):
         ]
     entries.append(asked("mcq", "0.wav", "<sound>\nChoose the correct option: (A) x", "(A) x"))
     entries.append(asked("gone", "77.wav"))
-    entries.append(asked("odd", "1.wav") | {"conversations": "not [ a list"})
+    broken = ("not [ a list", "{[]: 1}", "[" * 5000, None, 7, {"value": "x"})
+    entries += [asked(f"odd{i}", f"{i}.wav") | {"conversations": turns} for i, turns in enumerate(broken)]
+    entries.append(asked("two", ["1.wav", "2.wav"]))
+    (source / "dailytalk/data/1/1a_0_d1.wav").write_bytes(b"")  # no turn's name
     (source / "DailyTalk_LongAudio.json").write_text(json.dumps(entries))
     return source
 
 
 def test_dailytalk_joins_turns_in_order_and_splits_by_dialogue(dailytalk, tmp_path):
     summary = run("dailytalk", dailytalk, tmp_path / "target")
-    assert summary["refused"] == {"multiple choice": 1, "audio missing": 1, "no prompt": 1}
+    assert summary["refused"] == {
+        "no prompt": 6,
+        "multiple choice": 1,
+        "audio missing": 1,
+        "sounds of several dialogues": 1,
+    }
     splits = {split: load(str(tmp_path / "target"), split).to_list() for split in summary["splits"]}
     assert set(splits) == {"train", "validation", "test"}
     assert check_leakage(splits) == []
@@ -273,6 +345,7 @@ def test_parliament_cuts_speeches_and_keeps_a_sitting_together_over_both_corpora
         asked(3, "en.20110510.3.3-062_1.0_2.25.wav"),
         asked(4, f"{speech}_5.0_9.0.wav", "<sound>\nPast the end?"),
         asked(5, "noname.wav"),
+        asked(6, [f"{speech}_0.5_2.0.wav", "en.20110510.3.3-062_1.0_2.25.wav"], "<sound>\nTwo days?"),
     ]
     (source / "Europarl_LongAudio.json").write_text(json.dumps(europarl))
     session = "20100309-0900-PLENARY-5"
@@ -284,15 +357,21 @@ def test_parliament_cuts_speeches_and_keeps_a_sitting_together_over_both_corpora
         out.writerow(["session_id", "id_", "original_text", "vad"])
         out.writerow([session, "en_20100309-10:38:16_0", "words", "[[1.0, 2.0], [4.0, 5.5]]"])
         out.writerow([session, "en_20100309-11:11:11_9", "other", "[[0.0, 1.0]]"])
+        for number, cell in enumerate(broken := ("", "[", "[]", "7", "[[1.0]]", "[[2.0, 1.0]]", "[[0, 1e999]]")):
+            out.writerow([session, f"en_20100309-13:00:00_{number}", "words", cell])
     voxpopuli = [
         asked(1, f"en/2010/{session}-en_20100309-10:38:16_0.wav"),
         asked(2, [f"en/2016/{turn}.wav"]),
         asked(3, f"en/2010/{session}-en_20100309-12:00:00_3.wav"),
         asked(4, f"en/2016/{turn}.wav", "<sound>\nLong?") | {"sound": [f"en/2016/{turn}.wav"] * 21},
+        asked(5, [f"en/2016/{turn}.wav", f"en/2010/{session}-en_20100309-10:38:16_0.wav"]),
+        *(asked(6 + i, f"en/2010/{session}-en_20100309-13:00:00_{i}.wav") for i in range(len(broken))),
     ]
     (source / "VoxPopuli_LongAudio.json").write_text(json.dumps(voxpopuli))
     summary = run("longaudio", source, tmp_path / "target")
     assert summary["refused"] == {
+        "the vad cell is no list of stretches": 7,
+        "sounds of several days": 2,
         "audio unusable": 1,
         "the sound's name is not speech_start_end": 1,
         "audio missing": 1,
@@ -306,6 +385,9 @@ def test_parliament_cuts_speeches_and_keeps_a_sitting_together_over_both_corpora
     assert rows["voxpopuli-0"]["seconds"] == pytest.approx(2.5, abs=0.01)
     assert rows["voxpopuli-0"]["audio"][0].endswith(".flac")
     assert rows["voxpopuli-1"]["audio"][0].endswith(f"{turn}.ogg")
+    session_file = str(source / f"raw_audios/en/2010/{session}_en.ogg")
+    assert rows["voxpopuli-0"]["audio_sources"] == [f"{session_file}#1.0-2.0", f"{session_file}#4.0-5.5"]
+    assert rows["voxpopuli-1"]["audio_sources"] == rows["voxpopuli-1"]["audio"]
     assert len({sides["europarl-0"], sides["europarl-1"], sides["voxpopuli-0"]}) == 1
     assert rows["europarl-0"]["utterance"] == rows["voxpopuli-0"]["utterance"] == "parliament/20100309"
     heard = load_audio(rows["europarl-0"]["audio"])
@@ -377,6 +459,169 @@ def test_a_table_with_audio_inside_is_read_without_another_decoder(tmp_path):
         run("hub", empty, tmp_path / "none", options=Options(columns=columns))
 
 
+def cells(count, *, named=True, seconds=0.1):
+    """Audio cells as a table holds them: encoded recordings of different pitch, with or without a file's name."""
+    for i in range(count):
+        file = io.BytesIO()
+        soundfile.write(file, tone(seconds, hz=200.0 + 10 * i), 16000, format="WAV")
+        yield {"bytes": file.getvalue(), "path": f"{i}.wav" if named else None}
+
+
+def rows_of(audio, split=""):
+    texts = [f"{split}{i}" for i in range(len(audio))]
+    return pa.table({"audio": audio, "prompt": texts, "reference": texts})
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_questions_on_one_recording_inside_a_table_stay_on_one_side(tmp_path, named):
+    source = tmp_path / "source"
+    source.mkdir()
+    pq.write_table(rows_of([cell for cell in cells(120, named=named) for _ in range(3)]), source / "data.parquet")
+    summary = run("hub", source, tmp_path / "target")
+    splits = {split: load(str(tmp_path / "target"), split).to_list() for split in summary["splits"]}
+    assert len(splits) == 3
+    assert {len(its) % 3 for its in splits.values()} == {0}
+    assert check_leakage(splits) == []
+    assert sum(counts["recordings"] for counts in summary["splits"].values()) == 120
+    assert summary["splits"]["train"]["hours"] == pytest.approx(len(splits["train"]) / 3 * 0.1 / 3600, abs=6e-4)
+    # The same sound in a file of its own, under another name: known by what was unpacked.
+    copied = {**splits["train"][0], "audio": splits["test"][0]["audio"], "utterance": "another"}
+    assert "is heard in train too" in check_leakage({"train": splits["train"], "test": [copied]})[0]
+
+
+def test_recordings_that_a_publisher_has_on_both_sides_stop_a_preparation(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    one, two, three = cells(3)
+    pq.write_table(rows_of([one, two], "a"), source / "train.parquet")
+    pq.write_table(rows_of([three, two], "b"), source / "test.parquet")
+    with pytest.raises(DataError, match="1 uses of audio stand on both sides of a split, first sha256:"):
+        run("hub", source, tmp_path / "target")
+    summary = run("hub", source, tmp_path / "kept", split_by="published")
+    splits = {split: load(str(tmp_path / "kept"), split).to_list() for split in summary["splits"]}
+    assert {split: len(its) for split, its in splits.items()} == {"train": 2, "test": 2}
+    assert len(check_leakage(splits)) == 1
+    # One name in two splits is no sign of one recording.
+    pq.write_table(rows_of([three | {"path": "0.wav"}], "b"), source / "test.parquet")
+    summary = run("hub", source, tmp_path / "named")
+    assert check_leakage({split: load(str(tmp_path / "named"), split).to_list() for split in summary["splits"]}) == []
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with sixty recordings, and a function that writes a file of rows on some of them."""
+    for i in range(60):
+        write(tmp_path / f"source/{i}.wav", 0.1)
+
+    def put(name, numbers):
+        lines = [json.dumps({"audio": f"{i}.wav", "prompt": "p", "reference": f"r{i}"}) for i in numbers]
+        (tmp_path / "source" / name).write_text("\n".join(lines))
+        return tmp_path / "source"
+
+    return put
+
+
+def sides(folder, target, **options):
+    """Split → the numbers of its recordings."""
+    summary = run("hub", folder, target, options=Options(**options))
+    return {split: sorted(int(r[1:]) for r in load(str(target), split)["reference"]) for split in summary["splits"]}
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "Dev-00000-of-00001-0123456789abcdef", "val_0"])
+def test_a_publishers_validation_split_is_kept_and_none_is_taken_from_training(folder, tmp_path, name):
+    folder("train.jsonl", range(50))
+    source = folder(f"{name}.jsonl", range(50, 60))
+    (source / "dataset_info.json").write_text("{}")
+    assert sides(source, tmp_path / "to") == {"train": list(range(50)), "validation": list(range(50, 60))}
+
+
+def test_without_a_validation_split_of_the_publishers_one_is_taken_from_training(folder, tmp_path):
+    folder("train.jsonl", range(50))
+    found = sides(folder("test.jsonl", range(50, 60)), tmp_path / "to")
+    assert found["test"] == list(range(50, 60))
+    assert found["validation"]
+
+
+def test_splits_of_other_names_are_refused_and_can_be_mapped(folder, tmp_path):
+    for name, numbers in {"train.clean.360": range(40), "testimony": range(40, 50), "other": range(50, 60)}.items():
+        source = folder(f"{name}.jsonl", numbers)
+    target = tmp_path / "to"
+    with pytest.raises(DataError, match=r"has a split 'other'; known are .* `--split other=train`"):
+        sides(source, target)
+    maps = {"train.clean.360": "train", "testimony": "test", "other": "none"}
+    with pytest.raises(DataError, match="maps to trian; allowed are train, validation, test, none"):
+        sides(source, target, splits=maps | {"other": "trian"})
+    with pytest.raises(DataError, match=r"maps another, and .* has only"):
+        sides(source, target, splits=maps | {"another": "train"})
+    found = sides(source, target, splits=maps)  # what was refused before its first row is begun anew
+    assert sorted(found["train"] + found["validation"]) == list(range(40))
+    assert found["test"] == list(range(40, 50))
+    # Two names may change places, and a lone file can be kept whole.
+    for name in ("other", "testimony", "train.clean.360"):
+        (source / f"{name}.jsonl").unlink()
+    folder("train.jsonl", range(50))
+    folder("test.jsonl", range(50, 60))
+    found = sides(source, tmp_path / "swapped", splits={"train": "test", "test": "validation"})
+    assert found == {"validation": list(range(50, 60)), "test": list(range(50))}
+    (source / "test.jsonl").unlink()
+    assert sides(source, tmp_path / "whole", splits={"train": "test"}) == {"test": list(range(50))}
+
+
+def test_shards_of_a_lone_split_are_cut_together(folder, tmp_path):
+    folder("part-00000-of-00002.jsonl", range(30))
+    source = folder("part-00001-of-00002.jsonl", range(30, 60))
+    found = sides(source, tmp_path / "to")
+    assert len(found) == 3
+    shutil.copytree(source, tmp_path / "elsewhere")
+    assert sides(tmp_path / "elsewhere", tmp_path / "again") == found  # whatever the place
+    assert sorted(chain.from_iterable(found.values())) == list(range(60))
+
+
+def test_rows_in_two_kinds_of_files_are_refused(folder, tmp_path):
+    source = folder("test.jsonl", range(10))
+    pq.write_table(rows_of(["10.wav"]), source / "train.parquet")
+    with pytest.raises(DataError, match=r"holds rows as \.jsonl and \.parquet"):
+        sides(source, tmp_path / "to")
+
+
+def test_a_configuration_and_maps_of_splits_reach_data_sets_of_the_hub(folder, tmp_path, monkeypatch):
+    source = folder("all.jsonl", range(6))
+    asked = []
+
+    def load_dataset(*arguments, streaming):
+        asked.append(arguments)
+        rows = [{"audio": str(source / f"{i}.wav"), "prompt": "p", "reference": f"r{i}"} for i in range(6)]
+        parts = {"train.clean": rows[:3], "test.clean": rows[3:5], "test.other": rows[5:]}
+        return {name: Dataset.from_list(its).to_iterable_dataset() for name, its in parts.items()}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    hub = Path("somebody/speech")
+    with pytest.raises(DataError, match=r"has a split 'train.clean'; .*`--split train.clean=train`"):
+        sides(hub, tmp_path / "to", config="clean")
+    maps = {"train.clean": "train", "test.clean": "test", "test.other": "none"}
+    found = sides(hub, tmp_path / "to", config="clean", splits=maps)
+    assert sorted(found["train"] + found.get("validation", [])) == [0, 1, 2]
+    assert found["test"] == [3, 4]
+    assert set(asked) == {("somebody/speech", "clean")}
+    with pytest.raises(DataError, match="--config goes with an id of the hub"):
+        sides(source, tmp_path / "other", config="clean")
+    with pytest.raises(DataError, match="covost2 has a layout of its own and takes no splits, config"):
+        run("covost2", source, tmp_path / "covost", options=Options(splits=maps, config="clean"))
+
+
+def test_empty_cells_are_no_text_and_zero_is(tmp_path):
+    source = tmp_path / "source"
+    write(source / "a.wav")
+    given = ((None, 1), ("p", None), ("p", 0))
+    rows = [{"audio": "a.wav", "prompt": prompt, "reference": answer, "recording": 0} for prompt, answer in given]
+    (source / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = run("hub", source, tmp_path / "to")
+    assert summary["refused"] == {"no prompt": 1, "no reference": 1}
+    (split,) = summary["splits"]
+    row = load(str(tmp_path / "to"), split)[0]
+    assert (row["reference"], row["utterance"]) == ("0", "0")
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 def test_the_command_prepares_reports_and_checks(covost, tmp_path):
     target = str(tmp_path / "target")
@@ -388,3 +633,9 @@ def test_the_command_prepares_reports_and_checks(covost, tmp_path):
     shown = CliRunner().invoke(app, ["data", "show", target, "--split", "test"])
     assert "Er sagte" in shown.stdout
     assert CliRunner().invoke(app, ["data", "check", target]).exit_code == 0
+    hub = ["data", "prepare", "hub", "--from", str(covost), "--to", str(tmp_path / "hub")]
+    for option, value in (("--split", "train"), ("--split", "=train"), ("--columns", "answer=")):
+        refused = CliRunner().invoke(app, [*hub, option, value])
+        assert f"{option} came as {value}; give " in str(refused.exception)
+    refused = CliRunner().invoke(app, [*hub, "--split", "dev=trian", "--config", "x"])
+    assert "--config goes with an id of the hub" in str(refused.exception)

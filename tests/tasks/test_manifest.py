@@ -3,9 +3,11 @@ import json
 import numpy as np
 import pytest
 import soundfile
+from typer.testing import CliRunner
 
+from leaf.cli import app
 from leaf.errors import DataError
-from leaf.tasks import check_leakage, load
+from leaf.tasks import check_leakage, load, splits_of
 
 
 @pytest.fixture
@@ -155,3 +157,26 @@ def test_bad_files_are_named(folder):
         load(manifest(folder, [{"prompt": "a"}]), "train", columns={"sound": "x"})
     with pytest.raises(DataError, match="no rows in split 'test'"):
         load(manifest(folder, [{"prompt": "a", "audio": "1.wav", "reference": "x", "split": "train"}]), "test")
+
+
+def test_a_manifest_is_checked_in_the_splits_that_it_has_by_the_names_that_it_has(folder):
+    sides = ("train", "train", "test_heldout", "test")
+    rows = [
+        {"question": f"Say {i}", "audio": f"{i}.wav", "reference": "x", "split": split} for i, split in enumerate(sides)
+    ]
+    path = manifest(folder, rows)
+    assert splits_of(path, columns={"prompt": "question"}) == ("train", "test", "test_heldout")
+    columns = ("--columns", "prompt=question")
+    checked = CliRunner().invoke(app, ["data", "check", path, *columns])
+    assert checked.exit_code == 0, checked.exception
+    assert "0 leaks" in checked.stdout
+    shown = CliRunner().invoke(app, ["data", "show", path, "--split", "test", *columns])
+    assert "Say 3" in shown.stdout
+    rows[2]["audio"] = "0.wav"
+    checked = CliRunner().invoke(app, ["data", "check", manifest(folder, rows), *columns])
+    assert checked.exit_code == 1
+    assert "test_heldout: the recording 0.wav is heard in train too" in checked.stdout
+    with pytest.raises(DataError, match="is unknown"):
+        splits_of("nothing")
+    with pytest.raises(DataError, match="no finished preparation"):
+        splits_of(str(folder))

@@ -8,6 +8,7 @@ the element: give a section `libraries=(asset("audio.js"),)`, which brings its o
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +145,14 @@ class Recordings:
             DataError: the split cannot be loaded, or none of the task's.
             ConfigError: a plugin that may define the task cannot be imported.
         """
-        from leaf.tasks import TASKS, splits_of
+        from leaf.tasks import TASKS
 
         if self.task not in TASKS and not Path(self.task).exists():
             load_plugins(self.plugins)
         wanted = {key: item[key] for key in ("prompt", "reference") if item.get(key) is not None}
         if "prompt" in wanted:
             wanted["prompt"] = prompt_text(wanted["prompt"])
-        names = [split] if split else sorted(splits_of(self.task), key=lambda name: (name == "train", name))
+        names = [split] if split else self._names
         problems = []
         for name in names:
             found = self._split(name)
@@ -166,8 +167,15 @@ class Recordings:
             raise problems[0]
         return None
 
+    @cached_property
+    def _names(self) -> list[str]:
+        """Return all splits that there are, training last."""
+        from leaf.tasks import splits_of
+
+        return sorted(splits_of(self.task, columns=self.columns), key=lambda name: (name == "train", name))
+
     def _split(self, name: str) -> _Split | DataError:
-        """Return a split's rows with their places by id, or why there are none: a manifest need not have all splits."""
+        """Return a split's rows with their places by id, or why there are none."""
         from leaf.tasks import load
 
         if name not in self._splits:

@@ -10,7 +10,7 @@ from typing import Any
 from leaf.config import refuse_from_python
 from leaf.errors import DataError
 from leaf.tasks import asterisk
-from leaf.tasks.manifest import SPLITS, read_manifest
+from leaf.tasks.manifest import manifest_splits, read_manifest, sources_of
 
 __all__ = ["TASKS", "Task", "check_leakage", "load", "splits_of"]
 
@@ -63,19 +63,14 @@ def load(name: str, split: str, *, limit: int | None = None, columns: dict[str, 
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise DataError(f"The task {name} has no split {split!r}; allowed are {', '.join(task.splits)}.{hint}")
         rows = task.rows(split)
-    elif Path(name).suffix.lower() in (".jsonl", ".csv", ".tsv"):
+    elif _is_manifest(name):
         rows = read_manifest(Path(name), split, columns or {})
     elif Path(name).is_dir():
         from leaf.tasks.corpora import load_prepared
 
         rows = load_prepared(Path(name), split)
     else:
-        close = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise DataError(
-            f"The task {name!r} is unknown.{hint} Allowed are {', '.join(sorted(TASKS))}, the path of a .jsonl, .csv "
-            "or .tsv manifest, or a folder that `leaf data prepare` wrote."
-        )
+        raise _unknown(name)
     try:
         return Dataset.from_list(rows[:limit])
     except UnicodeEncodeError as error:
@@ -85,13 +80,34 @@ def load(name: str, split: str, *, limit: int | None = None, columns: dict[str, 
         raise DataError(f"A column of {name} mixes kinds of values: {reason}. Make each column one kind.") from error
 
 
-def splits_of(name: str) -> tuple[str, ...]:
-    """Return the splits of a task or prepared folder; of a manifest, the three that it is cut into."""
+def splits_of(name: str, *, columns: dict[str, str] | None = None) -> tuple[str, ...]:
+    """Return the splits that a task, manifest or prepared folder has; a manifest is read for it.
+
+    Raises:
+        DataError: unknown task, or a manifest or folder that cannot be used.
+    """
     if name in TASKS:
         return TASKS[name].splits
+    if _is_manifest(name):
+        return manifest_splits(Path(name), columns or {})
     if Path(name).is_dir():
-        return tuple(split for split in SPLITS if (Path(name) / f"{split}.arrow").is_file())
-    return SPLITS
+        from leaf.tasks.corpora import prepared_splits
+
+        return prepared_splits(Path(name))
+    raise _unknown(name)
+
+
+def _is_manifest(name: str) -> bool:
+    return Path(name).suffix.lower() in (".jsonl", ".csv", ".tsv")
+
+
+def _unknown(name: str) -> DataError:
+    close = difflib.get_close_matches(name, TASKS, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return DataError(
+        f"The task {name!r} is unknown.{hint} Allowed are {', '.join(sorted(TASKS))}, the path of a .jsonl, .csv "
+        "or .tsv manifest, or a folder that `leaf data prepare` wrote."
+    )
 
 
 def check_leakage(
@@ -100,23 +116,19 @@ def check_leakage(
     """Return what training shares with the other splits: one line per shared key or shared whole recording.
 
     A row whose audio is a single file is a recording of its own; it may be heard in no training row at all, joined
-    or alone. An empty list means no leak.
+    or alone. Recordings that `leaf data prepare` cut or unpacked are known by where it took them from. An empty list
+    means no leak.
     """
     keys = {row[key] for row in splits[training]}
-    heard = {path for row in splits[training] for path in _files(row)}
+    heard = {source for row in splits[training] for source in sources_of(row)}
     leaks = []
     for name, rows in splits.items():
         if name == training:
             continue
         leaks += [f"{name}: {row[key]!r} is in {training} too" for row in rows if row[key] in keys]
         leaks += [
-            f"{name}: the recording {Path(_files(row)[0]).name} is heard in {training} too"
-            for row in rows
-            if len(_files(row)) == 1 and _files(row)[0] in heard
+            f"{name}: the recording {Path(sources[0]).name} is heard in {training} too"
+            for sources in map(sources_of, rows)
+            if len(sources) == 1 and sources[0] in heard
         ]
     return leaks
-
-
-def _files(row: dict[str, Any]) -> list[str]:
-    audio = row["audio"]
-    return [audio] if isinstance(audio, str) else list(audio)

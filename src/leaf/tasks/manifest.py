@@ -6,6 +6,7 @@ import io
 import json
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,27 @@ def read_manifest(path: Path, split: str, columns: dict[str, str]) -> list[dict[
         DataError: unreadable manifest, missing columns, empty reference or prompt, a row given twice, or a missing
             audio file; every row and file is looked at before anything starts.
     """
+    rows, splits = _rows(path, columns)
+    chosen = [row for row, its in zip(rows, splits, strict=True) if its == split]
+    if not chosen:
+        there = ", ".join(f"{count} in {name}" for name, count in Counter(splits).items())
+        raise DataError(
+            f"The manifest {path.name} has no rows in split {split!r}; it has {there or 'no rows at all'}. "
+            "Give rows that split in a column `split`, or name another one (train_split, eval_split); without "
+            "validation (eval_every=0) training asks for no validation rows."
+        )
+    names = dict.fromkeys(name for row in rows for name in row)  # a column may be missing in the first rows
+    return [{name: row.get(name) for name in names} for row in chosen]
+
+
+def manifest_splits(path: Path, columns: dict[str, str]) -> tuple[str, ...]:
+    """Return the splits that a manifest has rows in; what it takes and refuses is as for `read_manifest`."""
+    _, splits = _rows(path, columns)
+    return tuple(name for name in NAMED_SPLITS if name in splits)
+
+
+def _rows(path: Path, columns: dict[str, str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return all rows of a manifest, and the split of each."""
     records = _records(path)
     unknown = set(columns) - set(REQUIRED) - {"split"}
     if unknown:
@@ -52,19 +74,15 @@ def read_manifest(path: Path, split: str, columns: dict[str, str]) -> list[dict[
             raise DataError(f"Row {number} of {path.name} repeats row {first}: same prompt, audio and reference.")
         rows.append(row)
     named = "split" in columns or any("split" in row for row in rows)
-    splits = (
-        [_named_split(row, number, path) for number, row in enumerate(rows, start=1)] if named else _hashed(rows, path)
-    )
-    chosen = [row for row, its in zip(rows, splits, strict=True) if its == split]
-    if not chosen:
-        there = ", ".join(f"{count} in {name}" for name, count in Counter(splits).items())
-        raise DataError(
-            f"The manifest {path.name} has no rows in split {split!r}; it has {there or 'no rows at all'}. "
-            "Give rows that split in a column `split`, or name another one (train_split, eval_split); without "
-            "validation (eval_every=0) training asks for no validation rows."
-        )
-    names = dict.fromkeys(name for row in rows for name in row)  # a column may be missing in the first rows
-    return [{name: row.get(name) for name in names} for row in chosen]
+    if named:
+        return rows, [_named_split(row, number, path) for number, row in enumerate(rows, start=1)]
+    return rows, _hashed(rows, path)
+
+
+def sources_of(row: Mapping[str, Any]) -> list[str]:
+    """Return what a row's recordings are known by: where a prepared corpus took them from, else the audio files."""
+    sources = row.get("audio_sources") or row["audio"]
+    return [sources] if isinstance(sources, str) else list(sources)
 
 
 def _check_texts(row: dict[str, Any], record: dict[str, Any], number: int, path: Path) -> None:

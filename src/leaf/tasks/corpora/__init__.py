@@ -6,9 +6,9 @@ the corpora themselves were not at hand.
 
 from leaf.tasks.corpora import covost, hub, librisqa, longaudio, voicebench
 from leaf.tasks.corpora.items import Corpus, Options
-from leaf.tasks.corpora.prepare import load_prepared, prepare
+from leaf.tasks.corpora.prepare import load_prepared, prepare, prepared_splits
 
-__all__ = ["CORPORA", "Corpus", "Options", "load_prepared", "prepare"]
+__all__ = ["CORPORA", "Corpus", "Options", "load_prepared", "prepare", "prepared_splits"]
 
 CORPORA: dict[str, Corpus] = {
     "librisqa": Corpus(

@@ -10,6 +10,7 @@ import numpy as np
 import soundfile
 
 from leaf.errors import AudioError, ConfigError
+from leaf.run import writing
 from leaf.speech.audio import audio_seconds, load_audio
 from leaf.tasks.corpora.items import Clip
 
@@ -28,6 +29,7 @@ def place(clips: Sequence[Clip], folder: Path, name: str, *, decode: bool = Fals
 
     Raises:
         AudioError: audio that is missing, unreadable, empty, silent or not finite.
+        RunError: the file cannot be written.
     """
     if all(clip.whole and _suffix(clip) not in _CONTAINERS for clip in clips):
         paths = [str(Path(clip.path).absolute()) for clip in clips if clip.path is not None]
@@ -36,11 +38,14 @@ def place(clips: Sequence[Clip], folder: Path, name: str, *, decode: bool = Fals
         return paths, audio_seconds(paths)
     parts = [load_audio(_decoded(clip), sampling_rate=RATE) for clip in clips]
     wave = np.concatenate(parts)
-    folder.mkdir(parents=True, exist_ok=True)
+    encoded = io.BytesIO()
+    soundfile.write(encoded, wave, RATE, format="FLAC", subtype="PCM_16")
     target = folder / (re.sub(r"[^\w.-]", "_", name) + ".flac")
     partial = target.with_name(target.name + ".partial")
-    soundfile.write(partial, wave, RATE, format="FLAC", subtype="PCM_16")
-    os.replace(partial, target)
+    with writing(target, partial):
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(encoded.getvalue())
+        os.replace(partial, target)
     return [str(target.absolute())], len(wave) / RATE
 
 

@@ -1,5 +1,6 @@
 """What a corpus is to `leaf data prepare`: items with their audio, refusals with their reasons, and the table entry."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,14 @@ class Clip:
         """Return whether the clip is a file as it stands on disk."""
         return self.path is not None and self.start == 0.0 and self.end is None
 
+    @property
+    def source(self) -> str:
+        """Return what is heard, wherever it is written to: the publisher's file and stretch, or a hash of the bytes."""
+        if self.path is None:
+            return f"sha256:{hashlib.sha256(self.data or b'').hexdigest()}"
+        stretch = "" if self.whole else f"#{self.start}-{'' if self.end is None else self.end}"
+        return f"{self.path.absolute()}{stretch}"
+
 
 @dataclass(frozen=True)
 class Item:
@@ -37,8 +46,9 @@ class Item:
         reference: the answer or translation; empty where a corpus is for judges only.
         recording: what a split may not cut through: a session, a speaker, a sitting.
         split: the publisher's split where it has one, else None: decided by `recording`.
-        published: the split of the published runs, where that one cuts through recordings.
+        published: the split of the published runs or of the publisher, where that one may cut through recordings.
         text: the transcript, where there is one.
+        own_validation: the publisher has a validation split, so none is taken out of its training split.
     """
 
     id: str
@@ -49,6 +59,7 @@ class Item:
     split: str | None = None
     published: str | None = None
     text: str = ""
+    own_validation: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,10 +77,14 @@ class Options:
     Attributes:
         pair: source and target language of a translation corpus, as en_de.
         columns: ours → theirs, for corpora that are read by column names.
+        splits: theirs → train, validation, test or none, for splits under other names; they are then kept as they are.
+        config: configuration of a data set on the hub.
     """
 
     pair: str = "en_de"
     columns: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, str] = field(default_factory=dict)
+    config: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ class Corpus:
         items: (source, options) → items and refusals, cheaply: no audio is opened.
         layout: what `--from` must hold, in words.
         validation, test: shares of the recordings without a publisher's split; of the publisher's training split only
-            `validation` is taken.
+            `validation` is taken, and only where there is no validation split.
         max_seconds: longer audio is refused, as in the published runs; None takes all.
         judged_only: references are missing by design.
         remote: the source may also be a name that `datasets` looks up on the hub.

@@ -30,13 +30,13 @@ def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
                 if len(path.parts) < 3 or path.is_absolute() or ".." in path.parts:
                     yield Refusal(name, "speech_path is not set/speaker/chapter/utterance")
                     continue
+                question = str(entry["question"] or "").strip()
+                wording = stable_choice(PROMPTS, f"librisqa/{path}/{entry['question']}")
                 inside = path if path.parts[0] == "LibriSpeech" else "LibriSpeech" / path
                 yield Item(
                     id=name,
                     audio=(Clip(corpus[0] / inside),),
-                    prompt=stable_choice(PROMPTS, f"librisqa/{path}/{entry['question']}").format(
-                        question=entry["question"]
-                    ),
+                    prompt=wording.format(question=question) if question else "",
                     reference=str(entry["answer"] or ""),
                     recording=f"librispeech/{path.parts[-3]}",
                     split=split,

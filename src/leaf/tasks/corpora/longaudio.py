@@ -7,9 +7,11 @@ of Europarl-ST speeches (the seconds are in the name), speaker turns of VoxPopul
 import ast
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +21,7 @@ from leaf.tasks.corpora.tables import find, json_list, table
 from leaf.tasks.hashing import stable_choice
 
 PROMPTS = ("{question}", "Listen, then answer. {question}", "{question} Answer in a sentence or two.")
+_SEVERAL_DAYS = "sounds of several days"
 _NEEDED = ("id", "sound", "conversations")
 _STRETCH = re.compile(r"(?P<speech>.+)_(?P<start>\d+(?:\.\d+)?)_(?P<end>\d+(?:\.\d+)?)")
 _TURN = re.compile(r"(?P<session>(?P<date>\d{8}).*?)-(?P<language>[a-z]{2})_(?P<turn>.+)")
@@ -28,14 +31,18 @@ def dailytalk(source: Path, options: Options) -> Iterator[Item | Refusal]:
     """Yield questions on whole dialogues; the turns of dialogue d are `data/d/<turn>_<speaker>_d<d>.wav`."""
     dialogues = find(source, "data")
     for number, entry in enumerate(json_list(find(source, "DailyTalk_LongAudio.json"), _NEEDED)):
-        sound = PurePosixPath(_sounds(entry)[0])
-        folder = dialogues / sound.stem
-        turns = [(int(path.name.split("_")[0]), path) for path in folder.glob("[0-9]*_*.wav")]
-        if not turns:
-            yield Refusal(f"dailytalk-{number}", "audio missing")
+        name = f"dailytalk-{number}"
+        sounds = {PurePosixPath(sound).stem for sound in _sounds(entry)}
+        if len(sounds) > 1:
+            yield Refusal(name, "sounds of several dialogues")
             continue
-        clips = tuple(Clip(path) for _, path in sorted(turns))
-        yield _item(f"dailytalk-{number}", entry, clips, recording=f"dailytalk/{sound.stem}")
+        (dialogue,) = sounds
+        named = [(re.match(r"(\d+)_", path.name), path) for path in (dialogues / dialogue).glob("*.wav")]
+        turns = sorted((int(turn[1]), path) for turn, path in named if turn is not None)
+        if not turns:
+            yield Refusal(name, "audio missing")
+            continue
+        yield _item(name, entry, tuple(Clip(path) for _, path in turns), recording=f"dailytalk/{dialogue}")
 
 
 def parliament(source: Path, options: Options) -> Iterator[Item | Refusal]:
@@ -59,12 +66,16 @@ def _europarl(file: Path, source: Path) -> Iterator[Item | Refusal]:
         name = f"europarl-{number}"
         matches = [_STRETCH.fullmatch(PurePosixPath(sound).stem) for sound in _sounds(entry)]
         parts = [match for match in matches if match is not None]
-        date = parts and re.search(r"\d{8}", parts[0]["speech"])
-        if len(parts) < len(matches) or not date:
+        dates = [re.search(r"\d{8}", part["speech"]) for part in parts]
+        days = {date[0] for date in dates if date is not None}
+        if len(parts) < len(matches) or None in dates:
             yield Refusal(name, "the sound's name is not speech_start_end")
             continue
+        if len(days) > 1:
+            yield Refusal(name, _SEVERAL_DAYS)
+            continue
         clips = tuple(Clip(_speech(source, part["speech"]), float(part["start"]), float(part["end"])) for part in parts)
-        yield _item(name, entry, clips, recording=f"parliament/{date[0]}")
+        yield _item(name, entry, clips, recording=f"parliament/{days.pop()}")
 
 
 def _speech(source: Path, speech: str) -> Path:
@@ -94,25 +105,40 @@ def _voxpopuli(file: Path, source: Path) -> Iterator[Item | Refusal]:
         for row in table(path, ("session_id", "id_", "vad"), delimiter="|"):
             turn = f"{row['session_id']}-{row['id_']}"
             if turn in wanted:
-                cuts[turn] = [(float(start), float(end)) for start, end in ast.literal_eval(row["vad"])]
+                cuts[turn] = _cuts(row["vad"])
     for number, entry in entries:
-        name = f"voxpopuli-{number}"
-        clips: list[Clip] = []
-        sitting = None
-        for turn in (PurePosixPath(sound).stem for sound in _sounds(entry)):
-            match = _TURN.fullmatch(turn)
-            if match is None:
-                break
-            sitting = match["date"]
-            clips += _turn(source, turn, match, cuts)
-        else:
-            yield _item(name, entry, tuple(clips), recording=f"parliament/{sitting}")
-            continue
-        yield Refusal(name, "the sound's name is not session-language_turn")
+        yield _turns(f"voxpopuli-{number}", entry, source, cuts)
 
 
-def _turn(source: Path, turn: str, match: re.Match[str], cuts: dict[str, list[tuple[float, float]]]) -> list[Clip]:
-    language, year = match["language"], match["date"][:4]
+def _cuts(cell: str) -> list[tuple[float, float]]:
+    """Return the stretches of a `vad` cell, (start, end) in seconds; none if it is no list of such."""
+    stretches = _literal(cell)
+    try:
+        cuts = [(float(start), float(end)) for start, end in stretches]
+    except (TypeError, ValueError):
+        return []
+    return cuts if all(0 <= start < end < math.inf for start, end in cuts) else []
+
+
+def _turns(
+    name: str, entry: dict[str, Any], source: Path, cuts: dict[str, list[tuple[float, float]]]
+) -> Item | Refusal:
+    """Return the question on an entry's turns."""
+    matches = [_TURN.fullmatch(PurePosixPath(sound).stem) for sound in _sounds(entry)]
+    turns = [match for match in matches if match is not None]
+    if len(turns) < len(matches):
+        return Refusal(name, "the sound's name is not session-language_turn")
+    days = {turn["date"] for turn in turns}
+    if len(days) > 1:
+        return Refusal(name, _SEVERAL_DAYS)
+    clips = [_turn(source, turn, cuts) for turn in turns]
+    if not all(clips):
+        return Refusal(name, "the vad cell is no list of stretches")
+    return _item(name, entry, tuple(chain.from_iterable(clips)), recording=f"parliament/{days.pop()}")
+
+
+def _turn(source: Path, match: re.Match[str], cuts: dict[str, list[tuple[float, float]]]) -> list[Clip]:
+    turn, language, year = match[0], match["language"], match["date"][:4]
     segment = source / "transcribed_data" / language / year / f"{turn}.ogg"
     session = source / "raw_audios" / language / year / f"{match['session']}_{language}.ogg"
     if segment.is_file() or turn not in cuts or not session.is_file():
@@ -137,15 +163,22 @@ def _item(name: str, entry: dict[str, Any], clips: tuple[Clip, ...], *, recordin
 
 def _conversation(raw: Any) -> list[dict[str, str]]:
     """Return the turns; some files hold them as text, in JSON or in Python's own notation."""
-    if isinstance(raw, str):
-        try:
-            raw = json.loads(raw)
-        except json.JSONDecodeError:
-            try:
-                raw = ast.literal_eval(raw)
-            except (ValueError, SyntaxError):
-                return []
-    return [turn for turn in raw if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
+    turns = _literal(raw) if isinstance(raw, str) else raw
+    if not isinstance(turns, list | tuple):
+        return []
+    return [turn for turn in turns if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
+
+
+def _literal(text: str) -> Any:
+    """Return what a text writes out, in JSON or in Python's own notation; None if it is neither."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
 
 
 def _sounds(entry: dict[str, Any]) -> list[str]:

@@ -16,9 +16,11 @@ from typing import Any
 import pyarrow as pa
 
 from leaf.errors import AudioError, DataError
+from leaf.run import writing
 from leaf.tasks.corpora.clips import place
 from leaf.tasks.corpora.items import Corpus, Item, Options, Refusal
 from leaf.tasks.hashing import stable_fraction
+from leaf.tasks.manifest import sources_of
 
 SPLITS = ("train", "validation", "test")
 SPLIT_BY = ("recording", "published")
@@ -26,6 +28,7 @@ _SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "prompt")),
         ("audio", pa.list_(pa.string())),
+        ("audio_sources", pa.list_(pa.string())),  # Clip.source: what was cut or unpacked lies in a file of its own
         *((name, pa.string()) for name in ("reference", "text", "utterance")),
         ("seconds", pa.float64()),
     ]
@@ -54,7 +57,8 @@ def prepare(
         target: folder to write. One that an interrupted preparation left is continued; a finished one is kept.
         options: language pair and column names, where the corpus has use for them.
         split_by: "recording" keeps a session, speaker or sitting on one side. "published" is the split of the published
-            runs where that one goes by question (LongAudio): audio is then heard on both sides.
+            runs where that one goes by question (LongAudio), or the publisher's as it is (hub): audio may then be
+            heard on both sides.
         max_seconds: refuse longer audio; default the corpus's own limit.
         limit: stop after this many entries.
         decode: decode all audio instead of trusting file headers.
@@ -62,45 +66,59 @@ def prepare(
 
     Raises:
         DataError: missing parts, a folder of other settings, or recordings that the publisher has on both sides.
+        RunError: the folder cannot be written.
     """
     options = options or Options()
     if split_by not in SPLIT_BY:
         raise DataError(f"split_by is {split_by!r}; allowed are {', '.join(SPLIT_BY)}.")
     if not source.is_dir() and not corpus.remote:
         raise DataError(f"{source} is not a folder. `--from` must hold: {corpus.layout}.")
+    given = [key for key in ("columns", "splits", "config") if getattr(options, key)]
+    if given and not corpus.remote:
+        raise DataError(f"{name} has a layout of its own and takes no {', '.join(given)}; leave them out.")
     longest = max_seconds or corpus.max_seconds
     settings = {
         "corpus": name,
         "source": str(source.absolute() if source.is_dir() else source),
-        "options": {**asdict(options), "columns": dict(options.columns)},
+        "options": asdict(options),
         "split_by": split_by,
         "max_seconds": longest,
         "limit": limit,
         "decode": decode,
     }
-    _open(target, settings)
+    with writing(target):
+        _open(target, settings)
     done = _decided(target)
     if done:
         report(f"going on after {len(done)} entries")
-    with (target / "decided.jsonl").open("a", encoding="utf-8") as log:
-        seen: set[int] = set()
-        for number, entry in enumerate(corpus.items(source, options), start=1):
-            if isinstance(entry, Item):
-                same = hash((entry.audio, entry.prompt, entry.reference))
-                entry = Refusal(entry.id, "repeats an earlier entry") if same in seen else entry
-                seen.add(same)
-            if entry.id not in done:
-                decided = _decide(entry, corpus, target, split_by, longest, decode, name)
-                log.write(json.dumps({"id": entry.id, **decided}, ensure_ascii=False) + "\n")
-                done.add(entry.id)
-            if number % 5000 == 0:
-                log.flush()
-                report(f"{number} entries")
-            if number == limit:
-                break
+    seen: set[int] = set()
+    for number, entry in enumerate(corpus.items(source, options), start=1):
+        if isinstance(entry, Item):
+            same = hash((entry.audio, entry.prompt, entry.reference))
+            entry = Refusal(entry.id, "repeats an earlier entry") if same in seen else entry
+            seen.add(same)
+        if entry.id not in done:
+            decided = _decide(entry, corpus, target, split_by, longest, decode, name)
+            _append(target / "decided.jsonl", {"id": entry.id, **decided})
+            done.add(entry.id)
+        if number % 5000 == 0:
+            report(f"{number} entries")
+        if number == limit:
+            break
     summary = settings | {"licence": corpus.licence, **_write(target, strict=split_by == "recording")}
     _replace(target / "prepared.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return summary
+
+
+def prepared_splits(folder: Path) -> tuple[str, ...]:
+    """Return the splits of a prepared folder.
+
+    Raises:
+        DataError: not a finished preparation.
+    """
+    if not (folder / "prepared.json").is_file():
+        raise DataError(f"{folder} holds no finished preparation (prepared.json is missing); run `leaf data prepare`.")
+    return tuple(split for split in SPLITS if (folder / f"{split}.arrow").is_file())
 
 
 def load_prepared(folder: Path, split: str) -> list[dict[str, Any]]:
@@ -109,12 +127,10 @@ def load_prepared(folder: Path, split: str) -> list[dict[str, Any]]:
     Raises:
         DataError: not a finished preparation, no such split, or audio that has moved.
     """
-    if not (folder / "prepared.json").is_file():
-        raise DataError(f"{folder} holds no finished preparation (prepared.json is missing); run `leaf data prepare`.")
+    there = prepared_splits(folder)
+    if split not in there:
+        raise DataError(f"{folder} has no split {split!r}; it has {', '.join(sorted(there))}.")
     file = folder / f"{split}.arrow"
-    if not file.is_file():
-        there = ", ".join(sorted(path.stem for path in folder.glob("*.arrow")))
-        raise DataError(f"{folder} has no split {split!r}; it has {there}.")
     with pa.memory_map(str(file)) as stream:
         rows = pa.ipc.open_stream(stream).read_all().to_pylist()
     seen: set[str] = set()
@@ -136,13 +152,15 @@ def _open(target: Path, settings: dict[str, Any]) -> None:
     file = target / "settings.json"
     if file.exists():
         begun = json.loads(file.read_text(encoding="utf-8"))
+        begun["options"] = {**asdict(Options()), **begun["options"]}  # an earlier version knew fewer
         differing = sorted(key for key in settings if settings[key] != begun.get(key))
-        if differing:
+        if not differing:
+            return
+        if _decided(target):
             raise DataError(
                 f"{target} was begun with another {', '.join(differing)}. Choose another --to, or remove it."
             )
-        return
-    if target.exists() and any(target.iterdir()):
+    elif target.exists() and any(target.iterdir()):
         raise DataError(f"{target} holds other files. Choose an empty folder for --to.")
     target.mkdir(parents=True, exist_ok=True)
     _replace(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
@@ -156,7 +174,7 @@ def _decided(target: Path) -> set[str]:
     data = file.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
-        with file.open("r+b") as stream:
+        with writing(file), file.open("r+b") as stream:
             stream.truncate(len(whole))
     return {json.loads(line)["id"] for line in whole.splitlines()}
 
@@ -180,24 +198,25 @@ def _decide(
         return {"refused": f"longer than {longest:g} s"}
     if split_by == "published" and entry.published is None:
         raise DataError(f"{name} has no published split that differs from its own; leave --split-by at recording.")
-    split = entry.published if split_by == "published" else entry.split
     row = {
         "id": entry.id,
         "prompt": entry.prompt,
         "audio": audio,
+        "audio_sources": [clip.source for clip in entry.audio],
         "reference": entry.reference,
         "text": entry.text,
         "utterance": entry.recording,
         "seconds": round(seconds, 3),
     }
-    return {"split": _split(split, entry.recording, corpus, split_by), "row": row}
+    return {"split": _split(entry, corpus, split_by), "row": row}
 
 
-def _split(given: str | None, recording: str, corpus: Corpus, split_by: str) -> str:
+def _split(entry: Item, corpus: Corpus, split_by: str) -> str:
     """Return the split of an entry: the given one, with `validation` taken out of train, or by the recording's hash."""
-    if given is not None and (split_by == "published" or given != "train"):
+    given = entry.published if split_by == "published" else entry.split
+    if given is not None and (split_by == "published" or given != "train" or entry.own_validation):
         return given
-    fraction = stable_fraction(f"split/{recording}")
+    fraction = stable_fraction(f"split/{entry.recording}")
     if given is None and fraction < corpus.test:
         return "test"
     low = 0.0 if given == "train" else corpus.test
@@ -221,23 +240,25 @@ def _write(target: Path, *, strict: bool) -> dict[str, Any]:
                 continue
             split, row = entry["split"], entry["row"]
             rows[split].append(row)
-            leaks += [path for path in row["audio"] if sides.setdefault(path, split) != split]
+            leaks += [source for source in sources_of(row) if sides.setdefault(source, split) != split]
     if strict and leaks:
         raise DataError(
-            f"{len(leaks)} uses of audio stand on both sides of a split, first {leaks[0]}: the recordings are not "
-            "what this corpus is thought to be split by. Please report it."
+            f"{len(leaks)} uses of audio stand on both sides of a split, first {leaks[0]}: two of the publisher's "
+            "splits share it, or two recordings do. Take it out on one side, name with --columns a `recording` that "
+            "keeps it together, or keep the publisher's splits as they are with --split-by published."
         )
     if not rows:
         raise DataError(f"No entry could be used. Refused: {dict(refused)}, e.g. {next(iter(examples.values()), [])}.")
     for split, its in rows.items():
-        with pa.OSFile(str(target / f"{split}.arrow"), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+        file = target / f"{split}.arrow"
+        with writing(file), pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
             for batch in _batches(its):
                 writer.write_batch(batch)
     splits = {
         split: {
             "rows": len(its),
             "recordings": len({row["utterance"] for row in its}),
-            "hours": round(sum({tuple(row["audio"]): row["seconds"] for row in its}.values()) / 3600, 3),
+            "hours": round(sum({tuple(sources_of(row)): row["seconds"] for row in its}.values()) / 3600, 3),
         }
         for split, its in sorted(rows.items(), key=lambda pair: SPLITS.index(pair[0]))
     }
@@ -249,7 +270,13 @@ def _batches(rows: list[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
         yield pa.RecordBatch.from_pylist(rows[at : at + _ROWS_AT_ONCE], schema=_SCHEMA)
 
 
+def _append(file: Path, record: dict[str, Any]) -> None:
+    with writing(file), file.open("a", encoding="utf-8") as log:
+        log.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
 def _replace(file: Path, text: str) -> None:
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
+    with writing(file, partial):
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, file)

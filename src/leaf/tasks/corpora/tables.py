@@ -31,8 +31,12 @@ def json_list(file: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
         yield entry
 
 
-def table(file: Path, needed: Sequence[str], *, delimiter: str = "\t") -> Iterator[dict[str, str]]:
+def table(
+    file: Path, needed: Sequence[str], *, delimiter: str = "\t", escape: str | None = None
+) -> Iterator[dict[str, str]]:
     """Yield the rows of a delimited text file with a header, plain or gzipped; quotes mean nothing.
+
+    `escape` is a character that makes the next one text, a delimiter or itself too.
 
     Raises:
         DataError: unreadable, or a header without one of the columns.
@@ -40,7 +44,7 @@ def table(file: Path, needed: Sequence[str], *, delimiter: str = "\t") -> Iterat
     opened = gzip.open if file.suffix == ".gz" else open
     try:
         with opened(file, "rt", encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+            reader = csv.DictReader(stream, delimiter=delimiter, escapechar=escape, quoting=csv.QUOTE_NONE)
             missing = [name for name in needed if name not in (reader.fieldnames or ())]
             if missing:
                 raise DataError(f"{file} has no column {', '.join(missing)}; it has {reader.fieldnames}.")
