@@ -159,6 +159,38 @@ def test_an_interrupted_demo_goes_on_to_the_same_table(project, monkeypatch):
     assert calls == [1, 2, 2]  # a finished demo shows its table again
 
 
+@pytest.mark.parametrize(
+    ("recipe", "override", "subject", "found"),
+    [
+        ("rl", "track_with=wandb", "settings", "track_with is 'wandb', whose package is not installed"),
+        ("sft", "track_with=tensorboard", "settings", "trackers go with stage rl"),
+        ("rl", "best_metric=meteor", "settings", "WordNet"),
+        ("rl", "rewards=[nosuch]", "rewards", "nosuch"),
+        ("rl", "reward_weights=[1, 2]", "rewards", "came with weights"),
+        ("rl", "credit=nosuch", "credit", "The credit rule 'nosuch' is unknown"),
+        ("rl", "credit_options={nosuch: 1}", "credit", "nosuch"),
+        ("rl", "attention=flash_attention_2", "model", "cannot be built without a further package: FlashAttention2"),
+        ("sft", "lora_layers=[nosuch]", "model", "nosuch"),
+    ],
+)
+def test_doctor_refuses_what_training_refuses(project, monkeypatch, recipe, override, subject, found):
+    monkeypatch.setattr("leaf.training.get_available_trackers", list)  # no tracker's package
+    monkeypatch.setenv("NLTK_DATA", str(project))
+    monkeypatch.setattr("nltk.data.path", [])
+    config = load_recipe(f"{recipe}.yaml", [override])
+    (finding,) = [finding for finding in examine(config) if finding.state == "fails"]
+    assert finding.subject == subject
+    assert found in finding.found
+    with pytest.raises(LeafError) as refused:
+        cli.run_recipe(config)
+    assert str(refused.value) == finding.found
+
+
+def test_doctor_has_nothing_against_a_recipe_that_trains(project):
+    for recipe in ("rl", "sft", "align"):
+        assert {finding.state for finding in examine(load_recipe(f"{recipe}.yaml"))} == {"ok"}
+
+
 @pytest.mark.parametrize(("missing", "fits"), [(0, True), (1, False)])
 def test_doctor_and_the_trainer_ask_for_the_same_room_on_the_disk(project, monkeypatch, missing, fits):
     trained = cli._trainer(load_recipe("rl.yaml")).trained

@@ -1,7 +1,7 @@
-"""Can this machine run this recipe? Packages, model, data, memory by part and disk, with what to change."""
+"""Can this machine run this recipe? Packages, settings, model, data, memory by part and disk, with what to change."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Literal
@@ -11,19 +11,21 @@ import torch
 
 from leaf.checkpoints import space_left, space_needed
 from leaf.config import LeafConfig, LoraFields, RunConfig
+from leaf.credit import credit_rule
 from leaf.demo_model import resolve_model
 from leaf.errors import LeafError
 from leaf.memory import Estimate, available_bytes
 from leaf.plugins import load_plugins
+from leaf.rewards import RewardSum
 from leaf.run import run_path
 from leaf.sharding import layer_bytes
 from leaf.speech.audio import audio_seconds
 from leaf.speech.families import Family
-from leaf.speech.loading import look_up, pick_dtype
+from leaf.speech.loading import lacks_package, look_up, pick_dtype
 from leaf.speech.policy import Policy
 from leaf.speech.prompts import stated_seconds
 from leaf.trainable import recipe_lora
-from leaf.training import pick_device
+from leaf.training import check_stage, pick_device
 
 State = Literal["ok", "unsure", "fails"]
 GB = 1e9
@@ -47,12 +49,14 @@ def examine(config: RunConfig) -> Iterator[Finding]:
     load_plugins(config.plugins)
     device = pick_device(config.device)
     yield _device(config, device)
+    yield from _settings(config)
     shape: Estimate | None = None
     family: Family | None = None
     processor: Any = None
     name = resolve_model(config.model)
     try:
         model_config, family, processor = look_up(name, trust_remote_code=config.trust_remote_code)
+        shape, layers = _shape(config, family, model_config, processor, device)
         yield Finding("model", "ok", f"{config.model}: {family.model_type}. {family.note}".rstrip(". ") + ".")
     except LeafError as error:
         yield Finding("model", "fails", str(error))
@@ -60,7 +64,6 @@ def examine(config: RunConfig) -> Iterator[Finding]:
         advice = "Give the path of a checkpoint on this machine, or a hub id that it can reach; see `leaf families`."
         yield Finding("model", "fails", f"{config.model} cannot be looked at: {_first_line(error)}", advice)
     else:
-        shape, layers = _shape(config, family, model_config, processor, device)
         yield from _memory(config, shape, layers, device)
     yield from _data(config, family, processor)
     yield _disk(config, shape)
@@ -69,6 +72,19 @@ def examine(config: RunConfig) -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     names = ("torch", "transformers", "peft", "accelerate", "datasets")
     yield Finding("packages", "ok", ", ".join(f"{name} {metadata.version(name)}" for name in names))
+
+
+def _settings(config: RunConfig) -> Iterator[Finding]:
+    """Try what `leaf train` makes of the recipe before it loads a model: tracker and metric, credit rule, rewards."""
+    attempts: dict[str, Callable[[], object]] = {"settings": lambda: check_stage(config)}
+    if isinstance(config, LeafConfig):
+        attempts["credit"] = lambda: credit_rule(config.credit, **config.credit_options)
+        attempts["rewards"] = lambda: RewardSum.of(config)
+    for subject, attempt in attempts.items():
+        try:
+            attempt()
+        except LeafError as error:
+            yield Finding(subject, "fails", str(error))
 
 
 def _device(config: RunConfig, device: torch.device) -> Finding:
@@ -93,8 +109,12 @@ def _shape(
     lora = recipe_lora(config) if isinstance(config, LoraFields) else peft.LoraConfig(r=64)
     auto: Any = family.auto_model
     build = auto.from_config if hasattr(auto, "from_config") else auto._from_config
-    with torch.device("meta"):
-        model = build(model_config, dtype=getattr(torch, pick_dtype(config.dtype, device)))
+    kernel = {} if config.attention is None else {"attn_implementation": config.attention}
+    try:
+        with torch.device("meta"):
+            model = build(model_config, dtype=getattr(torch, pick_dtype(config.dtype, device)), **kernel)
+    except ImportError as error:
+        raise lacks_package(config.model, error) from error
     checkpointing = config.gradient_checkpointing
     policy = Policy.wrap(model, processor, lora=lora, gradient_checkpointing=checkpointing)
     shape = policy.memory()

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from numbers import Real
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from leaf.config import refuse_from_python
+from leaf.config import LeafConfig, refuse_from_python
 from leaf.errors import ConfigError, DataError, RewardError, shown
 from leaf.metrics import edits, exact_match, fold_whitespace, rouge_f, token_f1
 from leaf.plugins import import_module
@@ -155,6 +155,17 @@ class RewardSum:
         self._hanging: list[threading.Thread] = []
         # Columns that a function takes by name and without a default → that function's name.
         self.columns = {column: name for name, function in self.functions.items() for column in _required(function)}
+
+    @classmethod
+    def of(cls, config: LeafConfig, functions: Sequence[str | RewardFunction] | RewardFunction | None = None) -> Self:
+        """Return the rewards of a recipe, or other functions with the weights, limit and options that it gives."""
+        return cls(
+            config.rewards if functions is None else functions,
+            weights=config.reward_weights,
+            timeout_s=config.reward_timeout,
+            on_error=config.on_reward_error,
+            options=config.reward_options,
+        )
 
     def check_rows(self, rows: Any) -> None:
         """Refuse, before anything is sampled, rows that lack a column a function takes by name, or take its own names.

@@ -95,13 +95,7 @@ class LeafTrainer:
         if credit is None:
             refuse_from_python("credit", args.credit)
         self.rule = credit_rule(credit or args.credit, **args.credit_options)
-        self.rewards = RewardSum(
-            args.rewards if reward_funcs is None else reward_funcs,
-            weights=args.reward_weights,
-            timeout_s=args.reward_timeout,
-            on_error=args.on_reward_error,
-            options=args.reward_options,
-        )
+        self.rewards = RewardSum.of(args, reward_funcs)
         self.rewards.check_rows(train_dataset)
         self.given = recorded_arguments(model, reward_funcs, credit, peft_config, from_recipe=from_recipe)
         self.args = args = replace(args, **self.given)

@@ -80,16 +80,21 @@ def load_model(name: str, *, dtype: str, attention: str | None, trust_remote_cod
     except LeafError:
         raise
     except ImportError as error:
-        raise ModelError(
-            f"The weights of {name} cannot be loaded without a further package: {_one_line(error)} Install what it "
-            "names; with `attention` a recipe chooses a kernel that needs none (sdpa)."
-        ) from error
+        raise lacks_package(name, error) from error
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
             f"The checkpoint {name} cannot be loaded: {_one_line(error)} It takes a folder or hub id with "
             "configuration, processor and weights in safetensors; a .bin or .pt file may hold code and is not read."
         ) from error
     return model, processor
+
+
+def lacks_package(name: str, error: ImportError) -> ModelError:
+    """Return the error of a checkpoint whose model needs a package that is not installed, as attention kernels do."""
+    return ModelError(
+        f"The model of {name} cannot be built without a further package: {_one_line(error)} Install what it names; "
+        "with `attention` a recipe chooses a kernel that needs none (sdpa)."
+    )
 
 
 def put_lora(model: Any, family: Family, lora: peft.LoraConfig) -> peft.PeftModel:
