@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 setup: $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/leaf demo
+	$(BIN)/leaf demo --resume
 
 # The projector and adapter of the embedded model, made again from nothing (align, then sft).
 demo-model: $(STAMP)

@@ -103,7 +103,8 @@ def test_resume_continues_a_finished_run_without_harm(project):
 
 
 def test_demo_prints_the_table_and_keeps_the_predictions(project):
-    shown = run("demo", "--recipe", "rl.yaml", "--items", "3")
+    shown = run("demo", "--recipe", "rl.yaml", "--items", "3", "--resume")  # as `make demo` does
+    assert "nothing to resume: it starts at step 0" in shown
     assert "held-out test, greedy decoding" in shown
     assert "The run is in runs/rl" in shown
     assert len((project / "runs/rl/test_after.jsonl").read_text().splitlines()) == 3

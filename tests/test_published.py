@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,38 @@ def test_variants_for_other_machines_lie_over_them():
     eight = recipe("leaf", "granite-3.3-2b", "librisqa", str(PUBLISHED / "eight-gpus.yaml"))
     assert eight.prompts_per_rollout % 8 == 0  # type: ignore[union-attr]
     assert recipe("sft", "granite-3.3-8b", "librisqa", str(PUBLISHED / "small-gpu.yaml")).gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("method", "gpus", "processes", "eight"),
+    [("leaf", 1, None, False), ("leaf", 2, 2, False), ("grpo", 6, 6, False), ("leaf", 7, 7, True), ("leaf", 8, 8, True),
+     ("sft", 16, None, False)],
+)  # fmt: skip
+def test_a_queued_run_keeps_the_protocol_where_six_prompts_suffice(tmp_path, method, gpus, processes, eight):
+    said = queued(tmp_path, method, gpus)
+    assert said.returncode == 0, said.stderr
+    *lines, started = said.stdout.splitlines()
+    assert started.startswith("leaf train" if processes is None else "torchrun --standalone")
+    assert processes is None or f"--nproc_per_node {processes} " in started
+    assert ("eight-gpus.yaml" in started) == eight
+    assert any("eight-gpus.yaml puts 8 prompts" in line for line in lines) == eight
+    assert started.endswith("seed=1 --resume")
+
+
+def test_a_queued_run_on_more_gpus_than_prompts_is_refused(tmp_path):
+    said = queued(tmp_path, "leaf", 9)
+    assert (said.returncode, said.stdout) == (2, "")
+    assert "ask for at most 8 GPUs" in said.stderr
+
+
+def queued(folder, method, gpus):
+    """What slurm.sh does on so many GPUs, with programs that print what they are called with."""
+    for name in ("leaf", "torchrun"):
+        (folder / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
+        (folder / name).chmod(0o755)
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_GPUS_ON_NODE": str(gpus)}
+    command = ["bash", str(PUBLISHED / "slurm.sh"), method, "granite-3.3-2b", "librisqa", "seed=1"]
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
