@@ -16,7 +16,6 @@ from leaf.arguments import recorded_arguments
 from leaf.checkpoints import Checkpoints
 from leaf.cli import app
 from leaf.config import LeafConfig, from_dict, load_recipe, to_dict
-from leaf.credit import credit_rule
 from leaf.errors import ConfigError, RunError
 from leaf.rewards import RewardSum
 from leaf.run import RunDirectory
@@ -132,13 +131,11 @@ def test_the_run_directory_tells_what_ran(tmp_path):
 # -- what becomes of it ------------------------------------------------------------------------------------------------
 def test_a_value_that_only_names_an_object_is_not_run():
     for run, key in (
-        (lambda name: credit_rule(name), "credit"),
+        (lambda name: LeafTrainer("none", args=recipe("run", credit=name), train_dataset=tiny.rows(2)), "credit"),
         (lambda name: RewardSum([name]), "rewards"),
         (lambda name: load(name, "train"), "task"),
     ):
-        with pytest.raises(
-            ConfigError, match=f"^{key} is 'bleu .from Python.': a script began that run with an object"
-        ):
+        with pytest.raises(ConfigError, match=f"^{key} is 'bleu .from Python.': a script began that run with an"):
             run("bleu (from Python)")
 
 

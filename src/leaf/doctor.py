@@ -179,11 +179,11 @@ def _sharded(need: int, layers: list[int], room: float) -> str | None:
 
 def _data(config: RunConfig, family: Family | None, processor: Any) -> Iterator[Finding]:
     """Look at the splits that the run reads, and at the test split, which `leaf evaluate` reads with its recipe."""
-    from leaf.tasks import load, splits_of
+    from leaf.tasks import load
 
     limit = float("inf") if family is None else family.max_seconds(processor)
     read = [config.train_split, config.eval_split] if config.eval_every else [config.train_split]
-    later = ["test"] if isinstance(config, LeafConfig) and "test" in splits_of(config.task) else []
+    later = ["test"] if isinstance(config, LeafConfig) else []
     for split in dict.fromkeys([*read, *later]):
         bad: State = "fails" if split in read else "unsure"
         try:
