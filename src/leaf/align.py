@@ -91,9 +91,9 @@ def token_error_rate(aligner: CtcAligner, frames: list[Tensor], texts: list[str]
     """
     import jiwer
 
-    wanted = [aligner.token_ids(text) for text in texts]
-    got = [[aligner.vocabulary[index] for index in aligner.decode(frame)] for frame in frames]
-    return float(jiwer.wer(*([" ".join(map(str, ids)) for ids in side] for side in (wanted, got))))
+    wanted = [" ".join(map(str, aligner.token_ids(text))) for text in texts]
+    got = [" ".join(str(aligner.vocabulary[index]) for index in aligner.decode(frame)) for frame in frames]
+    return float(jiwer.wer(wanted, got))
 
 
 def align(
