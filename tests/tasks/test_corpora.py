@@ -543,9 +543,9 @@ def test_without_a_validation_split_of_the_publishers_one_is_taken_from_training
 
 
 def test_splits_of_other_names_are_refused_and_can_be_mapped(folder, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "to"
     for name, numbers in {"train.clean.360": range(40), "testimony": range(40, 50), "other": range(50, 60)}.items():
-        source = folder(f"{name}.jsonl", numbers)
-    target = tmp_path / "to"
+        folder(f"{name}.jsonl", numbers)
     with pytest.raises(DataError, match=r"has a split 'other'; known are .* `--split other=train`"):
         sides(source, target)
     maps = {"train.clean.360": "train", "testimony": "test", "other": "none"}
