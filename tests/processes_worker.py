@@ -20,6 +20,7 @@ from tiny import rows, tiny_model
 
 from leaf.config import LeafConfig
 from leaf.errors import LeafError
+from leaf.processes import leave
 from leaf.trainer import LeafTrainer
 
 BASE = LeafConfig(
@@ -179,8 +180,16 @@ def main():
         trainer(folder, "few", letters, replace(BASE, prompts_per_rollout=1))
     except LeafError as error:
         (folder / f"few-{rank}.txt").write_text(str(error))
-    torch.distributed.destroy_process_group()
+
+
+def end(folder):
+    """Leave the other processes and note which threads of the group are left."""
+    rank = torch.distributed.get_rank()
+    leave()
+    names = [(thread / "comm").read_text().strip() for thread in Path("/proc/self/task").iterdir()]
+    (folder / f"threads-{rank}.json").write_text(json.dumps([name for name in names if "gloo" in name]))
 
 
 if __name__ == "__main__":
     main()
+    end(Path(sys.argv[1]))

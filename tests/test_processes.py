@@ -150,6 +150,11 @@ def test_the_main_process_says_what_the_others_met(runs):
     assert others == []
 
 
+def test_no_thread_of_the_group_is_left_to_abort_a_process_that_ends(runs):
+    _, two = runs
+    assert [json.loads((two / f"threads-{rank}.json").read_text()) for rank in range(2)] == [[], []]
+
+
 def test_the_launcher_trains_from_the_shell_as_one_process_does(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, processor = tiny_model()
@@ -167,14 +172,17 @@ def test_the_launcher_trains_from_the_shell_as_one_process_does(tmp_path, monkey
     recipe = {
         "model": "model", "task": "data.jsonl", "device": "cpu", "lora_r": 2, "lora_dropout": 0.0, "max_new_tokens": 5,
         "prompts_per_rollout": 2, "num_completions": 3, "max_steps": 2, "eval_every": 2, "eval_items": 1,
-        "rewards": ["chrf"],
+        "rewards": ["chrf"], "plugins": ["here.py"],
     }  # fmt: skip
+    Path("here.py").write_text("import os\nopen('process-' + os.environ.get('RANK', 'alone'), 'w').close()\n")
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert CliRunner().invoke(app, ["train", "recipe.yaml", "output_dir=one"]).exit_code == 0
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    configuration = ["--config_file", str(HERE.parent / "recipes/accelerate/cpu.yaml"), "--main_process_port", "0"]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    configuration = ["--config_file", str(HERE.parent / "recipes/accelerate/ddp.yaml"), "--main_process_port", "0"]
     said = launch([*accelerate, *configuration, "-m", "leaf", "train", "recipe.yaml", "output_dir=two"], tmp_path)
+    assert sorted(path.name for path in Path().glob("process-*")) == ["process-0", "process-1", "process-alone"]
     assert said.stdout.count("step 2/2  reward") == 1  # one process speaks
+    assert said.stdout.count("the run is in two") == 1
     for mine, other in zip(lines(Path("one/metrics.jsonl")), lines(Path("two/metrics.jsonl")), strict=True):
         for key in ("loss", "reward_mean", "kl", "grad_norm", "length_mean"):
             assert other[key] == pytest.approx(mine[key], rel=1e-5, abs=1e-6)

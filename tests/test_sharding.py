@@ -73,6 +73,11 @@ def test_every_process_holds_half_of_each_layer_before_and_after_training(runs):
     assert facts[0]["after"]["gathers"] == facts[1]["after"]["gathers"] > 0
 
 
+def test_no_thread_of_the_group_is_left_to_abort_a_process_that_ends(runs):
+    _, two = runs
+    assert [json.loads((two / f"threads-{rank}.json").read_text()) for rank in range(2)] == [[], []]
+
+
 def test_doctor_counts_the_processes_whose_shares_fit():
     # 16 layers of 1 GB and 2 GB besides: with two 8 + 2 + 2 · 1 (a layer gathered, and as it came), with four 4 + 4.
     layers = [10**9] * 16

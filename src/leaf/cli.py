@@ -15,7 +15,7 @@ from rich.table import Table
 
 from leaf import data_commands
 from leaf.config import STAGES, AlignConfig, LeafConfig, RunConfig, SftConfig, load_recipe
-from leaf.errors import ConfigError, LeafError
+from leaf.errors import ConfigError, LeafError, RunInterrupted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,6 +43,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without a character gets a question mark in its place
+    code: str | int | None = 0
     try:
         app()
     except LeafError as error:
@@ -50,7 +51,14 @@ def main() -> None:
 
         text = visible(f"leaf: {error}", keep="\n")
         Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
-        sys.exit(error.exit_code)
+        code = error.exit_code
+    except SystemExit as ended:
+        code = ended.code
+    if code in (None, 0, RunInterrupted.exit_code) and "leaf.processes" in sys.modules:
+        from leaf.processes import leave
+
+        leave()
+    sys.exit(code)
 
 
 @app.command()
@@ -331,8 +339,10 @@ def run_recipe(config: RunConfig, *, resume: bool = False) -> None:
     if isinstance(config, LeafConfig):
         from leaf import terminal
 
-        terminal.train(_trainer(config), console, resume=resume)
-        console.print(f"the run is in {config.output_dir}; look at it with `leaf report {config.output_dir}`")
+        trainer = _trainer(config)
+        terminal.train(trainer, console, resume=resume)
+        if trainer.accelerator.is_main_process:
+            console.print(f"the run is in {config.output_dir}; look at it with `leaf report {config.output_dir}`")
         return
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:  # as every launcher of torch sets it
         raise ConfigError(

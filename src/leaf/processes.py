@@ -7,6 +7,7 @@ Between collectives a process works alone: the number of its micro-batches, runn
 concern nobody else. With one process everything here is the identity.
 """
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object, parse_flag_from_env
 from torch import Tensor, distributed
 from torch.distributed.fsdp import CPUOffloadPolicy
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from leaf.errors import ConfigError, RunError
 from leaf.sharding import Shards
@@ -144,6 +146,19 @@ class Processes:
                 for gradient, part in zip(batch, joined.split([g.numel() for g in batch]), strict=True):
                     gradient.copy_(part.view_as(gradient))
                 batch = []
+
+
+def leave() -> None:
+    """Part from the other processes at the end of a program, once nothing refers to its trainer any more.
+
+    gloo's threads live as long as a group does, and one that still lets go of a tensor while Python shuts down aborts
+    the process, with all work done (pytorch/pytorch#179291). With one process there is nothing to do. After a failure
+    the others may be in the middle of a collective: end without it.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+        _clear_sharding_prop_cache()  # torch remembers the layouts of shares, and with them the group
+        gc.collect()  # a sharded policy and its hooks refer to each other, and to a group of their own
 
 
 def _check(plugin: FullyShardedDataParallelPlugin) -> None:
