@@ -391,6 +391,8 @@ def test_bertscore_is_that_of_bert_score(bert):
     assert got.value == pytest.approx(100 * values.mean())
     assert re.search(r"bertscore\|f1\|model:bert0#[0-9a-f]{8}\|layer:2\|idf:no\|rescale:no\|case:mixed", got.signature)
     assert str(bert.parent) not in got.signature
+    with pytest.raises(ConfigError, match="cannot take layer 9 of the model google/electra-small-generator"):
+        metric("bertscore", {"bertscore": "google/electra-small-generator"})  # known by its whole name; not there
     with pytest.raises(ConfigError, match="knows no layer"):
         metric("bertscore", {"bertscore": str(bert)})
     with pytest.raises(ConfigError, match="cannot take layer 9"):

@@ -107,12 +107,15 @@ def test_a_projector_learning_rate_of_zero_leaves_the_projector(policy, tmp_path
     assert all(torch.equal(value, before[key]) for key, value in policy.projector.state_dict().items())
 
 
-def test_without_validation_no_validation_rows_are_needed(tmp_path):
-    config = SftConfig(output_dir=str(tmp_path / "run"), max_steps=1, eval_every=0, lora_r=2, device="cpu")
+@pytest.mark.parametrize("trained", [True, False])
+def test_without_validation_no_validation_rows_are_needed(tmp_path, trained):
+    few = {"max_steps": 1, "eval_every": 0, "lora_r": 2, "device": "cpu", "train_projector": trained}
+    config = SftConfig(output_dir=str(tmp_path / "run"), **few)
     policy = Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=2))
     run = RunDirectory.create(config)
     assert sft(config, policy, tiny.rows(2), [], run, lambda line: None) == {}
     assert (run.path / "last/adapter_model.safetensors").is_file()
+    assert (run.path / "projector.safetensors").is_file() == trained
     assert not (run.path / "validation.jsonl").exists()
     run.release()
 

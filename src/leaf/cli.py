@@ -106,7 +106,7 @@ def evaluate(
     metrics: Annotated[str, typer.Option(help="comma-separated metric names, or none")] = "bleu,exact_match,chrf",
     metric_path: Annotated[list[str] | None, typer.Option(help="METRIC=PATH of its data or model")] = None,
     lowercase: Annotated[bool, typer.Option(help="compare without case")] = False,
-    out: Annotated[Path | None, typer.Option(help="for predictions; default runs/evaluation-RECIPE-SPLIT")] = None,
+    out: Annotated[Path | None, typer.Option(help="default runs/evaluation-RECIPE-SPLIT[-greedy]")] = None,
 ) -> None:
     """Score a model and adapters on a split with the model, task and decoding of a recipe; keep the predictions."""
     from leaf.compare import chosen_metrics, compare_files

@@ -38,9 +38,9 @@ class RunConfig:
     stage: Literal["rl", "sft", "align"] = _field("rl", "what the recipe does: rl, sft or align")
     model: str = _field("demo", "checkpoint directory, hub id, `demo` (embedded model after sft) or `base` (before)")
     trust_remote_code: bool = _field(False, "allow code that ships with a checkpoint to run")
-    plugins: list[str] = _field([], "Python files or modules imported first, for the families they register")
+    plugins: list[str] = _field([], "Python files or modules imported first, for what they register")
     projector: str | None = _field(None, "safetensors file with projector weights to start from")
-    task: str = _field("asterisk_qa", "task name or path of a JSONL/CSV manifest")
+    task: str = _field("asterisk_qa", "task name, or path of a manifest (JSONL, CSV, TSV) or a prepared folder")
     columns: dict[str, str] = _field({}, "manifest column names, as prompt/audio/reference: theirs")
     train_split: str = _field("train", "split to train on")
     eval_split: str = _field("validation", "split to validate on")
@@ -107,7 +107,7 @@ class LeafConfig(LoraFields, RunConfig):
 
     credit: str = _field("leaf", "credit rule: leaf, grpo, dr_grpo, rloo, treerl, tempo, spo, treepo, shrunken")
     credit_options: dict[str, Any] = _field({}, "options of the rule, e.g. max_boundaries: 2")
-    rewards: list[str] = _field(["bleu"], "reward functions by name, or package.module:function")
+    rewards: list[str] = _field(["bleu"], "reward functions by name, or package.module:function, path/file.py:function")
     reward_weights: list[float] | None = _field(None, "one weight per reward function; default all 1")
     reward_timeout: float | None = _field(None, "seconds one reward function may take per rollout", low=1e-3, high=1e6)
     on_reward_error: Literal["stop", "skip"] = _field(

@@ -221,7 +221,8 @@ def _disk(config: RunConfig, shape: Estimate | None) -> Finding:
     if shape is None:
         return Finding("disk", "unsure", f"{free / GB:.1f} GB free; what checkpoints take is known with the model only")
     need = space_needed(shape.gradient, config.keep_checkpoints)  # gradients are float32, as what is saved
-    found = f"{need / GB:.2f} GB for {config.keep_checkpoints} checkpoints and two adapters, {free / GB:.1f} GB free"
+    kept = f"{config.keep_checkpoints} checkpoints, one being written, and the adapters"
+    found = f"{need / GB:.2f} GB for {kept}, {free / GB:.1f} GB free"
     if need > free:
         return Finding("disk", "fails", found, "Choose an output_dir with more room, or keep_checkpoints: 1.")
     return Finding("disk", "ok", found)

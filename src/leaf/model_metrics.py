@@ -28,8 +28,8 @@ COMET_PROGRAM = "comet-score"
 _WORDNET_FILES = tuple(f"{kind}.{part}" for kind in ("data", "index") for part in ("adj", "adv", "noun", "verb"))
 _WORDNET_FILES += tuple(f"{part}.exc" for part in ("adj", "adv", "noun", "verb"))
 _GET_WORDNET = (
-    "Get it with `python -m nltk.downloader wordnet`, or name a folder that holds WordNet's files: "
-    "`--metric-path meteor=DIR`. Debian's package wordnet-base puts them into /usr/share/wordnet."
+    "Get it with `python -m nltk.downloader wordnet` and unpack the wordnet.zip that it leaves, or name a folder that "
+    "holds WordNet's files: `--metric-path meteor=DIR`. Debian's wordnet-base puts them into /usr/share/wordnet."
 )
 
 
@@ -145,7 +145,7 @@ def _bertscore(path: str | None, program: str | None) -> Metric:
         ) from error
     name, colon, layer = path.rpartition(":")
     if not colon or not layer.isdigit():
-        name, layer = path, str(model2layers.get(Path(path).name, ""))
+        name, layer = path, str(model2layers.get(path, model2layers.get(Path(path).name, "")))
     if not layer:
         raise ConfigError(
             f"BERTScore knows no layer for the model {path}; give it: `--metric-path bertscore={path}:N`."
@@ -210,7 +210,7 @@ def _comet(path: str | None, program: str | None) -> Metric:
         raise ConfigError(
             f"COMET needs the program {program or COMET_PROGRAM}, which is not there. It cannot be installed beside "
             "leaf (unbabel-comet pins older packages): make another environment, `python -m venv comet && "
-            "comet/bin/pip install unbabel-comet`, and name it: "
+            "comet/bin/pip install unbabel-comet 'setuptools<81'`, and name it: "
             f"`--metric-path {COMET_PROGRAM}=comet/bin/comet-score`."
         )
     if path.endswith(".ckpt") and not Path(path).is_file():

@@ -140,7 +140,8 @@ def sft(
     def save(step: int, validation_due: bool) -> None:
         if step > 0:
             run.replace_directory("last", policy.save_adapter)
-            run.replace_file("projector.safetensors", policy.save_projector)
+            if config.train_projector:
+                run.replace_file("projector.safetensors", policy.save_projector)
         checkpoints.save(step, validation_due=validation_due, token_budget=policy.token_budget)
 
     def one_step(step: int) -> None:

@@ -36,8 +36,8 @@ CORPORA: dict[str, Corpus] = {
     "longaudio": Corpus(
         "open-ended questions on parliament speeches (LongAudio, Europarl-ST and VoxPopuli)",
         "Europarl-ST: CC-BY-NC-4.0; VoxPopuli: CC0-1.0; the questions: see NVIDIA's LongAudio",
-        "Europarl_LongAudio.json with en/audios/*.m4a, VoxPopuli_LongAudio.json with transcribed_data/en/<year>/*.ogg "
-        "or raw_audios/en/<year>/*_en.ogg and asr_en.tsv.gz",
+        "Europarl_LongAudio.json with en/audios/*.m4a, VoxPopuli_LongAudio.json with raw_audios/en/<year>/*_en.ogg and "
+        "asr_en.tsv.gz, or, for the few turns with a transcript, transcribed_data/en/<year>/*.ogg",
         longaudio.parliament,
         validation=0.1,
         test=0.1,

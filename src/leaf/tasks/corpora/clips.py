@@ -1,8 +1,8 @@
 """Audio of a corpus: referenced where it can stay as it is, written as FLAC where it must be cut or unpacked."""
 
+import hashlib
 import io
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,13 +18,12 @@ RATE = 16000  # Hz, of what is written
 _CONTAINERS = (".m4a", ".mp4", ".aac", ".webm")  # read with PyAV; libsndfile cannot
 
 
-def place(clips: Sequence[Clip], folder: Path, name: str, *, decode: bool = False) -> tuple[list[str], float]:
+def place(clips: Sequence[Clip], folder: Path, *, decode: bool = False) -> tuple[list[str], float]:
     """Return the absolute paths of an item's audio and its length in seconds, writing a file only where needed.
 
     Args:
         clips: what the item consists of, in order.
-        folder: where cut or unpacked audio is written, 16 kHz mono FLAC.
-        name: the item's id; made safe for a file name.
+        folder: where cut or unpacked audio is written, 16 kHz mono FLAC, once for all items on the same clips.
         decode: decode referenced files too, instead of trusting their headers.
 
     Raises:
@@ -36,11 +35,14 @@ def place(clips: Sequence[Clip], folder: Path, name: str, *, decode: bool = Fals
         if decode:
             return paths, len(load_audio(paths, sampling_rate=RATE)) / RATE
         return paths, audio_seconds(paths)
+    heard = "\n".join(clip.source for clip in clips)
+    target = folder / f"{hashlib.sha256(heard.encode()).hexdigest()[:32]}.flac"
+    if target.is_file():
+        return [str(target.absolute())], audio_seconds([str(target)])
     parts = [load_audio(_decoded(clip), sampling_rate=RATE) for clip in clips]
     wave = np.concatenate(parts)
     encoded = io.BytesIO()
     soundfile.write(encoded, wave, RATE, format="FLAC", subtype="PCM_16")
-    target = folder / (re.sub(r"[^\w.-]", "_", name) + ".flac")
     partial = target.with_name(target.name + ".partial")
     with writing(target, partial):
         folder.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,11 @@ class Clip:
         return self.path is not None and self.start == 0.0 and self.end is None
 
     @property
+    def seconds(self) -> float:
+        """Return how long a stretch is, 0 where only the file itself says it."""
+        return 0.0 if self.end is None else self.end - self.start
+
+    @property
     def source(self) -> str:
         """Return what is heard, wherever it is written to: the publisher's file and stretch, or a hash of the bytes."""
         if self.path is None:
@@ -77,7 +82,7 @@ class Options:
     Attributes:
         pair: source and target language of a translation corpus, as en_de.
         columns: ours → theirs, for corpora that are read by column names.
-        splits: theirs → train, validation, test or none, for splits under other names; they are then kept as they are.
+        splits: theirs → train, validation, test or none, for splits under other names.
         config: configuration of a data set on the hub.
     """
 

@@ -35,10 +35,16 @@ def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
                 inside = path if path.parts[0] == "LibriSpeech" else "LibriSpeech" / path
                 yield Item(
                     id=name,
-                    audio=(Clip(corpus[0] / inside),),
+                    audio=(Clip(_recording(corpus[0] / inside)),),
                     prompt=wording.format(question=question) if question else "",
                     reference=str(entry["answer"] or ""),
                     recording=f"librispeech/{path.parts[-3]}",
                     split=split,
                     text=str(entry.get("text") or ""),
                 )
+
+
+def _recording(path: Path) -> Path:
+    """Return the file of a recording: LibriSpeech is published as flac, and the questions may say wav of it."""
+    ways = (path, path.with_suffix(".flac"), path.with_suffix(".wav"))
+    return next((way for way in ways if way.is_file()), path)

@@ -6,6 +6,7 @@ unpacked), `decided.jsonl` (one line per entry, row or refusal: what a resumed p
 """
 
 import json
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -189,13 +190,17 @@ def _decide(
         return {"refused": "no prompt"}
     if not entry.reference.strip() and not corpus.judged_only:
         return {"refused": "no reference"}
+    limit = math.inf if longest is None else longest
+    too_long = {"refused": f"longer than {limit:g} s"}
+    if sum(clip.seconds for clip in entry.audio) > limit:
+        return too_long  # before anything is decoded and written
     try:
-        audio, seconds = place(entry.audio, target / "audio", entry.id, decode=decode)
+        audio, seconds = place(entry.audio, target / "audio", decode=decode)
     except AudioError as error:
         missing = any(clip.path is not None and not clip.path.is_file() for clip in entry.audio)
         return {"refused": "audio missing" if missing else "audio unusable", "why": str(error)}
-    if longest is not None and seconds > longest:
-        return {"refused": f"longer than {longest:g} s"}
+    if seconds > limit:
+        return too_long
     if split_by == "published" and entry.published is None:
         raise DataError(f"{name} has no published split that differs from its own; leave --split-by at recording.")
     row = {
