@@ -9,6 +9,7 @@ import pkgutil
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import zlib
@@ -170,13 +171,31 @@ def test_modules_of_the_reference_exist():
 
 # -- what the pages show -----------------------------------------------------------------------------------------------
 def commands():
-    """Every `leaf ...` line of the pages' indented blocks, with $P as the pages set it."""
+    """Every `leaf ...` line of the pages' indented blocks, launched or not, with $P as the pages set it."""
     for page in PAGES:
         lines = page.read_text(encoding="utf-8").splitlines()
         for line in lines:
-            found = re.match(r"    (leaf .*)$", line)
+            found = re.match(r"    (?:(?:torchrun|accelerate launch) .*-m |srun )?(leaf .*)$", line)
             if found:
                 yield page.name, found[1].replace("$P/", "recipes/published/")
+
+
+def test_launchers_take_what_the_pages_and_the_job_script_give_them():
+    from accelerate.commands.launch import launch_command_parser
+    from torch.distributed.run import get_args_parser
+
+    parsers = {"torchrun": get_args_parser(), "accelerate launch": launch_command_parser()}
+    files = [*PAGES, ROOT / "recipes/published/slurm.sh", *(ROOT / "recipes/accelerate").glob("*.yaml")]
+    found = set()
+    for file in files:
+        for launcher, rest in re.findall(r"(torchrun|accelerate launch) (-.*-m leaf)\b", file.read_text("utf-8")):
+            asked = parsers[launcher].parse_args(shlex.split(rest.replace('"$gpus"', "2")))
+            for signal_name in getattr(asked, "signals_to_handle", "SIGTERM").split(","):
+                assert hasattr(signal, signal_name), file
+            given = getattr(asked, "config_file", None)
+            assert given is None or (ROOT / given).is_file(), given
+            found.add(f"{launcher} {file.suffix}")
+    assert found >= {"torchrun .md", "torchrun .sh", "accelerate launch .md", "accelerate launch .yaml"}
 
 
 def test_commands_name_what_there_is():
@@ -269,7 +288,8 @@ def test_the_protocol_page_says_what_the_recipes_say():
             if key in ("lora_layers", "epochs"):  # shown short; an example
                 continue
             wanted = yaml.safe_load(value)
-            assert getattr(config, key) == pytest.approx(float(wanted)) if key == "learning_rate" else wanted, key
+            wanted = pytest.approx(float(wanted)) if key == "learning_rate" else wanted
+            assert getattr(config, key) == wanted, key
             checked += 1
     assert checked > 20
 

@@ -82,7 +82,8 @@ def test_two_processes_train_as_one(runs, name):
     moved = 0.0
     for key in mine:
         torch.testing.assert_close(other[key], mine[key], rtol=1e-5, atol=1e-6)
-        moved = max(moved, float(mine[key].abs().max()))
+        if "lora_B" in key:  # 0 at the start
+            moved = max(moved, float(mine[key].abs().max()))
     assert moved > 1e-4
 
 
@@ -202,6 +203,7 @@ def test_deepspeed_is_refused_with_what_to_use_instead():
         ("FSDP_VERSION", "1", "fsdp_version is 1; leaf shards with version 2"),
         ("FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "sets fsdp_cpu_ram_efficient_loading, which leaf does not have"),
         ("FSDP_OFFLOAD_PARAMS", "true", "sets fsdp_offload_params"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "sets fsdp_activation_checkpointing"),
     ],
 )
 def test_options_of_fsdp_that_are_not_there_are_refused(monkeypatch, variable, value, said):

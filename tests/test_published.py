@@ -83,6 +83,24 @@ def test_a_queued_run_on_more_gpus_than_prompts_is_refused(tmp_path):
     assert "ask for at most 8 GPUs" in said.stderr
 
 
+def test_a_queued_run_whose_time_is_up_saves_and_queues_itself_again(tmp_path):
+    """Slurm signals the script, and a run that saves and says so by its exit code stands in for leaf."""
+    for name, body in {
+        "leaf": "trap 'echo saved; exit 75' TERM; echo begun; for i in $(seq 600); do sleep 0.1; done",
+        "scontrol": 'echo scontrol "$@"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    command = ["bash", str(PUBLISHED / "slurm.sh"), "leaf", "granite-3.3-2b", "librisqa"]
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == "begun\n"
+        job.terminate()
+        rest, _ = job.communicate(timeout=60)
+    assert (job.returncode, rest.splitlines()) == (75, ["saved", "scontrol requeue 7"])
+
+
 def queued(folder, method, gpus):
     """What slurm.sh does on so many GPUs, with programs that print what they are called with."""
     for name in ("leaf", "torchrun"):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import leaf
 from leaf.config import LeafConfig, RunConfig, _Loader, load_recipe
-from leaf.errors import ConfigError, LeafError, ModelError
+from leaf.errors import ConfigError, ModelError
 from leaf.speech.audio import load_audio
 from leaf.speech.own_adapter import refuse_pickle
 from leaf.speech.policy import Policy
@@ -135,6 +135,22 @@ def test_code_of_a_checkpoint_runs_only_where_the_recipe_says_so(checkpoint, mon
     assert asked == [False, True, False]
 
 
+def test_code_beside_the_weights_runs_only_if_trusted(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    shutil.copytree(checkpoint / "model", tmp_path / "own")
+    file, mark = tmp_path / "own/config.json", tmp_path / "mark"
+    described = json.loads(file.read_text()) | {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    file.write_text(json.dumps(described))
+    (tmp_path / "own/own.py").write_text(
+        f"from transformers import PretrainedConfig\nopen({str(mark)!r}, 'w').close()\n"
+        "class OwnConfig(PretrainedConfig):\n    model_type = 'own'\n"
+    )
+    for trust in (False, True):
+        with pytest.raises(ModelError):  # trusted, it is no family that leaf knows
+            Policy.load(tmp_path / "own", trust_remote_code=trust)
+        assert mark.exists() == trust
+
+
 @pytest.mark.parametrize("tag", ["python/object/apply:os.mkdir", "python/object/new:os.mkdir", "python/name:os.mkdir"])
 def test_recipes_hold_no_code(tmp_path, tag):
     (tmp_path / "a.yaml").write_text(f"seed: !!{tag} ['{tmp_path}/mark']\n")
@@ -211,10 +227,3 @@ def test_records_for_sharing_name_neither_paths_nor_machine_nor_tokens(checkpoin
     for file in run.path.rglob("*"):
         if file.is_file():
             assert b"hf_secret" not in file.read_bytes(), file
-
-
-def test_an_error_names_no_token(checkpoint, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
-    with pytest.raises(LeafError) as caught:
-        Policy.load(checkpoint / "nothing-here")
-    assert "hf_secret" not in str(caught.value)

@@ -42,7 +42,7 @@ def test_sharded_layers_train_as_whole_ones(runs, name):
     assert mine.keys() == other.keys()
     for key in mine:
         torch.testing.assert_close(other[key], mine[key], rtol=1e-5, atol=1e-6)
-    assert max(float(value.abs().max()) for value in mine.values()) > 1e-4
+    assert max(float(value.abs().max()) for key, value in mine.items() if "lora_B" in key) > 1e-4  # 0 at the start
 
 
 def test_a_process_that_ran_out_of_memory_tried_again_alone(runs):

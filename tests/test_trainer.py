@@ -172,12 +172,13 @@ def test_dropout_needs_an_old_forward(tmp_path):
     assert not trainer(recipe(tmp_path, lora_dropout=0.1)).on_policy
 
 
-def test_unscored_and_equal_rewards_leave_the_weights(tmp_path):
+@pytest.mark.parametrize("reward", [None, 0.5])
+def test_unscored_and_equal_rewards_leave_the_weights(tmp_path, reward):
     config = recipe(tmp_path, kl_coef=0.0, max_steps=2, eval_every=0)
-    run = trainer(config, reward_funcs=[lambda completions, **_: [None] * len(completions)]).train()
+    run = trainer(config, reward_funcs=[lambda completions, **_: [reward] * len(completions)]).train()
     metrics = lines(run.path, "metrics.jsonl")
-    assert metrics[0]["reward_mean"] is None
-    assert metrics[0]["unscored"] == 8
+    assert metrics[0]["reward_mean"] == reward
+    assert metrics[0]["unscored"] == (8 if reward is None else 0)
     assert metrics[0]["grad_norm"] == 0.0
     assert all(bool((v == 0).all()) for name, v in weights(run.path / "last").items() if "lora_B" in name)
 

@@ -28,7 +28,7 @@ if [ "$gpus" -gt 1 ] && [ "$method" != sft ]; then # stage sft runs in one proce
         exit 2
     fi
     # It passes the signal on to its processes and waits for them to save.
-    command=(torchrun --standalone --nproc_per_node "$gpus" --shutdown-timeout 300 -m leaf)
+    command=(torchrun --standalone --nproc_per_node "$gpus" --shutdown-timeout 540 -m leaf)
     if [ "$gpus" -gt 6 ]; then
         echo "slurm.sh: for $gpus GPUs eight-gpus.yaml puts 8 prompts a rollout and steps of 8 completions for 6 and 6."
         recipes+=("$published/eight-gpus.yaml")

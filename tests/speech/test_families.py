@@ -165,8 +165,14 @@ def test_other_layouts_give_the_same(case, layout):
     assert_same_gradients(gradient(policy, scores.log_probs, weights), wanted)
 
 
-def test_gradient_checkpointing_changes_nothing(case):
-    results = []
+def test_gradient_checkpointing_changes_nothing(case, monkeypatch):
+    results, recomputed = [], []
+    watched = torch.utils.checkpoint._checkpoint_without_reentrant_generator
+    monkeypatch.setattr(
+        torch.utils.checkpoint,
+        "_checkpoint_without_reentrant_generator",
+        lambda *given, **options: recomputed.append(len(results)) or watched(*given, **options),
+    )
     for checkpointing in (False, True):
         policy = policy_of(case, gradient_checkpointing=checkpointing)
         groups = groups_of(policy, tiny.rows(2))
@@ -174,6 +180,7 @@ def test_gradient_checkpointing_changes_nothing(case):
         scores = policy([g.prompt for g in groups], [g.tree for g in groups])
         results.append(gradient(policy, scores.log_probs, [g.tree.node >= 0 for g in groups]))
     assert_same_gradients(results[1], results[0])
+    assert set(recomputed) == {1}  # in the second run and not in the first
 
 
 def test_greedy_tokens_equal_stock_generate(case):
@@ -230,6 +237,8 @@ def test_the_saved_adapter_loads_in_plain_transformers_and_peft(case, tmp_path):
 def test_start_up_checks_pass(case):
     policy = policy_of(case)
     lines = check_policy(policy, tiny.rows(3))
+    recurrent = case in ("granite_speech 4 hybrid", "nemotron_h_omni")
+    assert policy.layout == ("prompt_once" if recurrent else "tree")
     assert any(f"layout {policy.layout}" in line for line in lines)
     assert any("audio reaches the model" in line for line in lines)
 

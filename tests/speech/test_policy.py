@@ -124,10 +124,16 @@ def test_surprisal_is_that_of_the_sampling_distribution(policy):
 
 def test_draws_do_not_depend_on_the_rest_of_the_batch(policy):
     """The same uniform numbers give the same completions, however rows leave the batch."""
-    _, groups = groups_of(policy, count=3)
-    _, again = groups_of(policy, count=3)
-    for a, b in zip(groups, again, strict=True):
-        assert torch.equal(a.tokens, b.tokens)
+    options = {"num_completions": 5, "max_new_tokens": 9, "top_p": 0.9}
+    prompts = policy.embed(tiny.rows(3))
+
+    def draws(i):
+        return torch.Generator().manual_seed(i)
+
+    groups = sample(policy, prompts, generator=[draws(i) for i in range(3)], **options)
+    for i, group in enumerate(groups):
+        (alone,) = sample(policy, prompts[i : i + 1], generator=[draws(i)], **options)
+        assert torch.equal(alone.tokens, group.tokens)
     ended = [int(length) for group in groups for length in group.lengths]
     assert all(
         int(g.tokens[i, n - 1]) in policy.eos_token_ids or bool(g.truncated[i])

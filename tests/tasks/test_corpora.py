@@ -595,11 +595,15 @@ def test_rows_in_two_kinds_of_files_are_refused(folder, tmp_path):
 
 def test_a_configuration_and_maps_of_splits_reach_data_sets_of_the_hub(folder, tmp_path, monkeypatch):
     source = folder("all.jsonl", range(6))
+    for i in range(6):  # what is the same is one recording
+        write(source / f"{i}.wav", 0.1 + i / 100)
     asked = []
 
     def load_dataset(*arguments, streaming):
         asked.append(arguments)
-        rows = [{"audio": str(source / f"{i}.wav"), "prompt": "p", "reference": f"r{i}"} for i in range(6)]
+        cells = [{"bytes": None, "path": (source / f"{i}.wav").as_uri()} for i in range(3)]  # as of a folder on the hub
+        cells += [{"bytes": (source / f"{i}.wav").read_bytes(), "path": f"{i}.wav"} for i in range(3, 6)]
+        rows = [{"audio": cell, "prompt": "p", "reference": f"r{i}"} for i, cell in enumerate(cells)]
         parts = {"train.clean": rows[:3], "test.clean": rows[3:5], "test.other": rows[5:]}
         return {name: Dataset.from_list(its).to_iterable_dataset() for name, its in parts.items()}
 
@@ -612,6 +616,12 @@ def test_a_configuration_and_maps_of_splits_reach_data_sets_of_the_hub(folder, t
     assert sorted(found["train"] + found.get("validation", [])) == [0, 1, 2]
     assert found["test"] == [3, 4]
     assert set(asked) == {("somebody/speech", "clean")}
+    (source / "0.wav").unlink()
+    assert sides(hub, tmp_path / "one less", splits=maps)["test"] == [3, 4]
+    assert json.loads((tmp_path / "one less/prepared.json").read_text())["refused"] == {"audio missing": 1}
+    (source / "0.wav").mkdir()
+    with pytest.raises(DataError, match=r"0\.wav cannot be fetched: .*Given again, the command goes on"):
+        sides(hub, tmp_path / "a folder", splits=maps)
     with pytest.raises(DataError, match="--config goes with an id of the hub"):
         sides(source, tmp_path / "other", config="clean")
     with pytest.raises(DataError, match="covost2 has a layout of its own and takes no splits, config"):

@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
+
+import fsspec
 
 from leaf.errors import DataError
 from leaf.tasks.corpora.items import Clip, Item, Options, Refusal
@@ -135,11 +137,23 @@ def _bare(name: str) -> str:
 
 
 def _clip(cell: object, source: Path) -> Clip | None:
-    """Return the clip of an audio cell: bytes, or a path that counts from the source."""
+    """Return the clip of an audio cell: bytes, an address that `datasets` gives, or a path that counts from the source.
+
+    Raises:
+        DataError: the file at an address cannot be fetched.
+    """
     if isinstance(cell, dict) and cell.get("bytes"):
         return Clip(data=cell["bytes"])
     path = _path(cell)
-    return Clip(source / path) if path else None
+    if path is None or "://" not in path:
+        return Clip(source / path) if path else None
+    try:
+        with fsspec.open(path, "rb") as file:
+            return Clip(data=cast(BinaryIO, file).read())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"{path} cannot be fetched: {error}. Given again, the command goes on from here.") from error
 
 
 def _recording(cell: object, clip: Clip, side: str | None) -> str:
@@ -147,7 +161,7 @@ def _recording(cell: object, clip: Clip, side: str | None) -> str:
     path = _path(cell)
     if not path:
         return clip.source
-    return path if clip.path is not None or side is None else f"{side}/{path}"
+    return path if clip.path is not None or side is None or "://" in path else f"{side}/{path}"
 
 
 def _path(cell: object) -> str | None:
