@@ -81,6 +81,7 @@ def test_mistakes_are_one_clear_sentence(values, message):
         (lambda: SftConfig(batch_size=0), "batch_size is 0"),
         (lambda: AlignConfig(learning_rate=-1.0), r"learning_rate is -1\.0"),
         (lambda: replace(LeafConfig(), top_p=2.0), r"top_p is 2\.0"),
+        (lambda: LeafConfig(stage="sft"), "stage is sft, and LeafConfig is of stage rl"),
     ],
 )
 def test_a_config_built_in_python_is_held_to_the_same_ranges(build, message):

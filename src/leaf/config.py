@@ -80,6 +80,9 @@ class RunConfig:
         hints = typing.get_type_hints(type(self))
         for one in dataclasses.fields(self):
             setattr(self, one.name, _check(one.name, getattr(self, one.name), hints[one.name], one.metadata))
+        if self.stage != type(self).stage:
+            name = type(self).__name__
+            raise ConfigError(f"The stage is {self.stage}, and {name} is of stage {type(self).stage}. Leave stage out.")
 
 
 @dataclass
