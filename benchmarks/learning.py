@@ -63,7 +63,7 @@ PASSES = range(42, 47)
 COLORS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7"]  # told apart by the colour-blind (Okabe and Ito)
 RATES = (1e-4, 2e-4, 4e-4, 8e-4)
 COURSE = ("zero_variance_groups", "tokens_shared", "fork_fire_rate", "usable_fork_rate", "length_mean", "grad_norm")
-COURSE += tuple(f"credit_mass/{fifth}" for fifth in range(5))
+COURSE += ("kl", *(f"credit_mass/{fifth}" for fifth in range(5)))
 SEARCH_SEED = 100  # not among the seeds that are reported
 
 
@@ -112,7 +112,8 @@ def course(steps):
     both = {}
     for name in COURSE:
         values = [step[name] for step in steps if step.get(name) is not None]
-        both[name] = [round(statistics.fmean(part), 4) for part in (values[:10], values[-10:])]
+        if values:  # a run without divergence has no kl
+            both[name] = [round(statistics.fmean(part), 4) for part in (values[:10], values[-10:])]
     return both
 
 
@@ -279,7 +280,8 @@ def _courses(args, records, rules):
     gaps = {rule: np.array([np.subtract(ends[rule][s], base[s]) for s in ends[rule].keys() & base]) for rule in rules}
     shown.add_row("Δ reward", *("" if rule == args.base else _change(gaps[rule], signed=True) for rule in rules))
     for name in COURSE:
-        pairs = {rule: [r["course"][name] for r in records if r["credit"] == rule and "course" in r] for rule in rules}
+        known = [record for record in records if name in record.get("course", {})]
+        pairs = {rule: [r["course"][name] for r in known if r["credit"] == rule] for rule in rules}
         shown.add_row(name, *(_change(pairs[rule]) for rule in rules))
     Console(width=150).print(shown)
 
