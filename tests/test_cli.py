@@ -10,13 +10,12 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from leaf import cli
+from leaf import cli, model_metrics
 from leaf.checkpoints import space_needed
 from leaf.cli import app
 from leaf.config import load_recipe
 from leaf.doctor import examine
 from leaf.errors import ConfigError, LeafError, ModelError, RunError
-from leaf.model_metrics import file_sha256
 from leaf.speech.audio import load_audio
 from leaf.speech.policy import Policy
 from leaf.trainable import AUTOMATIC_BUDGET
@@ -67,13 +66,13 @@ def test_the_three_stages_and_an_evaluation(project):
     projector = project / "runs/sft/projector.safetensors"
     assert "sft-last: with runs/sft/projector.safetensors, the projector that was trained with the adapter" in shown
     made_with = json.loads((project / "scored/sft-last.meta.json").read_text())["made_with"]
-    assert made_with["model"]["projector_sha256"] == file_sha256(projector)
+    assert made_with["model"]["projector_sha256"] == model_metrics.file_sha256(projector)
     merged = cli._policy(load_recipe("rl.yaml"), project / "runs/sft/last").projector.state_dict()
     assert all(torch.equal(merged[name], tensor) for name, tensor in load_file(projector).items())
     shown = run("merge", "rl.yaml", "--adapter", "runs/sft/last", "--out", "warm")
     assert "runs/sft/projector.safetensors merged in float32; train on with `model=warm`" in shown
     card = json.loads((project / "warm/leaf_merged.json").read_text())
-    assert card["projector_sha256"] == file_sha256(project / "runs/sft/projector.safetensors")
+    assert card["projector_sha256"] == model_metrics.file_sha256(project / "runs/sft/projector.safetensors")
     assert "step 2/2" in run("train", "rl.yaml", "model=warm", "output_dir=runs/warm")
     with pytest.raises(ModelError, match="warm exists and is left as it is"):
         run("merge", "rl.yaml", "--adapter", "runs/sft/last", "--out", "warm")
@@ -178,6 +177,7 @@ def test_doctor_refuses_what_training_refuses(project, monkeypatch, recipe, over
     monkeypatch.setattr("leaf.training.get_available_trackers", list)  # no tracker's package
     monkeypatch.setenv("NLTK_DATA", str(project))
     monkeypatch.setattr("nltk.data.path", [])
+    model_metrics._built.cache_clear()  # another test may have had METEOR
     config = load_recipe(f"{recipe}.yaml", [override])
     (finding,) = [finding for finding in examine(config) if finding.state == "fails"]
     assert finding.subject == subject

@@ -35,15 +35,17 @@ if [ "$gpus" -gt 1 ] && [ "$method" != sft ]; then # stage sft runs in one proce
     fi
 fi
 
+child=
+stopped=
+trap 'stopped=yes; [ -z "$child" ] || kill -TERM "$child"' TERM
 "${command[@]}" train "${recipes[@]}" "output_dir=$run" "$@" --resume &
 child=$!
-stopped=
-trap 'stopped=yes; kill -TERM "$child"' TERM
+[ -z "$stopped" ] || kill -TERM "$child" # the signal came in between
 wait "$child"
 code=$?
-if [ -n "$stopped" ]; then
-    wait "$child" # the first wait ended with the signal
+while kill -0 "$child" 2>/dev/null; do # the signal ended the wait
+    wait "$child"
     code=$?
-    [ -n "${SLURM_JOB_ID:-}" ] && scontrol requeue "$SLURM_JOB_ID"
-fi
+done
+[ -n "$stopped" ] && [ -n "${SLURM_JOB_ID:-}" ] && scontrol requeue "$SLURM_JOB_ID"
 exit "$code"
