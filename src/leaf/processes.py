@@ -8,6 +8,7 @@ concern nobody else. With one process everything here is the identity.
 """
 
 import gc
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -155,10 +156,12 @@ def leave() -> None:
     the process, with all work done (pytorch/pytorch#179291). With one process there is nothing to do. After a failure
     the others may be in the middle of a collective: end without it.
     """
-    if distributed.is_available() and distributed.is_initialized():
+    if distributed.is_initialized():
         distributed.destroy_process_group()
-        _clear_sharding_prop_cache()  # torch remembers the layouts of shares, and with them the group
-        gc.collect()  # a sharded policy and its hooks refer to each other, and to a group of their own
+    elif int(os.environ.get("WORLD_SIZE", "1")) == 1:  # with several, a tracker's end has left already
+        return
+    _clear_sharding_prop_cache()  # torch remembers the layouts of shares, and with them the group
+    gc.collect()  # a sharded policy and its hooks refer to each other, and to a group of their own
 
 
 def _check(plugin: FullyShardedDataParallelPlugin) -> None:
