@@ -223,6 +223,19 @@ def table(args):
     _drawn(args)
     _reached(records, rules)
     _courses(args, records, rules)
+    _strayed(records)
+
+
+def _strayed(records):
+    """Print how a run's divergence from the start in its last ten steps goes with its greedy BLEU, seed means off."""
+    for split in SPLITS:
+        runs = [r for r in records if "kl" in r.get("course", {}) and split in r]
+        seeds = np.array([r["seed"] for r in runs])
+        values = np.array([[r["course"]["kl"][1], r[split]["greedy"]["bleu"]] for r in runs])
+        for seed in set(seeds):
+            values[seeds == seed] -= values[seeds == seed].mean(0)
+        if len(runs) > 2 and values.any(0).all():
+            print(f"{split}: correlation of kl and BLEU over {len(runs)} runs {np.corrcoef(values.T)[0, 1]:.2f}")
 
 
 def _drawn(args):

@@ -8,7 +8,6 @@ concern nobody else. With one process everything here is the identity.
 """
 
 import gc
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -153,13 +152,11 @@ def leave() -> None:
     """Part from the other processes at the end of a program, once nothing refers to its trainer any more.
 
     gloo's threads live as long as a group does, and one that still lets go of a tensor while Python shuts down aborts
-    the process, with all work done (pytorch/pytorch#179291). With one process there is nothing to do. After a failure
+    the process, with all work done (pytorch/pytorch#179291). With one process this does nothing. After a failure
     the others may be in the middle of a collective: end without it.
     """
     if distributed.is_initialized():
-        distributed.destroy_process_group()
-    elif int(os.environ.get("WORLD_SIZE", "1")) == 1:  # with several, a tracker's end has left already
-        return
+        distributed.destroy_process_group()  # where a tracker has not done so already
     _clear_sharding_prop_cache()  # torch remembers the layouts of shares, and with them the group
     gc.collect()  # a sharded policy and its hooks refer to each other, and to a group of their own
 
