@@ -25,7 +25,8 @@ difference of sentence BLEU (percent, greedy, mean over seeds) with bootstrap in
 over seeds and rows. Splits of a run that were scored by two commands count as one run; of runs that differ in length
 the longest are shown, or those of `--steps`. `--set` keeps runs that were made together apart from all others, and
 `repeats` holds runs of a set against those of the same rule and seed outside it: what differs is the machine's last
-bits, and what that grows to in training is noise that no pairing by seed takes away.
+bits, and what that grows to in training is noise. It prints differences to the base over the runs of both sets too,
+unpaired and paired by set and seed.
 """
 
 import argparse
@@ -382,9 +383,21 @@ def repeats(args):
         }
         for rule, values in every.items():
             if len(values) > 1 and len(every[args.base]) > 1:
-                mean, half = unpaired(values, every[args.base])
-                shown = f"{rule}: {_interval(values)} over all {len(values)} runs"
-                print(shown if rule == args.base else f"{shown}, minus {args.base}, unpaired: {mean:+.2f} ± {half:.2f}")
+                print(f"{rule}: {_interval(values)} over all {len(values)} runs")
+                if rule != args.base:
+                    mean, half = unpaired(values, every[args.base])
+                    print(f"  minus {args.base}, unpaired: {mean:+.2f} ± {half:.2f}")
+                    gaps = [
+                        r[split]["greedy"]["bleu"] - runs[args.base, seed][split]["greedy"]["bleu"]
+                        for runs in (first, again)
+                        for (its, seed), r in runs.items()
+                        if its == rule and (args.base, seed) in runs
+                    ]
+                    if len(gaps) > 1:
+                        print(
+                            f"  minus {args.base}, paired by set and seed: {_interval(gaps, signed=True)} "
+                            f"({len(gaps)} pairs; {seeds_for(gaps)} for ± 0.5)"
+                        )
 
 
 def unpaired(ours, theirs):

@@ -72,19 +72,13 @@ def test_the_unpaired_difference_is_welchs(learning):
 
 
 def test_repeats_say_what_a_run_varies_by(learning, tmp_path, monkeypatch, capsys):
-    def run(value, seed, **more):
+    def run(value, seed, credit="grpo", **more):
         scores = {"greedy": {"bleu": value}}
-        return {
-            "task": "qa",
-            "credit": "grpo",
-            "seed": seed,
-            "steps": 9,
-            "test": scores,
-            "test_heldout": scores,
-            **more,
-        }
+        known = {"task": "qa", "credit": credit, "seed": seed, "steps": 9}
+        return {**known, "test": scores, "test_heldout": scores, **more}
 
     records = [run(80.0, 0), run(84.0, 1), run(83.0, 0, set="again"), run(80.0, 1, set="again"), run(70.0, 2)]
+    records += [run(81.0, 0, "leaf"), run(77.0, 1, "leaf", set="again"), run(60.0, 9, "leaf")]
     (tmp_path / "learning.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     monkeypatch.setattr(learning, "RESULTS", tmp_path / "learning.jsonl")
     learning.repeats(SimpleNamespace(task="qa", steps=None, seeds=None, set="again", base="grpo"))
@@ -92,6 +86,8 @@ def test_repeats_say_what_a_run_varies_by(learning, tmp_path, monkeypatch, capsy
     assert "grpo 0: +3.00, grpo 1: -4.00" in said
     assert "its rule and seed: 2.50 (2 pairs)" in said  # √((9 + 16) / 2 / 2)
     assert "over all 5 runs" in said
+    # Pairs of one set and one seed: 81 - 80 and 77 - 80; the run of seed 9 has no partner. ± 12.7062 · √8 / √2.
+    assert "paired by set and seed: -1.00 ± 25.41 (2 pairs;" in said
 
 
 def test_the_number_of_seeds_is_the_least_that_gives_the_half_width():
