@@ -382,22 +382,22 @@ def repeats(args):
             for rule in dict.fromkeys(rule for rule, _ in (*first, *again))
         }
         for rule, values in every.items():
-            if len(values) > 1 and len(every[args.base]) > 1:
-                print(f"{rule}: {_interval(values)} over all {len(values)} runs")
-                if rule != args.base:
-                    mean, half = unpaired(values, every[args.base])
-                    print(f"  minus {args.base}, unpaired: {mean:+.2f} ± {half:.2f}")
-                    gaps = [
-                        r[split]["greedy"]["bleu"] - runs[args.base, seed][split]["greedy"]["bleu"]
-                        for runs in (first, again)
-                        for (its, seed), r in runs.items()
-                        if its == rule and (args.base, seed) in runs
-                    ]
-                    if len(gaps) > 1:
-                        print(
-                            f"  minus {args.base}, paired by set and seed: {_interval(gaps, signed=True)} "
-                            f"({len(gaps)} pairs; {seeds_for(gaps)} for ± 0.5)"
-                        )
+            if len(values) < 2 or len(every[args.base]) < 2:
+                continue
+            print(f"{rule}: {_interval(values)} over all {len(values)} runs")
+            if rule == args.base:
+                continue
+            mean, half = unpaired(values, every[args.base])
+            print(f"  minus {args.base}, unpaired: {mean:+.2f} ± {half:.2f}")
+            gaps = [
+                r[split]["greedy"]["bleu"] - runs[args.base, seed][split]["greedy"]["bleu"]
+                for runs in (first, again)
+                for (its, seed), r in runs.items()
+                if its == rule and (args.base, seed) in runs
+            ]
+            if len(gaps) > 1:
+                shown = f"{_interval(gaps, signed=True)} ({len(gaps)} pairs; {seeds_for(gaps)} for ± 0.5)"
+                print(f"  minus {args.base}, paired by set and seed: {shown}")
 
 
 def unpaired(ours, theirs):
