@@ -20,12 +20,10 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "credit"))
-
-import groups  # noqa: E402
-import oracle  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from leaf.credit import PrefixTree, leaf_advantages, select_boundaries  # noqa: E402
+from tests.helpers import groups, oracle  # noqa: E402
 
 # (K, T) and the least speed-up that the project promises there.
 SIZES = {(8, 200): None, (64, 512): 8.0, (256, 2048): 15.0}

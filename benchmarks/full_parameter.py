@@ -38,15 +38,16 @@ from torch import Tensor, nn
 
 from leaf.config import LeafConfig, load_recipe
 from leaf.credit.tree import PrefixTree
-from leaf.demo_model import resolve_model
+from leaf.data import load
+from leaf.data.rows import batch_indices, take
 from leaf.errors import ModelError
 from leaf.memory import peak_bytes, reset_peak
-from leaf.sft import sft_gradient, share_audio
-from leaf.speech.policy import Policy, Prompt
-from leaf.speech.scoring import Scores
-from leaf.tasks import load
-from leaf.trainer import LeafTrainer
-from leaf.training import batch_indices, build_schedule, take
+from leaf.model.demo import resolve_model
+from leaf.model.policy import Policy, Prompt
+from leaf.model.scoring import Scores
+from leaf.train.schedule import build_schedule
+from leaf.train.sft import sft_gradient, share_audio
+from leaf.train.trainer import LeafTrainer
 
 RESULTS = learning.ROOT / "benchmarks/results/full_parameter.jsonl"
 SEARCH = learning.ROOT / "benchmarks/results/full_parameter_search.jsonl"

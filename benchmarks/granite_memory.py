@@ -31,11 +31,11 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 from leaf.config import LeafConfig
-from leaf.demo_model import resolve_model
+from leaf.data import load
+from leaf.data.audio import load_audio
 from leaf.memory import available_bytes, peak_bytes, reset_peak
-from leaf.speech.audio import load_audio
-from leaf.tasks import load
-from leaf.trainer import LeafTrainer
+from leaf.model.demo import resolve_model
+from leaf.train.trainer import LeafTrainer
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -53,17 +53,31 @@ def build(
     config = GraniteSpeechConfig(
         encoder_config={"num_layers": 16, "hidden_dim": 1024, "num_heads": 8, "dim_head": 128, "output_dim": 42},
         projector_config=Blip2QFormerConfig(
-            hidden_size=1024, num_hidden_layers=2, num_attention_heads=16, intermediate_size=4096,
-            encoder_hidden_size=1024, cross_attention_frequency=1,
+            hidden_size=1024,
+            num_hidden_layers=2,
+            num_attention_heads=16,
+            intermediate_size=4096,
+            encoder_hidden_size=1024,
+            cross_attention_frequency=1,
         ),
         text_config={
-            "model_type": "granite", "vocab_size": 49160, "hidden_size": 2048, "intermediate_size": 8192,
-            "num_hidden_layers": 40, "num_attention_heads": 32, "num_key_value_heads": 8, "embedding_multiplier": 12.0,
-            "logits_scaling": 8.0, "residual_multiplier": 0.22, "attention_multiplier": 0.015625,
-            "max_position_embeddings": 131072, "tie_word_embeddings": True,
+            "model_type": "granite",
+            "vocab_size": 49160,
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 40,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "embedding_multiplier": 12.0,
+            "logits_scaling": 8.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.015625,
+            "max_position_embeddings": 131072,
+            "tie_word_embeddings": True,
         },
-        audio_token_index=tokenizer.convert_tokens_to_ids("<|audio|>"), has_lora_adapter=False,
-    )  # fmt: skip
+        audio_token_index=tokenizer.convert_tokens_to_ids("<|audio|>"),
+        has_lora_adapter=False,
+    )
     with no_init_weights(), torch.device(device):
         model = GraniteSpeechForConditionalGeneration._from_config(config, dtype=dtype)
     generator = torch.Generator(device).manual_seed(0)
@@ -102,10 +116,20 @@ def main():
     model, processor = build(getattr(torch, args.dtype), device)
     with tempfile.TemporaryDirectory() as folder:
         recipe = LeafConfig(
-            dtype=args.dtype, device=args.device, lora_r=64, lora_alpha=128, lora_dropout=0.0, prompts_per_rollout=1,
-            num_completions=args.completions, max_new_tokens=args.length, gradient_checkpointing=args.checkpointing,
-            rewards=["chrf"], output_dir=f"{folder}/run", learning_rate=0.0, max_prompt_tokens=512,
-        )  # fmt: skip
+            dtype=args.dtype,
+            device=args.device,
+            lora_r=64,
+            lora_alpha=128,
+            lora_dropout=0.0,
+            prompts_per_rollout=1,
+            num_completions=args.completions,
+            max_new_tokens=args.length,
+            gradient_checkpointing=args.checkpointing,
+            rewards=["chrf"],
+            output_dir=f"{folder}/run",
+            learning_rate=0.0,
+            max_prompt_tokens=512,
+        )
         trainer = LeafTrainer(model, None, recipe, [prompt_row()], processing_class=processor)
         trainer.policy.eos_token_ids = (-1,)
         steps = []

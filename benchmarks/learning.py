@@ -44,14 +44,15 @@ from rich.console import Console
 from rich.table import Table
 
 from leaf.config import load_recipe
-from leaf.demo_model import resolve_model
-from leaf.evaluate import predict
-from leaf.metrics import mean_interval, score, seeds_for, student_quantile
-from leaf.rewards import REWARDS
-from leaf.run import RunDirectory
-from leaf.speech.policy import Policy
-from leaf.tasks import load
-from leaf.trainer import LeafTrainer
+from leaf.data import load
+from leaf.evaluation.bootstrap import mean_interval, seeds_for, student_quantile
+from leaf.evaluation.evaluate import predict
+from leaf.evaluation.registry import score
+from leaf.model.demo import resolve_model
+from leaf.model.policy import Policy
+from leaf.rewards.functions import REWARDS
+from leaf.runs.directory import RunDirectory
+from leaf.train.trainer import LeafTrainer
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results/learning.jsonl"

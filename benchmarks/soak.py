@@ -30,13 +30,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from leaf.training import batch_indices
+from leaf.data.rows import batch_indices
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests" / "speech"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-import tiny  # noqa: E402
 from soak_faults import REWARD_TIMEOUT, fault_of  # noqa: E402
+
+from tests.helpers import tiny  # noqa: E402
 
 ROWS, COMPLETIONS, PROMPTS = 120, 4, 2
 BROKEN = (7, 23, 44, 61, 88, 119)
@@ -65,14 +66,28 @@ def prepare(folder, steps, seed):
     cut.write_bytes(cut.read_bytes()[:30])
     soundfile.write(short, np.full(160, 0.1), 16000)
     recipe = {
-        "model": "model", "task": "data.jsonl", "device": "cpu", "output_dir": "run", "seed": seed, "max_steps": steps,
+        "model": "model",
+        "task": "data.jsonl",
+        "device": "cpu",
+        "output_dir": "run",
+        "seed": seed,
+        "max_steps": steps,
         "plugins": [str(ROOT / "benchmarks/soak_faults.py")],
         "rewards": [f"{ROOT / 'benchmarks/soak_faults.py'}:vowels"],
-        "reward_timeout": REWARD_TIMEOUT, "on_reward_error": "skip", "on_bad_audio": "skip",
-        "prompts_per_rollout": PROMPTS, "num_completions": COMPLETIONS, "max_new_tokens": 12, "lora_r": 4,
-        "learning_rate": 1.0e-4, "token_budget": 512, "save_every": 10, "eval_every": 100, "eval_items": 4,
+        "reward_timeout": REWARD_TIMEOUT,
+        "on_reward_error": "skip",
+        "on_bad_audio": "skip",
+        "prompts_per_rollout": PROMPTS,
+        "num_completions": COMPLETIONS,
+        "max_new_tokens": 12,
+        "lora_r": 4,
+        "learning_rate": 1.0e-4,
+        "token_budget": 512,
+        "save_every": 10,
+        "eval_every": 100,
+        "eval_items": 4,
         "record_every": 50,
-    }  # fmt: skip
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
 
@@ -180,9 +195,11 @@ def main():
     result = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread, torch {torch.__version__}",
         "minutes": round((time.perf_counter() - began) / 60, 1),
-        "exit code": code, "killed after steps": killed, "last process began at step": resumed,
+        "exit code": code,
+        "killed after steps": killed,
+        "last process began at step": resumed,
         **examine(folder, args.steps, args.seed, resumed),
-    }  # fmt: skip
+    }
     result["checks"]["finished"] = code == 0
     (ROOT / "benchmarks/results").mkdir(exist_ok=True)
     (ROOT / "benchmarks/results/soak.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -9,8 +9,8 @@ import time
 
 import torch
 
-from leaf.speech.policy import Policy
-from leaf.trainer import LeafTrainer
+from leaf.model.policy import Policy
+from leaf.train.trainer import LeafTrainer
 
 # Share of steps that meet each fault.
 RATES = {

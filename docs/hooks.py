@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from leaf.cli import app
+from leaf.commands.main import app
 from leaf.config import STAGES, RunConfig
 
 

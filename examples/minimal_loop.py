@@ -13,11 +13,11 @@ import peft
 import torch
 
 from leaf.credit import credit_rule, policy_loss, token_weights
-from leaf.demo_model import resolve_model
-from leaf.rewards import RewardSum
-from leaf.speech.policy import Policy
-from leaf.speech.sampling import sample
-from leaf.tasks import load
+from leaf.data import load
+from leaf.model.demo import resolve_model
+from leaf.model.policy import Policy
+from leaf.model.sampling import sample
+from leaf.rewards.total import RewardSum
 
 
 def arguments() -> argparse.Namespace:

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 
 from leaf import LeafConfig, LeafTrainer
-from leaf.demo_model import resolve_model
-from leaf.tasks import load
+from leaf.data import load
+from leaf.model.demo import resolve_model
 
 
 def brief(completions, reference, **columns):

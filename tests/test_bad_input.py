@@ -9,20 +9,22 @@ import numpy as np
 import peft
 import pytest
 import soundfile
-import tiny
 import torch
 from safetensors.torch import load_file
 
-from leaf.accidents import SkippedSteps, Streaks, diagnose, unscore_unsampled
 from leaf.config import LeafConfig, from_dict, load_recipe
 from leaf.credit import CREDIT_RULES
+from leaf.data import load
+from leaf.data.audio import AudioWarning, load_audio
 from leaf.errors import AudioError, ConfigError, DataError, ModelError, RewardError, RunError
-from leaf.records import rollout_statistics
-from leaf.rewards import MOST_HANGING, RewardSum
-from leaf.speech.audio import AudioWarning, load_audio
-from leaf.speech.policy import Policy
-from leaf.tasks import load
-from leaf.trainer import LeafTrainer
+from leaf.model.policy import Policy
+from leaf.rewards.total import MOST_HANGING, RewardSum
+from leaf.runs.skipped import SkippedSteps, diagnose
+from leaf.train.records import rollout_statistics
+from leaf.train.rollout import unscore_unsampled
+from leaf.train.streaks import Streaks
+from leaf.train.trainer import LeafTrainer
+from tests.helpers import tiny
 
 
 def wave(seconds=0.5, rate=16000, level=0.3):
@@ -38,9 +40,16 @@ def policy():
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
 @pytest.mark.parametrize(
     ("suffix", "subtype"),
-    [("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "FLOAT"), ("flac", "PCM_16"), ("ogg", "VORBIS"), ("ogg", "OPUS"),
-     ("mp3", "MPEG_LAYER_III")],
-)  # fmt: skip
+    [
+        ("wav", "PCM_16"),
+        ("wav", "PCM_24"),
+        ("wav", "FLOAT"),
+        ("flac", "PCM_16"),
+        ("ogg", "VORBIS"),
+        ("ogg", "OPUS"),
+        ("mp3", "MPEG_LAYER_III"),
+    ],
+)
 def test_every_encoding_and_rate_is_the_same_sound(tmp_path, rate, suffix, subtype):
     if subtype == "OPUS" and rate not in (8000, 16000, 48000):
         pytest.skip("Opus has no such rate")
@@ -326,10 +335,19 @@ def letters(completions, **columns):
 
 def trainer(tmp_path, rewards=letters, rows=None, **changes):
     values = {
-        "output_dir": str(tmp_path / "run"), "max_steps": 4, "prompts_per_rollout": 2, "num_completions": 3,
-        "max_new_tokens": 5, "learning_rate": 1e-2, "lora_r": 2, "lora_dropout": 0.0, "device": "cpu", "eval_every": 0,
-        "save_every": 1, "warmup_steps": 3,
-    }  # fmt: skip
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 4,
+        "prompts_per_rollout": 2,
+        "num_completions": 3,
+        "max_new_tokens": 5,
+        "learning_rate": 1e-2,
+        "lora_r": 2,
+        "lora_dropout": 0.0,
+        "device": "cpu",
+        "eval_every": 0,
+        "save_every": 1,
+        "warmup_steps": 3,
+    }
     model, processor = tiny.tiny_model()
     said = []
     config = LeafConfig(**(values | changes))
@@ -410,12 +428,20 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_with_a_diagnosis(tmp_path):
 
 
 def test_supervised_steps_are_skipped_alike(tmp_path, monkeypatch):
-    from leaf import sft as stage
     from leaf.config import SftConfig
-    from leaf.run import RunDirectory
+    from leaf.runs.directory import RunDirectory
+    from leaf.train import sft as stage
 
-    config = SftConfig(output_dir=str(tmp_path / "run"), max_steps=3, batch_size=1, eval_every=0, eval_items=1,
-                       lora_r=2, device="cpu", learning_rate=1e-2)  # fmt: skip
+    config = SftConfig(
+        output_dir=str(tmp_path / "run"),
+        max_steps=3,
+        batch_size=1,
+        eval_every=0,
+        eval_items=1,
+        lora_r=2,
+        device="cpu",
+        learning_rate=1e-2,
+    )
     policy = Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=2))
     plain, calls, said = stage.sft_gradient, [], []
 
@@ -444,7 +470,7 @@ def test_half_precision_is_advised_against():
 def test_the_diagnosis_names_row_and_completion(policy):
     rows = tiny.rows(2)
     prompts = policy.embed(rows)
-    from leaf.speech.sampling import sample
+    from leaf.model.sampling import sample
 
     groups = sample(policy, prompts, num_completions=3, max_new_tokens=4, generator=torch.Generator().manual_seed(0))
     parameters = [p for p in policy.parameters() if p.requires_grad]
@@ -460,7 +486,7 @@ def test_the_diagnosis_names_row_and_completion(policy):
 
 
 def test_completions_drawn_from_nothing_are_unscored(policy):
-    from leaf.speech.sampling import sample
+    from leaf.model.sampling import sample
 
     groups = sample(policy, policy.embed(tiny.rows(2)), num_completions=3, max_new_tokens=4)
     groups[1].surprisal[0, 0] = math.nan
@@ -559,13 +585,20 @@ def test_a_run_says_when_it_learns_nothing():
     streaks = Streaks(said.append, patience=3)
     good = {"reward_mean": 0.5, "zero_variance_groups": 0.5, "truncated": 0.1}
     for step, record in enumerate(
-        [good, *[good | {"zero_variance_groups": 1.0}] * 4, good, *[good | {"truncated": 1.0}] * 3,
-         *[good | {"reward_mean": None, "zero_variance_groups": 1.0}] * 3]
-    ):  # fmt: skip
+        [
+            good,
+            *[good | {"zero_variance_groups": 1.0}] * 4,
+            good,
+            *[good | {"truncated": 1.0}] * 3,
+            *[good | {"reward_mean": None, "zero_variance_groups": 1.0}] * 3,
+        ]
+    ):
         streaks.step({"step": step, **record})
     assert [line[:20] for line in said] == [
-        "step 3: for 3 steps ", "step 8: for 3 steps ", "step 11: for 3 steps",
-    ]  # fmt: skip
+        "step 3: for 3 steps ",
+        "step 8: for 3 steps ",
+        "step 11: for 3 steps",
+    ]
     for line, words in zip(said, ["all equal", "without ending", "no completion was scored"], strict=True):
         assert words in line
 
@@ -573,7 +606,7 @@ def test_a_run_says_when_it_learns_nothing():
 @pytest.mark.parametrize("credit", sorted(CREDIT_RULES))
 def test_completions_that_are_empty_endless_equal_or_unscored_give_finite_steps(tmp_path, credit, monkeypatch):
     """One step each: all empty, all cut at the limit, all rewards equal, none scored; every rule, no NaN anywhere."""
-    from leaf.speech import sampling
+    from leaf.model import sampling
 
     made, _ = trainer(tmp_path, lambda completions, kind=None, **_: rewards[kind[0]], credit=credit, max_steps=1)
     rewards = {"equal": [0.5] * 6, "none": [None] * 6, "mixed": [0.1, None, 0.9, math.nan, 0.2, 0.2]}

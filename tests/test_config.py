@@ -111,7 +111,7 @@ def test_unreadable_recipes_are_named(tmp_path):
 
 def test_a_damaged_recipe_of_a_run_is_one_sentence(tmp_path):
     from leaf.errors import RunError
-    from leaf.run import RunDirectory
+    from leaf.runs.directory import RunDirectory
 
     for content, said in (("a: [", "cannot be read"), ("- 1", "holds no recipe"), (b"\xff\xfe\x00", "cannot be read")):
         (tmp_path / "recipe.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -18,44 +18,180 @@ import yaml
 
 from leaf.config import from_dict, load_recipe, to_dict
 from leaf.credit import credit_rule
+from leaf.data import load
+from leaf.data.audio import AudioWarning, audio_seconds, load_audio
 from leaf.errors import LeafError
-from leaf.rewards import REWARDS, RewardSum
-from leaf.speech.audio import AudioWarning, audio_seconds, load_audio
-from leaf.speech.families import family
-from leaf.speech.prompts import audio_of, conversation
-from leaf.tasks import load
-from leaf.training import pick_device
+from leaf.model.device import pick_device
+from leaf.model.families import family
+from leaf.model.prompts import audio_of, conversation
+from leaf.rewards.functions import REWARDS
+from leaf.rewards.total import RewardSum
 
 LONGEST = 2000  # characters of a message
 
 RECIPES = [
-    {"stage": "rl", "credit": "leaf", "credit_options": {"max_boundaries": 2}, "rewards": ["bleu", "chrf"], "seed": 3,
-     "reward_weights": [1.0, 0.5], "learning_rate": 1.0e-4, "task": "data.jsonl", "columns": {"reference": "answer"},
-     "max_steps": 10, "top_p": 0.9, "token_budget": None, "eval_greedy": True, "output_dir": "runs/a"},
+    {
+        "stage": "rl",
+        "credit": "leaf",
+        "credit_options": {"max_boundaries": 2},
+        "rewards": ["bleu", "chrf"],
+        "seed": 3,
+        "reward_weights": [1.0, 0.5],
+        "learning_rate": 1.0e-4,
+        "task": "data.jsonl",
+        "columns": {"reference": "answer"},
+        "max_steps": 10,
+        "top_p": 0.9,
+        "token_budget": None,
+        "eval_greedy": True,
+        "output_dir": "runs/a",
+    },
     {"stage": "sft", "batch_size": 2, "train_projector": False, "extra_tasks": ["asterisk_asr"], "lora_layers": ["q"]},
     {"stage": "align", "max_steps": 5, "plugins": [], "device": "cpu", "dtype": "bfloat16", "extends": "base.yaml"},
-]  # fmt: skip
+]
 ROWS = [
     {"prompt": "Say", "audio": "1.wav", "reference": "one", "split": "train", "level": 3},
     {"prompt": "Say\nit", "audio": ["1.wav", "2.wav"], "reference": "zwei, ü", "split": "train", "level": 4},
     {"prompt": "What?", "audio": "2.wav", "reference": "three", "split": "test", "level": 5},
 ]
 VALUES = [
-    None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**63) - 1, 10**400, 0.0, -0.0, 1e-320, 1e308, float("nan"),
-    float("inf"), -float("inf"), "", " ", "\n", "\t", "\0", "a\0b", "1e-4", "nan", "inf", "1_0", "0x10", "0o7", "yes",
-    "~", "null", "é", "日本語", "\u202e", "\ufeff", "\ud800", "x\udcff", "\U0001f600", "a" * 20_000, "../" * 200, "/",
-    ".", "..", "/dev/zero", "/dev/null", "/proc/self/mem", "loop.wav", "loop.yaml", "folder", "CON", "a" * 300, "%s%n",
-    "${HOME}", "$(id)", "`id`", "{0.__class__}", "__import__('os')", "file:///etc/passwd", "http://[::1", [], [[]], {},
-    [None], [1, "a"], {"a": 1}, {"": ""}, {"a": {"b": {"c": []}}}, [[[[[[1]]]]]], {"train": "x"}, list(range(300)),
-    ["bleu"] * 50, "bleu", "leaf", "sft", "train",
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    2**64,
+    -(2**63) - 1,
+    10**400,
+    0.0,
+    -0.0,
+    1e-320,
+    1e308,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    "",
+    " ",
+    "\n",
+    "\t",
+    "\0",
+    "a\0b",
+    "1e-4",
+    "nan",
+    "inf",
+    "1_0",
+    "0x10",
+    "0o7",
+    "yes",
+    "~",
+    "null",
+    "é",
+    "日本語",
+    "\u202e",
+    "\ufeff",
+    "\ud800",
+    "x\udcff",
+    "\U0001f600",
+    "a" * 20_000,
+    "../" * 200,
+    "/",
+    ".",
+    "..",
+    "/dev/zero",
+    "/dev/null",
+    "/proc/self/mem",
+    "loop.wav",
+    "loop.yaml",
+    "folder",
+    "CON",
+    "a" * 300,
+    "%s%n",
+    "${HOME}",
+    "$(id)",
+    "`id`",
+    "{0.__class__}",
+    "__import__('os')",
+    "file:///etc/passwd",
+    "http://[::1",
+    [],
+    [[]],
+    {},
+    [None],
+    [1, "a"],
+    {"a": 1},
+    {"": ""},
+    {"a": {"b": {"c": []}}},
+    [[[[[[1]]]]]],
+    {"train": "x"},
+    list(range(300)),
+    ["bleu"] * 50,
+    "bleu",
+    "leaf",
+    "sft",
+    "train",
+]
 TEXTS = [
-    "\0", "\x1b", "\x85", "\ufeff", "\u2028", "&a ", "*a", "<<: ", "? ", "- ", ": ", "{", "}", "[", "]", "'", '"', "|",
-    ">", "%", "@", "`", "!!python/object/apply:os.system ['id']", "!!int ", "!!float x", "!!binary a", "!!timestamp 1",
-    "!!set {a}", "!!omap [a: 1]", "---\n", "...\n", "\t", "\r", "\r\n", ",", ";", "#", "\\", "\\u0000", "\\ud800",
-    "NaN", "-Infinity", "1e999", "9" * 5000, "2024-13-45", "12:60:99", "[" * 3000, "{" * 3000, "(" * 50, "=", "~",
-    "\n" * 50, "a: &a [*a]\n", "seed: 1\nseed: 2\n", "<<: *x\n", "<<: [1]\n", '{"a": ' * 2000,
-]  # fmt: skip
+    "\0",
+    "\x1b",
+    "\x85",
+    "\ufeff",
+    "\u2028",
+    "&a ",
+    "*a",
+    "<<: ",
+    "? ",
+    "- ",
+    ": ",
+    "{",
+    "}",
+    "[",
+    "]",
+    "'",
+    '"',
+    "|",
+    ">",
+    "%",
+    "@",
+    "`",
+    "!!python/object/apply:os.system ['id']",
+    "!!int ",
+    "!!float x",
+    "!!binary a",
+    "!!timestamp 1",
+    "!!set {a}",
+    "!!omap [a: 1]",
+    "---\n",
+    "...\n",
+    "\t",
+    "\r",
+    "\r\n",
+    ",",
+    ";",
+    "#",
+    "\\",
+    "\\u0000",
+    "\\ud800",
+    "NaN",
+    "-Infinity",
+    "1e999",
+    "9" * 5000,
+    "2024-13-45",
+    "12:60:99",
+    "[" * 3000,
+    "{" * 3000,
+    "(" * 50,
+    "=",
+    "~",
+    "\n" * 50,
+    "a: &a [*a]\n",
+    "seed: 1\nseed: 2\n",
+    "<<: *x\n",
+    "<<: [1]\n",
+    '{"a": ' * 2000,
+]
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
@@ -71,8 +207,10 @@ def mutated_value(draw, value, depth=0):
             if kind == 0:
                 return {k: v for k, v in value.items() if k != key}
             if kind == 1:
-                return {(draw.choice([name + "x", name[1:], name.upper(), "\0", 5, None]) if k == key else k): v
-                        for k, v in value.items()}  # fmt: skip
+                return {
+                    (draw.choice([name + "x", name[1:], name.upper(), "\0", 5, None]) if k == key else k): v
+                    for k, v in value.items()
+                }
             return {**value, key: mutated_value(draw, value[key], depth + 1)}
         if isinstance(value, list) and value:
             at = draw.randrange(len(value))
@@ -222,8 +360,18 @@ def _cell(value):
 def recordings():
     """Return one short recording in every encoding, as bytes."""
     wave = 0.3 * np.sin(2 * np.pi * 440 * np.arange(4000) / 16000)
-    kinds = [("wav", "PCM_16"), ("wav", "FLOAT"), ("flac", None), ("ogg", "VORBIS"), ("ogg", "OPUS"), ("mp3", None),
-             ("aiff", None), ("au", None), ("caf", None), ("w64", None)]  # fmt: skip
+    kinds = [
+        ("wav", "PCM_16"),
+        ("wav", "FLOAT"),
+        ("flac", None),
+        ("ogg", "VORBIS"),
+        ("ogg", "OPUS"),
+        ("mp3", None),
+        ("aiff", None),
+        ("au", None),
+        ("caf", None),
+        ("w64", None),
+    ]
     made = []
     for suffix, subtype in kinds:
         soundfile.write(f"kind.{suffix}", wave, 16000, subtype=subtype)
@@ -264,10 +412,12 @@ def one_prompt(draw):
     token = known.audio_token
     row = {
         "id": "1",
-        "prompt": [{"role": "user", "content": [{"type": "audio", "audio": "1.wav"}, {"type": "text", "text": token}]},
-                   {"role": "assistant", "content": f"a {token}"}],
+        "prompt": [
+            {"role": "user", "content": [{"type": "audio", "audio": "1.wav"}, {"type": "text", "text": token}]},
+            {"role": "assistant", "content": f"a {token}"},
+        ],
         "audio": {"array": [0.1] * 1600, "sampling_rate": 16000},
-    }  # fmt: skip
+    }
     if draw.random() < 0.3:
         row["prompt"] = f"{token} say {token}"
     if draw.random() < 0.5:

@@ -11,7 +11,6 @@ from pathlib import Path
 import peft
 import pytest
 import soundfile
-import tiny
 import torch
 import transformers
 import yaml
@@ -19,12 +18,13 @@ from safetensors.torch import load_file, save_file
 
 import leaf
 from leaf.config import LeafConfig, RunConfig, _Loader, load_recipe
+from leaf.data import load
+from leaf.data.audio import load_audio
 from leaf.errors import ConfigError, ModelError
-from leaf.speech.audio import load_audio
-from leaf.speech.own_adapter import refuse_pickle
-from leaf.speech.policy import Policy
-from leaf.tasks import load
-from leaf.trainer import LeafTrainer
+from leaf.model.own_adapter import refuse_pickle
+from leaf.model.policy import Policy
+from leaf.train.trainer import LeafTrainer
+from tests.helpers import tiny
 
 SOURCE = Path(leaf.__file__).parent
 
@@ -202,12 +202,27 @@ def _run(checkpoint, tmp_path, **changes):
     rows = []
     for i, row in enumerate(tiny.rows(3)):
         soundfile.write(tmp_path / f"{i}.wav", load_audio(row["audio"]), 16000)
-        rows.append({"id": str(i), "prompt": row["prompt"], "audio": [str(tmp_path / f"{i}.wav")], "utterance": "u",
-                     "reference": row["reference"]})  # fmt: skip
+        rows.append(
+            {
+                "id": str(i),
+                "prompt": row["prompt"],
+                "audio": [str(tmp_path / f"{i}.wav")],
+                "utterance": "u",
+                "reference": row["reference"],
+            }
+        )
     values = {
-        "output_dir": str(tmp_path / "run"), "max_steps": 2, "prompts_per_rollout": 2, "num_completions": 3,
-        "max_new_tokens": 5, "lora_r": 2, "device": "cpu", "eval_every": 1, "eval_items": 2, "record_every": 1,
-    }  # fmt: skip
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 2,
+        "prompts_per_rollout": 2,
+        "num_completions": 3,
+        "max_new_tokens": 5,
+        "lora_r": 2,
+        "device": "cpu",
+        "eval_every": 1,
+        "eval_items": 2,
+        "record_every": 1,
+    }
     config = LeafConfig(**(values | changes))
     trainer = LeafTrainer(checkpoint / "model", ["chrf"], config, rows, rows[:2], report=lambda line: None)
     return trainer.train()

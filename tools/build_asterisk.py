@@ -1,4 +1,4 @@
-"""Build src/leaf/tasks/asterisk_data from Debian's asterisk-core-sounds-en packages.
+"""Build src/leaf/data/asterisk/recordings from Debian's asterisk-core-sounds-en packages.
 
     python tools/build_asterisk.py [--from DIR] [--check]
 
@@ -24,7 +24,7 @@ import soundfile
 PACKAGES = ("asterisk-core-sounds-en-wav", "asterisk-core-sounds-en")
 VOICE = "usr/share/asterisk/sounds/en_US_f_Allison"
 DOC = "usr/share/doc/asterisk-core-sounds-en"
-OUT = Path(__file__).parent.parent / "src/leaf/tasks/asterisk_data"
+OUT = Path(__file__).parent.parent / "src/leaf/data/asterisk/recordings"
 LONGEST = 30.0  # seconds
 MARGIN = 0.03  # seconds kept around the speech
 MISMATCHED = {"spy-iax2"}  # the text says itself that the recording leaves out the 2

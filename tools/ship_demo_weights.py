@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from leaf.demo_model import SHIPPED
+from leaf.model.demo import SHIPPED
 
 
 def halve(source: Path, target: Path) -> None:

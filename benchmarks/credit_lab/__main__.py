@@ -19,7 +19,7 @@ from world import Setting, World
 
 from leaf.credit import PrefixTree, credit_rule, entropy_boundaries, even_boundaries, random_boundaries
 from leaf.credit.boundaries import select_boundaries
-from leaf.metrics import mean_interval
+from leaf.evaluation.bootstrap import mean_interval
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PAIRED = ("cosine", "efficiency", "efficiency_64", "credit")

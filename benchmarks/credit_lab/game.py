@@ -28,8 +28,9 @@ from rules import even_leaf, faded, out, own, random_leaf, rescaled_leaf
 from torch import Tensor
 
 from leaf.credit import CREDIT_RULES, PrefixTree, credit_mass, credit_rule, policy_loss, token_weights
-from leaf.metrics import mean_interval, score, seeds_for
-from leaf.rewards import REWARDS
+from leaf.evaluation.bootstrap import mean_interval, seeds_for
+from leaf.evaluation.registry import score
+from leaf.rewards.functions import REWARDS
 
 WORDS, END, START = 24, 24, 25
 UNITS, LONGEST, MOST = 48, 7, 10

@@ -12,13 +12,13 @@ import torch
 
 from leaf.config import load_recipe
 from leaf.credit import credit_rule
-from leaf.demo_model import resolve_model
-from leaf.rewards import RewardSum
-from leaf.speech.decoding import decoder
-from leaf.speech.policy import Policy
-from leaf.speech.sampling import _choose, sample
-from leaf.tasks import load
-from leaf.training import step_generator
+from leaf.data import load
+from leaf.model.decoding import decoder
+from leaf.model.demo import resolve_model
+from leaf.model.draws import step_generator
+from leaf.model.policy import Policy
+from leaf.model.sampling import _choose, sample
+from leaf.rewards.total import RewardSum
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results"

@@ -6,8 +6,8 @@ from estimators import leave_one_out, mean_square, others_baseline
 from forkability import fork_facts
 
 from leaf.credit import token_weights
-from leaf.speech.packing import pack
-from leaf.speech.scoring import LAYOUTS
+from leaf.model.packing import pack
+from leaf.model.scoring import LAYOUTS
 
 
 def gradients(args):

@@ -7,7 +7,7 @@ from estimators import between_variance
 
 from leaf.credit import credit_rule, entropy_boundaries, even_boundaries, random_boundaries, select_boundaries
 from leaf.credit.values import known_rewards, prefix_values, scored_completions, shrunken_values
-from leaf.training import step_generator
+from leaf.model.draws import step_generator
 
 
 def values(args):

@@ -78,9 +78,20 @@ def parse() -> argparse.Namespace:
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return what must be equal for cells to stand in one file."""
     names = (
-        "model", "shape", "prompts", "dtype", "device", "threads", "rank", "top_p", "token_budget", "repeats", "slow",
-        "memory_limit", "peak_tflops",
-    )  # fmt: skip
+        "model",
+        "shape",
+        "prompts",
+        "dtype",
+        "device",
+        "threads",
+        "rank",
+        "top_p",
+        "token_budget",
+        "repeats",
+        "slow",
+        "memory_limit",
+        "peak_tflops",
+    )
     where = torch.cuda.get_device_name() if torch.device(args.device).type == "cuda" else platform.machine()
     return {name: getattr(args, name) for name in names} | {"machine": where, "torch": torch.__version__}
 

@@ -8,8 +8,8 @@ from bench import KL_COEF, RATE, Bench, Cell, Meter, peft_defaults
 from torch import Tensor
 
 from leaf.credit import credit_rule, policy_loss, token_weights
-from leaf.speech.sampling import Group, sample
-from leaf.training import step_generator
+from leaf.model.draws import step_generator
+from leaf.model.sampling import Group, sample
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,14 @@ def leaf_step(bench: Bench, cell: Cell, rows: list[dict[str, Any]], meter: Meter
     policy, device = bench.policy, torch.device(bench.args.device)
     with meter.phase("sample"):
         groups = sample(
-            policy, policy.embed(rows), num_completions=cell.completions, max_new_tokens=cell.length,
-            temperature=1.0, top_p=bench.args.top_p, generator=step_generator(0, 0),
-        )  # fmt: skip
+            policy,
+            policy.embed(rows),
+            num_completions=cell.completions,
+            max_new_tokens=cell.length,
+            temperature=1.0,
+            top_p=bench.args.top_p,
+            generator=step_generator(0, 0),
+        )
     with meter.phase("credit"):
         generator = torch.Generator().manual_seed(1)
         rewards = [torch.rand(cell.completions, generator=generator, dtype=torch.float64) for _ in groups]
@@ -61,9 +66,7 @@ def leaf_update(bench: Bench, work: Work) -> None:
 
 
 def _loss(new: Tensor, reference: Tensor, advantages: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    return policy_loss(
-        new, new.detach(), advantages, mask, weights=weights, ref_logp=reference, kl_coef=KL_COEF
-    )[0]  # fmt: skip
+    return policy_loss(new, new.detach(), advantages, mask, weights=weights, ref_logp=reference, kl_coef=KL_COEF)[0]
 
 
 def _finish(bench: Bench, arm: str) -> None:
@@ -97,9 +100,15 @@ def stock_sample(bench: Bench, cell: Cell, rows: list[dict[str, Any]], meter: Me
         inputs = stock_inputs(bench, rows)
         with torch.no_grad(), peft_defaults(bench.policy):
             out = bench.base.generate(
-                **inputs, num_return_sequences=cell.completions, do_sample=True, temperature=1.0,
-                top_p=bench.args.top_p, top_k=0, max_new_tokens=cell.length, min_new_tokens=cell.length,
-            )  # fmt: skip
+                **inputs,
+                num_return_sequences=cell.completions,
+                do_sample=True,
+                temperature=1.0,
+                top_p=bench.args.top_p,
+                top_k=0,
+                max_new_tokens=cell.length,
+                min_new_tokens=cell.length,
+            )
     expected = (len(rows) * cell.completions, cell.prompt_tokens + cell.length)
     if out.shape != expected or any(value.shape[0] != len(rows) for value in inputs.values()):
         raise AssertionError(f"generate returned {tuple(out.shape)} for {expected}, or a prompt was cut in windows.")

@@ -24,8 +24,8 @@ from transformers import (
     GenerationConfig,
 )
 
-from leaf.demo_model import resolve_model
-from leaf.speech.policy import Policy
+from leaf.model.demo import resolve_model
+from leaf.model.policy import Policy
 
 ARMS = ("leaf", "stock", "published", "trl")
 RATE = 16000  # Hz
@@ -33,13 +33,23 @@ KL_COEF = 0.02
 LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SHAPES = {  # language models with random weights, by the published configuration of that name
     "granite-1b": {  # ibm-granite/granite-4.0-1b, without its four constant multipliers
-        "model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 40, "num_attention_heads": 16,
-        "num_key_value_heads": 4, "head_dim": 128, "intermediate_size": 4096, "vocab_size": 100352,
-        "max_position_embeddings": 8192, "tie_word_embeddings": False, "rms_norm_eps": 1e-5,
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "intermediate_size": 4096,
+        "vocab_size": 100352,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": False,
+        "rms_norm_eps": 1e-5,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e7},
-        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
     },
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,16 @@ def run_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
 
 
 def run_arm(
-    bench: Bench, cell: Cell, arm: str, rows: list[dict[str, Any]], work: Work, trl: Trl | None, meter: Meter,
-    *, sampled: bool,
-) -> None:  # fmt: skip
+    bench: Bench,
+    cell: Cell,
+    arm: str,
+    rows: list[dict[str, Any]],
+    work: Work,
+    trl: Trl | None,
+    meter: Meter,
+    *,
+    sampled: bool,
+) -> None:
     """Run one arm once. `sampled`: b runs in this cell too, and c need not run the same sampler again."""
     if arm == "leaf":
         leaf_step(bench, cell, rows, meter)

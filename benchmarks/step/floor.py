@@ -72,11 +72,16 @@ def floor_record(bench: Bench, work: Work, update_s: float) -> dict[str, Any]:
     flop = 6 * (sum(lengths) * bench.weights + head * vocabulary * width)
     rate = matmul_rate(bench, rows)
     return {
-        "packed_tokens": sum(lengths), "head_rows": head, "rows_of_largest_micro_batch": rows,
-        "linear_weights": bench.weights, "head_weights": vocabulary * width, "tflop": round(flop / 1e12, 4),
-        "gflop_per_s": round(rate / 1e9, 1), "floor_s": round(flop / rate, 4),
+        "packed_tokens": sum(lengths),
+        "head_rows": head,
+        "rows_of_largest_micro_batch": rows,
+        "linear_weights": bench.weights,
+        "head_weights": vocabulary * width,
+        "tflop": round(flop / 1e12, 4),
+        "gflop_per_s": round(rate / 1e9, 1),
+        "floor_s": round(flop / rate, 4),
         "update_over_floor": round(update_s * rate / flop, 3),
-    }  # fmt: skip
+    }
 
 
 def update_flop(bench: Bench, cell: Cell, arm: str, floor: dict[str, Any]) -> float:

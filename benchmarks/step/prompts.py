@@ -4,8 +4,8 @@ from typing import Any
 
 from bench import RATE, Bench
 
-from leaf.speech.audio import load_audio
-from leaf.tasks import load
+from leaf.data import load
+from leaf.data.audio import load_audio
 
 SAMPLES_PER_TOKEN = 640  # 40 ms of audio become one position of the prompt
 AUDIO_SHARE = 0.7  # of the prompt, up to LONGEST_AUDIO

@@ -38,13 +38,23 @@ class Trl:
         prompts = [text_prompt(bench, row, i, cell.prompt_tokens) for i, row in enumerate(rows)]
         self.folder = tempfile.TemporaryDirectory()
         config = GRPOConfig(
-            output_dir=self.folder.name, max_steps=1, learning_rate=0.0, beta=KL_COEF,
-            per_device_train_batch_size=cell.completions, gradient_accumulation_steps=len(rows),
-            num_generations=cell.completions, max_completion_length=cell.length, top_p=args.top_p,
-            generation_kwargs={"min_new_tokens": cell.length}, bf16=args.dtype == "bfloat16",
-            gradient_checkpointing=False, use_cpu=args.device == "cpu", report_to="none", save_strategy="no",
+            output_dir=self.folder.name,
+            max_steps=1,
+            learning_rate=0.0,
+            beta=KL_COEF,
+            per_device_train_batch_size=cell.completions,
+            gradient_accumulation_steps=len(rows),
+            num_generations=cell.completions,
+            max_completion_length=cell.length,
+            top_p=args.top_p,
+            generation_kwargs={"min_new_tokens": cell.length},
+            bf16=args.dtype == "bfloat16",
+            gradient_checkpointing=False,
+            use_cpu=args.device == "cpu",
+            report_to="none",
+            save_strategy="no",
             disable_tqdm=True,
-        )  # fmt: skip
+        )
         generator = torch.Generator().manual_seed(1)
 
         def reward(completions: list, **columns: Any) -> list[float | None]:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from playwright.sync_api import sync_playwright
 
 from leaf.report.write import write_report
-from leaf.run import RunDirectory
+from leaf.runs.directory import RunDirectory
 
 
 def main(run: str, out: str) -> None:

@@ -7,8 +7,8 @@ from leaf.errors import LeafError
 
 if TYPE_CHECKING:
     from leaf.config import LeafConfig
-    from leaf.speech.policy import Policy
-    from leaf.trainer import LeafTrainer
+    from leaf.model.policy import Policy
+    from leaf.train.trainer import LeafTrainer
 
 __all__ = [
     "LeafConfig",
@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 # Loaded on first use: the credit functions alone should not pull in transformers.
-_LAZY = {"LeafConfig": "leaf.config", "LeafTrainer": "leaf.trainer", "Policy": "leaf.speech.policy"}
+_LAZY = {"LeafConfig": "leaf.config", "LeafTrainer": "leaf.train.trainer", "Policy": "leaf.model.policy"}
 
 
 def __getattr__(name: str) -> Any:

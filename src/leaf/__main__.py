@@ -1,5 +1,5 @@
 """Run the command line: `python -m leaf`."""
 
-from leaf.cli import main
+from leaf.commands.main import main
 
 main()

@@ -2,10 +2,8 @@ import math
 from functools import partial
 from itertools import pairwise
 
-import oracle
 import pytest
 import torch
-from groups import as_tensors, random_group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +11,8 @@ import leaf
 from leaf.credit import CREDIT_RULES, PrefixTree, credit_rule, leaf_spans, select_boundaries
 from leaf.credit.boundaries import even_boundaries, random_boundaries
 from leaf.errors import ConfigError, DataError
+from tests.helpers import oracle
+from tests.helpers.groups import as_tensors, random_group
 
 SEEDS = st.integers(0, 10**9)
 NAN = float("nan")

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from groups import as_tensors
 
 from leaf.credit import (
     PrefixTree,
@@ -13,6 +12,7 @@ from leaf.credit import (
     wilson,
 )
 from leaf.errors import DataError
+from tests.helpers.groups import as_tensors
 
 NAN = float("nan")
 

@@ -4,10 +4,8 @@ import inspect
 import math
 import statistics
 
-import oracle
 import pytest
 import torch
-from groups import as_tensors, random_group
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +21,8 @@ from leaf.credit import (
 )
 from leaf.credit.registry import rule as register
 from leaf.errors import ConfigError, DataError
+from tests.helpers import oracle
+from tests.helpers.groups import as_tensors, random_group
 
 NAN, INF = float("nan"), float("inf")
 SEEDS = st.integers(0, 10**9)

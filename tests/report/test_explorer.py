@@ -8,16 +8,16 @@ import pytest
 import soundfile
 from datasets import Dataset
 from playwright.sync_api import expect
-from waits import until
 
 from leaf.config import AlignConfig, LeafConfig, to_dict
+from leaf.data import load
 from leaf.errors import AudioError
 from leaf.report.audio import Recordings
 from leaf.report.explorer import RULES, even, explorer_section, group_data
 from leaf.report.page import page
-from leaf.run import RunDirectory
-from leaf.tasks import load
-from test_terminal import REWARDS, SURPRISAL, WORDS, record, write_run
+from leaf.runs.directory import RunDirectory
+from tests.helpers.waits import until
+from tests.report.test_terminal import REWARDS, SURPRISAL, WORDS, record, write_run
 
 GRPO = [1.3056, 0.2611, -0.7833, -0.7833]  # (r - 0.5) / (0.38297 + 1e-6)
 
@@ -170,7 +170,7 @@ def test_a_row_without_a_recording_silences_its_own_groups_alone(tmp_path, monke
     run = spoken_run(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     rows = [row | {"audio": file} for row, file in zip(rows, (None, str(tmp_path / "b.wav")), strict=True)]
-    monkeypatch.setattr("leaf.tasks.load", lambda *given, **options: Dataset.from_list(rows))
+    monkeypatch.setattr("leaf.data.load", lambda *given, **options: Dataset.from_list(rows))
     with pytest.raises(AudioError, match="'a' carries 0 recordings"):
         Recordings("task").find({"id": "a"}, "train")
     groups = explorer_section([run]).data["runs"][0]["groups"]
@@ -183,7 +183,7 @@ def test_runs_of_one_task_read_its_rows_once(tmp_path, monkeypatch):
     run = spoken_run(tmp_path)
     again = write_run(tmp_path / "again", list(run.lines("groups.jsonl")), task=run.config().task)
     read = []
-    monkeypatch.setattr("leaf.tasks.load", lambda *given, **options: read.append(given) or load(*given, **options))
+    monkeypatch.setattr("leaf.data.load", lambda *given, **options: read.append(given) or load(*given, **options))
     runs = explorer_section([run, again]).data["runs"]
     assert [[group["clip"] for group in one["groups"]] for one in runs] == [[0, 1, None]] * 2
     assert len(read) == 1
@@ -219,9 +219,7 @@ def tint(tab, key):
 def test_switching_the_rule_shows_its_exact_credit(tmp_path, opened):
     tab = opened(html(write_run(tmp_path / "run", [worked()])), viewport={"width": 1280, "height": 800})
     assert figures(tab) == ["+0.17", "+0.70", "+1.47", "−0.31", "−1.64", "−1.42"]
-    assert tab.locator("#trees .tree .node").all_text_contents() == [
-        "n 4  V̂ 0.500", "◆ n 3  V̂ 0.600", "◆ n 2  V̂ 0.800"
-    ]  # fmt: skip
+    assert tab.locator("#trees .tree .node").all_text_contents() == ["n 4  V̂ 0.500", "◆ n 3  V̂ 0.600", "◆ n 2  V̂ 0.800"]
     assert tab.locator("#trees .tree .boundary").count() == 4
     assert tab.locator("#trees .reward").all_text_contents() == ["1.000", "0.600", "0.200", "0.200"]
     assert tab.locator("#trees .numbers").all_text_contents() == ["#0", "#1", "#2", "#3"]

@@ -9,19 +9,19 @@ import soundfile
 import yaml
 from playwright.sync_api import expect
 from typer.testing import CliRunner
-from waits import until
 
-from leaf.cli import app
+from leaf.commands.main import app
 from leaf.config import LeafConfig, SftConfig, to_dict
 from leaf.credit import Fork
 from leaf.errors import ConfigError, RunError
-from leaf.metrics import mean_interval
-from leaf.predictions import Predictions
+from leaf.evaluation.bootstrap import mean_interval
+from leaf.evaluation.predictions import Predictions
 from leaf.report import curves
 from leaf.report.curves import _top, band, curves_section, thinned
 from leaf.report.forks import _counted, _width, forks_section
 from leaf.report.runs import methods, read_runs
 from leaf.report.write import write_report
+from tests.helpers.waits import until
 
 EVIL = "<img src=x onerror=\"document.title='owned'\">"
 
@@ -32,12 +32,22 @@ def group(step, rewards=(1.0, 0.0, 0.5, 0.5)):
     letters = {1: "a", 2: "Ġb", 3: "Ġc", 4: "Ġd", 5: "Ġe"}
     advantages = [[0.5, 0.5, 0.5], [-1.0, -1.0, -1.0], [0.1, 0.1, 0.1], [0.0, 0.0]]
     return {
-        "step": step, "id": "x", "prompt": f"say it {EVIL}", "audio": [], "text": None, "reference": EVIL,
-        "completions": ["a b c", "a b c", "a b d", "a e"], "rewards": list(rewards), "truncated": [True] * 4,
-        "token_ids": ids, "tokens": [[letters[i] for i in row] for row in ids],
-        "surprisal": [[0.1, 0.2, 2.0], [0.1, 0.2, 2.0], [0.1, 0.2, 3.0], [0.1, 2.5]], "advantages": advantages,
-        "boundaries": [2], "tree": {"parent": [-1, 0, 1, 1, 0]},
-    }  # fmt: skip
+        "step": step,
+        "id": "x",
+        "prompt": f"say it {EVIL}",
+        "audio": [],
+        "text": None,
+        "reference": EVIL,
+        "completions": ["a b c", "a b c", "a b d", "a e"],
+        "rewards": list(rewards),
+        "truncated": [True] * 4,
+        "token_ids": ids,
+        "tokens": [[letters[i] for i in row] for row in ids],
+        "surprisal": [[0.1, 0.2, 2.0], [0.1, 0.2, 2.0], [0.1, 0.2, 3.0], [0.1, 2.5]],
+        "advantages": advantages,
+        "boundaries": [2],
+        "tree": {"parent": [-1, 0, 1, 1, 0]},
+    }
 
 
 def made(
@@ -50,12 +60,20 @@ def made(
     (path / "versions.json").write_text('{"torch": "2"}')
     rows = [
         {
-            "step": i, "reward_mean": i / steps + offset, "kl": 0.01 * i, "skipped_steps": int(i > 2),
-            "reward_errors": 1, "packed_tokens": 25.0, "plain_tokens": 100.0, "seconds/sample": 1.0,
-            "seconds/update": 2.0, "seconds/step": 4.0, "grad_norm": None if i == 2 else 1.0,
+            "step": i,
+            "reward_mean": i / steps + offset,
+            "kl": 0.01 * i,
+            "skipped_steps": int(i > 2),
+            "reward_errors": 1,
+            "packed_tokens": 25.0,
+            "plain_tokens": 100.0,
+            "seconds/sample": 1.0,
+            "seconds/update": 2.0,
+            "seconds/step": 4.0,
+            "grad_norm": None if i == 2 else 1.0,
         }
         for i in range(1, steps + 1)
-    ]  # fmt: skip
+    ]
     scored = [
         {"step": i, "bleu": 50.0 + i + offset, "bleu/low": 45.0 + i, "bleu/high": 55.0 + i, "truncated": 0.0}
         for i in (0, steps)
@@ -96,16 +114,20 @@ def test_methods_whose_paths_end_alike_are_not_one(tmp_path):
         return methods([LeafConfig(**{"model": "m", "task": "t", key: value}) for value in values])
 
     assert named("model", "/home/me/warm-a/merged", "/home/me/warm-b/merged", "/home/me/warm-a/merged") == [
-        "model warm-a/merged", "model warm-b/merged", "model warm-a/merged",
-    ]  # fmt: skip
+        "model warm-a/merged",
+        "model warm-b/merged",
+        "model warm-a/merged",
+    ]
     assert named("task", "a/x/my.jsonl", "b/x/my.jsonl") == ["task a/x/my.jsonl", "task b/x/my.jsonl"]
     assert named("rewards", ["bleu", "a/my.py:polite"], ["bleu", "b/my.py:polite"]) == [
-        "rewards bleu a/my.py:polite", "rewards bleu b/my.py:polite",
-    ]  # fmt: skip
+        "rewards bleu a/my.py:polite",
+        "rewards bleu b/my.py:polite",
+    ]
     assert named("train_split", "train", "small") == ["train_split train", "train_split small"]
     assert named("credit_options", {"a": "b c"}, {"a": ["b", "c"]}) == [
-        'credit_options {"a": "b c"}', 'credit_options {"a": ["b", "c"]}',
-    ]  # fmt: skip
+        'credit_options {"a": "b c"}',
+        'credit_options {"a": ["b", "c"]}',
+    ]
     paths = [made(tmp_path / name, model=f"runs/{name}/merged") for name in ("warm-a", "warm-b")]
     section = curves_section(read_runs(paths))
     assert section.data["methods"] == ["model warm-a/merged", "model warm-b/merged"]
@@ -160,8 +182,9 @@ def test_a_row_of_the_table(tmp_path):
     assert row["reward"] == pytest.approx((19 + 20) / 2 / 20)
     assert row["scores"]["bleu"] == {"first": 50.0, "last": 70.0, "top": 70.0, "less": False}
     assert row["accidents"] == {
-        "steps skipped for a loss or gradient that is no number": 18, "rewards that failed": 20,
-    }  # fmt: skip
+        "steps skipped for a loss or gradient that is no number": 18,
+        "rewards that failed": 20,
+    }
 
 
 def test_the_best_error_rate_is_the_lowest():
@@ -255,13 +278,19 @@ def test_a_thousand_steps_of_three_seeds_with_everything_stay_below_five_megabyt
                 ids = random.integers(1, 6, (8, 40)).tolist()
                 row = rows[step // 10 % 14]
                 many = group(step) | {
-                    "id": row["id"], "prompt": "say it", "reference": row["reference"],
-                    "completions": ["abcde" * 8] * 8, "rewards": random.random(8).round(3).tolist(),
-                    "truncated": [True] * 8, "token_ids": ids, "tokens": [[letters[i] for i in line] for line in ids],
+                    "id": row["id"],
+                    "prompt": "say it",
+                    "reference": row["reference"],
+                    "completions": ["abcde" * 8] * 8,
+                    "rewards": random.random(8).round(3).tolist(),
+                    "truncated": [True] * 8,
+                    "token_ids": ids,
+                    "tokens": [[letters[i] for i in line] for line in ids],
                     "surprisal": random.exponential(1.0, (8, 40)).round(4).tolist(),
-                    "advantages": random.normal(0, 1, (8, 40)).round(4).tolist(), "boundaries": [2, 5],
+                    "advantages": random.normal(0, 1, (8, 40)).round(4).tolist(),
+                    "boundaries": [2, 5],
                     "tree": {"parent": [-1] * 300},
-                }  # fmt: skip
+                }
                 file.write(json.dumps(many) + "\n")
         paths.append(path)
     items = [{"id": f"row{i}", "prompt": "say it", "reference": f"x{i}"} for i in range(14, 3014)]

@@ -10,11 +10,11 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from playwright.sync_api import expect
-from waits import until
 
 from leaf.errors import AudioError, ConfigError, DataError
 from leaf.report.audio import RATE, ClipStore, Recordings, clip, peaks
 from leaf.report.page import Section, asset, page
+from tests.helpers.waits import until
 
 DRAW = """
 leaf.section("sound", (root, data) => {

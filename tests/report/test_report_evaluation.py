@@ -7,15 +7,16 @@ import pytest
 import sacrebleu
 import soundfile
 from datasets import Dataset
-from waits import until
 
-from leaf.compare import load_systems
+from leaf.data import TASKS
 from leaf.errors import DataError, RunError
-from leaf.metrics import paired_bootstrap
-from leaf.predictions import Predictions, read_predictions, write_text
+from leaf.evaluation.compare import load_systems
+from leaf.evaluation.predictions import Predictions, read_predictions
+from leaf.evaluation.registry import paired_bootstrap
+from leaf.files import write_text
 from leaf.report.evaluation import evaluation_section
 from leaf.report.page import page
-from leaf.tasks import TASKS
+from tests.helpers.waits import until
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 REFERENCES = ["press one now please", "it is seven o'clock", "hello there", "two new messages"]
@@ -67,7 +68,7 @@ def plugged(run):
     """The run with a task that its plugin defines."""
     plugin = run.parent / "my_tasks.py"
     plugin.write_text(
-        "import json\nfrom pathlib import Path\nfrom leaf.tasks import TASKS, Task\n"
+        "import json\nfrom pathlib import Path\nfrom leaf.data import TASKS, Task\n"
         "def rows(split):\n"
         f"    folder = Path({str(run.parent.parent)!r})\n"
         "    lines = [json.loads(line) for line in (folder / 'rows.jsonl').read_text().splitlines()]\n"
@@ -294,7 +295,7 @@ def test_a_row_without_a_recording_is_counted_and_said(run, monkeypatch):
     rows = [{"id": f"row{i}", "prompt": f"question {i}", "reference": REFERENCES[i], "audio": None} for i in range(4)]
     file = run.parent.parent / "1.wav"
     rows[1]["audio"] = str(file)
-    monkeypatch.setattr("leaf.tasks.load", lambda *given, **options: Dataset.from_list(rows))
+    monkeypatch.setattr("leaf.data.load", lambda *given, **options: Dataset.from_list(rows))
     said = []
     (data,) = evaluation_section([run], say=said.append).data["sets"]
     assert data["lost"] == {"full": 0, "missing": 0, "unreadable": 3}

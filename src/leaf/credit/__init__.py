@@ -1,6 +1,5 @@
 """The algorithm: pure functions on tensors. A prefix tree goes in with rewards, an advantage per token comes out."""
 
-from leaf.credit.advantages import grpo_advantages, leaf_advantages
 from leaf.credit.boundaries import entropy_boundaries, even_boundaries, random_boundaries, select_boundaries
 from leaf.credit.forks import (
     Fork,
@@ -13,6 +12,7 @@ from leaf.credit.forks import (
 )
 from leaf.credit.losses import k3, policy_loss, token_weights
 from leaf.credit.registry import CREDIT_RULES, CreditRule, credit_rule
+from leaf.credit.rules import grpo_advantages, leaf_advantages
 from leaf.credit.spans import Span, leaf_spans
 from leaf.credit.tree import PrefixTree
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from leaf.data.audio import JOIN_PAUSE, Audio, audio_seconds, load_audio
+from leaf.data.rows import prompt_text
 from leaf.errors import AudioError, ConfigError, DataError, ModelError
+from leaf.evaluation.predictions import kept_items
 from leaf.plugins import load_plugins
-from leaf.predictions import kept_items, prompt_text
-from leaf.speech.audio import JOIN_PAUSE, Audio, audio_seconds, load_audio
 
 RATE = 16_000  # Hz; what speech encoders are given, so what was heard
 PEAKS = 160
@@ -38,7 +39,7 @@ def clip(source: Audio, *, max_bytes: int = CLIP_BYTES) -> dict[str, Any]:
     off at the end, and the player says so.
 
     Args:
-        source: what `leaf.speech.audio.load_audio` reads: a path, a list of paths, or a mapping with `array` and
+        source: what `leaf.data.audio.load_audio` reads: a path, a list of paths, or a mapping with `array` and
             `sampling_rate`.
         max_bytes: of the data URI.
 
@@ -145,7 +146,7 @@ class Recordings:
             DataError: the split cannot be loaded, or none of the task's.
             ConfigError: a plugin that may define the task cannot be imported.
         """
-        from leaf.tasks import TASKS
+        from leaf.data import TASKS
 
         if self.task not in TASKS and not Path(self.task).exists():
             load_plugins(self.plugins)
@@ -170,13 +171,13 @@ class Recordings:
     @cached_property
     def _names(self) -> list[str]:
         """Return all splits that there are, training last."""
-        from leaf.tasks import splits_of
+        from leaf.data import splits_of
 
         return sorted(splits_of(self.task, columns=self.columns), key=lambda name: (name == "train", name))
 
     def _split(self, name: str) -> _Split | DataError:
         """Return a split's rows with their places by id, or why there are none."""
-        from leaf.tasks import load
+        from leaf.data import load
 
         if name not in self._splits:
             try:
@@ -193,7 +194,7 @@ class Recordings:
 def _audio_of(row: dict[str, Any]) -> Audio:
     if row.get("audio") is not None:
         return row["audio"]
-    from leaf.speech.prompts import audio_of  # brings the model families, which few reports need
+    from leaf.model.prompts import audio_of  # brings the model families, which few reports need
 
     try:
         return audio_of(row)

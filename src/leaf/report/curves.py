@@ -7,7 +7,8 @@ from typing import Any
 
 from leaf.config import to_dict
 from leaf.errors import ConfigError
-from leaf.metrics import less_is_better, mean_interval
+from leaf.evaluation.bootstrap import mean_interval
+from leaf.evaluation.registry import less_is_better
 from leaf.report.page import Section, asset
 from leaf.report.runs import ShownRun, told_apart
 
@@ -32,12 +33,28 @@ PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Tokens saved", "share of what padded copies would forward", ("saved",)),
     ("Learning rate", "", ("learning_rate",)),
     ("Peak memory", "GB", ("memory/peak_gb",)),
-)  # fmt: skip
+)
 _SETTINGS = (
-    "stage", "model", "task", "credit", "credit_options", "rewards", "max_steps", "prompts_per_rollout",
-    "num_completions", "learning_rate", "lora_r", "temperature", "top_p", "max_new_tokens", "kl_coef", "reduction",
-    "batch_size", "dtype", "seed",
-)  # fmt: skip
+    "stage",
+    "model",
+    "task",
+    "credit",
+    "credit_options",
+    "rewards",
+    "max_steps",
+    "prompts_per_rollout",
+    "num_completions",
+    "learning_rate",
+    "lora_r",
+    "temperature",
+    "top_p",
+    "max_new_tokens",
+    "kl_coef",
+    "reduction",
+    "batch_size",
+    "dtype",
+    "seed",
+)
 _ACCIDENTS = {
     "skipped_steps": "steps skipped for a loss or gradient that is no number",
     "reward_errors": "rewards that failed",
@@ -114,7 +131,7 @@ def _row(run: ShownRun) -> dict[str, Any]:
         "accidents": {
             label: count for key, label in _ACCIDENTS.items() if (count := sum(row.get(key) or 0 for row in run.steps))
         },
-    }  # fmt: skip
+    }
 
 
 def _scores(run: ShownRun, name: str) -> dict[str, Any]:

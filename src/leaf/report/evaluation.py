@@ -13,16 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from leaf import compare
+from leaf.data import TASKS
+from leaf.data.audio import Audio, AudioWarning
 from leaf.errors import AudioError, ConfigError, DataError
-from leaf.metrics import METRICS, Scored, fold_whitespace
-from leaf.predictions import Predictions, in_order_of, item_difference, prediction_files, read_meta, read_predictions
+from leaf.evaluation import compare
+from leaf.evaluation.bootstrap import Scored
+from leaf.evaluation.metrics import METRICS
+from leaf.evaluation.predictions import (
+    Predictions,
+    in_order_of,
+    item_difference,
+    prediction_files,
+    read_meta,
+    read_predictions,
+)
 from leaf.report.audio import SECTION_BYTES, ClipStore, Recordings
 from leaf.report.page import Section, asset
-from leaf.rewards import REWARDS
-from leaf.run import RunDirectory
-from leaf.speech.audio import Audio, AudioWarning
-from leaf.tasks import TASKS
+from leaf.rewards.functions import REWARDS
+from leaf.runs.directory import RunDirectory
+from leaf.text import fold_whitespace
 
 SAMPLES = 1000  # bootstrap resamples, as `leaf compare`
 TEXT_BYTES = 1_000_000  # of the items' texts; a section with more shows a selection of the items

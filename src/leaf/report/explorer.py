@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from leaf.config import LeafConfig
+from leaf.data.rows import prompt_text
 from leaf.errors import AudioError, LeafError
-from leaf.group_tree import GroupTree
-from leaf.predictions import prompt_text
 from leaf.report.audio import SECTION_BYTES, ClipStore, Recordings
+from leaf.report.drawn_group import GroupTree
 from leaf.report.page import Section, asset
-from leaf.run import RunDirectory
-from leaf.terminal import visible
+from leaf.report.terminal import visible
+from leaf.runs.directory import RunDirectory
 
 TEXT_BYTES = 1_300_000  # of the groups of all runs; the recordings have SECTION_BYTES of their own
 RULES = {

@@ -8,8 +8,8 @@ import torch
 
 from leaf.config import LeafConfig
 from leaf.credit import Fork, credit_mass, credit_mass_by_position, fork_rates, fork_rates_by_position, forks
-from leaf.group_tree import GroupTree
 from leaf.report.curves import plotting
+from leaf.report.drawn_group import GroupTree
 from leaf.report.page import Section, asset
 from leaf.report.runs import ShownRun
 
@@ -66,7 +66,7 @@ def _counted(found: dict[str, Any], width: float) -> dict[str, Any]:
             {"rule": name, "groups": n, "fifths": (fifths / n).tolist(), "stretches": (stretches / n).tolist()}
             for name, (n, fifths, stretches) in found["credit"].items()
         ],
-    }  # fmt: skip
+    }
 
 
 def _histogram(values: Sequence[int]) -> list[list[int]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from leaf.config import RunConfig, to_dict
 from leaf.errors import RunError
-from leaf.run import RunDirectory
+from leaf.runs.directory import RunDirectory
 
 # Runs that differ in nothing else are seeds of one method.
 _OF_A_SEED = ("seed", "output_dir", "track_with", "device")

@@ -1,0 +1,234 @@
+"""Can this machine run this recipe? Packages, settings, model, data, memory by part and disk, with what to change."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Literal
+
+import peft
+import torch
+
+from leaf.config import LeafConfig, LoraFields, RunConfig
+from leaf.credit import credit_rule
+from leaf.data.audio import audio_seconds
+from leaf.data.rows import stated_seconds
+from leaf.errors import LeafError
+from leaf.memory import available_bytes
+from leaf.model.demo import resolve_model
+from leaf.model.device import pick_device, pick_dtype
+from leaf.model.families import Family
+from leaf.model.footprint import Estimate
+from leaf.model.from_recipe import recipe_lora
+from leaf.model.loading import lacks_package, look_up
+from leaf.model.policy import Policy
+from leaf.plugins import load_plugins
+from leaf.rewards.total import RewardSum
+from leaf.runs.checkpoints import space_left, space_needed
+from leaf.runs.directory import run_path
+from leaf.runs.sharding import layer_bytes
+from leaf.train.schedule import check_stage
+
+State = Literal["ok", "unsure", "fails"]
+GB = 1e9
+_LOOKED_AT = 50  # rows whose audio headers are read; of others, where they state to be too long
+_SHARE = 0.8  # of free memory, as the automatic token budget takes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Hold one answer: what was looked at, whether it is in order, what was found, and what to change."""
+
+    subject: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+def examine(config: RunConfig) -> Iterator[Finding]:
+    """Yield what speaks for and against running a recipe on this machine; no weights are read, nothing is trained."""
+    yield from _packages()
+    load_plugins(config.plugins)
+    device = pick_device(config.device)
+    yield _device(config, device)
+    yield from _settings(config)
+    shape: Estimate | None = None
+    family: Family | None = None
+    processor: Any = None
+    name = resolve_model(config.model)
+    try:
+        model_config, family, processor = look_up(name, trust_remote_code=config.trust_remote_code)
+        shape, layers = _shape(config, family, model_config, processor, device)
+        yield Finding("model", "ok", f"{config.model}: {family.model_type}. {family.note}".rstrip(". ") + ".")
+    except LeafError as error:
+        yield Finding("model", "fails", str(error))
+    except (OSError, ValueError, ImportError) as error:
+        advice = "Give the path of a checkpoint on this machine, or a hub id that it can reach; see `leaf families`."
+        yield Finding("model", "fails", f"{config.model} cannot be looked at: {_first_line(error)}", advice)
+    else:
+        yield from _memory(config, shape, layers, device)
+    yield from _data(config, family, processor)
+    yield _disk(config, shape)
+
+
+def _packages() -> Iterator[Finding]:
+    names = ("torch", "transformers", "peft", "accelerate", "datasets")
+    yield Finding("packages", "ok", ", ".join(f"{name} {metadata.version(name)}" for name in names))
+
+
+def _settings(config: RunConfig) -> Iterator[Finding]:
+    """Try what `leaf train` makes of the recipe before it loads a model: tracker and metric, credit rule, rewards."""
+    attempts: dict[str, Callable[[], object]] = {"settings": lambda: check_stage(config)}
+    if isinstance(config, LeafConfig):
+        attempts["credit"] = lambda: credit_rule(config.credit, **config.credit_options)
+        attempts["rewards"] = lambda: RewardSum.of(config)
+    for subject, attempt in attempts.items():
+        try:
+            attempt()
+        except LeafError as error:
+            yield Finding(subject, "fails", str(error))
+
+
+def _device(config: RunConfig, device: torch.device) -> Finding:
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        name = torch.cuda.get_device_name(device)
+        half = torch.cuda.is_bf16_supported()
+        if config.dtype == "bfloat16" and not half:
+            return Finding("device", "fails", f"{count} × {name}, which has no bfloat16", "Set dtype: float32.")
+        return Finding("device", "ok", f"{count} × {name}, {available_bytes(device) / GB:.1f} GB free on the first")
+    found = f"{device.type} with {torch.get_num_threads()} threads, {available_bytes(device) / GB:.1f} GB free"
+    if config.dtype == "bfloat16" and pick_dtype("auto", device) != "bfloat16":
+        found += ", which emulates bfloat16, several times slower"
+        return Finding("device", "unsure", found, "Use dtype: auto.")
+    return Finding("device", "ok", found)
+
+
+def _shape(
+    config: RunConfig, family: Family, model_config: Any, processor: Any, device: torch.device
+) -> tuple[Estimate, list[int]]:
+    """Return the memory estimate of a model that is built without its weights, and the bytes of its frozen layers."""
+    lora = recipe_lora(config) if isinstance(config, LoraFields) else peft.LoraConfig(r=64)
+    auto: Any = family.auto_model
+    build = auto.from_config if hasattr(auto, "from_config") else auto._from_config
+    kernel = {} if config.attention is None else {"attn_implementation": config.attention}
+    try:
+        with torch.device("meta"):
+            model = build(model_config, dtype=getattr(torch, pick_dtype(config.dtype, device)), **kernel)
+    except ImportError as error:
+        raise lacks_package(config.model, error) from error
+    checkpointing = config.gradient_checkpointing
+    policy = Policy.wrap(model, processor, lora=lora, gradient_checkpointing=checkpointing)
+    shape = policy.memory()
+    return dataclasses.replace(shape, heap_token=0) if device.type == "cuda" else shape, layer_bytes(policy)
+
+
+def _memory(config: RunConfig, shape: Estimate, layers: list[int], device: torch.device) -> Iterator[Finding]:
+    """Say what the run needs by part: one prompt with its completions at the longest, and the sampler's cache."""
+    available = available_bytes(device)
+    prompt = config.max_prompt_tokens or 1024
+    completions, length, prompts = 1, 256, 1
+    if isinstance(config, LeafConfig):
+        completions, length = config.num_completions, config.max_new_tokens
+        prompts = config.prompts_per_rollout
+    longest = prompt + completions * length
+    update = shape.update(longest, longest, completions * length)
+    cache = shape.cache(prompts * completions, prompt + length)
+    parts = {
+        "weights": shape.weights,
+        "gradient": shape.gradient,
+        "optimiser": shape.optimizer,
+        f"update of one row of {longest} tokens": update,
+    }
+    fixed = shape.weights + shape.gradient + shape.optimizer
+    need = fixed + max(update, cache if completions > 1 else 0)
+    found = ", ".join(f"{name} {size / GB:.2f} GB" for name, size in parts.items())
+    if completions > 1:
+        found += f", sampler's cache {cache / GB:.2f} GB (all {prompts} prompts at once, nothing shared)"
+    room = _SHARE * available
+    if need <= room:
+        yield Finding("memory", "ok", f"{found}: {need / GB:.1f} of {available / GB:.1f} GB")
+        return
+    advice = []
+    if not config.gradient_checkpointing:
+        advice.append("gradient_checkpointing: true")
+    if pick_dtype(config.dtype, device) == "float32":
+        advice.append("dtype: bfloat16")
+    if fixed + update > room:
+        advice.append("a smaller max_new_tokens or max_prompt_tokens, or fewer num_completions")
+    if fixed > room:
+        advice = ["a smaller model or a larger device: not even weights and optimiser fit"]
+        if isinstance(config, LeafConfig) and (sharded := _sharded(fixed + update, layers, room)) is not None:
+            advice.append(sharded)
+    # The cache is halved until it fits, and completions that share prefixes need less: only the rest is certain.
+    state: State = "unsure" if fixed + update <= room else "fails"
+    yield Finding("memory", state, f"{found}: {need / GB:.1f} of {available / GB:.1f} GB", "Use " + ", ".join(advice))
+
+
+def _sharded(need: int, layers: list[int], room: float) -> str | None:
+    """Say over how many processes, each with this much memory, the layers would have to be cut; None if none suffices.
+
+    While one layer takes the place of another, it is there twice: gathered, and as FSDP2 received it.
+    """
+    for count in (2, 4, 8):
+        each = need - sum(layers) + sum(layers) / count + 2 * max(layers, default=0)
+        if each <= room:
+            return (
+                f"recipes/accelerate/fsdp2.yaml with {count} such devices: {each / GB:.1f} GB on each (docs/scaling.md)"
+            )
+    return None
+
+
+def _data(config: RunConfig, family: Family | None, processor: Any) -> Iterator[Finding]:
+    """Look at the splits that the run reads, and at the test split, which `leaf evaluate` reads with its recipe."""
+    from leaf.data import load
+
+    limit = float("inf") if family is None else family.max_seconds(processor)
+    read = [config.train_split, config.eval_split] if config.eval_every else [config.train_split]
+    later = ["test"] if isinstance(config, LeafConfig) else []
+    for split in dict.fromkeys([*read, *later]):
+        bad: State = "fails" if split in read else "unsure"
+        try:
+            rows = load(config.task, split, columns=config.columns)
+            first, too_long = _lengths(rows, limit)
+        except LeafError as error:
+            advice = "" if split in read else "Only `leaf evaluate` reads it; its --split names another."
+            yield Finding(f"data, {split}", bad, str(error), advice)
+            continue
+        found = f"{len(rows)} rows of {config.task}; the first {len(first)} last {min(first):.1f} to {max(first):.1f} s"
+        if not too_long:
+            yield Finding(f"data, {split}", "ok", found)
+            continue
+        found += f"; too long: {len(too_long)}, up to {max(too_long):.1f} s"
+        advice = f"This model takes {limit:g} s. Prepare the data with --max-seconds {limit:g}, or leave rows out"
+        if isinstance(config, LeafConfig):
+            skipped = config.on_bad_audio == "skip"
+            bad = "unsure" if skipped else bad
+            advice += "; on_bad_audio: skip passes over them" + (" already" if skipped else "")
+        yield Finding(f"data, {split}", bad, found, f"{advice}.")
+
+
+def _lengths(rows: Any, limit: float) -> tuple[list[float], list[float]]:
+    """Return the seconds of the first rows, and of the too long ones among them and all others that state `seconds`."""
+    first = range(min(len(rows), _LOOKED_AT))
+    stated = rows.select_columns("seconds") if "seconds" in rows.column_names else []
+    more = [i for i, row in enumerate(stated) if i >= len(first) and stated_seconds(row) > limit]
+    looked = [audio_seconds(row["audio"]) for row in rows.select([*first, *more])]
+    return looked[: len(first)], [seconds for seconds in looked if seconds > limit]
+
+
+def _disk(config: RunConfig, shape: Estimate | None) -> Finding:
+    """Compare the free space with what the kept checkpoints and adapters take."""
+    free = space_left(run_path(config))
+    if shape is None:
+        return Finding("disk", "unsure", f"{free / GB:.1f} GB free; what checkpoints take is known with the model only")
+    need = space_needed(shape.gradient, config.keep_checkpoints)  # gradients are float32, as what is saved
+    kept = f"{config.keep_checkpoints} checkpoints, one being written, and the adapters"
+    found = f"{need / GB:.2f} GB for {kept}, {free / GB:.1f} GB free"
+    if need > free:
+        return Finding("disk", "fails", found, "Choose an output_dir with more room, or keep_checkpoints: 1.")
+    return Finding("disk", "ok", found)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,432 @@
+"""The command `leaf`: a function for each subcommand, which load what they need themselves."""
+
+import dataclasses
+import io
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from leaf.commands import data as data_commands
+from leaf.config import STAGES, AlignConfig, LeafConfig, RunConfig, SftConfig, load_recipe
+from leaf.errors import ConfigError, LeafError, RunInterrupted
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="RL post-training for speech-aware LLMs: LEAF, GRPO and relatives. Start with `leaf demo`.",
+)
+app.add_typer(data_commands.app, name="data")
+# Whatever is printed may come from a model or a user: brackets in it are text, not markup.
+console = Console(highlight=False, soft_wrap=True, markup=False)
+
+Recipe = Annotated[Path, typer.Argument(help="recipe file (YAML)")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="further recipes (.yaml) laid over the first, then key=value")
+]
+
+
+def main() -> None:
+    """Run the command; a mistake is one sentence on standard error and exit code 2, a run interrupted and saved 75."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # its bars are about loading files; ours are lines about the run
+    # peft 0.21 reads a property that transformers 5.23 has renamed; nothing a user could act on.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without a character gets a question mark in its place
+    code: str | int | None = 0
+    try:
+        app()
+    except LeafError as error:
+        from leaf.report.terminal import visible
+
+        text = visible(f"leaf: {error}", keep="\n")
+        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+        code = error.exit_code
+    except SystemExit as ended:
+        code = ended.code
+    if code in (None, 0, RunInterrupted.exit_code) and "leaf.runs.processes" in sys.modules:
+        from leaf.runs.processes import leave
+
+        leave()
+    sys.exit(code)
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run directory of the recipe")] = False,
+) -> None:
+    """Run a recipe of any stage (rl, sft, align), e.g. `leaf train recipes/demo.yaml seed=1 output_dir=runs/s1`."""
+    run_recipe(load_recipe(recipe, overrides), resume=resume)
+
+
+@app.command()
+def sft(
+    recipe: Recipe = Path("recipes/sft.yaml"),
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run directory of the recipe")] = False,
+) -> None:
+    """Run a supervised warm start, e.g. `leaf sft recipes/sft.yaml max_steps=50`."""
+    run_recipe(_of_stage(recipe, overrides, SftConfig), resume=resume)
+
+
+@app.command()
+def align(
+    recipe: Recipe = Path("recipes/align.yaml"),
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run directory of the recipe")] = False,
+) -> None:
+    """Train a projector with CTC against the language model's token embeddings."""
+    run_recipe(_of_stage(recipe, overrides, AlignConfig), resume=resume)
+
+
+@app.command()
+def evaluate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="adapter DIR or NAME=DIR, e.g. runs/demo/best; may be repeated")
+    ] = None,
+    with_base: Annotated[bool, typer.Option("--with-base", help="the bare model too; alone without --adapter")] = False,
+    split: Annotated[str, typer.Option(help="split to evaluate")] = "test",
+    items: Annotated[int | None, typer.Option(help="only the first N rows")] = None,
+    greedy: Annotated[bool, typer.Option(help="one greedy pass instead of sampled passes")] = False,
+    passes: Annotated[int, typer.Option(min=1, help="sampled passes, seeds 42, 43, ...")] = 5,
+    metrics: Annotated[str, typer.Option(help="comma-separated metric names, or none")] = "bleu,exact_match,chrf",
+    metric_path: Annotated[list[str] | None, typer.Option(help="METRIC=PATH of its data or model")] = None,
+    lowercase: Annotated[bool, typer.Option(help="compare without case")] = False,
+    out: Annotated[Path | None, typer.Option(help="default runs/evaluation-RECIPE-SPLIT[-greedy]")] = None,
+) -> None:
+    """Score a model and adapters on a split with the model, task and decoding of a recipe; keep the predictions."""
+    from leaf.data import load
+    from leaf.evaluation.compare import chosen_metrics, compare_files
+    from leaf.evaluation.evaluate import evaluate_systems, name_systems
+    from leaf.plugins import load_plugins
+
+    config = _of_stage(recipe, overrides, LeafConfig)
+    load_plugins(config.plugins)  # they may register the task
+    systems = name_systems(config.model, adapter or [], with_base=with_base)
+    names, paths = chosen_metrics(metrics, metric_path)
+    rows = load(config.task, split, limit=items, columns=config.columns).to_list()
+    folder = out or Path("runs") / f"evaluation-{recipe.stem}-{split}{'-greedy' if greedy else ''}"
+    decoding: dict[str, Any] = {"split": split, "greedy": greedy, "seeds": range(42, 42 + passes)}
+    options: dict[str, Any] = {"metrics": names, "lowercase": lowercase, "paths": paths, "say": _say}
+    evaluate_systems(config, systems, lambda path: _policy(config, path), rows, folder, **decoding, **options)
+    files = [folder / f"{name}.jsonl" for name in systems]
+    console.print(compare_files(files, metrics=names, paths=paths, lowercase=lowercase), markup=False)
+
+
+@app.command()
+def judge(
+    predictions: Annotated[Path, typer.Argument(help="prediction file of `leaf evaluate`")],
+    url: Annotated[str, typer.Option(help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1")],
+    model: Annotated[str, typer.Option(help="name of the judge at the endpoint")],
+    kind: Annotated[str, typer.Option(help="direct (0-100), rubric (1-5) or pairwise")] = "direct",
+    against: Annotated[Path | None, typer.Option(help="the other prediction file, for pairwise")] = None,
+    out: Annotated[Path | None, typer.Option(help="default PREDICTIONS.judge-KIND-MODEL.jsonl")] = None,
+    template: Annotated[Path | None, typer.Option(help="own prompt, a text file")] = None,
+    key_env: Annotated[str | None, typer.Option(help="environment variable with the API key")] = None,
+    passes: Annotated[int, typer.Option(help="passes of the file to judge, the first N")] = 1,
+    samples: Annotated[int | None, typer.Option(help="samples per item; default direct 5, others 1")] = None,
+    temperature: Annotated[float | None, typer.Option(help="of the judge; default 1 with samples, else 0")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="length limit of the judge's reply")] = None,
+    body: Annotated[str | None, typer.Option(help="further keys of the request, JSON; null takes a key out")] = None,
+    concurrency: Annotated[int, typer.Option(help="requests at a time")] = 8,
+    timeout: Annotated[float, typer.Option(help="seconds a reply may take")] = 120.0,
+    cache: Annotated[Path | None, typer.Option(help="file of replies; default beside --out")] = None,
+) -> None:
+    """Have predictions judged by a language model behind an OpenAI-compatible endpoint; run again, it goes on."""
+    from leaf.evaluation.judge_file import judge_file
+    from leaf.rewards.judge import Endpoint, JudgeSettings
+
+    endpoint = Endpoint(url, model, key_env=key_env, concurrency=concurrency, timeout_s=timeout)
+    asked: dict[str, Any] = {"samples": samples, "temperature": temperature, "max_tokens": max_tokens, "extra": body}
+    settings = JudgeSettings.of(kind, template=template, **asked)
+    console.print(judge_file(predictions, endpoint, settings, against=against, out=out, passes=passes, cache=cache))
+
+
+@app.command()
+def compare(
+    predictions: Annotated[
+        list[Path], typer.Argument(help="prediction files, or folders of them; the first is the base")
+    ],
+    metrics: Annotated[str | None, typer.Option(help="comma-separated; default those they were scored with")] = None,
+    metric_path: Annotated[list[str] | None, typer.Option(help="METRIC=PATH of its data or model")] = None,
+    lowercase: Annotated[bool | None, typer.Option(help="default as they were scored")] = None,
+    judged: Annotated[list[Path] | None, typer.Option("--judge", help="further files of `leaf judge`")] = None,
+    format: Annotated[str, typer.Option(help="text, markdown or latex")] = "text",
+    samples: Annotated[int, typer.Option(help="bootstrap resamples")] = 1000,
+) -> None:
+    """Print a table of systems: scores with 95 % intervals, paired differences to the first with p-values, judges."""
+    from leaf.evaluation.compare import chosen_metrics, compare_files
+    from leaf.evaluation.predictions import prediction_files
+
+    names, paths = chosen_metrics(metrics, metric_path)
+    options: dict[str, Any] = {"lowercase": lowercase, "judged": judged or [], "format": format, "samples": samples}
+    files = prediction_files(predictions)
+    console.print(compare_files(files, metrics=names, paths=paths, **options), markup=False)
+
+
+@app.command()
+def merge(
+    recipe: Recipe,
+    adapter: Annotated[Path, typer.Option(help="adapter directory, e.g. runs/sft/last")],
+    out: Annotated[Path, typer.Option(help="checkpoint directory to write")],
+    overrides: Overrides = None,
+) -> None:
+    """Write a recipe's model with an adapter merged in: a checkpoint to start rl from (`model=`), or to serve."""
+    from leaf.evaluation.evaluate import name_systems
+    from leaf.files import file_sha256, writing
+    from leaf.model.from_recipe import projector_of
+    from leaf.model.merging import write_merged
+
+    config = load_recipe(recipe, overrides)
+    name_systems(config.model, [str(adapter)], with_base=False)  # refuses what is no adapter
+    policy = _policy(config, adapter)
+    card = {"model": config.model, "adapter_sha256": file_sha256(adapter / "adapter_model.safetensors")}
+    card["dtype"] = str(policy.base.dtype).removeprefix("torch.")
+    if (projector := projector_of(config, adapter)) is not None:
+        card["projector_sha256"] = file_sha256(Path(projector))
+    with writing(out):
+        write_merged(policy, out, card)
+    trained = str(adapter) if projector is None else f"{adapter} and {projector}"
+    _say(f"{out} holds {config.model} with {trained} merged in {card['dtype']}; train on with `model={out}`")
+
+
+@app.command("demo-model")
+def demo_model(
+    stage: Annotated[str, typer.Option(help="base (no training) or demo (after align and sft)")] = "demo",
+    cache: Annotated[Path, typer.Option(help="folder to build in")] = Path("build"),
+) -> None:
+    """Assemble the embedded model: Whisper tiny.en, projector, SmolLM2-135M."""
+    from leaf.model.demo import resolve_model
+
+    if stage not in ("base", "demo"):
+        raise ConfigError(f"stage is {stage!r}; allowed are base and demo.")
+    console.print(f"the {stage} model is in {resolve_model(stage, cache)}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run directories; several seeds of a method are shown together")],
+    output: Annotated[Path, typer.Option(help="the file to write")] = Path("report.html"),
+    predictions: Annotated[list[Path] | None, typer.Option(help="prediction files or folders to show besides")] = None,
+    audio: Annotated[bool, typer.Option(help="put recordings into the page")] = True,
+) -> None:
+    """Write curves, groups as trees, forks and evaluations of runs as one HTML file that opens from disk."""
+    from leaf.report.write import write_report
+
+    _say(f"the report is in {write_report(runs, output, predictions=predictions or [], audio=audio)}")
+
+
+@app.command()
+def demo(
+    recipe: Annotated[Path, typer.Option(help="recipe to run")] = Path("recipes/demo.yaml"),
+    overrides: Overrides = None,
+    items: Annotated[int, typer.Option(help="test rows scored before and after")] = 300,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a demo that was interrupted")] = False,
+) -> None:
+    """Post-train the embedded model with LEAF on spoken QA and show held-out scores before and after."""
+    from leaf.data import load
+    from leaf.evaluation.evaluate import evaluate as run_evaluation
+    from leaf.evaluation.registry import paired_bootstrap
+    from leaf.model.policy import Policy
+    from leaf.report import terminal
+
+    config = _of_stage(recipe, overrides, LeafConfig)
+    began = time.perf_counter()
+    trainer = _trainer(config)
+    policy: Policy = trainer.policy
+    rows = load(config.task, "test", limit=items, columns=config.columns).to_list()
+    options: dict[str, Any] = {"greedy": True, "max_new_tokens": config.max_new_tokens, "intervals": True}
+    trainer.start(resume)
+    console.print(f"scoring {len(rows)} held-out recordings before training")
+    with policy.reference():  # a resumed run has trained the adapter already
+        before = run_evaluation(policy, rows, **options)
+    run = terminal.train(trainer, console)
+    after = run_evaluation(policy, rows, **options)
+    for scored, name in ((before, "test_before"), (after, "test_after")):
+        scored.predictions.meta["made_with"] |= {"task": Path(config.task).name, "split": "test"}
+        scored.write(run.path / f"{name}.jsonl")
+    groups = before.predictions.groups
+    table = Table("metric", "before", "after", "gain (95 % interval)", "p", title="held-out test, greedy decoding")
+    for name in before.scores:
+        pair = (before.passes[0], after.passes[0], [row["reference"] for row in rows])
+        gain, low, high, p = paired_bootstrap(*pair, name, groups=groups)
+        cells = [
+            f"{r.scores[name]:.2f} ({r.intervals[name][0]:.1f} to {r.intervals[name][1]:.1f})" for r in (before, after)
+        ]
+        table.add_row(name, *cells, f"{gain:+.2f} ({low:+.2f} to {high:+.2f})", f"{p:.3f}")
+    console.print(table)
+    console.print(
+        f"{config.max_steps} steps of {config.prompts_per_rollout} x {config.num_completions} completions, "
+        f"{len(rows)} test rows, {(time.perf_counter() - began) / 60:.1f} minutes. The run is in {run.path}; "
+        f"look at it with `leaf report {run.path}`"
+    )
+
+
+@app.command()
+def tree(
+    run: Annotated[Path, typer.Argument(help="run directory of stage rl, e.g. runs/demo")],
+    step: Annotated[int | None, typer.Option(help="recorded step; default the last one")] = None,
+    group: Annotated[int, typer.Option(help="which of the step's recorded groups, from 0")] = 0,
+    credit: Annotated[str | None, typer.Option(help="show this rule's credit on the same rollouts, e.g. grpo")] = None,
+) -> None:
+    """Draw a recorded group as a prefix tree: where completions part, and what each stretch is credited with."""
+    from leaf.report.terminal import show_group
+
+    show_group(console, run, step=step, group=group, credit=credit)
+
+
+@app.command()
+def doctor(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Say whether this machine can run a recipe, and what to change; exit code 1 if it cannot."""
+    from leaf.commands.doctor import examine
+
+    states = []
+    for finding in examine(load_recipe(recipe, overrides)):
+        states.append(finding.state)
+        console.print(f"{finding.state:6}  {finding.subject}: {finding.found}", markup=False)
+        if finding.advice:
+            console.print(f"        {finding.advice}", markup=False)
+    if "fails" in states:
+        raise typer.Exit(1)
+
+
+@app.command("recipe")
+def recipe_keys(stage: Annotated[str, typer.Argument(help="rl, sft or align")] = "rl") -> None:
+    """List every key of a recipe with its default."""
+    if stage not in STAGES:
+        raise ConfigError(f"The stage {stage!r} is unknown; allowed are {', '.join(STAGES)}.")
+    table = Table("key", "default", "meaning")
+    for field in dataclasses.fields(STAGES[stage]):
+        value = field.default_factory() if callable(field.default_factory) else field.default
+        table.add_row(field.name, str(value), field.metadata["help"])
+    console.print(table)
+
+
+@app.command("families")
+def show_families() -> None:
+    """List the speech model families that can be trained, and those that are refused with the reason."""
+    from leaf.model import families as known
+
+    table = Table()
+    for title in ("model type", "placeholder", "audio", "its own speech LoRA"):
+        table.add_column(title, no_wrap=True)
+    for name in known.families():
+        family = known.family(name)
+        own = "none" if family.adapter is None else "merged on loading"
+        table.add_row(name, family.audio_token, family.audio_limit, own)
+    console.print(table, markup=False)
+    for name, reason in known.refused().items():
+        console.print(f"{name}: not supported. {reason}", markup=False)
+
+
+# -- running a recipe --------------------------------------------------------------------------------------------------
+def run_recipe(config: RunConfig, *, resume: bool = False) -> None:
+    """Run a recipe of any stage with lines on the terminal."""
+    if isinstance(config, LeafConfig):
+        from leaf.report import terminal
+
+        trainer = _trainer(config)
+        terminal.train(trainer, console, resume=resume)
+        if trainer.accelerator.is_main_process:
+            console.print(f"the run is in {config.output_dir}; look at it with `leaf report {config.output_dir}`")
+        return
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:  # as every launcher of torch sets it
+        raise ConfigError(
+            f"Stage {config.stage} runs in one process and was launched with {processes}; start it as `leaf "
+            f"{config.stage} RECIPE`, without a launcher. Stage rl takes several."
+        )
+    from leaf.runs.directory import RunDirectory
+    from leaf.train.align import align as run_align
+    from leaf.train.schedule import check_stage
+    from leaf.train.sft import sft as run_sft
+
+    check_stage(config)
+    policy = _policy(config)
+    rows = _rows(config)
+    run = RunDirectory.begin(config, resume, _say)
+    try:
+        if isinstance(config, SftConfig):
+            run_sft(config, policy, *rows, run, _say, resume=resume)
+        elif isinstance(config, AlignConfig):
+            run_align(config, policy, *rows, run, _say, resume=resume)
+    finally:
+        run.release()
+    console.print(f"the run is in {run.path}")
+
+
+def _of_stage(recipe: Path, overrides: list[str] | None, wanted: type) -> Any:
+    config = load_recipe(recipe, overrides)
+    if not isinstance(config, wanted):
+        raise ConfigError(f"{recipe} is of stage {config.stage}; this command needs a recipe of another stage.")
+    return config
+
+
+def _say(line: str) -> None:
+    from leaf.report.terminal import visible
+
+    console.print(visible(line, keep="\n"))  # it may quote a model, or a user's function that does
+
+
+def _rows(config: RunConfig) -> tuple[Any, Any]:
+    """Return training rows (further tasks of an sft recipe appended) and validation rows, none if never asked for."""
+    from datasets import concatenate_datasets
+
+    from leaf.data import load
+
+    names = [config.task, *(config.extra_tasks if isinstance(config, SftConfig) else [])]
+    training = [load(name, config.train_split, limit=config.train_items, columns=config.columns) for name in names]
+    validation = load(config.task, config.eval_split, columns=config.columns) if config.eval_every else []
+    return concatenate_datasets(training), validation
+
+
+def _policy(config: RunConfig, adapter: Path | None = None) -> Any:
+    """Load the policy of a recipe with an adapter and the projector that goes with it, a fresh one for stage sft."""
+    import torch
+
+    from leaf.model.demo import resolve_model
+    from leaf.model.device import pick_device
+    from leaf.model.from_recipe import load_policy, projector_of, recipe_lora, set_token_budget
+    from leaf.plugins import load_plugins
+
+    load_plugins(config.plugins)
+    torch.manual_seed(config.seed)  # of a fresh adapter's values; torch seeds itself differently in every process
+    policy = load_policy(
+        dataclasses.replace(config, projector=projector_of(config, adapter)),
+        resolve_model(config.model),
+        device=pick_device(config.device),
+        lora=recipe_lora(config) if isinstance(config, SftConfig) else None,
+        adapter=adapter,
+        token_budget=config.token_budget or 4096,
+        base_name=config.model,  # not the folder where the demo's was assembled
+    )
+    return set_token_budget(policy, config, config.max_new_tokens) if isinstance(config, SftConfig) else policy
+
+
+def _trainer(config: LeafConfig) -> Any:
+    from leaf.model.demo import resolve_model
+    from leaf.plugins import load_plugins
+    from leaf.train.trainer import LeafTrainer
+
+    load_plugins(config.plugins)  # they may register the task and the credit rule
+    rows = _rows(config)
+    trainer = LeafTrainer(resolve_model(config.model), None, config, *rows, from_recipe=True, report=_say)
+    trainer.policy.base_name = config.model
+    return trainer
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Data sets: rows {prompt, audio, reference, ...} by task name, or from a user's own manifest."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from leaf.config import refuse_from_python
+from leaf.data.asterisk import rows as asterisk
+from leaf.data.leaks import check_leakage
+from leaf.data.manifest import manifest_splits, read_manifest
+from leaf.errors import DataError
+
+__all__ = ["TASKS", "Task", "check_leakage", "load", "splits_of"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Describe one data set: what it is, its licence, its splits, and the function that makes the rows of a split."""
+
+    description: str
+    licence: str
+    splits: tuple[str, ...]
+    rows: Callable[[str], list[dict[str, Any]]]
+
+
+_ASTERISK = {
+    "qa": "spoken QA on telephone prompts, free-form English answers",
+    "fr": "speech translation of telephone prompts, English to French",
+    "it": "speech translation of telephone prompts, English to Italian",
+    "asr": "transcription of telephone prompts",
+}
+TASKS: dict[str, Task] = {
+    f"asterisk_{variant}": Task(text, asterisk.LICENCE, asterisk.SPLITS, partial(asterisk.rows, variant))
+    for variant, text in _ASTERISK.items()
+}
+
+
+def load(name: str, split: str, *, limit: int | None = None, columns: dict[str, str] | None = None) -> Any:
+    """Return a split as a `datasets.Dataset` with at least the columns prompt, audio and reference.
+
+    Args:
+        name: a task's name, the path of a JSONL, CSV or TSV manifest, or a folder that `leaf data prepare` wrote.
+        split: one of the task's splits; of a manifest: its `split` column, or train/validation/test by audio file.
+        limit: keep the first rows only, at least 1.
+        columns: of a manifest: ours → theirs, e.g. {"reference": "answer"}.
+
+    Raises:
+        DataError: unknown task or split, a limit below 1, or a manifest that cannot be used.
+        ConfigError: the name stands for rows that a script gave a run.
+    """
+    from datasets import Dataset
+    from pyarrow import ArrowException
+
+    refuse_from_python("task", name)
+    if limit is not None and limit < 1:
+        raise DataError(f"limit is {limit}; give at least 1, or leave it out for all rows.")
+    if name in TASKS:
+        task = TASKS[name]
+        if split not in task.splits:
+            close = difflib.get_close_matches(split, task.splits, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise DataError(f"The task {name} has no split {split!r}; allowed are {', '.join(task.splits)}.{hint}")
+        rows = task.rows(split)
+    elif _is_manifest(name):
+        rows = read_manifest(Path(name), split, columns or {})
+    elif Path(name).is_dir():
+        from leaf.data.corpora import load_prepared
+
+        rows = load_prepared(Path(name), split)
+    else:
+        raise _unknown(name)
+    try:
+        return Dataset.from_list(rows[:limit])
+    except UnicodeEncodeError as error:
+        raise DataError(f"A column of {name} holds half a character (a lone surrogate): {error}.") from error
+    except (ArrowException, OverflowError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"A column of {name} mixes kinds of values: {reason}. Make each column one kind.") from error
+
+
+def splits_of(name: str, *, columns: dict[str, str] | None = None) -> tuple[str, ...]:
+    """Return the splits that a task, manifest or prepared folder has; a manifest is read for it.
+
+    Raises:
+        DataError: unknown task, or a manifest or folder that cannot be used.
+    """
+    if name in TASKS:
+        return TASKS[name].splits
+    if _is_manifest(name):
+        return manifest_splits(Path(name), columns or {})
+    if Path(name).is_dir():
+        from leaf.data.corpora import prepared_splits
+
+        return prepared_splits(Path(name))
+    raise _unknown(name)
+
+
+def _is_manifest(name: str) -> bool:
+    return Path(name).suffix.lower() in (".jsonl", ".csv", ".tsv")
+
+
+def _unknown(name: str) -> DataError:
+    close = difflib.get_close_matches(name, TASKS, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return DataError(
+        f"The task {name!r} is unknown.{hint} Allowed are {', '.join(sorted(TASKS))}, the path of a .jsonl, .csv "
+        "or .tsv manifest, or a folder that `leaf data prepare` wrote."
+    )

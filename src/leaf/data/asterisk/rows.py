@@ -1,0 +1,139 @@
+"""Task family asterisk: real recorded telephone prompts, joined to new utterances; QA, translation, transcription.
+
+One professional voice in the telephone band (Allison Smith; CC-BY-SA 3.0, see asterisk_data/ATTRIBUTION.md). A test row
+is a new combination of recordings that training combines otherwise, in the same voice: it tests understanding of what
+is said, not of new speakers. Splits follow a hash of the normalised English text and are the same for every task;
+`test_heldout` keeps whole templates and slot values apart (see asterisk_templates). Natural sentences are recordings
+used nowhere else, so those of the test split are heard in no training row.
+"""
+
+import csv
+import random
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from leaf.data.asterisk.templates import QUESTIONS, TEMPLATES, Utterance
+from leaf.data.audio import JOIN_PAUSE
+from leaf.data.hashing import stable_fraction
+from leaf.errors import DataError
+
+DATA = Path(__file__).parent / "recordings"
+SPLITS = ("train", "validation", "test", "test_heldout")
+SIZES = {"train": 6000, "validation": 300, "test": 500, "test_heldout": 500}  # composed utterances
+LONGEST = 7.5  # seconds
+LICENCE = "CC-BY-SA-3.0 (recordings: Allison Smith, Digium)"
+_SEED = "asterisk-1"
+
+PROMPTS = {
+    "asr": ("Write down what the speaker says.", "Transcribe the speech.", "Write the spoken words."),
+    "fr": ("Translate the speech into French.", "Say this in French.", "Give the French translation of the speech."),
+    "it": ("Translate the speech into Italian.", "Say this in Italian.", "Give the Italian translation of the speech."),
+}
+
+
+def normalise(text: str) -> str:
+    """Return lower-case words without punctuation: the key that splits follow."""
+    return " ".join(re.findall(r"[a-z0-9']+", text.lower().replace("-", " ")))
+
+
+def split_of(text: str, *, held_out: bool = False, natural: bool = False) -> str:
+    """Return the split of an English text by hash; held-out ones apart.
+
+    Composed: 4 % validation, 8 % test. Natural sentences are few, so 10 % and 25 % of them.
+    """
+    if held_out:
+        return "test_heldout"
+    fraction = stable_fraction(f"{_SEED}/split/{normalise(text)}")
+    validation, test = (0.10, 0.35) if natural else (0.04, 0.12)
+    return "validation" if fraction < validation else "test" if fraction < test else "train"
+
+
+@lru_cache(maxsize=1)
+def recordings() -> dict[str, float]:
+    """Return the shipped recordings: name → seconds."""
+    with (DATA / "recordings.tsv").open(encoding="utf-8", newline="") as file:
+        return {
+            row["name"]: float(row["seconds"]) for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        }
+
+
+def seconds_of(parts: tuple[str, ...]) -> float:
+    """Return the length of joined recordings in seconds."""
+    return sum(recordings()[name] for name in parts) + JOIN_PAUSE * (len(parts) - 1)
+
+
+@lru_cache(maxsize=1)
+def utterances() -> dict[str, tuple[Utterance, ...]]:
+    """Compose every split: distinct texts, at most 7.5 s, the natural sentences of the split at its end."""
+    rng = random.Random(_SEED)
+    templates, shares = list(TEMPLATES), list(TEMPLATES.values())
+    found: dict[str, list[Utterance]] = {split: [] for split in SPLITS}
+    seen: set[str] = set()
+    while any(len(found[split]) < SIZES[split] for split in SPLITS):
+        utterance = rng.choices(templates, shares)[0](rng)
+        split = split_of(utterance.english, held_out=utterance.held_out)
+        key = normalise(utterance.english)
+        if key in seen or len(found[split]) >= SIZES[split] or seconds_of(utterance.parts) > LONGEST:
+            continue
+        seen.add(key)
+        found[split].append(utterance)
+    for utterance in _natural():
+        if normalise(utterance.english) not in seen:
+            found[split_of(utterance.english, natural=True)].append(utterance)
+    return {split: tuple(items) for split, items in found.items()}
+
+
+def _natural() -> Iterator[Utterance]:
+    with (Path(__file__).parent / "natural.tsv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+            question = (("natural", row["question"], row["answer"]),)
+            yield Utterance("natural", (row["recording"],), row["english"], row["french"], row["italian"], question)
+
+
+def _questions(utterance: Utterance) -> Iterator[tuple[str, str, str]]:
+    """Yield (question kind, question, answer), the wording chosen by a stable hash."""
+    for kind, subject, answer in utterance.questions:
+        if kind == "natural":
+            yield kind, subject, answer
+        else:
+            wordings = QUESTIONS[kind]
+            at = int(stable_fraction(f"{_SEED}/wording/{kind}/{subject}/{utterance.english}") * len(wordings))
+            yield kind, wordings[at].format(subject), answer
+
+
+def rows(variant: str, split: str) -> list[dict[str, Any]]:
+    """Return the rows of one task variant (qa, fr, it, asr) and split.
+
+    Training rows of `qa` hold every question of an utterance; the other splits one per utterance, chosen by hash.
+    """
+    if split not in SPLITS:
+        raise DataError(f"The split {split!r} is unknown for asterisk; allowed are {', '.join(SPLITS)}.")
+    made = []
+    for number, utterance in enumerate(utterances()[split]):
+        pairs: list[tuple[str, str, str]]
+        if variant == "qa":
+            pairs = list(_questions(utterance))
+            if split != "train":
+                at = int(stable_fraction(f"{_SEED}/question/{utterance.english}") * len(pairs))
+                pairs = pairs[at : at + 1]
+        else:
+            at = int(stable_fraction(f"{_SEED}/prompt/{variant}/{utterance.english}") * len(PROMPTS[variant]))
+            target = {"asr": utterance.english, "fr": utterance.french, "it": utterance.italian}[variant]
+            pairs = [(variant, PROMPTS[variant][at], target)]
+        for position, (kind, prompt, reference) in enumerate(pairs):
+            made.append(
+                {
+                    "id": f"{split}-{number}-{position}",
+                    "prompt": prompt,
+                    "audio": [str(DATA / f"{name}.opus") for name in utterance.parts],
+                    "reference": reference,
+                    "text": utterance.english,
+                    "kind": f"{utterance.kind}/{kind}",
+                    "utterance": normalise(utterance.english),
+                    "seconds": round(seconds_of(utterance.parts), 3),
+                }
+            )
+    return made

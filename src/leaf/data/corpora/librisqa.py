@@ -1,0 +1,50 @@
+"""LibriSQA part I (Zhao et al., arXiv 2308.10390): free-form questions on LibriSpeech utterances."""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from leaf.data.corpora.items import Clip, Item, Options, Refusal
+from leaf.data.corpora.tables import json_list
+from leaf.data.hashing import stable_choice
+from leaf.errors import DataError
+
+PROMPTS = (
+    "Answer the question about what is said: {question}",
+    "{question} Answer from the recording.",
+    "Someone reads aloud. {question}",
+)
+FILES = {"train": "LibriSQA-PartI-train.json", "test": "LibriSQA-PartI-test.json"}
+
+
+def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
+    """Yield the questions of both files; LibriSpeech's speakers are the recordings that splits keep whole."""
+    found = {split: sorted(source.rglob(name)) for split, name in FILES.items()}
+    if not any(found.values()):
+        raise DataError(f"{source} holds neither {' nor '.join(FILES.values())}, at any depth. Copy them there.")
+    corpus = [path.parent for path in sorted(source.rglob("LibriSpeech"))[:1]] or [source]
+    for split, files in found.items():
+        for file in files[:1]:
+            for number, entry in enumerate(json_list(file, ("speech_path", "question", "answer"))):
+                name = f"{split}-{number}"
+                path = PurePosixPath(str(entry["speech_path"]))
+                if len(path.parts) < 3 or path.is_absolute() or ".." in path.parts:
+                    yield Refusal(name, "speech_path is not set/speaker/chapter/utterance")
+                    continue
+                question = str(entry["question"] or "").strip()
+                wording = stable_choice(PROMPTS, f"librisqa/{path}/{entry['question']}")
+                inside = path if path.parts[0] == "LibriSpeech" else "LibriSpeech" / path
+                yield Item(
+                    id=name,
+                    audio=(Clip(_recording(corpus[0] / inside)),),
+                    prompt=wording.format(question=question) if question else "",
+                    reference=str(entry["answer"] or ""),
+                    recording=f"librispeech/{path.parts[-3]}",
+                    split=split,
+                    text=str(entry.get("text") or ""),
+                )
+
+
+def _recording(path: Path) -> Path:
+    """Return the file of a recording: LibriSpeech is published as flac, and the questions may say wav of it."""
+    ways = (path, path.with_suffix(".flac"), path.with_suffix(".wav"))
+    return next((way for way in ways if way.is_file()), path)

@@ -1,0 +1,51 @@
+"""VoiceBench (Chen et al., arXiv 2410.17196): spoken instructions without references, for judges only."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from leaf.data.corpora.items import Clip, Item, Options, Refusal
+from leaf.data.hashing import stable_choice
+from leaf.errors import DataError
+
+SUBSETS = ("alpacaeval", "commoneval", "wildvoice")
+PROMPTS = (
+    "Answer what the speaker asks.",
+    "Listen to the request and respond to it.",
+    "Reply to the speaker helpfully.",
+)
+
+
+def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
+    """Yield the open-ended subsets that are there: `<subset>/test-*.parquet` with the columns audio and prompt."""
+    files = [(subset, file) for subset in SUBSETS for file in sorted(source.glob(f"**/{subset}/*.parquet"))]
+    if not files:
+        raise DataError(f"{source} holds no parquet file in {', '.join(SUBSETS)}. Download the subsets there.")
+    for subset, file in files:
+        try:
+            table = pq.ParquetFile(file)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{file} cannot be read: {error}.") from error
+        missing = {"audio", "prompt"} - set(table.schema_arrow.names)
+        if missing:
+            raise DataError(f"{file} has no column {', '.join(missing)}; it has {table.schema_arrow.names}.")
+        number = 0
+        for batch in table.iter_batches(batch_size=16, columns=["audio", "prompt"]):
+            for row in batch.to_pylist():
+                name = f"{subset}-{file.stem}-{number}"
+                number += 1
+                data = (row["audio"] or {}).get("bytes")
+                if not data:
+                    yield Refusal(name, "audio missing")
+                    continue
+                yield Item(
+                    id=name,
+                    audio=(Clip(data=data),),
+                    prompt=stable_choice(PROMPTS, f"voicebench/{name}"),
+                    reference="",
+                    recording=f"voicebench/{name}",
+                    split="test",
+                    text=str(row["prompt"] or ""),
+                )

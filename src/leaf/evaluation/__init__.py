@@ -1,0 +1,1 @@
+"""Score predictions: metrics, intervals, evaluation and comparison."""

@@ -1,0 +1,151 @@
+"""Find a metric by name, and score texts with it."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from leaf.errors import ConfigError, DataError
+from leaf.evaluation.bootstrap import Metric, Scored
+from leaf.evaluation.metrics import METRICS
+from leaf.text import fold_whitespace
+
+
+@dataclass(frozen=True)
+class Score:
+    """Hold a metric's value and what reproduces it."""
+
+    value: float
+    signature: str
+
+
+def metric(name: str, paths: Mapping[str, str] | None = None) -> Metric:
+    """Return a metric by name.
+
+    Args:
+        name: of `METRICS` or leaf.evaluation.model_metrics.BUILDERS.
+        paths: metric → where its data or model lies, for those that need some.
+
+    Raises:
+        ConfigError: an unknown name, or a metric whose package, data or model is missing: what, and how to get it.
+    """
+    from leaf.evaluation.model_metrics import BUILDERS, COMET_PROGRAM, build
+
+    paths = paths or {}
+    for given in (name, *(key for key in paths if key != COMET_PROGRAM)):
+        if given not in METRICS and given not in BUILDERS:
+            allowed = ", ".join((*METRICS, *BUILDERS))
+            raise ConfigError(f"The metric {given!r} is unknown; allowed are {allowed}.")
+    return METRICS[name] if name in METRICS else build(name, paths)
+
+
+def less_is_better(name: str) -> bool:
+    """Return whether a metric by this name counts errors; token_error_rate is the validation of stage align."""
+    return name == "token_error_rate" or (name in METRICS and METRICS[name].less_is_better)
+
+
+def score(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    metrics: Sequence[str] = ("bleu", "chrf", "exact_match"),
+    *,
+    lowercase: bool = False,
+    sources: Sequence[str] | None = None,
+    paths: Mapping[str, str] | None = None,
+) -> dict[str, Score]:
+    """Return each metric over the corpus, 0 to 100; error rates may exceed 100, and less is better there.
+
+    White space is folded first, and case with `lowercase`, on both sides.
+
+    Args:
+        predictions: one text per item.
+        references: one text per item, not empty.
+        metrics: names.
+        lowercase: compare without case.
+        sources: what was said, one text per item, where a metric reads it (comet).
+        paths: metric → where its data or model lies (meteor, bertscore, comet).
+
+    Raises:
+        ConfigError: an unknown metric, or one that cannot run here.
+        DataError: a different number of predictions and references, none, a value that is not text, an empty reference.
+    """
+    scores = {}
+    for name in metrics:
+        found = metric(name, paths)
+        value = found.total(statistics(found, predictions, references, lowercase=lowercase, sources=sources).sum(0))
+        scores[name] = Score(value, found.signature(lowercase))
+    return scores
+
+
+def bootstrap(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    name: str,
+    *,
+    lowercase: bool = False,
+    groups: Sequence[Hashable] | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float, float]:
+    """Return value, low and high of a percentile bootstrap over items, or over `groups` (one key per item) as wholes.
+
+    With several rows from one recording give its name as the group: rows of one recording are not independent.
+    """
+    found = metric(name)
+    scored = Scored(found, [statistics(found, predictions, references, lowercase=lowercase)])
+    return scored.value(), *scored.interval(groups=groups, samples=samples, seed=seed, level=level)
+
+
+def paired_bootstrap(
+    predictions_a: Sequence[str],
+    predictions_b: Sequence[str],
+    references: Sequence[str],
+    name: str,
+    *,
+    lowercase: bool = False,
+    groups: Sequence[Hashable] | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float, float, float]:
+    """Return the difference B − A, its interval, and the two-sided p-value, both systems on the same resamples.
+
+    p is twice the smaller share of resamples on one side of 0, where the corpus itself counts as one more resample: at
+    least 2/(samples + 1), at most 1. Paired resampling is Koehn's (EMNLP 2004), who reports one side.
+    """
+    found = metric(name)
+    a, b = [
+        Scored(found, [statistics(found, side, references, lowercase=lowercase)])
+        for side in (predictions_a, predictions_b)
+    ]
+    return b.against(a, groups=groups, samples=samples, seed=seed, level=level)
+
+
+def statistics(
+    metric: Metric,
+    predictions: Sequence[str],
+    references: Sequence[str],
+    *,
+    lowercase: bool = False,
+    sources: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Return the (items, statistics) array of a metric over checked texts; errors as `score`."""
+    if len(predictions) != len(references) or not len(references):
+        counts = f"{len(predictions)} predictions came for {len(references)} references"
+        raise DataError(f"{counts}; give the same number of both, at least 1.")
+    for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+        if not isinstance(prediction, str) or not isinstance(reference, str):
+            raise DataError(f"Item {i} has prediction {prediction!r} and reference {reference!r}; give two texts.")
+        if not reference.strip():
+            raise DataError(f"Reference {i} is empty; every item needs a text to be compared with.")
+    fold = (lambda text: fold_whitespace(text).lower()) if lowercase else fold_whitespace
+    texts = [[fold(text) for text in side] for side in (predictions, references)]
+    if metric.needs_source:
+        if sources is None or len(sources) != len(references) or not all(sources):
+            raise DataError(
+                f"The metric {metric.signature(lowercase).split('|')[0]} reads what was said, besides prediction and "
+                "reference; give every row a `text`, or leave the metric out."
+            )
+        texts.append([fold(text) for text in sources])
+    return metric.items(*texts)

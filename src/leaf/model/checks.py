@@ -1,0 +1,145 @@
+"""Start-up checks that refuse to train: prompt, sampler and scorer agree with the stock model; the audio is heard."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+from torch import Tensor
+
+from leaf.credit.tree import PrefixTree
+from leaf.data.audio import load_audio
+from leaf.errors import ModelError
+from leaf.model.policy import Policy, Prompt
+from leaf.model.prompts import audio_of
+from leaf.model.sampling import sample
+
+# Largest mean difference in log-probability (nats per token) between the packed and the plain forward.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+# Replacing the recording by noise must move log-probabilities by at least this many nats per token on average.
+AUDIO_EFFECT = 1e-3
+
+
+@torch.no_grad()
+def check_policy(policy: Policy, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Check a policy on real rows and return lines that say what is trained and what was checked.
+
+    Raises:
+        ModelError: packed log-probabilities differ from one plain copy, or the audio does not move them.
+    """
+    policy.eval()
+    counts = policy.describe()
+    lines = [
+        f"trainable {counts['trainable']:,} of {counts['total']:,} parameters: the adapter on the language model "
+        f"({counts['language_model']:,}); frozen: audio tower ({counts['audio_tower']:,}), "
+        f"projector ({counts['projector']:,}); {str(policy.base.dtype).removeprefix('torch.')}"
+    ]
+    if policy.family.note:
+        lines.append(policy.family.note)
+    allowed = TOLERANCE[policy.base.dtype]
+    _refuse(
+        stock_difference(policy, rows[0]),
+        allowed,
+        "The model's own forward and the prompt as this library embeds it",
+        f"The family {policy.family.model_type!r} does not describe this checkpoint: check its paths.",
+    )
+    prompts = policy.embed(rows)
+    generator = torch.Generator().manual_seed(0)
+    groups = sample(
+        policy,
+        prompts,
+        num_completions=4,
+        max_new_tokens=12,
+        temperature=policy.temperature,
+        generator=generator,
+    )
+    scores = policy(prompts, [group.tree for group in groups]).log_probs
+    plain = [plain_log_probs(policy, g.prompt, g.tokens, g.lengths) for g in groups]
+    worst = max(_difference(a, b, g.lengths) for a, b, g in zip(scores, plain, groups, strict=True))
+    _refuse(
+        worst,
+        allowed,
+        f"The scorer (layout {policy.layout}) and plain copies",
+        "This model's attention does not honour the tree mask, so training on it would be wrong; "
+        "layout='copies' is slower and always right.",
+    )
+    drawn = max(_difference(g.surprisal.to(b.device), -b, g.lengths) for b, g in zip(plain, groups, strict=True))
+    _refuse(drawn, allowed, "The sampler and plain copies", "This model's cache does not work as the sampler expects.")
+    lines.append(
+        f"packed forward (layout {policy.layout}) equals plain copies: {worst:.1e} nats per token, "
+        f"sampler {drawn:.1e} (allowed {allowed:g})"
+    )
+    # Of the reference: a policy may learn to do without the audio, and a resumed run has to start all the same.
+    with policy.reference() if isinstance(policy.model, peft.PeftModel) else nullcontext():
+        trees = [group.tree for group in groups]
+        moved = audio_effect(policy, rows, prompts, trees, policy(prompts, trees).log_probs)
+    if not moved >= AUDIO_EFFECT:
+        raise ModelError(
+            f"Replacing the audio by noise moves the log-probabilities by only {moved:.2g} nats per token: the audio "
+            "does not reach the model. Check the prompt's audio placeholder and the projector's weights."
+        )
+    lines.append(f"audio reaches the model: noise in its place moves log-probabilities by {moved:.2f} nats per token")
+    return lines
+
+
+def _difference(a: Tensor, b: Tensor, lengths: Tensor) -> float:
+    return float((a - b).abs().sum() / lengths.sum())
+
+
+def _refuse(difference: float, allowed: float, what: str, consequence: str) -> None:
+    if not difference <= allowed:
+        raise ModelError(
+            f"{what} differ by {difference:.2g} nats per token; at most {allowed:g} is allowed. {consequence}"
+        )
+
+
+@torch.no_grad()
+def stock_difference(policy: Policy, row: Mapping[str, Any]) -> float:
+    """Return the mean absolute difference in nats between the model's own next-token log-probabilities and ours.
+
+    The head's scale is left out on both sides: some classes of transformers forget it (Granite Speech).
+    """
+    inputs = policy.inputs([row])
+    last = inputs["attention_mask"][0].nonzero()[-1, 0]
+    with policy.precision():
+        stock = policy.base(**inputs, **policy.family.forward, use_cache=False).logits[0, last].float()
+    prompt = policy.embed([row])[0]
+    hidden = policy.decode(prompt.embeddings[None], use_cache=False)[0, -1]
+    ours = policy.logits(hidden).log_softmax(-1) * policy.temperature
+    candidates = [(scale * ours).log_softmax(-1) for scale in {1.0, policy.logits_scale}]
+    wanted = stock.log_softmax(-1)
+    return min(float((candidate - wanted).abs().mean()) for candidate in candidates)
+
+
+@torch.no_grad()
+def plain_log_probs(policy: Policy, prompt: Prompt, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Return (K, T) log-probabilities from K right-padded copies of the prompt, without packing; padding is 0."""
+    tokens = tokens.to(policy.device)
+    copies = prompt.embeddings[None].expand(tokens.shape[0], -1, -1)
+    embedded = policy.embed_tokens(tokens[:, :-1]).to(copies.dtype)
+    hidden = policy.decode(torch.cat([copies, embedded], 1), use_cache=False)
+    logits = policy.logits(hidden[:, prompt.length - 1 :])
+    values = logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
+    return values * (torch.arange(tokens.shape[1])[None] < lengths[:, None]).to(values.device)
+
+
+def audio_effect(
+    policy: Policy,
+    rows: Sequence[Mapping[str, Any]],
+    prompts: Sequence[Prompt],
+    trees: Sequence[PrefixTree],
+    scores: Sequence[Tensor],
+) -> float:
+    """Return the mean absolute change of log-probability (nats per token) when noise takes the audio's place."""
+    rate = getattr(policy.processor, policy.family.feature_extractor).sampling_rate
+    noise = np.random.default_rng(0)
+    swapped = []
+    for row in rows:
+        wave = load_audio(audio_of(row), sampling_rate=rate)
+        array = noise.normal(0.0, float(np.sqrt(np.mean(wave**2))), len(wave)).astype(np.float32)
+        swapped.append({**row, "audio": {"array": array.clip(-1, 1), "sampling_rate": rate}})
+    others = policy(policy.embed(swapped), trees).log_probs
+    moved = sum(float((a - b).abs().sum()) for a, b in zip(scores, others, strict=True))
+    return moved / sum(int(tree.lengths.sum()) for tree in trees)

@@ -1,0 +1,222 @@
+"""Estimate how much memory an update takes, and the token budget that fits.
+
+Everything is in bytes. The estimate counts tensors: what autograd keeps of decoder layers with frozen weights, float32
+LoRA on linear layers, RMSNorm, a gated MLP and the sdpa kernel with a dense mask, and what passes through beside it.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from leaf.errors import ConfigError, RunError
+from leaf.model.attention import Attention
+
+_FLOAT = 4  # float32: adapters, their gradients, AdamW's moments, logits
+_BOOL = 1
+# Float32 copies of a chunk of logits alive at once in `leaf.model.head`: logits, their probabilities and one between.
+_LOGIT_COPIES = 3
+_ATTENTION_INPUT = ("q_proj", "k_proj", "v_proj", "qkv_proj")
+_MLP_INPUT = ("gate_proj", "up_proj", "gate_up_proj")
+
+
+# -- what an update needs ----------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Estimate:
+    """Hold the memory of one process by part, in bytes.
+
+    Attributes:
+        weights: the model as loaded, adapter included; in half precision also the adapter's copy in that precision.
+        gradient: gradients of what is trained.
+        optimizer: AdamW's two moments of what is trained.
+        kept_token: kept from forward to backward per padded token, over all layers.
+        kept_pair: the same per query-key pair of the attention mask; a row of length S has S² pairs.
+        layer_token: what working on one layer adds per padded token.
+        logit_row: what one row of logits adds at the worst moment.
+        logit_rows: rows of logits computed at once.
+        heap_token: what a CPU's heap loses to fragmentation per padded token; 0 on CUDA.
+        cache_token: keys and values of one position of one sequence in the sampler's cache, over all layers.
+    """
+
+    weights: int
+    gradient: int
+    optimizer: int
+    kept_token: int
+    kept_pair: int
+    layer_token: int
+    logit_row: int
+    logit_rows: int
+    heap_token: int
+    cache_token: int
+
+    def update(self, tokens: int, longest: int, scored: int | None = None) -> int:
+        """Return the peak of one forward and backward, on top of weights, gradients and moments.
+
+        With n padded tokens in rows of S, of which q need a row of logits:
+
+            n · (kept_token + heap_token) + n · S · kept_pair
+            + max(min(q, logit_rows) · logit_row, n · layer_token)
+
+        The logits come after the last layer's forward and are gone before its backward, hence the maximum.
+
+        Args:
+            tokens: n ≥ 0, padded size of the batch: rows × longest row.
+            longest: S ≥ 0, tokens of the longest row; taken as n where it is more.
+            scored: q in 0..n; default n, the bound, although most of a prompt needs no logits.
+        """
+        kept = tokens * (self.kept_token + self.heap_token + min(longest, tokens) * self.kept_pair)
+        logits = min(tokens if scored is None else scored, self.logit_rows) * self.logit_row
+        return kept + max(logits, tokens * self.layer_token)
+
+    def cache(self, sequences: int, length: int) -> int:
+        """Return the sampler's cache for `sequences` = prompts × K of `length` = prompt + completion tokens."""
+        return sequences * length * self.cache_token
+
+    def total(self, tokens: int, longest: int) -> int:
+        """Return weights, gradients, moments and one update: what training needs of a GPU."""
+        return self.weights + self.gradient + self.optimizer + self.update(tokens, longest)
+
+
+def estimate(
+    text_config: Any,
+    *,
+    parameters: int,
+    trainable: int,
+    dtype: torch.dtype,
+    lora_r: int,
+    lora_layers: Collection[str],
+    lora_dropout: float,
+    gradient_checkpointing: bool,
+    logit_rows: int,
+    device: str | torch.device,
+) -> Estimate:
+    """Estimate the memory of training LoRA on a decoder with frozen weights.
+
+    With D hidden size, I intermediate size, H heads of width h, G key-value heads, A = H·h, L layers, b bytes per
+    frozen value and r the rank, autograd keeps of one layer per token:
+
+        two norms           2 · (4 D + 4)   their float32 input (in float32 the residual stream itself) and 1/rms
+        attention           4 A b + 4 H     queries, keys and values repeated to H heads, output; log-sum-exp
+        gated MLP           3 I b           gate before and after its activation, up
+        each LoRA           b w + b r       inputs of A, w = D, A or I, and of B
+        with dropout        + b w           its noise; + w on CUDA, where it is a boolean
+
+    Without dropout the input of A is no copy: layers that read one tensor share it, and that of `o_proj` is the
+    attention's output. Frozen linear layers, rotation and residual additions keep nothing. With gradient
+    checkpointing a layer keeps only its input, D b, and is recomputed one at a time. Per query-key pair there are an
+    additive mask of b bytes for every window that layers have, shared by them, and two boolean ones. (On CUDA sdpa
+    copies it in every layer unless S is a multiple of 8.)
+
+    Measured, not derived: what passes through while a layer works, 8 I bytes per token, 3 I more in bfloat16 and 3 I
+    more with dropout and without checkpointing; and the heap's loss on the CPU, 1.75 b bytes (1.5 b with checkpointing,
+    1 more with dropout) per layer and output value of its linear layers, 2 D + 2 I + A + 2 G h. glibc 2.36 reuses
+    aligned blocks of up to 32 MiB badly, by a tenth more or less from run to run; larger ones lose nothing.
+
+    Not covered: layouts other than `tree`, attention other than sdpa, norms of queries and keys, what experts copy, the
+    several streams of Gemma 3n (it keeps 1.7 times as much), trained projectors, DDP's buckets.
+
+    Args:
+        text_config: configuration of the language model.
+        parameters: of the whole model, adapter included (`Policy.describe()["total"]`).
+        trainable: how many of them are trained, in float32.
+        dtype: of the frozen weights, float32 or of two bytes.
+        lora_r, lora_layers, lora_dropout: the adapter; a layer not known here counts as one on the widest tensor.
+        gradient_checkpointing: see above.
+        logit_rows: rows of logits computed at once (`Policy.logit_rows`).
+        device: where it runs.
+    """
+    hidden, inner = text_config.hidden_size, _inner_size(text_config)
+    layers, heads = text_config.num_hidden_layers, text_config.num_attention_heads
+    # Some configurations have no head_dim, others have it as None; both mean the quotient.
+    head = getattr(text_config, "head_dim", None) or hidden // heads
+    attention, keys = heads * head, text_config.num_key_value_heads * head
+    size, cuda = dtype.itemsize, torch.device(device).type == "cuda"
+    half = size < _FLOAT
+
+    layer = 2 * (_FLOAT * hidden + _FLOAT) + 4 * attention * size + _FLOAT * heads + 3 * inner * size
+    layer += _lora_token(lora_layers, lora_r, lora_dropout, (hidden, attention, inner), size=size, cuda=cuda)
+    passing = inner * (8 + (3 if half else 0) + (3 if lora_dropout and not gradient_checkpointing else 0))
+    quarters = (6 if gradient_checkpointing else 7) * size + (4 if lora_dropout else 0)
+    lost = (2 * hidden + 2 * inner + attention + 2 * keys) * quarters // 4
+    # Beside the layers: the last norm's input, hidden states for the head, the rotation's cosine and sine.
+    ends = _FLOAT * hidden + hidden * size + 2 * head * size
+    windows = len(set(Attention.of(text_config).windows.values()))
+    return Estimate(
+        weights=(parameters - trainable) * size + trainable * (_FLOAT + (size if half else 0)),
+        gradient=trainable * _FLOAT,
+        optimizer=2 * trainable * _FLOAT,
+        kept_token=ends + layers * (hidden * size if gradient_checkpointing else layer),
+        kept_pair=windows * size + 2 * _BOOL,
+        layer_token=passing + (layer if gradient_checkpointing else 0),
+        logit_row=_LOGIT_COPIES * _FLOAT * text_config.vocab_size,
+        logit_rows=logit_rows,
+        heap_token=0 if cuda else layers * lost,
+        cache_token=2 * layers * keys * size,
+    )
+
+
+def _inner_size(text_config: Any) -> int:
+    """Return the widest MLP a token passes through; experts that work on one token count together."""
+    sizes = text_config.intermediate_size
+    size = max(sizes) if isinstance(sizes, list | tuple) else sizes
+    if hasattr(text_config, "moe_intermediate_size"):
+        return max(size, text_config.num_experts_per_tok * text_config.moe_intermediate_size)
+    return size
+
+
+def _lora_token(
+    names: Collection[str], rank: int, dropout: float, widths: tuple[int, int, int], *, size: int, cuda: bool
+) -> int:
+    """Return what the adapters of one decoder layer keep per token; `widths` are D, A and I of `estimate`."""
+    hidden, attention, inner = widths
+    reads = dict.fromkeys(_ATTENTION_INPUT + _MLP_INPUT, hidden) | {"o_proj": attention, "down_proj": inner}
+    read = [reads.get(name, max(widths)) for name in names]
+    total = size * rank * len(read)
+    if dropout:
+        return total + sum(read) * (size + (_BOOL if cuda else size))
+    shared = sum(hidden for inputs in (_ATTENTION_INPUT, _MLP_INPUT) if any(name in inputs for name in names))
+    own = sum(width for name, width in zip(names, read, strict=True) if name == "down_proj" or name not in reads)
+    return total + size * (shared + own)
+
+
+def token_budget(estimate: Estimate, available: int, *, longest: int, share: float = 0.8) -> int:
+    """Return the largest padded token count of one update that fits.
+
+    The largest n with estimate.update(n, longest) ≤ share · (available − gradient − optimizer).
+
+    Args:
+        estimate: see `estimate`.
+        available: `available_bytes` with the weights loaded and before the first optimiser step, so that gradients and
+            moments are still to come.
+        longest: tokens of the longest row to expect, at least 1. A smaller result means that such a row alone does not
+            fit.
+        share: of the memory to fill, in (0, 1]; the rest is for what no estimate sees.
+
+    Raises:
+        ConfigError: `share` or `longest` out of range.
+        RunError: not one token fits.
+    """
+    if not 0 < share <= 1 or longest < 1:
+        raise ConfigError(
+            f"The share of memory to fill is {share} and the longest row {longest} tokens; allowed are a share above 0 "
+            "and up to 1, and at least 1 token."
+        )
+    room = share * (available - estimate.gradient - estimate.optimizer)
+
+    def fits(tokens: int) -> bool:
+        return estimate.update(tokens, longest) <= room
+
+    if not fits(1):
+        raise RunError(
+            f"{available / 1e9:.2f} GB of memory are left beside the weights, gradients and optimiser take "
+            f"{(estimate.gradient + estimate.optimizer) / 1e9:.2f} GB, and not one token fits into {share:g} of the "
+            "rest. Use dtype: bfloat16, a smaller lora_r or a larger device."
+        )
+    low, high = 1, 2
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

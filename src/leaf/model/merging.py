@@ -1,0 +1,51 @@
+"""Write an adapter into the weights it adapts: a checkpoint to train on from, or to serve without peft."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import peft
+
+from leaf.errors import ModelError
+from leaf.model.policy import Policy
+
+CARD = "leaf_merged.json"
+
+
+def write_merged(policy: Policy, out: str | Path, card: dict[str, Any] | None = None) -> Path:
+    """Write a policy's model with its adapter merged, and its processor, as a checkpoint directory.
+
+    The weights keep the precision they were loaded in, to which the sum is rounded. Trained further, the merged model
+    is the reference that the divergence term holds to. The policy's own model is changed and not to be used afterwards.
+
+    Args:
+        policy: with an adapter.
+        out: directory to write, which must not exist; it appears whole or not at all.
+        card: what to write beside the weights, as leaf_merged.json, about where they come from.
+
+    Raises:
+        ModelError: there is no adapter, a merged weight is not finite, or `out` exists.
+    """
+    out = Path(out)
+    if not isinstance(policy.model, peft.PeftModel):
+        raise ModelError("This policy has no adapter to merge. Load it with `adapter=`.")
+    if out.exists():
+        raise ModelError(f"{out} exists and is left as it is. Name a directory that does not exist yet.")
+    processor = policy.processor
+    try:
+        model: Any = policy.model.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]
+    except ValueError as error:
+        raise ModelError(f"The adapter cannot be merged: {error}") from error
+    if getattr(model.config, "has_lora_adapter", False):  # Granite Speech 3.3: its own is in the weights by now
+        model.config.has_lora_adapter = False
+    # transformers would undo the renaming of the last file it read, which may have been the checkpoint's own adapter.
+    model._weight_conversions = None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
+        new = Path(folder) / "new"
+        model.save_pretrained(new)
+        processor.save_pretrained(new)
+        (new / CARD).write_text(json.dumps(card or {}, indent=2) + "\n", encoding="utf-8")
+        new.rename(out)
+    return out

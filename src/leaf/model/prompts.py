@@ -1,0 +1,211 @@
+"""From rows to the processor's tensors: prompts in the ecosystem's shapes, audio checked before and after.
+
+A prompt is a plain instruction, a string with the family's audio placeholder in it, or messages whose content holds an
+audio part. The audio is the row's `audio`, or else what the message's audio part carries (`audio`, `path`, `url`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from leaf.data.audio import audio_seconds, load_audio
+from leaf.data.rows import Example, row_name
+from leaf.errors import AudioError, DataError, ModelError, shown
+from leaf.model.families import Family, encode_text
+
+
+def conversation(family: Family, prompt: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a prompt as messages, content as a list of parts; a plain instruction follows its audio."""
+    if isinstance(prompt, str):
+        text = prompt if family.audio_token in prompt else family.audio_token + prompt
+        return [{"role": "user", "content": _parts(text, family.audio_token)}]
+    messages = []
+    for message in _messages(prompt):
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [part if part.get("type") != "audio" else {"type": "audio", "audio": ""} for part in content]
+        elif family.audio_token in content and family.structured:
+            content = _parts(content, family.audio_token)
+        messages.append({**message, "content": content})
+    return messages
+
+
+def _messages(prompt: Any) -> list[dict[str, Any]]:
+    """Return a prompt's messages without the keys that have no value, or raise DataError for what is none.
+
+    `datasets` gives all parts of a column the same keys, None where a part had none, and templates ask which are there.
+    """
+    if not isinstance(prompt, list | tuple):
+        raise DataError(f"A prompt is {shown(prompt)}; give a string, or a list of messages.")
+    if not prompt:
+        raise DataError("A prompt is an empty list; give it at least one message.")
+    for message in prompt:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise ModelError(
+                f"A prompt's message is {shown(message)}; give each a 'role' and a 'content', which is a string or a "
+                "list of parts."
+            )
+        content = message["content"]
+        if not isinstance(content, str | list | tuple) or not (isinstance(content, str) or all(map(_is_part, content))):
+            raise DataError(
+                f"A prompt's message holds {shown(content)}; its content is a string, or a list of parts such as "
+                "{'type': 'text', 'text': ...} and {'type': 'audio'}."
+            )
+    return [_present({**message, "content": _present_parts(message["content"])}) for message in prompt]
+
+
+def _present_parts(content: Any) -> Any:
+    return content if isinstance(content, str) else [_present(part) for part in content]
+
+
+def _present(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if value is not None}
+
+
+def _is_part(part: Any) -> bool:
+    return isinstance(part, Mapping) and (part.get("type") == "audio" or isinstance(part.get("text"), str))
+
+
+def _parts(text: str, placeholder: str) -> list[dict[str, str]]:
+    """Cut a string at its placeholders into text and audio parts."""
+    parts: list[dict[str, str]] = []
+    for i, piece in enumerate(text.split(placeholder)):
+        parts += [{"type": "audio", "audio": ""}] if i else []
+        parts += [{"type": "text", "text": piece}] if piece else []
+    return parts
+
+
+def render(family: Family, processor: Any, prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """Render a prompt as model input text, the audio placeholder in it once; ready-made text stays as it is."""
+    if isinstance(prompt, str) and family.audio_token in prompt:
+        return prompt
+    messages = conversation(family, prompt)
+    if not family.structured:
+        messages = [{**message, "content": _flat(message["content"], family.audio_token)} for message in messages]
+    # Some processors lose their template on loading (Phi-4-multimodal) and some checkpoints keep it with the tokenizer.
+    template = processor.chat_template or processor.tokenizer.chat_template
+    if template is None:
+        raise ModelError(
+            "Neither the processor nor its tokenizer has a chat template, so an instruction cannot be rendered. Give "
+            f"prompts as ready-made text with the placeholder {family.audio_token}, or a checkpoint with a template."
+        )
+    return processor.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+
+
+def _flat(content: Any, placeholder: str) -> str:
+    """Join a content's parts into the string that templates without parts take."""
+    if isinstance(content, str):
+        return content
+    return "".join(placeholder if part.get("type") == "audio" else part["text"] for part in content)
+
+
+def audio_of(example: Example) -> Any:
+    """Return a row's audio: its column, or the audio part of its messages."""
+    prompt = example.get("prompt")
+    if prompt is None:
+        raise DataError(f"A row has no prompt; it has the columns {shown(sorted(map(str, example)))}.")
+    if example.get("audio") is not None:
+        return example["audio"]
+    parts = [
+        part
+        for message in (() if isinstance(prompt, str) else _messages(prompt))
+        if not isinstance(message["content"], str)
+        for part in message["content"]
+        if part.get("type") == "audio"
+    ]
+    found = [part[key] for part in parts for key in ("audio", "path", "url") if part.get(key) is not None]
+    if len(found) != 1:
+        raise ModelError(
+            f"The row {row_name(example)!r} carries {len(found)} recordings; give it one, as `audio` or in the audio "
+            "part of its messages."
+        )
+    return found[0]
+
+
+def encode(
+    family: Family, processor: Any, examples: Sequence[Example], max_prompt_tokens: int | None
+) -> dict[str, Tensor]:
+    """Turn rows with `prompt` and `audio` into the processor's tensors; refuse what would lose audio.
+
+    Raises:
+        AudioError: audio that cannot be used or is longer than the model takes; the row is named.
+        DataError: a row without prompt or audio, or a prompt that is neither a string nor messages.
+        ModelError: not exactly one audio placeholder, a prompt over the limit.
+    """
+    rate = getattr(processor, family.feature_extractor).sampling_rate
+    waves = [waveform(family, processor, example) for example in examples]
+    if family.encode is encode_text:
+        prompts: list[Any] = [render(family, processor, example["prompt"]) for example in examples]
+        counts = [text.count(family.audio_token) for text in prompts]
+    else:
+        prompts = [conversation(family, example["prompt"]) for example in examples]
+        counts = [_audio_parts(messages) for messages in prompts]
+    for example, count in zip(examples, counts, strict=True):
+        if count != 1:
+            raise ModelError(
+                f"The prompt of {row_name(example)!r} has {count} audio placeholders ({family.audio_token}); exactly "
+                "one is allowed, one recording per prompt."
+            )
+    batch = family.encode(processor, prompts, waves, rate)
+    lengths = batch["attention_mask"].sum(-1)
+    if max_prompt_tokens is not None and int(lengths.max()) > max_prompt_tokens:
+        worst = examples[int(lengths.argmax())]
+        raise ModelError(
+            f"The prompt of {row_name(worst)!r} has {int(lengths.max())} tokens, audio included; at most "
+            f"{max_prompt_tokens} are allowed (max_prompt_tokens). Nothing is cut: raise the limit or shorten the row."
+        )
+    return {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+
+
+def _audio_parts(messages: Sequence[Mapping[str, Any]]) -> int:
+    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
+    return sum(part.get("type") == "audio" for part in parts)
+
+
+def waveform(family: Family, processor: Any, example: Example) -> np.ndarray:
+    """Return a row's audio as the model takes it; its length is looked at before anything is decoded.
+
+    Raises:
+        AudioError: the audio cannot be used, or is longer than the model takes; the row is named.
+    """
+    check_length(family, processor, example)
+    rate = getattr(processor, family.feature_extractor).sampling_rate
+    longest = family.max_seconds(processor)
+    with _named(example):
+        wave = load_audio(audio_of(example), sampling_rate=rate)
+        if len(wave) > longest * rate:  # a header may promise less than there is
+            raise _too_long(len(wave) / rate, longest)
+    return wave
+
+
+def check_length(family: Family, processor: Any, example: Example) -> None:
+    """Refuse a row by what the headers of its audio say; nothing is decoded.
+
+    Raises:
+        AudioError: a file is missing or is no audio, or the audio is longer than the model takes; the row is named.
+    """
+    rate = getattr(processor, family.feature_extractor).sampling_rate
+    longest = family.max_seconds(processor)
+    with _named(example):
+        seconds = audio_seconds(audio_of(example))
+        if seconds - 1 / rate > longest:  # resampling may round one sample away
+            raise _too_long(seconds, longest)
+
+
+@contextmanager
+def _named(example: Example) -> Iterator[None]:
+    """Put the row's name in front of what is wrong with its audio."""
+    try:
+        yield
+    except AudioError as error:
+        raise AudioError(f"Row {row_name(example)!r}: {error}") from error
+
+
+def _too_long(seconds: float, longest: float) -> AudioError:
+    return AudioError(
+        f"The audio lasts {seconds:.1f} s; this model takes at most {longest:g} s and would cut the rest. Shorten it "
+        "or leave the row out."
+    )

@@ -1,0 +1,242 @@
+"""Sample a group of completions per prompt: prefill each prompt once, decode every distinct prefix once.
+
+Completions that agree so far share their computation until they part, which changes no probability: each draws its
+own token from the shared distribution. Finished completions leave the batch. The surprisal of each sampled token is
+read as it is drawn.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from leaf.credit.tree import PrefixTree
+from leaf.errors import ConfigError
+from leaf.memory import in_parts
+from leaf.model.attention import refuse_long
+from leaf.model.decoding import decoder
+from leaf.model.packing import micro_batches
+from leaf.model.policy import Policy, Prompt
+
+# A nucleus almost never holds more tokens than this; where one does, the whole row is sorted.
+_NUCLEUS = 256
+
+
+@dataclass(frozen=True)
+class Group:
+    """Hold the K completions of one prompt.
+
+    Attributes:
+        prompt: the embedded prompt they continue.
+        tokens: (K, T) int64, right-padded with 0; the end-of-sequence token counts as the last one.
+        lengths: (K,) int64.
+        surprisal: (K, T) −log p in nats under the distribution sampled from (after temperature and top-p); padding 0.
+        truncated: (K,) True where the length limit came before an end-of-sequence token.
+    """
+
+    prompt: Prompt
+    tokens: Tensor
+    lengths: Tensor
+    surprisal: Tensor
+    truncated: Tensor
+
+    @cached_property
+    def tree(self) -> PrefixTree:
+        """Return the prefix tree, built once; it serves credit, the packed forward and the report."""
+        return PrefixTree.build(self.tokens, self.lengths)
+
+    def select(self, indices: list[int]) -> "Group":
+        """Return the group of some of its completions, width unchanged."""
+        parts = (self.tokens, self.lengths, self.surprisal, self.truncated)
+        return Group(self.prompt, *(part[indices] for part in parts))
+
+    def texts(self, tokenizer) -> list[str]:
+        """Decode the completions without special tokens."""
+        rows = [row[:length].tolist() for row, length in zip(self.tokens, self.lengths.tolist(), strict=True)]
+        return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+@torch.no_grad()
+def sample(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    *,
+    num_completions: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    greedy: bool | Sequence[bool] = False,
+    generator: torch.Generator | Sequence[torch.Generator | Sequence[torch.Generator]] | None = None,
+    token_budget: int | None = None,
+) -> list[Group]:
+    """Sample `num_completions` (K) completions per prompt, dropout off.
+
+    Args:
+        policy: the model; its adapter is used as it stands (wrap in `policy.reference()` for the base model).
+        prompts: embedded prompts of any lengths.
+        num_completions: K ≥ 1.
+        max_new_tokens: length limit T ≥ 1; completions that reach it without an end token are marked truncated.
+        temperature: in (0, inf), divides the logits; independent of `policy.temperature`.
+        top_p: in (0, 1]; the smallest set of most likely tokens whose probability reaches it is kept.
+        greedy: take the most likely token instead; the surprisal is then the unwarped one. One for all completions, or
+            one for each of the K.
+        generator: source of randomness on the CPU, or one for each prompt: what a prompt draws then depends on its own
+            alone; instead of a prompt's generator there may be one for each of its completions. One uniform number per
+            completion and step is drawn beforehand, so a draw depends neither on the batch nor on how it shrinks.
+        token_budget: largest padded size (prompts × longest prompt) sampled at once, prompts of like length together;
+            None for four times the policy's scoring budget (no gradient is kept).
+
+    Where memory runs out, fewer prompts at a time are sampled, now and from then on (`policy.sampled_at_once`); what
+    they draw stays the same.
+
+    Returns:
+        One Group per prompt, tensors on the CPU.
+
+    Raises:
+        RunError: memory does not suffice for the completions of one prompt.
+    """
+    refuse_long(policy.text_config, [(prompt.length, max_new_tokens) for prompt in prompts])
+    draws = _draws(generator, max_new_tokens, len(prompts), num_completions)
+    each = [greedy] * num_completions if isinstance(greedy, bool) else list(greedy)
+    if len(each) != num_completions:
+        raise ConfigError(f"greedy has {len(each)} values for {num_completions} completions; give one for each.")
+    was_training = policy.training
+    policy.eval()
+    groups: dict[int, Group] = {}
+    try:
+        with policy.precision():  # around all steps, so that autocast casts the adapters' weights once and keeps them
+            for batch in micro_batches([prompt.length for prompt in prompts], token_budget or 4 * policy.token_budget):
+                batch.sort()
+                chosen = in_parts(
+                    policy,
+                    "sampled_at_once",
+                    batch,
+                    lambda part: _sample(policy, [prompts[i] for i in part], draws[:, part], temperature, top_p, each),
+                    weight=max(prompts[i].length for i in batch) + num_completions * max_new_tokens,
+                    alone="Memory ran out while the completions of a single prompt were sampled. Use fewer "
+                    "num_completions, a smaller max_new_tokens, shorter audio, dtype: bfloat16 or a larger device.",
+                )
+                groups.update(zip(batch, chosen, strict=True))
+    finally:
+        policy.train(was_training)
+    return [groups[i] for i in range(len(prompts))]
+
+
+def _draws(
+    generator: torch.Generator | Sequence[torch.Generator | Sequence[torch.Generator]] | None,
+    steps: int,
+    prompts: int,
+    completions: int,
+) -> Tensor:
+    """Return uniform numbers (T, P, K)."""
+    if isinstance(generator, Sequence):
+        if len(generator) != prompts:
+            raise ConfigError(f"{len(generator)} generators came for {prompts} prompts; give one for each.")
+        return torch.stack([_draws_of(one, steps, completions) for one in generator], 1)
+    each = [torch.rand(prompts * completions, generator=generator, dtype=torch.float64) for _ in range(steps)]
+    return torch.stack(each).view(steps, prompts, completions)
+
+
+def _draws_of(generator: torch.Generator | Sequence[torch.Generator], steps: int, completions: int) -> Tensor:
+    """Return the uniform numbers (T, K) of one prompt."""
+    if isinstance(generator, torch.Generator):
+        return torch.rand(steps, completions, generator=generator, dtype=torch.float64)
+    if len(generator) != completions:
+        raise ConfigError(f"{len(generator)} generators came for {completions} completions; give one for each.")
+    return torch.cat([torch.rand(steps, 1, generator=one, dtype=torch.float64) for one in generator], 1)
+
+
+def _sample(
+    policy: Policy, prompts: Sequence[Prompt], draws: Tensor, temperature: float, top_p: float, greedy: Sequence[bool]
+) -> list[Group]:
+    """Sample one batch; `draws` (T, P, K) are uniform numbers, `greedy` says which of the K completions draw none."""
+    device = prompts[0].embeddings.device
+    limit, _, completions = draws.shape
+    draws = draws.flatten(1).to(device)
+    count = draws.shape[1]
+    greediest = torch.tensor(greedy, device=device).repeat(len(prompts))
+    eos = torch.tensor(policy.eos_token_ids, device=device)
+    scale = policy.temperature / temperature  # the decoder's logits are divided by the policy's own temperature
+
+    tokens = torch.zeros(count, limit, dtype=torch.long, device=device)
+    surprisal = torch.zeros(count, limit, device=device)
+    lengths = torch.zeros(count, dtype=torch.long, device=device)
+    truncated = torch.ones(count, dtype=torch.bool, device=device)
+    active = torch.arange(count, device=device)  # completions that still grow, in order of prompt
+    row = active // completions  # the decoder's row of each of them, ascending from prompt to prompt
+    decode = decoder(policy, prompts)
+    logits = decode.start() * scale
+    for step in range(limit):
+        chosen, nats = _choose(logits, row, top_p, all(greedy), draws[step, active])
+        if any(greedy) and not all(greedy):
+            best, its_nats = _choose(logits, row, top_p, True, draws[step, active])
+            chosen = torch.where(greediest[active], best, chosen)
+            nats = torch.where(greediest[active], its_nats, nats)
+        tokens[active, step], surprisal[active, step], lengths[active] = chosen, nats, step + 1
+        ended = torch.isin(chosen, eos)
+        truncated[active[ended]] = False
+        if step + 1 == limit or bool(ended.all()):
+            break
+        active = active[~ended]
+        # Completions with the same prefix and the same token go on as one row.
+        branch, row = torch.unique(row[~ended] * logits.shape[-1] + chosen[~ended], return_inverse=True)
+        logits = decode.advance(branch // logits.shape[-1], branch % logits.shape[-1]) * scale
+
+    # To the CPU in one go: from here on everything is bookkeeping, group by group.
+    tokens, lengths, surprisal, truncated = (part.cpu() for part in (tokens, lengths, surprisal, truncated))
+    groups = []
+    for i, prompt in enumerate(prompts):
+        mine = slice(i * completions, (i + 1) * completions)
+        width = int(lengths[mine].max())
+        groups.append(Group(prompt, tokens[mine, :width], lengths[mine], surprisal[mine, :width], truncated[mine]))
+    return groups
+
+
+def _choose(logits: Tensor, row: Tensor, top_p: float, greedy: bool, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw one token per completion by inverse CDF.
+
+    Args:
+        logits: (F, V) float32, one row per distinct prefix.
+        row: (A,) the prefix of each completion.
+        top_p, greedy: as in `sample`.
+        draws: (A,) uniform numbers in [0, 1).
+
+    Returns:
+        Tokens (A,) and their surprisal (A,) in nats under the distribution drawn from.
+    """
+    normaliser = logits.logsumexp(-1, keepdim=True)
+    if greedy:
+        best = logits.max(-1)
+        return best.indices[row], (normaliser.squeeze(1) - best.values)[row]
+    if top_p >= 1.0:
+        cumulative = (logits - normaliser).double().exp_().cumsum(-1)
+        index = _search(cumulative, row, draws * cumulative[row, -1])
+        index = index.clamp_max(logits.shape[-1] - 1)
+        return index, normaliser[row, 0] - logits[row, index]
+    top = logits.topk(min(_NUCLEUS, logits.shape[-1]), dim=-1)
+    probability = (top.values - normaliser).double().exp()
+    if float(probability.sum(-1).min()) < top_p:
+        top = logits.sort(dim=-1, descending=True)
+        probability = (top.values - normaliser).double().exp()
+    before = probability.cumsum(-1) - probability
+    probability = probability.masked_fill(before >= top_p, 0.0)
+    cumulative = probability.cumsum(-1)
+    mass = cumulative[:, -1]
+    index = _search(cumulative, row, draws * mass[row])
+    index = torch.minimum(index, (probability > 0).sum(-1)[row] - 1)  # a draw next to 1 stays in the nucleus
+    nats = mass.log()[row] - probability[row, index].log()
+    return top.indices[row, index], nats.float()
+
+
+def _search(cumulative: Tensor, row: Tensor, values: Tensor) -> Tensor:
+    """Return for each value (A,) where it falls in its row of `cumulative` (F, V), without a copy of that row."""
+    # One column per completion of the fullest row; what stays empty looks up 0.
+    counts = torch.bincount(row, minlength=cumulative.shape[0])
+    order = torch.argsort(row, stable=True)
+    column = torch.empty_like(row)
+    column[order] = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row[order]]
+    wanted = values.new_zeros(cumulative.shape[0], int(counts.max()))
+    wanted[row, column] = values
+    return torch.searchsorted(cumulative, wanted, right=True)[row, column]

@@ -1,0 +1,1 @@
+"""Score completions: reward functions, their weighted sum, and language-model judges."""

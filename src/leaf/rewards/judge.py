@@ -1,0 +1,171 @@
+"""LLM judges: 0-100 direct assessment, 1-5 rubric, pairwise comparison; on prediction files or as a reward function.
+
+What a judge is asked and how its reply is read is in `leaf.rewards.judge_prompts`; replies that cannot be read are
+counted. Requests go through `leaf.rewards.endpoint`, which retries, caches and runs them side by side.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leaf.data.rows import prompt_text
+from leaf.errors import ConfigError, DataError
+from leaf.rewards.endpoint import Client, Endpoint, Reply
+from leaf.rewards.judge_prompts import FIELDS, KINDS, JudgeSettings, expected_score, parse
+
+__all__ = [
+    "FIELDS",
+    "KINDS",
+    "Endpoint",
+    "JudgeSettings",
+    "Tally",
+    "compare_items",
+    "expected_score",
+    "judge_reward",
+    "parse",
+    "score_items",
+]
+
+
+@dataclass
+class Tally:
+    """Count what came of a judge's replies."""
+
+    replies: int = 0
+    unreadable: int = 0
+    from_logprobs: int = 0
+    cached: int = 0
+
+    def line(self) -> str:
+        """Return the counts as a phrase."""
+        share = 100 * self.unreadable / self.replies if self.replies else 0.0
+        return f"{self.unreadable} of {self.replies} replies ({share:.1f} %) could not be read"
+
+
+def score_items(
+    client: Client, settings: JudgeSettings, items: Sequence[Mapping[str, str]], tally: Tally
+) -> list[dict[str, Any]]:
+    """Return per item its score (None where no reply could be read), the score of each sample and the replies.
+
+    Args:
+        client: an open client of the judge's endpoint.
+        settings: of kind direct or rubric.
+        items: texts by name, as in `FIELDS`.
+        tally: counts are added to it.
+    """
+    has_reference = _check(settings, items)
+    requests = [settings.bodies(item, client.endpoint.model, has_reference=has_reference) for item in items]
+    # Samples differ in their seed; where the user has taken it out, in how many came before.
+    numbers = [bodies[:i].count(body) for bodies in requests for i, body in enumerate(bodies)]
+    replies = iter(client.complete([body for bodies in requests for body in bodies], numbers))
+    results = []
+    for bodies in requests:
+        ours = [next(replies) for _ in bodies]
+        values = [_value(settings.kind, reply, tally) for reply in ours]
+        read = [value for value in values if value is not None]
+        middle = statistics.median if settings.kind == "direct" else statistics.fmean
+        score = float(middle(read)) if read else None
+        results.append({"score": score, "samples": values, "replies": [reply.text for reply in ours]})
+    return results
+
+
+def compare_items(
+    client: Client, settings: JudgeSettings, items: Sequence[Mapping[str, str]], tally: Tally
+) -> list[dict[str, Any]]:
+    """Return per item the verdict for `answer_a`: win, loss or tie where both orders agree; inconsistent or failed.
+
+    Arguments are those of `score_items`, for settings of kind pairwise.
+    """
+    has_reference = _check(settings, items)
+    swapped = [{**item, "answer_a": item["answer_b"], "answer_b": item["answer_a"]} for item in items]
+    model = client.endpoint.model
+    bodies = [settings.bodies(item, model, has_reference=has_reference)[0] for item in [*items, *swapped]]
+    replies = client.complete(bodies)
+    results = []
+    for first, second in zip(replies[: len(items)], replies[len(items) :], strict=True):
+        read = [parse("pairwise", reply.text) for reply in (first, second)]
+        tally.replies += 2
+        tally.unreadable += read.count(None)
+        outcomes = {("a", "b"): "win", ("b", "a"): "loss", ("tie", "tie"): "tie"}
+        verdict = "failed" if None in read else outcomes.get((str(read[0]), str(read[1])), "inconsistent")
+        results.append({"verdict": verdict, "orders": read, "replies": [first.text, second.text]})
+    return results
+
+
+def judge_reward(
+    url: str,
+    model: str,
+    *,
+    kind: str = "direct",
+    cache: str | Path | None = None,
+    key_env: str | None = None,
+    concurrency: int = 8,
+    timeout_s: float = 120.0,
+    retries: int = 6,
+    **settings: Any,
+) -> Callable[..., list[float | None]]:
+    """Return a judge as a reward function: direct / 100 or (rubric − 1) / 4, in [0, 1]; None where nothing is readable.
+
+    Args:
+        url: of the endpoint, as http://localhost:8000/v1.
+        model: name of the judge there.
+        kind: direct or rubric.
+        cache: file of replies; None asks again for what was asked before.
+        key_env: environment variable with the API key.
+        concurrency: requests at a time.
+        timeout_s: seconds a reply may take.
+        retries: after the first try.
+        settings: further ones of `JudgeSettings.of`.
+
+    Raises:
+        ConfigError: settings out of range; TypeError unknown ones; on calling it, JudgeError where the endpoint fails.
+    """
+    if kind == "pairwise":
+        raise ConfigError(
+            "A pairwise judge compares two systems and cannot be a reward; allowed are direct and rubric."
+        )
+    how = JudgeSettings.of(kind, **settings)
+    endpoint = Endpoint(url, model, key_env=key_env, concurrency=concurrency, timeout_s=timeout_s, retries=retries)
+
+    def judge(completions: Sequence[str], prompts: Sequence[Any], **columns: Any) -> list[float | None]:
+        names = {"text": "passage", "reference": "reference"}
+        items = []
+        for i, (answer, prompt) in enumerate(zip(completions, prompts, strict=True)):
+            row = {ours: str(columns[name][i] or "") for name, ours in names.items() if name in columns}
+            items.append({"passage": "", "reference": "", **row, "question": prompt_text(prompt), "answer": answer})
+        with Client(endpoint, cache) as client:
+            scores = [result["score"] for result in score_items(client, how, items, Tally())]
+        scaled = (lambda s: s / 100) if kind == "direct" else (lambda s: (s - 1) / 4)
+        return [None if score is None else scaled(score) for score in scores]
+
+    return judge
+
+
+def _value(kind: str, reply: Reply, tally: Tally) -> float | None:
+    """Return the score of one reply, None if it cannot be read."""
+    tally.replies += 1
+    found = parse(kind, reply.text)
+    if found is None:
+        tally.unreadable += 1
+        return None
+    expected = expected_score(reply, found) if kind == "rubric" else None
+    tally.from_logprobs += expected is not None
+    return float(found) if expected is None else expected
+
+
+def _check(settings: JudgeSettings, items: Sequence[Mapping[str, str]]) -> bool:
+    """Return whether all items have a reference; refuse items that lack what the template shows."""
+    has_reference = all(item["reference"].strip() for item in items)
+    template = settings.prompt(has_reference=has_reference)
+    columns = {"passage": "text", "question": "prompt", "reference": "reference"}
+    for name, column in columns.items():
+        if f"{{{name}}}" in template:
+            empty = sum(not item[name].strip() for item in items)
+            if empty:
+                raise DataError(
+                    f"{empty} of {len(items)} rows have no `{column}`, which the judge's prompt shows as {{{name}}}. "
+                    "Give them one, or a template without it."
+                )
+    return has_reference

@@ -1,0 +1,357 @@
+"""Checkpoints: all that training needs to go on as if it had never stopped, in files that carry no code.
+
+    checkpoints/step-000050/tensors.safetensors   trained parameters and the optimiser's tensors, by parameter name
+                            state.json            step, schedule, best score, what fits memory, recipe, ...
+                            manifest.json         size and SHA-256 of the two
+
+Data order, sampling and dropout are functions of seed and step (leaf.train.schedule), so no random state is kept.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from leaf.config import RunConfig, to_dict
+from leaf.errors import RunError
+from leaf.runs.directory import LOGS, RunDirectory
+from leaf.runs.signals import StopSignals
+
+FORMAT = 1
+_FILES = ("tensors.safetensors", "state.json")
+# A resumed run may set these anew: they say where, how often and how patiently, not what is learned. What was done
+# under `stop` met no accident, so it is what `skip` would have done.
+HARMLESS = frozenset(
+    "output_dir track_with eval_every save_every record_every keep_checkpoints reward_timeout trust_remote_code "
+    "max_skipped_steps on_reward_error on_bad_audio".split()
+)
+# So may these of reward_options: where a judge is to be found and how it is asked.
+_WHEREABOUTS = frozenset("url key_env concurrency timeout_s retries".split())
+# These too: they change the order in which numbers are added up, so the last bits only.
+LAST_BITS = frozenset("device token_budget gradient_checkpointing attention eval_batch_size".split())
+# How far it goes; it may be told to go further.
+LENGTHS = ("max_steps", "epochs")
+# What it refuses; it may be told to refuse less, since what it has accepted it still accepts. None refuses nothing.
+LIMITS = ("max_prompt_tokens",)
+# What has to stay the same beside the recipe, and why.
+FACTS = {
+    "training rows": "their order depends on how many there are",
+    "rewards": "they decide what is learned",
+}
+
+
+class Checkpoints:
+    """Save and restore the state of one training run.
+
+    Args:
+        run: the run directory.
+        config: its recipe, as it is now.
+        parameters: the trained parameters by name.
+        optimizer, schedule: what trains them.
+        facts: what else has to be the same for a resumed run to be the same run: values (JSON) for keys of `FACTS`.
+        given: keys of the recipe whose values came as arguments of a script.
+        say: called with every line meant for a person.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        config: RunConfig,
+        parameters: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LambdaLR,
+        *,
+        facts: Mapping[str, Any],
+        given: Collection[str] = (),
+        say: Callable[[str], None] = print,
+    ):
+        self.run, self.config, self.parameters = run, config, dict(parameters)
+        self.optimizer, self.schedule = optimizer, schedule
+        self.facts, self.given, self.say = dict(facts), sorted(given), say
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+    def save(self, step: int, *, validation_due: bool, **extra: Any) -> None:
+        """Write the checkpoint of a step and drop the oldest.
+
+        Args:
+            step: the last step done.
+            validation_due: whether the validation of that step is still to come.
+            extra: further JSON values that `restore` returns.
+        """
+        state = {
+            "step": step,
+            "validation_due": validation_due,
+            "updates": self.schedule.last_epoch,
+            "facts": self.facts,
+            "given": self.given,
+            "recipe": _plain(self.config),
+            **extra,
+        }
+
+        def fill(path: Path) -> None:
+            save_file(self._tensors(), path / "tensors.safetensors")
+            (path / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            files = {name: {"bytes": (path / name).stat().st_size, "sha256": _sha256(path / name)} for name in _FILES}
+            (path / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
+
+        self.run.sync_logs()
+        self.run.replace_directory(_name(step), fill)
+        # Steps beyond this one are from before a damaged checkpoint was passed over; they are being made again.
+        for other in self.steps():
+            if other > step:
+                self.run.remove_directory(_name(other))
+        self._drop_oldest(step)
+
+    def _drop_oldest(self, step: int) -> None:
+        for other in [other for other in self.steps() if other <= step][: -self.config.keep_checkpoints]:
+            self.run.remove_directory(_name(other))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"parameter/{name}": parameter for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            state = self.optimizer.state.get(parameter, {})
+            tensors |= {f"{key}/{name}": value for key, value in state.items()}
+        return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a checkpoint, ascending."""
+        found = (path.name.removeprefix("step-") for path in (self.run.path / "checkpoints").glob("step-*"))
+        return sorted(int(number) for number in found if number.isdigit())
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+    def begin(self, resume: bool, *, main: bool = True) -> dict[str, Any] | None:
+        """Take up the run where it stood, and bring its logs and recipe in line with that.
+
+        Args:
+            resume: whether there may be something to take up.
+            main: whether this is the process that writes.
+
+        Returns:
+            The state of the newest intact checkpoint, None for a run that begins: it has then to `save` step 0.
+
+        Raises:
+            RunError: see `restore`.
+        """
+        state = self.restore() if resume else None
+        if main:
+            self._rewind_logs(state)
+            self.run.write_recipe(self.config)
+        if state is None:
+            return None
+        if main:
+            self._drop_oldest(state["step"])  # a kill may have come before `save` did
+            if changes := self.run.other_versions():
+                self.say(f"not what the run began with: {'; '.join(changes)}; the last bits may differ")
+        self.say(f"resumed {self.run.path} after step {state['step']}")
+        return state
+
+    def restore(self) -> dict[str, Any] | None:
+        """Load the newest intact checkpoint and return its state; None if the run was killed before its first.
+
+        A damaged one is named and passed over. Nothing on disk is changed.
+
+        Raises:
+            RunError: none is intact, or it is of another recipe, data or model.
+        """
+        steps = self.steps()
+        if not steps:
+            if next(self.run.lines("metrics.jsonl"), None) is not None:
+                raise RunError(
+                    f"{self.run.path} has recorded steps but no checkpoints/ to continue from. Start afresh in another "
+                    "output_dir."
+                )
+            return None
+        for step in reversed(steps):
+            path = self.run.path / _name(step)
+            try:
+                state, tensors = read_checkpoint(path)
+            except RunError as error:
+                self.say(f"{error} The one before it is used.")
+                continue
+            self._check(state)
+            self._load(state, tensors, path)
+            return state
+        raise RunError(
+            f"No intact checkpoint is left in {self.run.path / 'checkpoints'} (steps {', '.join(map(str, steps))}). "
+            "Bring one back from a copy, or start afresh in another output_dir."
+        )
+
+    def _rewind_logs(self, state: Mapping[str, Any] | None) -> None:
+        """Drop from the logs what came after the restored step and what is going to be done again; all for None."""
+        step, again = (-1, False) if state is None else (state["step"], state["validation_due"])
+        for log in LOGS:
+            unreadable = self.run.forget_after(log, step - (log == "validation.jsonl" and again))
+            if unreadable:
+                self.say(f"{unreadable} lines of {self.run.path / log} could not be read and were dropped")
+        missing = set(range(1, step + 1)) - {record["step"] for record in self.run.lines("metrics.jsonl")}
+        if missing:
+            self.say(f"metrics.jsonl lacks {len(missing)} of {step} steps, from step {min(missing)} on; they are lost")
+
+    def _check(self, state: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint that this run would not continue but alter."""
+        for key, value in self.facts.items():
+            if state["facts"].get(key, value) != value:
+                raise RunError(
+                    f"{self.run.path} was trained with {key}: {state['facts'][key]!r}, now {value!r}, but "
+                    f"{FACTS[key]}. Put back what differs, or start another run in another output_dir."
+                )
+        was, now = _with_defaults(state["recipe"], type(self.config)), _plain(self.config)
+        # Checkpoints of earlier versions have the recipe's own values in place of the arguments.
+        unknown = () if "given" in state else self.given
+        changed = [key for key in now if key not in unknown and _compared(key, was[key]) != _compared(key, now[key])]
+        wider = [key for key in changed if key in LIMITS and (now[key] or math.inf) > (was[key] or math.inf)]
+        longer = [key for key in changed if key in LENGTHS and was[key] and now[key] and now[key] > was[key]]
+        refused = [key for key in changed if key not in HARMLESS | LAST_BITS | {*longer, *wider}]
+        if refused:
+            differences = "; ".join(f"{key} is {now[key]!r}, was {was[key]!r}" for key in refused)
+            raise RunError(
+                f"The recipe is not the one that {self.run.path} was trained with: {differences}. Put back what "
+                f"differs, or start another run in another output_dir. Allowed are larger values of "
+                f"{', '.join(LENGTHS + LIMITS)} and other ones of {', '.join(sorted(HARMLESS | LAST_BITS))}."
+            )
+        if "max_steps" in changed and now["schedule"] != "constant" and now["schedule_steps"] is None:
+            self.say(
+                f"the learning rate now follows a {now['schedule']} over {now['max_steps']} steps instead of "
+                f"{was['max_steps']}"
+            )
+        for key in wider:
+            self.say(f"{key} is now {now[key]} instead of {was[key]}; what was accepted so far still is")
+        if bits := sorted(LAST_BITS.intersection(changed)):
+            self.say(f"changed: {', '.join(bits)}; the last bits will differ from the uninterrupted run's")
+
+    def _load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
+        wanted = {f"parameter/{name}": (p.dtype, p.shape) for name, p in self.parameters.items()}
+        held = {key: (t.dtype, t.shape) for key, t in tensors.items() if key.startswith("parameter/")}
+        if held != wanted:
+            odd = next(key for key in sorted({*wanted, *held}) if wanted.get(key) != held.get(key))
+            raise RunError(
+                f"{path} does not fit what is trained here: {odd.removeprefix('parameter/')} is {wanted.get(odd)}, was "
+                f"{held.get(odd)}. Resume with the same model and adapter settings."
+            )
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[f"parameter/{name}"])
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        trained = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        index = {names[id(parameter)]: i for i, parameter in enumerate(trained)}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition("/")
+            if kind != "parameter":
+                # A copy: what safetensors returns may be the file itself, which is going to be removed.
+                moments.setdefault(index[name], {})[kind] = tensor.clone()
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        # The schedule is a function of the updates done; so a longer max_steps takes effect at once.
+        updates = state["updates"]
+        pairs = zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        rates = [base * factor(updates) for base, factor in pairs]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        changes = {"last_epoch": updates, "_step_count": updates + 1, "_last_lr": rates}
+        self.schedule.load_state_dict({**self.schedule.state_dict(), **changes})
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return state and tensors of a checkpoint directory.
+
+    Raises:
+        RunError: a file is missing or not what was written.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"its format is {manifest['format']!r}, this version reads {FORMAT}")
+        for name in _FILES:
+            wanted, size = manifest["files"][name], (path / name).stat().st_size
+            if size != wanted["bytes"]:
+                raise ValueError(f"{name} has {size} bytes instead of {wanted['bytes']}")
+            if _sha256(path / name) != wanted["sha256"]:
+                raise ValueError(f"the checksum of {name} is wrong")
+        return json.loads((path / "state.json").read_bytes()), load_file(path / "tensors.safetensors")
+    except FileNotFoundError as error:
+        reason = f"{Path(error.filename).name} is missing"
+    except (KeyError, TypeError):
+        reason = "manifest.json is not a manifest"
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+    raise RunError(f"The checkpoint {path} is damaged: {reason}.")
+
+
+def space_needed(size: int, keep: int, have: int = 0) -> int:
+    """Return the bytes a run takes on the disk beside what it has there already.
+
+    A checkpoint takes the parameters and their two moments; one more than `keep` is there for a moment. best/, last/
+    and the one of them being replaced take the parameters once each.
+
+    Args:
+        size: bytes of the trained parameters in float32.
+        keep: checkpoints kept.
+        have: how many of them are on the disk already.
+    """
+    return 3 * size * max(keep + 1 - have, 1) + 3 * size
+
+
+def space_left(path: Path) -> int:
+    """Return the free bytes of the disk that a path lies on, or will lie on."""
+    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(there).free
+
+
+def check_space(path: Path, parameters: Mapping[str, Tensor], keep: int, have: int = 0) -> None:
+    """Refuse to train where the checkpoints would not fit.
+
+    Args:
+        path: the run directory, which need not exist yet.
+        parameters: the trained parameters.
+        keep: checkpoints kept.
+        have: how many of them are on the disk already.
+
+    Raises:
+        RunError: there is less room.
+    """
+    needed = space_needed(4 * sum(parameter.numel() for parameter in parameters.values()), keep, have)
+    free = space_left(path)
+    if free < needed:
+        raise RunError(
+            f"The run in {path} needs about {needed / 1e6:.0f} MB for {keep} checkpoints and its adapters, and its "
+            f"disk has {free / 1e6:.0f} MB left. Free some space, lower keep_checkpoints, or choose another output_dir."
+        )
+
+
+def _name(step: int) -> str:
+    return f"checkpoints/step-{step:06d}"
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    """Return a recipe as it reads back from JSON, where there are no tuples."""
+    return json.loads(json.dumps(to_dict(config)))
+
+
+def _compared(key: str, value: Any) -> Any:
+    """Return of a recipe's value what has to stay the same."""
+    if key != "reward_options":
+        return value
+    return {
+        name: {k: v for k, v in options.items() if k not in _WHEREABOUTS} if isinstance(options, dict) else options
+        for name, options in value.items()
+    }
+
+
+def _with_defaults(recipe: Mapping[str, Any], config_class: type[RunConfig]) -> dict[str, Any]:
+    """Return the recipe of a checkpoint with today's fields; those it does not know have their default."""
+    known = {field.name for field in dataclasses.fields(config_class)}
+    return _plain(config_class(**{key: value for key, value in recipe.items() if key in known}))

@@ -1,0 +1,1 @@
+"""Train: one loop for the stages rl, sft and align."""

@@ -1,0 +1,87 @@
+"""Pieces every stage trains with: device, optimiser, learning-rate schedule, order of the data."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import LoggerType
+
+from leaf.config import LeafConfig, RunConfig, SftConfig
+from leaf.errors import ConfigError
+from leaf.evaluation.registry import metric
+
+
+def check_stage(config: RunConfig) -> None:
+    """Refuse what would show only once a run has begun: metrics that cannot run, a tracker the stage does not feed."""
+    if config.track_with is not None and not isinstance(config, LeafConfig):
+        raise ConfigError(
+            f"track_with is {config.track_with!r}, and stage {config.stage} writes metrics.jsonl and validation.jsonl "
+            "only; trackers go with stage rl. Set track_with=null."
+        )
+    if config.track_with is not None:
+        check_tracker(config.track_with)
+    if isinstance(config, LeafConfig | SftConfig) and config.eval_every:
+        metric(config.best_metric)
+
+
+def check_tracker(name: str) -> None:
+    """Refuse a tracker that Accelerate does not know, or whose package is missing: it would be left out there."""
+    known = [one for one in LoggerType.list() if one != "all"]
+    if name not in known and name not in LOGGER_TYPE_TO_CLASS:
+        raise ConfigError(f"track_with is {name!r}; allowed are {', '.join(known)}.")
+    if name in known and name not in [one.value for one in get_available_trackers()]:
+        extra = "'leaf-speech[tensorboard]'" if name == "tensorboard" else name.replace("_", "-")
+        raise ConfigError(f"track_with is {name!r}, whose package is not installed: pip install {extra}")
+
+
+def build_optimizer(parameters: Iterable[Any], config: RunConfig) -> torch.optim.AdamW:
+    """Return AdamW over parameters or parameter groups with the recipe's learning rate and weight decay."""
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def in_steps(config: LeafConfig, num_rows: int) -> LeafConfig:
+    """Return the recipe with `epochs` spelled out: max_steps, and a schedule that is laid out for one epoch.
+
+    Raises:
+        ConfigError: the recipe asks for other numbers of steps as well.
+    """
+    if config.epochs is None:
+        return config
+    steps = math.ceil(num_rows / config.prompts_per_rollout)
+    # The recipe of a run has both spelled out already; with more epochs, or on other rows, they are anew.
+    spelled_out = config.schedule_steps is not None and config.max_steps % config.schedule_steps == 0
+    if not spelled_out and (config.schedule_steps, config.max_steps) != (None, LeafConfig().max_steps):
+        raise ConfigError(
+            f"max_steps is {config.max_steps}, schedule_steps {config.schedule_steps} and epochs {config.epochs}, "
+            f"which makes it {config.epochs * steps} steps of a schedule of {steps}. Set epochs=null, or leave the "
+            "others out."
+        )
+    return replace(config, max_steps=config.epochs * steps, schedule_steps=steps)
+
+
+def is_warm_restart(config: LeafConfig, step: int) -> bool:
+    """Tell whether a step (from 1) begins an epoch after the first: the adapter stays, the optimiser begins afresh."""
+    return config.epochs is not None and step > 1 and (step - 1) % (config.schedule_steps or config.max_steps) == 0
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: RunConfig, updates_per_step: int = 1, *, restarts: bool = False
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return warm-up and then cosine, linear or constant down to `min_lr_ratio` of the peak, in optimiser updates.
+
+    With `restarts` it begins anew each time it has ended, otherwise it stays where it ends.
+    """
+    total = max((config.schedule_steps or config.max_steps) * updates_per_step, 1)
+
+    def factor(step: int) -> float:
+        step = step % total if restarts else step
+        if step < config.warmup_steps:
+            return (step + 1) / (config.warmup_steps + 1)
+        progress = min((step - config.warmup_steps) / max(total - config.warmup_steps, 1), 1.0)
+        decay = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
+        return config.min_lr_ratio + (1 - config.min_lr_ratio) * decay[config.schedule]
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -1,0 +1,299 @@
+import json
+import shutil
+import types
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from leaf.commands import main as cli
+from leaf.commands.doctor import examine
+from leaf.commands.main import app
+from leaf.config import load_recipe
+from leaf.data.audio import load_audio
+from leaf.errors import ConfigError, LeafError, ModelError, RunError
+from leaf.evaluation import model_metrics
+from leaf.model.from_recipe import AUTOMATIC_BUDGET
+from leaf.model.policy import Policy
+from leaf.runs.checkpoints import space_needed
+from leaf.train.trainer import LeafTrainer
+from tests.helpers import tiny
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A tiny checkpoint, a manifest of wave files, and recipes for the three stages."""
+    import soundfile
+
+    monkeypatch.chdir(tmp_path)
+    model, processor = tiny.tiny_model()
+    model.save_pretrained("model")
+    processor.save_pretrained("model")
+    lines = []
+    for split in ("train", "validation", "test"):
+        for i, row in enumerate(tiny.rows(4)):
+            soundfile.write(f"{split}{i}.wav", load_audio(row["audio"]), 16000)
+            kept = {key: row[key] for key in ("prompt", "reference")}
+            lines.append(json.dumps({**kept, "audio": f"{split}{i}.wav", "split": split}))
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    shared = {"model": "model", "task": "data.jsonl", "device": "cpu", "max_steps": 2, "eval_items": 2}
+    lora = {"lora_r": 2, "lora_dropout": 0.0, "max_new_tokens": 5}
+    rl = {**shared, **lora, "prompts_per_rollout": 2, "num_completions": 3}
+    for name, values in {
+        "rl": rl,
+        "sft": {**shared, **lora, "stage": "sft", "batch_size": 2},
+        "align": {**shared, "stage": "align", "batch_size": 2},
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    return tmp_path
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.output
+
+
+def test_the_three_stages_and_an_evaluation(project):
+    run("align", "align.yaml")
+    assert (project / "runs/align/projector.safetensors").is_file()
+    run("sft", "sft.yaml", "projector=runs/align/projector.safetensors")
+    assert (project / "runs/sft/last/adapter_model.safetensors").is_file()
+    shown = run("evaluate", "rl.yaml", "--adapter", "runs/sft/last", "--greedy", "--out", "scored")
+    projector = project / "runs/sft/projector.safetensors"
+    assert "sft-last: with runs/sft/projector.safetensors, the projector that was trained with the adapter" in shown
+    made_with = json.loads((project / "scored/sft-last.meta.json").read_text())["made_with"]
+    assert made_with["model"]["projector_sha256"] == model_metrics.file_sha256(projector)
+    merged = cli._policy(load_recipe("rl.yaml"), project / "runs/sft/last").projector.state_dict()
+    assert all(torch.equal(merged[name], tensor) for name, tensor in load_file(projector).items())
+    shown = run("merge", "rl.yaml", "--adapter", "runs/sft/last", "--out", "warm")
+    assert "runs/sft/projector.safetensors merged in float32; train on with `model=warm`" in shown
+    card = json.loads((project / "warm/leaf_merged.json").read_text())
+    assert card["projector_sha256"] == model_metrics.file_sha256(project / "runs/sft/projector.safetensors")
+    assert "step 2/2" in run("train", "rl.yaml", "model=warm", "output_dir=runs/warm")
+    with pytest.raises(ModelError, match="warm exists and is left as it is"):
+        run("merge", "rl.yaml", "--adapter", "runs/sft/last", "--out", "warm")
+    assert "step 2/2" in run("train", "rl.yaml", "credit=grpo", "seed=1")
+    assert "credit: grpo" in (project / "runs/rl/recipe.yaml").read_text()
+    shown = run("evaluate", "runs/rl/recipe.yaml", "--adapter", "runs/rl/last", "--passes", "2", "--out", "scored")
+    assert "bleu" in shown
+    assert "2 passes" in shown
+    predictions = [json.loads(line) for line in (project / "scored/rl-last.jsonl").read_text().splitlines()]
+    assert [row["seed"] for row in predictions] == [42] * 4 + [43] * 4
+
+
+def test_an_adapter_caught_between_two_renames_is_found_by_the_commands(project):
+    run("sft", "sft.yaml", "max_steps=1")
+    adapter = project / "runs/sft/last"
+    for command in (("evaluate", "rl.yaml", "--greedy"), ("merge", "rl.yaml")):
+        adapter.rename(adapter.with_name("last.old"))
+        run(*command, "--adapter", "runs/sft/last", "--out", command[0])
+        assert not adapter.with_name("last.old").exists()
+
+
+def test_resume_continues_a_finished_run_without_harm(project):
+    run("train", "rl.yaml")
+    before = (project / "runs/rl/metrics.jsonl").read_text()
+    assert "resumed" in run("train", "runs/rl/recipe.yaml", "--resume")
+    assert (project / "runs/rl/metrics.jsonl").read_text() == before
+
+
+def test_demo_prints_the_table_and_keeps_the_predictions(project):
+    shown = run("demo", "--recipe", "rl.yaml", "--items", "3", "--resume")  # as `make demo` does
+    assert "nothing to resume: it starts at step 0" in shown
+    assert "held-out test, greedy decoding" in shown
+    assert "The run is in runs/rl" in shown
+    assert len((project / "runs/rl/test_after.jsonl").read_text().splitlines()) == 3
+    for name in ("before", "after"):
+        made_with = json.loads((project / f"runs/rl/test_{name}.meta.json").read_text())["made_with"]
+        assert (made_with["task"], made_with["split"]) == ("data.jsonl", "test")
+
+
+def test_demo_takes_a_task_of_ones_own_without_utterances(project):
+    """What is resampled is then a row; and a manifest's columns may have other names."""
+    (project / "tasks_without.py").write_text(
+        "from leaf.data import TASKS, Task, load\n"
+        "def rows(split):\n"
+        "    return load('data.jsonl', split).remove_columns('utterance').to_list()\n"
+        "TASKS['without'] = Task('rows without utterances', 'CC0', ('train', 'validation', 'test'), rows)\n"
+    )
+    options = ("demo", "--recipe", "rl.yaml", "--items", "2", "max_steps=1", "eval_every=0")
+    assert "held-out test" in run(*options, "task=without", "plugins=[tasks_without.py]", "output_dir=runs/without")
+    (project / "own.jsonl").write_text((project / "data.jsonl").read_text().replace('"reference"', '"answer"'))
+    assert "held-out test" in run(*options, "task=own.jsonl", "columns={reference: answer}", "output_dir=runs/own")
+
+
+def test_an_interrupted_demo_goes_on_to_the_same_table(project, monkeypatch):
+    """Scores before are those of the model without the adapter, which the resumed run has trained already."""
+    options = ("demo", "--recipe", "rl.yaml", "--items", "3", "save_every=1", "rewards=[cer]", "learning_rate=0.1")
+    whole = run(*options, "output_dir=runs/whole")
+    update, calls = LeafTrainer.update, []
+
+    def killed(self, rollout):
+        calls.append(rollout.step)
+        if len(calls) == 2:
+            raise RuntimeError("killed")
+        return update(self, rollout)
+
+    monkeypatch.setattr(LeafTrainer, "update", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(*options, "output_dir=runs/cut")
+    with pytest.raises(RunError, match=r"continue it with `--resume`"):
+        run(*options, "output_dir=runs/cut")
+    resumed = run(*options, "output_dir=runs/cut", "--resume")
+    assert calls == [1, 2, 2]
+    table = [line for line in whole.splitlines() if "│" in line]
+    assert len(table) >= 3
+    assert [line for line in resumed.splitlines() if "│" in line] == table
+    before, after = (
+        [json.loads(line)["prediction"] for line in (project / "runs/whole" / name).read_text().splitlines()]
+        for name in ("test_before.jsonl", "test_after.jsonl")
+    )
+    assert before != after  # or the scores before could be those after
+    for name in ("test_before.jsonl", "test_after.jsonl"):
+        assert (project / "runs/cut" / name).read_text() == (project / "runs/whole" / name).read_text()
+    assert run(*options, "output_dir=runs/cut", "--resume").splitlines()[-9:-1] == resumed.splitlines()[-9:-1]
+    assert calls == [1, 2, 2]  # a finished demo shows its table again
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "subject", "found"),
+    [
+        ("rl", "track_with=wandb", "settings", "track_with is 'wandb', whose package is not installed"),
+        ("sft", "track_with=tensorboard", "settings", "trackers go with stage rl"),
+        ("rl", "best_metric=meteor", "settings", "WordNet"),
+        ("rl", "rewards=[nosuch]", "rewards", "nosuch"),
+        ("rl", "reward_weights=[1, 2]", "rewards", "came with weights"),
+        ("rl", "credit=nosuch", "credit", "The credit rule 'nosuch' is unknown"),
+        ("rl", "credit_options={nosuch: 1}", "credit", "nosuch"),
+        ("rl", "attention=flash_attention_2", "model", "cannot be built without a further package: FlashAttention2"),
+        ("sft", "lora_layers=[nosuch]", "model", "nosuch"),
+    ],
+)
+def test_doctor_refuses_what_training_refuses(project, monkeypatch, recipe, override, subject, found):
+    monkeypatch.setattr("leaf.train.schedule.get_available_trackers", list)  # no tracker's package
+    monkeypatch.setenv("NLTK_DATA", str(project))
+    monkeypatch.setattr("nltk.data.path", [])
+    model_metrics._built.cache_clear()  # another test may have had METEOR
+    config = load_recipe(f"{recipe}.yaml", [override])
+    (finding,) = [finding for finding in examine(config) if finding.state == "fails"]
+    assert finding.subject == subject
+    assert found in finding.found
+    with pytest.raises(LeafError) as refused:
+        cli.run_recipe(config)
+    assert str(refused.value) == finding.found
+
+
+def test_doctor_has_nothing_against_a_recipe_that_trains(project):
+    for recipe in ("rl", "sft", "align"):
+        assert {finding.state for finding in examine(load_recipe(f"{recipe}.yaml"))} == {"ok"}
+
+
+@pytest.mark.parametrize(("missing", "fits"), [(0, True), (1, False)])
+def test_doctor_and_the_trainer_ask_for_the_same_room_on_the_disk(project, monkeypatch, missing, fits):
+    trained = cli._trainer(load_recipe("rl.yaml")).trained
+    needed = space_needed(4 * sum(p.numel() for p in trained.values()), 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=needed - missing))
+    (disk,) = [finding for finding in examine(load_recipe("rl.yaml")) if finding.subject == "disk"]
+    assert disk.state == ("ok" if fits else "fails")
+    if fits:
+        run("train", "rl.yaml")
+    else:
+        with pytest.raises(RunError, match="for 2 checkpoints and its adapters"):
+            run("train", "rl.yaml")
+
+
+def test_doctor_looks_at_the_lengths_that_all_rows_state_and_at_the_test_split(project, monkeypatch):
+    import soundfile
+
+    monkeypatch.setattr("leaf.commands.doctor._LOOKED_AT", 2)
+    soundfile.write("long.wav", np.full(16000 * 3, 0.1), 16000)
+    rows = [json.loads(line) for line in (project / "data.jsonl").read_text().splitlines()]
+    rows += [{**rows[i], "audio": "long.wav", "split": s, "seconds": 3.0} for i, s in enumerate(("train", "test"))]
+    rows[3]["seconds"] = 700.0  # in another unit; the header says that it is short
+    (project / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def found(*overrides, recipe="rl.yaml"):
+        said = examine(load_recipe(recipe, list(overrides)))
+        return {one.subject: one for one in said if one.subject.startswith("data")}
+
+    said = found()
+    assert {subject: one.state for subject, one in said.items()} == {
+        "data, train": "fails",
+        "data, validation": "ok",
+        "data, test": "unsure",
+    }
+    assert said["data, train"].found.endswith("last 0.5 to 0.8 s; too long: 1, up to 3.0 s")
+    assert "with --max-seconds 2, or leave rows out; on_bad_audio: skip passes over them." in said["data, train"].advice
+    assert found("on_bad_audio=skip")["data, train"].state == "unsure"
+    assert list(found(recipe="sft.yaml")) == ["data, train", "data, validation"]
+    (project / "data.jsonl").write_text("\n".join(json.dumps(row) for row in rows if row["split"] != "test"))
+    assert found()["data, test"].state == "unsure"
+    assert "its --split names another" in found()["data, test"].advice
+
+
+def test_the_token_budget_of_stage_sft_follows_from_the_memory_too(project):
+    assert cli._policy(load_recipe("sft.yaml")).token_budget <= AUTOMATIC_BUDGET["cpu"]
+    assert cli._policy(load_recipe("sft.yaml", ["token_budget=3000"])).token_budget == 3000
+
+
+def test_stages_that_were_finished_resume_without_harm(project):
+    for stage, log in (("align", "metrics.jsonl"), ("sft", "metrics.jsonl")):
+        run(stage, f"{stage}.yaml")
+        before = (project / "runs" / stage / log).read_text()
+        assert "resumed" in run(stage, f"{stage}.yaml", "--resume")
+        assert (project / "runs" / stage / log).read_text() == before
+
+
+def test_saved_adapters_call_the_base_as_the_recipe_does(project, monkeypatch):
+    """The demo's is assembled in a folder of this machine; its adapters say `demo`."""
+    monkeypatch.setattr("leaf.model.demo.resolve_model", lambda name: str(project / "model"))
+    run("train", "rl.yaml", "model=demo", "max_steps=1")
+    run("sft", "sft.yaml", "model=base", "max_steps=1")
+    for folder, name in (("rl", "demo"), ("sft", "base")):
+        config = json.loads((project / "runs" / folder / "last/adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == name
+        for file in (project / "runs" / folder).rglob("*.json*"):
+            assert str(project) not in file.read_text(), file
+    policy = Policy.load("model", adapter="runs/rl/last")
+    policy.save_adapter("again")  # without a name of its own, as it was loaded
+    assert json.loads((project / "again/adapter_config.json").read_text())["base_model_name_or_path"] == "demo"
+
+
+def test_data_and_recipe_listings():
+    assert "asterisk_qa" in run("data")
+    assert "asterisk_fr, test: " in run("data", "show", "asterisk_fr", "--split", "test", "--rows", "1")
+    assert "prompts_per_rollout" in run("recipe", "rl")
+
+
+def test_mistakes_of_stage_and_name(project):
+    with pytest.raises(ConfigError, match="of stage rl"):
+        run("sft", "rl.yaml")
+    with pytest.raises(ConfigError, match="Did you mean 'max_steps'"):
+        run("train", "rl.yaml", "max_step=3")
+    with pytest.raises(ConfigError, match="allowed are base and demo"):
+        run("demo-model", "--stage", "final")
+    with pytest.raises(ConfigError, match="allowed are rl, sft, align"):
+        run("recipe", "ppo")
+
+
+def test_sft_is_refused_under_a_launcher(project, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="one process and was launched with 2"):
+        cli.run_recipe(load_recipe("sft.yaml"))
+    assert not (project / "runs").exists()
+
+
+def test_main_turns_a_mistake_into_one_line_and_exit_2(monkeypatch, capsys):
+    def fail():
+        raise LeafError("What came, what is allowed, what to do.")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "leaf: What came, what is allowed, what to do.\n"

@@ -1,0 +1,212 @@
+import json
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from leaf.commands.main import app
+from leaf.errors import ConfigError, DataError
+from leaf.evaluation.compare import chosen_metrics, compare_files
+from leaf.evaluation.predictions import Predictions, read_predictions
+from leaf.evaluation.registry import paired_bootstrap, score
+from leaf.files import write_text
+
+REFERENCES = ["press one", "it is seven", "hello there", "two new messages"]
+WORSE = [["press two", "it is seven", "hello", "two messages"], ["press one", "it was seven", "hello", "messages"]]
+BETTER = [["press one", "it is seven", "hello there", "two messages"], REFERENCES]
+GROUPS = ["a", "a", "b", "c"]
+DECODING = {"greedy": False, "temperature": 0.9, "top_p": 0.9}
+
+
+def write(path, system, passes, *, order=(0, 1, 2, 3), references=REFERENCES, decoding=DECODING, **meta):
+    items = [{"id": str(i), "utterance": GROUPS[i], "prompt": "?", "reference": references[i]} for i in order]
+    texts = [[one[i] for i in order] for one in passes]
+    made = Predictions(
+        system, items, texts, [42 + i for i in range(len(passes))], [[False] * len(order) for _ in passes]
+    )
+    made.meta = {"predictions": 1, "made_with": {"decoding": decoding}, "lowercase": False, **meta}
+    made.write(path)
+    return path
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return [
+        write(tmp_path / "one.jsonl", "one", WORSE),
+        write(tmp_path / "two.jsonl", "two", BETTER, order=(3, 1, 0, 2)),
+    ]
+
+
+def cells(shown, metric, system):
+    """Return a line's cells from the table as text."""
+    name = ""
+    for line in shown.splitlines():
+        parts = re.split(r"\s{2,}", line.strip())
+        name = parts[0] if not line.startswith(" ") else name
+        parts = parts if not line.startswith(" ") else ["", *parts]
+        if name == metric and parts[1] == system:
+            return parts
+    raise AssertionError(shown)
+
+
+def test_values_and_differences_are_those_of_the_metrics(pair):
+    shown = compare_files(pair, metrics=["chrf", "wer"])
+    for name in ("chrf", "wer"):
+        each = [[score(texts, REFERENCES, [name])[name].value for texts in passes] for passes in (WORSE, BETTER)]
+        means = [sum(values) / 2 for values in each]
+        for system, values, mean in zip(("one", "two"), each, means, strict=True):
+            line = cells(shown, name, system)
+            assert line[2] == f"{mean:.2f}"
+            assert line[4] == f"{min(values):.2f} to {max(values):.2f}"
+        assert cells(shown, name, "two")[5] == f"{means[1] - means[0]:+.2f}"
+    assert "4 items of 3 recordings; 2 passes, sampled at T 0.9, top-p 0.9, seeds 42, 43" in shown
+    assert "wer: wer|punctuation:yes|case:mixed|jiwer" in shown
+    assert "less is better" in shown
+
+
+def test_one_pass_is_the_paired_bootstrap(tmp_path):
+    one, two = WORSE[:1], BETTER[:1]
+    files = [write(tmp_path / f"{name}.jsonl", name, passes) for name, passes in (("one", one), ("two", two))]
+    shown = compare_files(files, metrics=["bleu"], samples=500)
+    difference, low, high, p = paired_bootstrap(one[0], two[0], REFERENCES, "bleu", groups=GROUPS, samples=500)
+    assert cells(shown, "bleu", "two")[-3:] == [f"{difference:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{p:.3f}"]
+
+
+def test_files_of_other_items_are_refused_by_name(pair, tmp_path):
+    fewer = write(tmp_path / "fewer.jsonl", "fewer", WORSE, order=(0, 1, 2))
+    other = write(tmp_path / "other.jsonl", "other", WORSE, references=["press one", "it is eight", *REFERENCES[2:]])
+    message = r"against one, fewer: items differ: 1 only in one \('3'\); other: references differ for 1 items \('1'\)"
+    with pytest.raises(DataError, match=message):
+        compare_files([*pair, fewer, other])
+    with pytest.raises(DataError, match="nothing to compare"):
+        compare_files([])
+    with pytest.raises(DataError, match="give each file once"):
+        compare_files([pair[0], pair[0]])
+
+
+def test_two_runs_of_one_name_are_told_apart(tmp_path):
+    files = [tmp_path / folder / "best.jsonl" for folder in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        write(file, "best", WORSE)
+    shown = compare_files(files, metrics=["bleu"])
+    assert "a/best" in shown
+    assert "b/best" in shown
+
+
+def test_formats(pair):
+    markdown = compare_files(pair, metrics=["exact_match"], format="markdown")
+    assert markdown.startswith("| metric      | system   |   value | 95 % interval")
+    assert "\n- exact_match: exact_match|punctuation:no" in markdown
+    latex = compare_files(pair, metrics=["exact_match"], format="latex")
+    assert latex.startswith("\\begin{tabular}{llrllrlr}\n\\toprule")
+    assert "exact\\_match" in latex
+    assert "95 \\% interval" in latex
+    assert all(line.startswith("% ") for line in latex.split("\\end{tabular}\n")[1].splitlines())
+    with pytest.raises(ConfigError, match="allowed are text, markdown, latex"):
+        compare_files(pair, format="html")
+
+
+def test_metrics_and_case_come_from_the_files(tmp_path, pair):
+    scored = {"metrics": {"wer": {}, "cer": {}}, "lowercase": True}
+    files = [write(tmp_path / f"{name}.jsonl", name, WORSE, **scored) for name in ("x", "y")]
+    shown = compare_files(files)
+    assert "wer|punctuation:yes|case:lc" in shown
+    assert "bleu" not in shown
+    with pytest.raises(ConfigError, match="--lowercase or --no-lowercase"):
+        compare_files([files[0], pair[0]])
+    assert "case:mixed" in compare_files([files[0], pair[0]], metrics=["wer"], lowercase=False)
+    assert chosen_metrics("bleu, wer", ["meteor=/x=y"]) == (("bleu", "wer"), {"meteor": "/x=y"})
+    assert chosen_metrics("none", None) == ((), {})
+    assert chosen_metrics(None, None) == (None, {})
+    with pytest.raises(ConfigError, match="give METRIC=PATH"):
+        chosen_metrics("bleu", ["meteor"])
+
+
+def test_other_decoding_and_other_signatures_do_not_pass_unseen(tmp_path, pair):
+    greedy = write(tmp_path / "greedy.jsonl", "greedy", WORSE[:1], decoding={"greedy": True})
+    assert "DECODED DIFFERENTLY: one: 2 passes, sampled" in compare_files([pair[0], greedy])
+    for file, signature in zip(pair, ("meteor|wordnet:3.0", "meteor|wordnet:3.1"), strict=True):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        write_text(file, "".join(json.dumps({**row, "statistics": {"meteor": [0.5, 1.0]}}) + "\n" for row in lines))
+        meta = json.loads(file.with_suffix(".meta.json").read_text())
+        meta["metrics"] = {"meteor": {"signature": signature}}
+        file.with_suffix(".meta.json").write_text(json.dumps(meta))
+    with pytest.raises(ConfigError, match=r"meteor was computed in different ways: .*3.0 and .*3.1"):
+        compare_files(pair)
+    assert cells(compare_files(pair[:1]), "meteor", "one")[2] == "50.00"
+    with pytest.raises(ConfigError, match="BERTScore needs a model"):
+        compare_files(pair, metrics=["bertscore"])
+
+
+def judged(path, kind, files, rows, judge="1", **summary):
+    meta = {
+        "judge": {"kind": kind, "sha256": judge, "signature": f"judge-{kind}|model:m"},
+        "judged": [{"system": "x", "sha256": read_predictions(file).digest} for file in files],
+        "passes": 1,
+        "line": "as it went",
+    }
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(path.with_suffix(".meta.json"), json.dumps(meta))
+
+
+def test_judges_stand_in_the_table(pair, tmp_path):
+    for name, scores in (("one", (10, 20, None, 60)), ("two", (30, 20, 100, None))):
+        rows = [{"id": str(i), "pass": 0, "score": score} for i, score in enumerate(scores)]
+        judged(tmp_path / f"{name}.judge-direct-m.jsonl", "direct", [tmp_path / f"{name}.jsonl"], rows)
+    shown = compare_files(pair, metrics=["bleu"])
+    assert cells(shown, "judge direct", "one")[2] == "30.00"
+    assert cells(shown, "judge direct", "two")[2] == "50.00"
+    assert cells(shown, "judge direct", "two")[-3] == "+10.00"  # over the two items that both have
+    assert "two and one are paired on 2 items scored in both" in shown
+    assert "judge direct: judge-direct|model:m" in shown
+
+
+def test_pairwise_counts_agreeing_verdicts(pair, tmp_path):
+    verdicts = ("win", "win", "tie", "inconsistent")
+    rows = [{"id": str(i), "pass": 0, "verdict": verdict} for i, verdict in enumerate(verdicts)]
+    judged(tmp_path / "two.judge-pairwise-m-one.jsonl", "pairwise", pair[::-1], rows)
+    shown = compare_files(pair, metrics=["bleu"])
+    # 2 wins and half a tie of 3; recordings: {win, win}, {tie}, {inconsistent}.
+    assert "two wins 83.3 % of agreeing verdicts against one, ties half" in shown
+    assert "judge pairwise, two against one: as it went" in shown
+
+
+def test_judgements_of_other_predictions(pair, tmp_path):
+    rows = [{"id": "0", "pass": 0, "score": 5}]
+    file = tmp_path / "one.judge-direct-m.jsonl"
+    judged(file, "direct", pair[:1], rows)
+    write(pair[0], "one", BETTER)  # evaluated again since
+    shown = compare_files(pair, metrics=["bleu"])
+    assert "judge direct" not in shown
+    assert "not used, for they judge systems that are not compared here: 'one.judge-direct-m.jsonl'" in shown
+    with pytest.raises(DataError, match="judges other predictions"):
+        compare_files(pair, metrics=["bleu"], judged=[file])
+    with pytest.raises(DataError, match="was not written by `leaf judge`"):
+        compare_files(pair, metrics=["bleu"], judged=[pair[0]])
+
+
+def test_verdicts_outlast_further_passes_and_statistics_and_no_more(pair, tmp_path):
+    rows = [{"id": str(i), "pass": 0, "score": 10 * i} for i in range(4)]
+    judged(tmp_path / "one.judge-direct-m.jsonl", "direct", pair[:1], rows)
+    meta = tmp_path / "one.judge-direct-m.meta.json"
+    digest = read_predictions(pair[0]).answers_digest(1)
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "judged": [{"system": "one", "sha256": digest}]}))
+    for passes, order in ((WORSE, (0, 1, 2, 3)), ([*WORSE, REFERENCES], (0, 1, 2, 3)), (WORSE, (2, 0, 1, 3))):
+        write(pair[0], "one", passes, order=order)
+        assert cells(compare_files(pair, metrics=["bleu"]), "judge direct", "one")[2] == "15.00"
+    # A system that says the same is told apart by its name.
+    alike = write(tmp_path / "alike.jsonl", "alike", WORSE)
+    shown = compare_files([alike, pair[0]], metrics=["bleu"])
+    assert cells(shown, "judge direct", "one")[2] == "15.00"
+    assert "judge direct, one: as it went" in shown
+    write(pair[0], "one", BETTER)
+    shown = compare_files(pair, metrics=["bleu"])
+    assert "judge direct" not in shown
+    assert "one.judge-direct-m.jsonl is not used: the predictions have changed since." in shown
+
+
+def test_the_command(pair, tmp_path):
+    result = CliRunner().invoke(app, ["compare", str(tmp_path), "--metrics", "bleu", "--format", "markdown"])
+    assert result.exit_code == 0, result.output
+    assert "| bleu" in result.output

@@ -1,0 +1,366 @@
+import copy
+import json
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from leaf.config import LeafConfig
+from leaf.errors import AudioError, ConfigError, DataError, RunError
+from leaf.evaluation import evaluate as module
+from leaf.evaluation.compare import compare_files
+from leaf.evaluation.evaluate import evaluate, evaluate_systems, name_systems
+from leaf.evaluation.predictions import Predictions, kept_items, prediction_files, read_meta, read_predictions
+from leaf.evaluation.registry import bootstrap, score
+from leaf.files import read_rows
+from leaf.model.policy import Policy
+from leaf.model.sampling import sample
+from tests.helpers import tiny
+
+
+@pytest.fixture(scope="module")
+def policy():
+    model, processor = tiny.tiny_model()
+    return Policy.wrap(model, processor)
+
+
+@pytest.fixture
+def rows():
+    return [{**row, "text": row["reference"]} for row in tiny.rows(4)]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe whose model is a folder, for its checksum, and an adapter folder."""
+    for name, file in (("model", "config.json"), ("adapter", "adapter_config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+        (tmp_path / name / "weights.safetensors").write_bytes(b"weights")
+    return LeafConfig(model=str(tmp_path / "model"), task="tiny", max_new_tokens=6)
+
+
+def test_passes_are_scored_one_by_one_and_averaged(policy, rows):
+    result = evaluate(policy, rows, max_new_tokens=6, seeds=(42, 43, 44), metrics=("chrf", "wer"), intervals=True)
+    assert len(result.passes) == 3
+    assert result.passes[0] != result.passes[1]
+    references = [row["reference"] for row in rows]
+    each = [score(texts, references, ["chrf"])["chrf"].value for texts in result.passes]
+    assert result.scores["chrf"] == pytest.approx(np.mean(each))
+    assert result.spreads["chrf"] == (min(each), max(each))
+    assert result.signatures["chrf"].endswith("|decoding:sampled:T0.9:p0.9:seeds42,43,44")
+    low, high = result.intervals["chrf"]
+    assert low <= result.scores["chrf"] <= high
+    assert set(result.values()) == {"chrf", "wer", "truncated"}
+    one = evaluate(policy, rows, max_new_tokens=6, seeds=(43,), metrics=("chrf",), intervals=True)
+    assert one.passes == result.passes[1:2]
+    assert one.intervals["chrf"] == bootstrap(one.passes[0], references, "chrf", groups=["0", "1", "2", "3"])[1:]
+
+
+def test_a_greedy_evaluation_has_one_pass_without_a_seed(policy, rows):
+    result = evaluate(policy, rows, greedy=True, max_new_tokens=6, seeds=(1, 2), metrics=("bleu",))
+    assert len(result.passes) == 1
+    assert result.predictions.seeds == [None]
+    assert result.signatures["bleu"].endswith("|decoding:greedy")
+    assert result.intervals == {}
+
+
+def test_what_would_fail_after_the_passes_is_refused_before(policy, rows, monkeypatch):
+    monkeypatch.setattr(module, "predict", None)
+    with pytest.raises(ConfigError, match="allowed are bleu"):
+        evaluate(policy, rows, metrics=("blue",))
+    with pytest.raises(ConfigError, match="BERTScore needs a model"):
+        evaluate(policy, rows, metrics=("bertscore",))
+    with pytest.raises(DataError, match=r"1 of 4 rows have no reference.*leaf judge"):
+        evaluate(policy, [{**rows[0], "reference": ""}, *rows[1:]])
+    with pytest.raises(DataError, match="no rows"):
+        evaluate(policy, [])
+
+
+def test_rows_without_references_give_predictions_alone(policy, rows, tmp_path):
+    result = evaluate(policy, [{**row, "reference": ""} for row in rows], max_new_tokens=4, metrics=())
+    result.write(tmp_path / "x.jsonl")
+    assert result.scores == {}
+    assert read_predictions(tmp_path / "x.jsonl").passes == result.passes
+
+
+def test_a_file_recomputes_every_score_without_the_model(policy, rows, tmp_path):
+    result = evaluate(policy, rows, max_new_tokens=6, seeds=(42, 43), metrics=("bleu", "wer"), lowercase=True)
+    result.write(tmp_path / "x.jsonl")
+    lines = read_rows(tmp_path / "x.jsonl")
+    assert [(row["id"], row["pass"], row["seed"]) for row in lines] == [
+        (str(i), n, 42 + n) for n in range(2) for i in range(4)
+    ]
+    known = read_predictions(tmp_path / "x.jsonl")
+    for name in ("bleu", "wer"):
+        scored, signature = known.scored(name, lowercase=True)
+        assert scored.value() == result.scores[name]
+        assert read_meta(tmp_path / "x.jsonl")["metrics"][name]["signature"] == signature
+    assert known.truncated == result.predictions.truncated
+    assert known.items == kept_items(rows)
+    assert "array" not in (tmp_path / "x.jsonl").read_text()
+
+
+def test_systems_are_named_after_their_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/a/best", "runs/b/best", "other/b/best"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+    assert list(name_systems("org/model", [], with_base=False)) == ["model"]
+    named = name_systems("demo", ["runs/a/best", "my run=runs/b/best"], with_base=True)
+    assert {name: str(path) for name, path in named.items()} == {
+        "demo": "None",
+        "a-best": "runs/a/best",
+        "my-run": "runs/b/best",
+    }
+    with pytest.raises(ConfigError, match="NAME=DIR"):
+        name_systems("demo", ["runs/b/best", "other/b/best"], with_base=False)
+    with pytest.raises(ConfigError, match="holds no adapter"):
+        name_systems("demo", ["runs/a"], with_base=False)
+
+
+def test_a_greedy_pass_beside_sampled_ones_changes_neither(policy, rows):
+    how = {"max_new_tokens": 6, "temperature": 0.9, "top_p": 0.9}
+    together = module.predict(policy, rows, seeds=[42, None, 43], **how)
+    assert together[1] == module.predict(policy, rows, seeds=[None], **how)[0]
+    assert [together[0], together[2]] == module.predict(policy, rows, seeds=[42, 43], **how)
+    assert together[0] != together[1] != together[2]
+    with pytest.raises(ConfigError, match="greedy has 2 values for 3 completions"):
+        sample(policy, policy.embed(rows[:1]), num_completions=3, max_new_tokens=2, greedy=[True, False])
+
+
+def test_a_column_of_seconds_may_hold_anything(policy, rows):
+    how = {"max_new_tokens": 3, "seeds": [None], "batch_size": 2}
+    plain = module.predict(policy, rows, **how)
+    said = [None, "3.2 s", "", float("nan")]
+    assert module.predict(policy, [{**r, "seconds": s} for r, s in zip(rows, said, strict=True)], **how) == plain
+
+
+def test_rows_are_decoded_in_batches_of_the_size_asked_for(policy, rows, recipe, tmp_path, monkeypatch):
+    embed, sizes = policy.embed, []
+    monkeypatch.setattr(policy, "embed", lambda batch: sizes.append(len(batch)) or embed(batch))
+    how = {"max_new_tokens": 6, "metrics": ("chrf",)}
+    three = evaluate(policy, rows, batch_size=3, **how)
+    assert sizes == [3, 1]
+    assert evaluate(policy, rows, **how).passes == three.passes  # float32
+    recipe.eval_batch_size = 2
+    sizes.clear()
+    how = {"split": "test", "metrics": ("chrf",), "say": lambda line: None}
+    evaluate_systems(recipe, {"base": None}, lambda adapter: policy, rows, tmp_path / "out", **how)
+    assert sizes == [2, 2]
+    assert read_meta(tmp_path / "out/base.jsonl")["made_with"]["decoding"]["batch_size"] == 2
+
+
+def test_several_systems_go_on_where_they_stopped(policy, rows, recipe, tmp_path, monkeypatch):
+    systems = {"base": None, "tuned": tmp_path / "adapter"}
+    loaded = []
+
+    def load(adapter):
+        loaded.append(adapter)
+        return policy
+
+    def run(**options):
+        how = {"split": "test", "seeds": (42, 43), "metrics": ("chrf",), "say": lambda line: None, **options}
+        return evaluate_systems(recipe, systems, load, rows, tmp_path / "out", **how)
+
+    predict, calls = module.predict, []
+
+    def cut(*arguments, **options):
+        calls.append(options["seeds"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return predict(*arguments, **options)
+
+    monkeypatch.setattr(module, "predict", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    results = run()
+    assert calls == [[42, 43], [42, 43], [42, 43]]  # the first system was not sampled again
+    assert loaded == [None, tmp_path / "adapter", tmp_path / "adapter"]
+    again = run(metrics=("chrf", "wer"))
+    assert len(calls) == 3
+    assert len(loaded) == 3
+    assert again["base"].scores["chrf"] == results["base"].scores["chrf"]
+    assert read_predictions(tmp_path / "out/base.jsonl").passes == results["base"].passes
+    assert run(seeds=(42, 43, 44))["base"].predictions.seeds == [42, 43, 44]
+    assert calls[3:] == [[44], [44]]
+    meta = read_meta(tmp_path / "out/tuned.jsonl")
+    assert len(meta["made_with"]["adapter"]["sha256"]) == 64
+    assert meta["made_with"]["decoding"]["temperature"] == 0.9
+    assert meta["made_with"]["model"]["name"] == "model"
+    assert str(tmp_path) not in json.dumps(meta)
+    assert prediction_files([tmp_path / "out"]) == [tmp_path / "out/base.jsonl", tmp_path / "out/tuned.jsonl"]
+    (tmp_path / "adapter/weights.safetensors").write_bytes(b"other")
+    with pytest.raises(RunError, match="made with another adapter"):
+        run()
+    recipe.eval_temperature = 0.5
+    with pytest.raises(RunError, match="made with another decoding"):
+        run()
+
+
+def test_one_system_is_loaded_at_a_time(policy, rows, recipe, tmp_path):
+    loaded = []
+
+    def load(adapter):
+        assert all(one() is None for one in loaded)
+        one = copy.copy(policy)
+        loaded.append(weakref.ref(one))
+        return one
+
+    how = {"split": "test", "greedy": True, "metrics": ("chrf",), "say": lambda line: None}
+    evaluate_systems(recipe, {"base": None, "tuned": tmp_path / "adapter"}, load, rows, tmp_path / "out", **how)
+    assert len(loaded) == 2
+
+
+def evaluated(recipe, policy, rows, out, **options):
+    """Evaluate the bare model into `out` and return the result, and the lines about it."""
+    said = []
+    how = {"split": "test", "seeds": (42, 43), "metrics": ("chrf",), **options, "say": said.append}
+    return evaluate_systems(recipe, {"base": None}, lambda adapter: policy, rows, out, **how)["base"], said
+
+
+def test_an_interrupted_pass_goes_on_behind_its_last_whole_batch(policy, rows, recipe, tmp_path, monkeypatch):
+    recipe.eval_batch_size = 2
+    whole = evaluated(recipe, policy, rows, tmp_path / "whole")[0]
+    embed, sizes = policy.embed, []
+
+    def embedded(batch):
+        sizes.append([row["id"] for row in batch])
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        return embed(batch)
+
+    monkeypatch.setattr(policy, "embed", embedded)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(recipe, policy, rows, tmp_path / "out")
+    partial = tmp_path / "out/base.unfinished"
+    left = partial.read_bytes()
+    assert str(tmp_path).encode() not in left
+    with pytest.raises(DataError, match="holds no prediction files"):
+        prediction_files([tmp_path / "out"])
+    partial.write_bytes(left + b'{"1": [["torn')
+    result, said = evaluated(recipe, policy, rows, tmp_path / "out")
+    assert sizes == [["0", "3"], ["1", "2"], ["1", "2"]]  # the first batch was not said again
+    assert f"{partial} has what was said on 2 rows before an interruption; it goes on from there" in said
+    assert result.passes == whole.passes
+    assert (tmp_path / "out/base.jsonl").read_text() == (tmp_path / "whole/base.jsonl").read_text()
+    assert not partial.exists()
+    # Other settings, such as another seed: what was left is not theirs.
+    (tmp_path / "out/base.jsonl").unlink()
+    partial.write_bytes(left)
+    sizes[:] = [[], []]
+    result, said = evaluated(recipe, policy, rows, tmp_path / "out", seeds=(42,))
+    assert len(sizes) == 4
+    assert said[0] == f"{partial} was left by an evaluation with other settings; it is not used and begun anew"
+    assert result.passes == whole.passes[:1]
+
+
+def test_recordings_are_looked_at_before_anything_is_said(policy, rows, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(policy, "embed", None)
+    long = {"array": np.full(16000 * 3, 0.1, dtype=np.float32), "sampling_rate": 16000}
+    with pytest.raises(
+        AudioError, match=r"1 of 5 rows have no usable audio: 'long'. The first: Row 'long': .* at most 2 s"
+    ):
+        evaluated(recipe, policy, [{**rows[0], "id": "long", "audio": long, "seconds": 3.0}, *rows], tmp_path / "out")
+    with pytest.raises(AudioError, match=r"--max-seconds.*on_bad_audio=skip"):
+        evaluated(recipe, policy, [{**rows[0], "id": "long", "audio": long}, *rows], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    recipe.on_bad_audio = "skip"
+    with pytest.raises(AudioError, match="None is left to evaluate"):
+        evaluated(recipe, policy, [{**rows[0], "audio": long}], tmp_path / "out")
+
+
+def test_rows_without_usable_audio_are_left_out_where_the_recipe_says_so(policy, rows, recipe, tmp_path):
+    usable = evaluated(recipe, policy, rows, tmp_path / "usable")[0]
+    recipe.on_bad_audio = "skip"
+    bad = {"long": np.full(16000 * 3, 0.1, dtype=np.float32), "silent": np.zeros(16000, dtype=np.float32)}
+    bad = [{**rows[0], "id": i, "audio": {"array": wave, "sampling_rate": 16000}} for i, wave in bad.items()]
+    result, said = evaluated(recipe, policy, [bad[0], *rows, bad[1]], tmp_path / "out")
+    assert result.passes == usable.passes
+    assert result.rows == rows
+    assert result.scores == usable.scores
+    file = tmp_path / "out/base.jsonl"
+    assert [line.split(":")[1] for line in said[:2]] == [" Row 'long'", " Row 'silent'"]
+    left_out = "base: 2 of 6 rows are left out for their audio, 'long', 'silent'; all stand in "
+    left_out += str(file.with_suffix(".meta.json"))
+    assert said[-1] == left_out
+    assert read_meta(file)["left_out"] == ["long", "silent"]
+    assert [item["id"] for item in read_predictions(file).items] == ["0", "1", "2", "3"]
+    assert "4 items of 4 recordings (2 more left out for their audio)" in compare_files([file], metrics=["chrf"])
+    # Other metrics, and further passes: of the same items.
+    assert evaluated(recipe, policy, [bad[0], *rows, bad[1]], tmp_path / "out", metrics=("wer",))[1][-1] == left_out
+    more = evaluated(recipe, policy, [bad[0], *rows, bad[1]], tmp_path / "out", seeds=(42, 43, 44))[0]
+    assert len(more.passes[2]) == 4
+    lost = {**rows[3], "audio": bad[1]["audio"]}
+    with pytest.raises(AudioError, match="Earlier passes have them"):
+        evaluated(recipe, policy, [bad[0], *rows[:3], lost, bad[1]], tmp_path / "out", seeds=(42, 43, 44, 45))
+
+
+def test_metrics_that_take_data_are_kept_for_those_without_it(policy, rows, recipe, tmp_path, monkeypatch):
+    from leaf.evaluation import model_metrics
+    from tests.evaluation.test_metrics import _wordnet
+
+    paths = {"meteor": str(_wordnet(tmp_path / "dict"))}
+    options = {"split": "test", "say": lambda line: None, "metrics": ("meteor",), "paths": paths}
+    result = evaluate_systems(recipe, {"base": None}, lambda adapter: policy, rows, tmp_path / "out", **options)
+    # Another metric is asked for: what took data stays.
+    options |= {"metrics": ("wer",), "paths": None}
+    evaluate_systems(recipe, {"base": None}, lambda adapter: policy, rows, tmp_path / "out", **options)
+    assert list(read_meta(tmp_path / "out/base.jsonl")["metrics"]) == ["meteor", "wer"]
+    monkeypatch.setattr(model_metrics, "BUILDERS", {})
+    scored, signature = read_predictions(tmp_path / "out/base.jsonl").scored("meteor", lowercase=False)
+    assert scored.value() == result["base"].scores["meteor"]
+    assert signature.startswith("meteor|tok:treebank")
+
+
+def test_items_keep_no_path_and_every_id_once():
+    messages = [
+        {"role": "user", "content": [{"type": "audio", "audio": "/home/me/a.wav"}, {"type": "text", "text": "?"}]}
+    ]
+    rows = [
+        {"id": "a", "prompt": messages, "audio": "/home/me/a.wav", "reference": "x", "utterance": "/home/me/a.wav"},
+        {"id": "a", "prompt": "?", "audio": "b.wav", "reference": "y"},
+        {"prompt": "?", "audio": "b.wav", "reference": "y", "text": None},
+    ]
+    items = kept_items(rows)
+    assert [item["id"] for item in items] == ["a", "a#2", "2"]
+    assert "/home" not in json.dumps(items)
+    assert items[0]["prompt"] == "?"
+    assert items[0]["utterance"].startswith("a.wav#")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    def read(*lines):
+        (tmp_path / "x.jsonl").write_text("\n".join(lines))
+        return read_predictions(tmp_path / "x.jsonl")
+
+    def row(number, name, **more):
+        return json.dumps({"id": name, "pass": number, "prediction": "p", "reference": "r", **more})
+
+    foreign = read('{"id": "1", "prediction": "p", "reference": "r"}')
+    assert (foreign.system, foreign.passes, foreign.groups) == ("x", [["p"]], ["1"])
+    with pytest.raises(DataError, match=r"Line 1 of .* is not a JSON object"):
+        read("{")
+    with pytest.raises(DataError, match=r"Line 1 of .* has prediction None"):
+        read('{"id": "1", "reference": "r"}')
+    with pytest.raises(DataError, match="'1' twice in pass 0"):
+        read(row(0, "1"), row(0, "1"))
+    with pytest.raises(DataError, match="other items than its first pass, such as '2'"):
+        read(row(0, "1"), row(1, "1"), row(1, "2"))
+    with pytest.raises(DataError, match="holds no predictions"):
+        read()
+    with pytest.raises(DataError, match="cannot be read"):
+        read_predictions(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="holds no prediction files"):
+        prediction_files([tmp_path])
+    # Rows of another order in the second pass are put in the first one's.
+    swapped = read(row(0, "1"), row(0, "2"), row(1, "2", prediction="b"), row(1, "1", prediction="a"))
+    assert swapped.passes[1] == ["a", "b"]
+
+
+def test_predictions_do_not_depend_on_torchs_global_generator(policy, rows):
+    torch.manual_seed(1)
+    first = evaluate(policy, rows, max_new_tokens=4, metrics=()).passes
+    torch.manual_seed(2)
+    assert evaluate(policy, rows, max_new_tokens=4, metrics=()).passes == first
+    assert isinstance(evaluate(policy, rows, max_new_tokens=4, metrics=()).predictions, Predictions)

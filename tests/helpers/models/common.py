@@ -1,0 +1,67 @@
+"""What the tiny models share: a tokenizer trained here, and weights large enough to tell right from wrong."""
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+TEXTS = ["press one to leave the conference", "you have two new messages", "what do i press", "the time is seven"]
+
+
+def train_tokenizer(special, *, eos, pad, bos=None, named=None, last=(), prepend_bos=False):
+    """Train a byte-level BPE tokenizer of about 320 tokens; `special` come first, `named` become attributes of it.
+
+    `last` are special tokens behind all others. `prepend_bos` makes the tokenizer itself put `bos` before every text,
+    as Gemma's and Mistral's do.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in special],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in last])
+    if prepend_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=eos,
+        pad_token=pad,
+        bos_token=bos,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens=named or {},
+    )
+
+
+def finish(model, tokenizer, *, towers=(), projectors=(), head=None, eos=None):
+    """Enlarge weights of `towers` and `projectors` and of the head, set the end tokens, and return the model in eval.
+
+    Only matrices are drawn anew; norms and biases stay. A matrix (out, in) gets a standard deviation of
+    gain / sqrt(in), so that signals keep their size on their way through.
+    """
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for paths, gain in ((towers, 1.4), (projectors, 3.0)):
+            for path in paths:
+                for module in model.get_submodule(path).modules():
+                    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+                        weight = module.weight
+                        spread = gain / weight[0].numel() ** 0.5
+                        weight.copy_(torch.randn(weight.shape, generator=generator) * spread)
+        if head is not None:
+            weight = model.get_submodule(head).weight
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 2.0 / weight.shape[1] ** 0.5)
+    ends = eos or [tokenizer.eos_token]
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        eos_token_id=[tokenizer.convert_tokens_to_ids(token) for token in ends],
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return model.eval()

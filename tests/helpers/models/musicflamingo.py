@@ -1,0 +1,66 @@
+"""A tiny MusicFlamingo with its real processor class: AudioFlamingo3 with rotary time and markers around the audio."""
+
+import torch
+from transformers import (
+    MusicFlamingoConfig,
+    MusicFlamingoForConditionalGeneration,
+    MusicFlamingoProcessor,
+    WhisperFeatureExtractor,
+)
+
+from tests.helpers.models.common import finish, train_tokenizer
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<sound>", "<|sound_bos|>", "<|sound_eos|>"]
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'audio' %}<sound>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def build(seed=0):
+    """Return (model, processor); windows of 1 s, so that a recording of 1.25 s already spans two."""
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(SPECIAL, eos="<|im_end|>", pad="<|endoftext|>")
+    config = MusicFlamingoConfig(
+        audio_config={
+            "model_type": "audioflamingo3_encoder",
+            "num_mel_bins": 80,
+            "d_model": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "max_source_positions": 50,
+        },
+        text_config={
+            "model_type": "qwen2",
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.3,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": None,
+        },
+        audio_token_id=tokenizer.convert_tokens_to_ids("<sound>"),
+        audio_bos_token_id=tokenizer.convert_tokens_to_ids("<|sound_bos|>"),
+        audio_eos_token_id=tokenizer.convert_tokens_to_ids("<|sound_eos|>"),
+        rope_parameters={"rope_type": "default", "rope_theta": 1200.0, "partial_rotary_factor": 0.25},
+    )
+    model = MusicFlamingoForConditionalGeneration(config)
+    model = finish(
+        model, tokenizer, towers=["model.audio_tower"], projectors=["model.multi_modal_projector"], head="lm_head"
+    )
+    processor = MusicFlamingoProcessor(
+        WhisperFeatureExtractor(feature_size=80, chunk_length=1),
+        tokenizer,
+        chat_template=CHAT_TEMPLATE,
+        max_audio_len=2,
+    )
+    return model, processor

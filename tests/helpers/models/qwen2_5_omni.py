@@ -1,0 +1,114 @@
+"""A tiny Qwen2.5-Omni thinker with its real processor class: multimodal rotary positions, chunked audio encoder."""
+
+import torch
+from transformers import (
+    Qwen2_5OmniProcessor,
+    Qwen2_5OmniThinkerConfig,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+    WhisperFeatureExtractor,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.video_processing_utils import VideoProcessorMixin
+
+from tests.helpers.models.common import finish, train_tokenizer
+
+NAMED = {
+    "image_token": "<|IMAGE|>",
+    "audio_token": "<|AUDIO|>",
+    "video_token": "<|VIDEO|>",
+    "vision_bos_token": "<|vision_bos|>",
+    "vision_eos_token": "<|vision_eos|>",
+    "audio_bos_token": "<|audio_bos|>",
+    "audio_eos_token": "<|audio_eos|>",
+}
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_bos|><|IMAGE|><|vision_eos|>"
+    "{% elif part['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>"
+    "{% elif part['type'] == 'video' %}<|vision_bos|><|VIDEO|><|vision_eos|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class Processor(Qwen2_5OmniProcessor):
+    """Take any video processor: transformers exports the base class it checks for only where torchvision is."""
+
+    def check_argument_for_proper_class(self, argument_name, argument):
+        if argument_name == "video_processor":
+            return type(argument)
+        return super().check_argument_for_proper_class(argument_name, argument)
+
+
+def build(seed=0):
+    """Return (model, processor); image and video processors are stand-ins, the real ones need torchvision."""
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *NAMED.values()],
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        named=NAMED,
+    )
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in NAMED.items()}
+    config = Qwen2_5OmniThinkerConfig(
+        audio_config={
+            "num_mel_bins": 80,
+            "d_model": 16,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 32,
+            "max_source_positions": 150,
+            "n_window": 20,
+            "output_dim": 32,
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [0],
+        },
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.3,
+            "tie_word_embeddings": False,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+        },
+        audio_token_index=ids["audio_token"],
+        image_token_index=ids["image_token"],
+        video_token_index=ids["video_token"],
+        audio_start_token_id=ids["audio_bos_token"],
+        audio_end_token_id=ids["audio_eos_token"],
+        vision_start_token_id=ids["vision_bos_token"],
+        vision_end_token_id=ids["vision_eos_token"],
+        user_token_id=20,
+    )
+    model = Qwen2_5OmniThinkerForConditionalGeneration(config)
+    model = finish(
+        model,
+        tokenizer,
+        towers=["model.audio_tower"],
+        projectors=["model.audio_tower.proj"],
+        head="lm_head",
+        eos=["<|im_end|>", "<|endoftext|>"],
+    )
+    processor = Processor(
+        Qwen2VLImageProcessorPil(),
+        VideoProcessorMixin(),
+        WhisperFeatureExtractor(feature_size=80, chunk_length=3),
+        tokenizer,
+        chat_template=CHAT_TEMPLATE,
+    )
+    return model, processor

@@ -1,0 +1,67 @@
+"""A tiny Qwen2Audio with its real processor class; optionally with sliding-window layers, as Qwen2 may have."""
+
+import torch
+from transformers import (
+    Qwen2AudioConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
+    WhisperFeatureExtractor,
+)
+
+from tests.helpers.models.common import finish, train_tokenizer
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
+
+
+def build(seed=0, window=None):
+    """Return (model, processor); `window` makes the second layer slide."""
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(SPECIAL, eos="<|im_end|>", pad="<|endoftext|>")
+    sliding = (
+        {}
+        if window is None
+        else {
+            "use_sliding_window": True,
+            "sliding_window": window,
+            "layer_types": ["full_attention", "sliding_attention"],
+        }
+    )
+    config = Qwen2AudioConfig(
+        audio_config={
+            "model_type": "qwen2_audio_encoder",
+            "num_mel_bins": 80,
+            "d_model": 16,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 32,
+            "max_source_positions": 100,
+        },
+        text_config={
+            "model_type": "qwen2",
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "initializer_range": 0.3,
+            "max_position_embeddings": 512,
+            "eos_token_id": tokenizer.eos_token_id,
+            "bos_token_id": None,
+            "pad_token_id": tokenizer.pad_token_id,
+            "tie_word_embeddings": False,
+            **sliding,
+        },
+        audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
+    )
+    model = finish(
+        Qwen2AudioForConditionalGeneration(config),
+        tokenizer,
+        towers=["model.audio_tower"],
+        head="lm_head",
+        projectors=["model.multi_modal_projector"],
+    )
+    processor = Qwen2AudioProcessor(
+        WhisperFeatureExtractor(feature_size=80, chunk_length=2, return_attention_mask=True), tokenizer
+    )
+    return model, processor

@@ -1,0 +1,104 @@
+"""A tiny AudioFlamingo3 with its real processor class and a tokenizer trained here: for equality, not learning."""
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AudioFlamingo3Config,
+    AudioFlamingo3ForConditionalGeneration,
+    AudioFlamingo3Processor,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    WhisperFeatureExtractor,
+)
+
+from leaf.model.demo import _CHAT_TEMPLATE
+
+TEXTS = ["press one to leave the conference", "you have two new messages", "what do i press", "the time is seven"]
+
+
+def tiny_tokenizer():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<sound>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        bos_token="<|im_start|>",
+        extra_special_tokens=["<sound>"],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_model(seed=0):
+    """Return (model, processor); weights are large enough that distributions are far from uniform."""
+    torch.manual_seed(seed)
+    tokenizer = tiny_tokenizer()
+    config = AudioFlamingo3Config(
+        audio_config={
+            "model_type": "audioflamingo3_encoder",
+            "num_mel_bins": 80,
+            "d_model": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "max_source_positions": 100,
+        },
+        text_config={
+            "model_type": "llama",
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": 1,
+            "initializer_range": 0.3,
+        },
+        audio_token_id=tokenizer.convert_tokens_to_ids("<sound>"),
+    )
+    model = AudioFlamingo3ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear_2.weight.normal_(0, 1.0)
+        model.lm_head.weight.normal_(0, 0.3)
+    model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    processor = AudioFlamingo3Processor(
+        WhisperFeatureExtractor(feature_size=80, chunk_length=2),
+        tokenizer,
+        chat_template=_CHAT_TEMPLATE,
+        audio_token="<sound>",
+        max_audio_len=2,
+    )
+    return model, processor
+
+
+def rows(count=3):
+    """Return rows with tones of different pitch and length for audio and prompts of different lengths."""
+    made = []
+    for i in range(count):
+        time = np.arange(16000 * (2 + i % 3) // 4) / 16000
+        wave = (0.3 * np.sin(2 * np.pi * 300 * (i + 1) * time)).astype(np.float32)
+        made.append(
+            {
+                "id": str(i),
+                "prompt": " ".join(TEXTS[: 1 + i % 3]),
+                "audio": {"array": wave, "sampling_rate": 16000},
+                "reference": TEXTS[i % len(TEXTS)],
+                "seconds": len(wave) / 16000,
+                "utterance": str(i),
+            }
+        )
+    return made

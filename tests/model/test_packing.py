@@ -1,0 +1,54 @@
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leaf.credit import PrefixTree
+from leaf.model.packing import collate, micro_batches, pack, unpack
+from tests.helpers.groups import as_tensors, random_group
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 10**9), st.integers(1, 4))
+def test_every_row_sees_the_prompt_and_its_own_prefix(seed, prompt_length):
+    completions, rewards, surprisal = random_group(seed)
+    tokens, lengths, _, _ = as_tensors(completions, rewards, surprisal)
+    tree = PrefixTree.build(tokens, lengths)
+    group = pack(prompt_length, tree)
+    prefixes = sorted({tuple(c[: t + 1]) for c in completions for t in range(len(c))})
+    inner = [p for p in prefixes if any(q[: len(p)] == p and len(q) > len(p) for q in prefixes)]
+    assert group.length == prompt_length + len(inner)
+    # What a row sees, read back as tokens, is its prefix; positions count on from the prompt.
+    row_of = {}
+    for row in range(prompt_length, group.length):
+        seen = [int(group.token[c - prompt_length]) for c in group.mask[row].nonzero().squeeze(1) if c >= prompt_length]
+        row_of[tuple(seen)] = row
+        assert int(group.position[row]) == prompt_length + len(seen) - 1
+        assert bool(group.mask[row, :prompt_length].all())
+    assert set(row_of) == set(inner)
+    # Each node's log-probability is read at the row of its prefix without the last token.
+    for i, c in enumerate(completions):
+        for t in range(len(c)):
+            row = int(group.parents[group.parent_of[tree.node[i, t]]])
+            assert row == (row_of[tuple(c[:t])] if t else prompt_length - 1)
+    values = torch.arange(tree.num_nodes, dtype=torch.float64)
+    spread = unpack(values, tree)
+    assert bool((spread[tree.node >= 0] == tree.node[tree.node >= 0]).all())
+    assert bool((spread[tree.node < 0] == 0).all())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 200))
+def test_micro_batches_hold_every_group_once_within_the_budget(lengths, budget):
+    batches = micro_batches(lengths, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+
+
+def test_padding_rows_see_only_themselves():
+    trees = [PrefixTree.build(torch.tensor([[1, 2, 3]]), torch.tensor([n])) for n in (3, 1)]
+    packed = [pack(2, tree) for tree in trees]
+    batch = collate([torch.ones(2, 4), torch.ones(2, 4)], packed, torch.nn.Embedding(5, 4))
+    assert batch.embeddings.shape == (2, 4, 4)
+    assert batch.visible[1, 2:].tolist() == [[False, False, True, False], [False, False, False, True]]
+    assert not batch.visible[1, :2, 2:].any()

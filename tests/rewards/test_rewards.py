@@ -1,0 +1,298 @@
+import math
+import sys
+import threading
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import sacrebleu
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score import rouge_scorer
+
+from leaf.errors import ConfigError, DataError, RewardError
+from leaf.rewards.functions import REWARDS
+from leaf.rewards.total import RewardSum
+
+LEXICON = ["press", "one", "two", "to", "leave", "the", "menu", "Now", "."]
+WORDS = st.lists(st.sampled_from(LEXICON), min_size=1, max_size=12).map(" ".join)
+# Any completion whatever, and any reference with a letter or digit that ROUGE knows.
+TEXTS = st.text(max_size=30)
+PAIRS = st.tuples(WORDS | TEXTS, WORDS | TEXTS.map(lambda text: text + " a1"))
+
+
+def test_columns_that_functions_take_by_name_are_looked_for_before_training():
+    def graded(completions, answer, prompts, *, level, note="", **columns):
+        return [0.0] * len(completions)
+
+    rewards = RewardSum(["bleu", graded])
+    assert rewards.columns == {"reference": "bleu", "answer": "graded", "level": "graded"}
+    whole = {"prompt": "p", "audio": "a.wav", "reference": "r", "answer": "x", "level": 1}
+    rewards.check_rows([whole, {**whole, "more": 2}])
+    rewards.check_rows(Dataset.from_list([whole]))
+    lacking = {key: value for key, value in whole.items() if key != "level"}
+    wanted = r"reward function graded takes 'level' by name, and training row 1, counted from 0, has only the columns p"
+    with pytest.raises(DataError, match=wanted):
+        rewards.check_rows([whole, lacking])
+    with pytest.raises(DataError, match=r"graded takes 'level' by name, and the training data has only the columns"):
+        rewards.check_rows(Dataset.from_list([lacking]))
+    with pytest.raises(DataError, match=r"takes 'prompt' by name, .*The prompts come as `prompts`"):
+        RewardSum([lambda completions, prompt: [0.0]]).check_rows([whole])
+    rewards.check_rows(map(dict, [lacking]))  # nothing can be seen of these yet
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.sampled_from(list(REWARDS)), st.lists(PAIRS, min_size=1, max_size=4))
+def test_rewards_lie_between_0_and_1_and_a_copy_gets_1(name, pairs):
+    ours, theirs = [list(side) for side in zip(*pairs, strict=True)]
+    values = REWARDS[name](completions=ours, reference=theirs)
+    assert all(0.0 <= value <= 1.0 for value in values)
+    worded = [text + " one" for text in theirs]  # a lone full stop has no word that ROUGE sees
+    assert REWARDS[name](completions=worded, reference=worded) == pytest.approx([1.0] * len(theirs))
+    turned = REWARDS[name](completions=ours[::-1], reference=theirs[::-1])
+    assert turned[::-1] == values
+
+
+def test_sentence_scores_are_those_of_the_reference_packages_after_folding_white_space():
+    ours, theirs = "Press one to leave", "Press one to exit the menu"
+    given = {"completions": [" Press  one\nto leave"], "reference": ["Press one to exit \tthe menu"]}
+    assert REWARDS["bleu"](**given) == [sacrebleu.sentence_bleu(ours, [theirs]).score / 100]
+    assert REWARDS["chrf"](**given) == [sacrebleu.sentence_chrf(ours, [theirs]).score / 100]
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
+    assert REWARDS["rouge_l"](**given) == [scorer.score(theirs, ours)["rougeL"].fmeasure]
+    assert REWARDS["bleu"](completions=["press one"], reference=["Press one"])[0] < 1.0  # case counts
+
+
+def test_sentence_bleu_by_hand():
+    # 3 of 4 words, 2 of 3 pairs, 1 of 2 triples, and 0 of 1 smoothed to 1/2: the root of 3/4 · 2/3 · 1/2 · 1/2 = 1/8.
+    got = REWARDS["bleu"](completions=["a b c x"], reference=["a b c d"])
+    assert got == [pytest.approx(0.125**0.25)]
+    # Two words have two orders (effective order), both right; brevity exp(1 − 4/2).
+    assert REWARDS["bleu"](completions=["a b"], reference=["a b c d"]) == [pytest.approx(math.exp(-1))]
+
+
+def test_error_rates_and_f1_by_hand():
+    assert REWARDS["wer"](completions=["a b"], reference=["a b c d"]) == [0.5]
+    assert REWARDS["wer"](completions=["x y z w v u t"], reference=["a b"]) == [0.0]
+    assert REWARDS["cer"](completions=["abc"], reference=["abcd"]) == [0.75]
+    assert REWARDS["token_f1"](completions=["press one"], reference=["Press one two."]) == [0.8]
+    assert REWARDS["exact_match"](completions=["press ONE"], reference=["Press one."]) == [1.0]
+    assert [function(completions=[""], reference=["a b"]) for function in REWARDS.values()] == [[0.0]] * len(REWARDS)
+
+
+def test_built_in_functions_take_what_trl_passes():
+    row = {"prompts": ["p"], "completion_ids": [[1]], "trainer_state": None, "audio": ["x.wav"]}
+    for name, function in REWARDS.items():
+        assert function(completions=["a"], reference=["a"], **row) == [pytest.approx(1.0)]
+        assert function.__name__ == name
+
+
+def test_references_must_fit():
+    for reference in (["a"], ["a", " "], ["a", None]):
+        with pytest.raises(RewardError, match="The reward function bleu raised DataError: "):
+            RewardSum(["bleu"])(completions=["a", "b"], reference=reference)
+    with pytest.raises(RewardError, match=r"The reward function bleu raised TypeError: bleu.* 'reference'"):
+        RewardSum(["bleu"])(completions=["a"])
+
+
+def test_weights_and_unscored_values():
+    def half(completions, **_):
+        return [None, 0.5, float("nan"), None]
+
+    def full(completions, marks, **_):
+        return [1.0, 1.0, marks[2], -1.0]
+
+    result = RewardSum([half, full], weights=[2.0, 0.5])(completions=["a", "b", "c", "d"], marks=[0, 0, None, 0])
+    np.testing.assert_array_equal(result.totals, [0.5, 1.5, np.nan, -0.5])
+    assert result.totals.dtype == np.float64
+    np.testing.assert_array_equal(result.parts["half"], [np.nan, 0.5, np.nan, np.nan])  # without the weight
+    np.testing.assert_array_equal(result.parts["full"], [1.0, 1.0, np.nan, -1.0])
+    assert set(result.seconds) == {"half", "full"}
+    assert all(0.0 <= seconds < 5.0 for seconds in result.seconds.values())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.none() | st.floats(-5, 5), min_size=3, max_size=3), min_size=1, max_size=3), st.data())
+def test_totals_are_trls(columns, data):
+    weights = data.draw(st.lists(st.floats(-2, 2), min_size=len(columns), max_size=len(columns)))
+    got = RewardSum([lambda values=values, **_: values for values in columns], weights=weights)(completions=["a"] * 3)
+    # GRPOTrainer: (rewards_per_func * weights).nansum(dim=1), rows without any value NaN.
+    table = torch.tensor([[math.nan if v is None else v for v in column] for column in columns], dtype=torch.float64).T
+    expected = (table * torch.tensor(weights, dtype=torch.float64)).nansum(dim=1)
+    expected[table.isnan().all(dim=1)] = math.nan
+    np.testing.assert_allclose(got.totals, expected.numpy(), atol=1e-12)
+
+
+def test_one_function_cannot_change_what_the_next_one_sees():
+    def spoil(completions, **_):
+        completions.clear()
+        return [0.0, 0.0]
+
+    def count(completions, **_):
+        return [float(len(completions))] * 2
+
+    assert RewardSum([spoil, count])(completions=["a", "b"]).totals.tolist() == [2.0, 2.0]
+
+
+def test_columns_of_names_that_are_taken_are_refused():
+    row = {"prompt": "a", "reference": "b"}
+    for name in ("completions", "prompts", "completion_ids", "self"):
+        with pytest.raises(DataError, match=f"has a column '{name}', .* Rename the column"):
+            RewardSum(["bleu"]).check_rows([row, {**row, name: "c"}])
+
+
+def test_one_function_stands_for_a_list_of_it():
+    def one(completions, **columns):
+        return [1.0] * len(completions)
+
+    assert RewardSum(one)(completions=["a"]).totals.tolist() == [1.0]
+
+
+def test_the_same_name_twice_keeps_both_parts():
+    result = RewardSum(["exact_match", "exact_match"], weights=[1.0, 2.0])(completions=["a"], reference=["a"])
+    assert result.totals.tolist() == [3.0]
+    assert list(result.parts) == list(result.seconds) == ["exact_match", "exact_match#2"]
+
+
+def test_callables_of_other_kinds():
+    class Judge:
+        def __call__(self, completions, **_):
+            return [0.25 for _ in completions]
+
+    assert list(RewardSum([Judge()])(completions=["a"]).parts) == ["Judge"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [1, 0],
+        (True, False),
+        np.array([1.0, 0.0], dtype=np.float32),
+        [np.float64(1), np.int64(0)],
+        np.array([True, False]),
+        torch.tensor([1.0, 0.0]),
+        torch.tensor([1.0, 0.0], requires_grad=True),
+        [torch.tensor(1), np.array(0.0)],
+        [Fraction(1), 0],
+        range(1, -1, -1),
+    ],
+)
+def test_numbers_of_every_kind_count(value):
+    assert RewardSum([lambda **_: value])(completions=["a", "b"]).totals.tolist() == [1.0, 0.0]
+
+
+def test_a_generator_counts_and_its_failure_is_named():
+    def halves(completions, **_):
+        for text in completions:
+            yield 1 / len(text)
+
+    assert RewardSum([halves])(completions=["a", "bb"]).totals.tolist() == [1.0, 0.5]
+    with pytest.raises(RewardError, match="halves raised ZeroDivisionError"):
+        RewardSum([halves])(completions=["a", ""])
+
+
+def test_own_functions_by_import_path(tmp_path, monkeypatch):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\ncalls = []\n"
+        "@dataclass\nclass Judged:\n    value: float\n"
+        "def two(completions, **columns):\n    calls.append(1)\n    return [Judged(2.0).value] * len(completions)\n"
+        "def called(completions, **columns):\n    return [float(len(calls))] * len(completions)\nconstant = 3\n"
+    )
+    # One file is loaded once: its functions share what they hold.
+    assert RewardSum([f"{file}:two", f"{file}:called"])(completions=["a"]).totals.tolist() == [3.0]
+    monkeypatch.syspath_prepend(tmp_path)
+    assert RewardSum(["mine:two"])(completions=["a"]).totals.tolist() == [2.0]
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        RewardSum([f"{file}:three"])
+    with pytest.raises(ConfigError, match="is a int, which cannot be called"):
+        RewardSum([f"{file}:constant"])
+    with pytest.raises(ConfigError, match=r"cannot be imported \(FileNotFoundError"):
+        RewardSum([f"{tmp_path / 'absent.py'}:two"])
+    with pytest.raises(ConfigError, match=r"cannot be imported \(ModuleNotFoundError"):
+        RewardSum(["no_such_package.module:two"])
+
+
+def test_a_file_that_fails_is_named_and_can_be_mended(tmp_path):
+    file = tmp_path / "broken.py"
+    file.write_text("def two(completions, **columns)\n")
+    with pytest.raises(ConfigError, match=r"broken.py:two' cannot be imported \(SyntaxError"):
+        RewardSum([f"{file}:two"])
+    assert str(file) not in sys.modules
+    file.write_text("def two(completions, **columns):\n    return [2.0] * len(completions)\n")
+    assert RewardSum([f"{file}:two"])(completions=["a"]).totals.tolist() == [2.0]
+
+
+def test_refusals_before_the_first_call():
+    async def later(completions, **_):
+        return [1.0]
+
+    with pytest.raises(ConfigError, match="allowed are bleu"):
+        RewardSum(["blue"])
+    for nothing in ([], "bleu"):
+        with pytest.raises(ConfigError, match="give a list"):
+            RewardSum(nothing)
+    for weights in ([1.0, 2.0], [], [float("nan")]):
+        with pytest.raises(ConfigError, match="one number for each"):
+            RewardSum(["bleu"], weights=weights)
+    for limit in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="allowed are None and above 0"):
+            RewardSum(["bleu"], timeout_s=limit)
+    with pytest.raises(ConfigError, match="async def"):
+        RewardSum([later])
+    with pytest.raises(ConfigError, match="cannot be called"):
+        RewardSum([3])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("timeout_s", [None, 20.0])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (lambda **_: 1 / 0, "raised ZeroDivisionError: division by zero"),
+        (lambda **_: sys.exit(3), "raised SystemExit: 3"),
+        (lambda **_: [1.0], "1 values for 2 completions"),
+        (lambda **_: [1.0, 2.0, 3.0], "3 values for 2 completions"),
+        (lambda **_: ["1", "2"], "returned '1' for completion 0"),
+        (lambda **_: [1.0, float("inf")], "returned inf for completion 1"),
+        (lambda **_: [10**400, 1], "for completion 0"),
+        (lambda **_: [1.0, [2.0]], "for completion 1"),
+        (lambda **_: np.ones((2, 1)), "for completion 0"),
+        (lambda **_: [1j, 1.0], "for completion 0"),
+        (lambda **_: None, "must return 2 numbers"),
+        (lambda **_: 0.5, "must return 2 numbers"),
+        (lambda **_: torch.tensor(0.5), "must return 2 numbers"),
+        (lambda **_: "ab", "must return 2 numbers"),
+        (lambda **_: {0: 0.5, 1: 0.5}, "must return 2 numbers"),
+        (lambda **_: {0.5, 1.0}, "must return 2 numbers"),
+    ],
+)
+def test_a_bad_reward_function_is_named(value, message, timeout_s):
+    def mine(**columns):
+        return value(**columns)
+
+    with pytest.raises(RewardError, match=f"The reward function mine .*{message}"):
+        RewardSum([mine], timeout_s=timeout_s)(completions=["a", "b"])
+
+
+def test_the_users_exception_is_the_cause():
+    def mine(**_):
+        raise KeyError("answer")
+
+    with pytest.raises(RewardError, match="mine raised KeyError: 'answer'") as caught:
+        RewardSum([mine], timeout_s=20.0)(completions=["a"])
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_hanging_reward_function_is_cut_off():
+    release = threading.Event()
+
+    def slow(**_):
+        release.wait(20)
+        return [1.0]
+
+    with pytest.raises(RewardError, match=r"slow took longer than 0\.05 s"):
+        RewardSum([slow], timeout_s=0.05)(completions=["a"])
+    release.set()
+    assert RewardSum([slow], timeout_s=20.0)(completions=["a"]).totals.tolist() == [1.0]

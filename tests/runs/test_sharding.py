@@ -1,0 +1,86 @@
+"""Two processes that share the frozen layers give what one process with the whole model gives."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.helpers import processes_worker as worker
+from tests.helpers import sharding_worker
+from leaf.commands.doctor import _sharded
+from tests.runs.test_processes import begin_alone, launch, lines
+
+HELPERS = Path(__file__).parents[1] / "helpers"
+CONFIGURATION = str(HELPERS.parents[1] / "recipes/accelerate/fsdp2.yaml")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Return the folders of the scenarios, run by one process and by two that share the layers."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    worker.run(one, (*sharding_worker.NAMES, "on_policy"))
+    begin_alone(two)
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGURATION]
+    launch([*accelerate, "--main_process_port", "0", str(HELPERS / "sharding_worker.py"), str(two)], two)
+    return one, two
+
+
+@pytest.mark.parametrize("name", sharding_worker.NAMES)
+def test_sharded_layers_train_as_whole_ones(runs, name):
+    one, two = (folder / name for folder in runs)
+    ours, theirs = lines(one / "metrics.jsonl"), lines(two / "metrics.jsonl")
+    assert [record["step"] for record in theirs] == [1, 2, 3]
+    for mine, other in zip(ours, theirs, strict=True):
+        for key in mine:
+            if not key.startswith(("seconds/", "memory/")):
+                assert other[key] == pytest.approx(mine[key], rel=1e-5, abs=1e-6), key
+    assert lines(one / "validation.jsonl") == lines(two / "validation.jsonl")
+    mine, other = (load_file(folder / "last/adapter_model.safetensors") for folder in (one, two))
+    assert mine.keys() == other.keys()
+    for key in mine:
+        torch.testing.assert_close(other[key], mine[key], rtol=1e-5, atol=1e-6)
+    assert max(float(value.abs().max()) for key, value in mine.items() if "lora_B" in key) > 1e-4  # 0 at the start
+
+
+def test_a_process_that_ran_out_of_memory_tried_again_alone(runs):
+    _, two = runs
+    facts = json.loads((two / "ran_out.json").read_text())
+    assert facts["forwards"][1] > 0
+    assert facts["forwards"][2] == 0
+    assert facts["token_budget"] < 80
+
+
+def test_two_processes_with_shares_go_on_where_one_with_the_whole_stopped(runs):
+    one, two = runs
+    mine, other = lines(one / "on_policy/metrics.jsonl")[2], lines(two / "begun_alone/metrics.jsonl")[2]
+    assert other["loss"] == pytest.approx(mine["loss"], rel=1e-5, abs=1e-6)
+    assert other["reward_mean"] == pytest.approx(mine["reward_mean"])
+
+
+def test_every_process_holds_half_of_each_layer_before_and_after_training(runs):
+    _, two = runs
+    facts = [json.loads((two / f"shares-{rank}.json").read_text()) for rank in range(2)]
+    for when in ("before", "after"):
+        first, second = (fact[when] for fact in facts)
+        assert first["held"] + second["held"] == first["all"] > 15_000
+        for mine in (first, second):
+            assert mine["storage"] == pytest.approx(mine["all"] / 2, rel=0.01)
+            assert mine["trained"] == 0
+            assert mine["whole layer"] == -1
+    assert facts[0]["after"]["gathers"] == facts[1]["after"]["gathers"] > 0
+
+
+def test_no_thread_of_the_group_is_left_to_abort_a_process_that_ends(runs):
+    _, two = runs
+    assert [json.loads((two / f"threads-{rank}.json").read_text()) for rank in range(2)] == [[], []]
+
+
+def test_doctor_counts_the_processes_whose_shares_fit():
+    # 16 layers of 1 GB and 2 GB besides: with two 8 + 2 + 2 · 1 (a layer gathered, and as it came), with four 4 + 4.
+    layers = [10**9] * 16
+    assert "2 such devices: 12.0 GB" in str(_sharded(18 * 10**9, layers, 12e9))
+    assert "4 such devices: 8.0 GB" in str(_sharded(18 * 10**9, layers, 11.9e9))
+    assert _sharded(18 * 10**9, layers, 5e9) is None

@@ -1,0 +1,247 @@
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import peft
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from leaf.commands.main import app
+from leaf.config import AlignConfig, SftConfig
+from leaf.errors import DataError, ModelError
+from leaf.model.checks import plain_log_probs
+from leaf.model.policy import Policy
+from leaf.runs.directory import RunDirectory
+from leaf.train.align import CtcAligner, align, token_error_rate
+from leaf.train.sft import sft, sft_gradient, share_audio
+from leaf.train.steps import take_steps
+from tests.helpers import tiny
+
+
+@pytest.fixture
+def policy():
+    model, processor = tiny.tiny_model()
+    lora = peft.LoraConfig(r=2, init_lora_weights=False)
+    return Policy.wrap(model, processor, lora=lora)
+
+
+def test_sharing_one_encoding_changes_neither_loss_nor_gradient(policy):
+    """Three questions on one recording and one on another, against each row alone, prompt and all."""
+    first, second, _ = tiny.rows(3)
+    rows = [{**first, "prompt": text, "reference": text[::-1]} for text in tiny.TEXTS[:3]] + [second]
+    groups = share_audio(policy, rows)
+    assert [len(group) for group in groups] == [3, 1]
+    parameters = [*policy.unfreeze_projector(), *(p for p in policy.parameters() if p.requires_grad)]
+    shared = sft_gradient(policy, groups)
+    gradients = [p.grad.clone() for p in parameters]
+    total, count = torch.zeros(()), 0
+    for row in rows:
+        ids = torch.tensor([[*policy.token_ids(row["reference"]), policy.eos_token_ids[0]]])
+        lengths = torch.tensor([ids.shape[1]])
+        total = total - plain_log_probs.__wrapped__(policy, policy.embed([row])[0], ids, lengths).sum()
+        count += ids.shape[1]
+    assert shared == pytest.approx((total / count).item(), rel=1e-4)
+    for a, b in zip(gradients, torch.autograd.grad(total / count, parameters), strict=True):
+        assert float((a - b).abs().max()) <= 1e-3 * float(b.abs().max()) + 1e-7
+
+
+def test_every_forward_is_followed_by_its_backward_and_the_sum_stays_the_same(policy, monkeypatch):
+    """Micro-batches of one row each: one graph stands at a time; loss and gradients are those of one large batch."""
+    rows = [{**row, "reference": tiny.TEXTS[i]} for i, row in enumerate(tiny.rows(3))]
+    groups = share_audio(policy, rows)
+    parameters = [*policy.unfreeze_projector(), *(p for p in policy.parameters() if p.requires_grad)]
+    whole = sft_gradient(policy, groups)
+    wanted = [p.grad.clone() for p in parameters]
+    policy.zero_grad()
+    events, decode = [], policy.decode
+
+    def watched(*arguments, **options):
+        hidden = decode(*arguments, **options)
+        events.append("forward")
+        hidden.register_hook(lambda gradient: events.append("backward"))
+        return hidden
+
+    monkeypatch.setattr(policy, "decode", watched)
+    policy.token_budget = 1
+    assert sft_gradient(policy, groups) == pytest.approx(whole, rel=1e-6)
+    assert events == ["forward", "backward"] * 3
+    for parameter, value in zip(parameters, wanted, strict=True):
+        assert torch.allclose(parameter.grad, value, rtol=1e-4, atol=1e-5 * float(value.abs().max()))
+
+
+def test_running_out_of_memory_halves_the_budget_and_loses_no_supervised_step(tmp_path, monkeypatch):
+    config = SftConfig(
+        output_dir=str(tmp_path / "run"),
+        max_steps=2,
+        batch_size=3,
+        eval_every=0,
+        eval_items=1,
+        lora_r=2,
+        device="cpu",
+        lora_dropout=0.0,
+        max_new_tokens=4,
+    )
+    losses = []
+    for limit in (10**6, 100):
+        policy = Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=2), token_budget=4096)
+        decode = policy.decode
+
+        def small(embeddings, decode=decode, limit=limit, **options):
+            if embeddings.shape[0] * embeddings.shape[1] > limit and torch.is_grad_enabled():
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return decode(embeddings, **options)
+
+        monkeypatch.setattr(policy, "decode", small)
+        run = RunDirectory.create(replace(config, output_dir=str(tmp_path / str(limit))))
+        sft(config, policy, tiny.rows(3), tiny.rows(1), run, lambda line: None)
+        losses.append([json.loads(line)["loss"] for line in (run.path / "metrics.jsonl").read_text().splitlines()])
+        assert (policy.token_budget < 4096) == (limit == 100)
+        run.release()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_a_projector_learning_rate_of_zero_leaves_the_projector(policy, tmp_path):
+    before = {key: value.clone() for key, value in policy.projector.state_dict().items()}
+    config = SftConfig(
+        output_dir=str(tmp_path / "run"),
+        max_steps=1,
+        eval_every=0,
+        lora_r=2,
+        device="cpu",
+        learning_rate=1e-2,
+        projector_learning_rate=0.0,
+    )
+    run = RunDirectory.create(config)
+    sft(config, policy, tiny.rows(2), [], run, lambda line: None)
+    run.release()
+    assert all(torch.equal(value, before[key]) for key, value in policy.projector.state_dict().items())
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_without_validation_no_validation_rows_are_needed(tmp_path, trained):
+    few = {"max_steps": 1, "eval_every": 0, "lora_r": 2, "device": "cpu", "train_projector": trained}
+    config = SftConfig(output_dir=str(tmp_path / "run"), **few)
+    policy = Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=2))
+    run = RunDirectory.create(config)
+    assert sft(config, policy, tiny.rows(2), [], run, lambda line: None) == {}
+    assert (run.path / "last/adapter_model.safetensors").is_file()
+    assert (run.path / "projector.safetensors").is_file() == trained
+    assert not (run.path / "validation.jsonl").exists()
+    run.release()
+
+
+def test_what_would_fail_once_the_run_has_begun_is_refused_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "sft.yaml"
+    recipe.write_text("stage: sft\nmodel: nowhere\n")
+    for override, message in (
+        ("track_with=wandb", "track_with is 'wandb', and stage sft .* Set track_with=null"),
+        ("best_metric=blue", "The metric 'blue' is unknown"),
+    ):
+        done = CliRunner().invoke(app, ["sft", str(recipe), override])
+        assert done.exit_code == 1
+        assert re.search(message, str(done.exception))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_validation_that_was_due_may_be_dropped(tmp_path):
+    calls = []
+    state = {"step": 1, "validation_due": True}
+    for every in (1, 0):
+        take_steps(SftConfig(max_steps=1, eval_every=every), state, None, calls.append, lambda step, due: None)
+    assert calls == [1]
+
+
+def test_an_empty_reference_is_refused(policy):
+    with pytest.raises(DataError, match="empty reference"):
+        sft_gradient(policy, [[{**tiny.rows(1)[0], "reference": " "}]])
+
+
+def test_ctc_reads_frames_that_lie_on_token_embeddings(policy):
+    texts = ["press one", "you have two"]
+    aligner = CtcAligner(policy, texts)
+    embeddings = aligner.get_buffer("embeddings")
+    frames = []
+    for text in texts:
+        path = [0]
+        for index in aligner.targets(text):
+            path += [index, index, 0]  # each token twice, blanks between
+        frames.append(embeddings[path] * 50)
+    aligner.log_scale.data.fill_(5.0)
+    assert [aligner.decode(f) for f in frames] == [aligner.targets(text) for text in texts]
+    assert token_error_rate(aligner, frames, texts) == 0.0
+    assert aligner(frames, texts).item() == pytest.approx(0.0, abs=1e-2)
+    assert token_error_rate(aligner, frames[::-1], texts) > 0.5
+
+
+def test_a_token_that_no_training_transcript_has_is_an_error_of_the_validation(policy):
+    aligner = CtcAligner(policy, ["press one"])
+    (known,) = aligner.targets("press one")[:1]
+    frames = aligner.get_buffer("embeddings")[[known]] * 50
+    text = aligner.tokenizer.decode([aligner.vocabulary[known]])
+    assert token_error_rate(aligner, [frames], [text]) == 0.0
+    unknown = len(aligner.token_ids(text + " seven")) - 1
+    assert unknown > 0
+    assert token_error_rate(aligner, [frames], [text + " seven"]) == unknown / (unknown + 1)
+
+
+def test_ctc_tells_what_does_not_fit_its_frames(policy):
+    aligner = CtcAligner(policy, ["press one", "oo"])
+    (twice,) = {*aligner.targets("oo")}
+    assert aligner.targets("oo") == [twice, twice]
+    frames = aligner.get_buffer("embeddings")[[twice, 0, twice]]
+    assert aligner.fits(frames, "oo")
+    assert not aligner.fits(frames[:2], "oo")  # a blank has to part equal tokens
+    assert aligner([frames], ["oo"]).isfinite()
+    assert aligner([frames[:2]], ["oo"]).isinf()
+
+
+def aligned(tmp_path, name, rows, **changes):
+    """Take two steps of stage align; return what it said and the losses it logged."""
+    config = AlignConfig(
+        output_dir=str(tmp_path / name), stage="align", max_steps=2, batch_size=2, eval_every=0, **changes
+    )
+    said, run = [], RunDirectory.create(config)
+    align(config, Policy.wrap(*tiny.tiny_model()), rows, [], run, said.append)
+    run.release()
+    return said, [json.loads(line)["loss"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_align_says_and_leaves_out_transcripts_that_do_not_fit_their_audio(tmp_path):
+    rows = tiny.rows(3)
+    long = {**rows[0], "reference": " ".join(tiny.TEXTS * 5)}
+    said, losses = aligned(tmp_path, "with", [rows[0], long, *rows[1:], long])
+    assert said[1] == (
+        "align: 2 of 5 training rows are left out, since their transcripts have more tokens than CTC can write over "
+        "their audio frames: rows 1, 4, counted from 0"
+    )
+    assert all(loss > 0 for loss in losses)
+    with pytest.raises(DataError, match="None of the 2 training rows has as many audio frames as CTC needs"):
+        aligned(tmp_path, "none", [long, long])
+
+
+def test_cached_audio_features_give_the_prompt_embeddings(policy):
+    rows = tiny.rows(3)
+    features = policy.audio_features(rows)
+    for frames, prompt in zip(features, policy.embed(rows), strict=True):
+        assert torch.allclose(policy.projector(frames), prompt.embeddings[prompt.is_audio], atol=1e-5)
+
+
+def test_a_projector_file_of_another_model_is_refused(policy, tmp_path):
+    policy.save_projector(tmp_path / "projector.safetensors")
+    policy.load_projector(tmp_path / "projector.safetensors")
+    policy.projector.linear_2 = torch.nn.Linear(3, 3)
+    with pytest.raises(ModelError, match="does not fit"):
+        policy.load_projector(tmp_path / "projector.safetensors")
+
+
+def test_rows_share_audio_only_if_every_sample_is_the_same(policy):
+    """Waveforms that differ in the middle alone print alike; they are different recordings."""
+    first = np.zeros(16000, dtype=np.float32)
+    second = first.copy()
+    second[8000] = 0.5
+    waves = [first, second, first.copy()]
+    rows = [{"prompt": "Say it", "reference": "a", "audio": {"array": w, "sampling_rate": 16000}} for w in waves]
+    assert [len(group) for group in share_audio(policy, rows)] == [2, 1]

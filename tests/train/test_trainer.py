@@ -1,0 +1,463 @@
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import peft
+import pytest
+import torch
+
+from leaf.config import LeafConfig
+from leaf.credit import CREDIT_RULES
+from leaf.errors import ConfigError, DataError, RewardError, RunError
+from leaf.model.decoding import TreeDecoder
+from leaf.model.policy import Policy
+from leaf.train.trainer import LeafTrainer
+from leaf.train.update import add_gradient, update_record, update_weights
+from tests.helpers import tiny
+
+
+def length_reward(completions, **columns):
+    """Something that differs between random completions."""
+    return [len(text) / 20 for text in completions]
+
+
+def recipe(tmp_path, **changes):
+    values = {
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 3,
+        "prompts_per_rollout": 2,
+        "num_completions": 4,
+        "max_new_tokens": 6,
+        "learning_rate": 1e-2,
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "eval_every": 2,
+        "save_every": 1,
+        "record_every": 1,
+        "device": "cpu",
+        "eval_items": 2,
+    }
+    return LeafConfig(**(values | changes))
+
+
+def trainer(config, seed=0, **options):
+    model, processor = tiny.tiny_model()
+    rows = tiny.rows(5)
+    options = {"reward_funcs": [length_reward], "train_dataset": rows, "eval_dataset": rows[:2]} | options
+    return LeafTrainer(model, args=config, processing_class=processor, report=lambda line: None, **options)
+
+
+def lines(path, name):
+    return [json.loads(line) for line in (path / name).read_text().splitlines()]
+
+
+def weights(directory):
+    return peft.utils.load_peft_weights(str(directory))
+
+
+def without_times(records):
+    return [{k: v for k, v in record.items() if not k.startswith(("seconds", "memory"))} for record in records]
+
+
+@pytest.mark.parametrize("credit", list(CREDIT_RULES))
+def test_every_rule_trains_and_leaves_a_whole_run_directory(tmp_path, credit):
+    run = trainer(recipe(tmp_path, credit=credit)).train()
+    metrics = lines(run.path, "metrics.jsonl")
+    assert [record["step"] for record in metrics] == [1, 2, 3]
+    for key in (
+        "reward_mean",
+        "reward_std",
+        "kl",
+        "clip_fraction",
+        "grad_norm",
+        "entropy",
+        "length_mean",
+        "truncated",
+        "zero_variance_groups",
+        "usable_fork_rate",
+        "credit_mass/0",
+        "seconds/sample",
+        "seconds/update",
+        "packed_tokens",
+    ):
+        assert all(key in record for record in metrics), key
+    assert metrics[0]["kl"] == pytest.approx(0.0, abs=1e-5)
+    assert metrics[-1]["kl"] > 0  # the policy has left the reference
+    assert metrics[0]["packed_tokens"] < metrics[0]["plain_tokens"]
+    assert [record["step"] for record in lines(run.path, "validation.jsonl")] == [0, 2, 3]
+    group = lines(run.path, "groups.jsonl")[0]
+    assert len(group["completions"]) == len(group["rewards"]) == 4
+    assert [len(ids) for ids in group["token_ids"]] == [len(a) for a in group["advantages"]]
+    for name in ("recipe.yaml", "versions.json", "best/adapter_model.safetensors", "last/adapter_model.safetensors"):
+        assert (run.path / name).is_file()
+    assert any(bool(value.abs().max() > 0) for name, value in weights(run.path / "last").items() if "lora_B" in name)
+
+
+def test_resume_equals_uninterrupted(tmp_path):
+    whole = trainer(recipe(tmp_path, output_dir=str(tmp_path / "whole"), max_steps=4)).train()
+    config = recipe(tmp_path, output_dir=str(tmp_path / "cut"), max_steps=4)
+    first = trainer(config)
+    save, stopped = first._save, RuntimeError("killed")
+
+    def save_and_die():
+        save()
+        if first.done == 2:
+            raise stopped
+
+    first._save = save_and_die
+    with pytest.raises(RuntimeError, match="killed"):
+        first.train()
+    cut = trainer(config).train(resume_from_checkpoint=True)
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        assert without_times(lines(cut.path, name)) == without_times(lines(whole.path, name))
+    ours, theirs = weights(cut.path / "last"), weights(whole.path / "last")
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_small_updates_and_off_policy_passes(tmp_path):
+    config = recipe(tmp_path, completions_per_update=3, passes_per_rollout=2, max_steps=2)
+    leaf_trainer = trainer(config)
+    assert leaf_trainer.updates_per_rollout == 6  # 8 completions in parts of 3, twice
+    assert not leaf_trainer.on_policy
+    run = leaf_trainer.train()
+    metrics = lines(run.path, "metrics.jsonl")
+    assert metrics[0]["ratio_max"] > 1.0
+    assert "seconds/old" in metrics[0]
+
+
+def test_one_update_with_all_completions_is_on_policy_however_it_is_asked_for(tmp_path):
+    runs = []
+    for name, size in (("none", None), ("equal", 8), ("more", 9)):
+        config = recipe(tmp_path, output_dir=str(tmp_path / name), completions_per_update=size, max_steps=2)
+        one = trainer(config)
+        assert (one.updates_per_rollout, one.on_policy) == (1, True)
+        runs.append(without_times(lines(one.train().path, "metrics.jsonl")))
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_what_is_recorded_of_a_rollout_leaves_skipped_updates_out():
+    updates = [
+        ({"loss": 1.0, "ratio_max": 1.5}, True),
+        ({"loss": math.nan, "ratio_max": 9.0}, False),
+        ({"loss": 2.0, "ratio_max": 1.25}, True),
+    ]
+    assert update_record(updates) == {"kl": None, "loss": 1.5, "ratio_max": 1.5, "skipped_steps": 1}
+    assert update_record(updates[1:2]) == {"kl": None, "loss": None, "ratio_max": None, "skipped_steps": 1}
+    assert update_record([({"kl": 0.25}, True), ({"kl": 0.75}, True)]) == {"kl": 0.5, "skipped_steps": 0}
+
+
+def test_ratio_max_is_the_largest_of_all_updates(tmp_path):
+    one = trainer(recipe(tmp_path, completions_per_update=3, passes_per_rollout=2))
+    step, seen = one._optimizer_step, []
+
+    def watched(part, count):
+        stats, taken = step(part, count)
+        seen.append(stats["ratio_max"])
+        return stats, taken
+
+    one._optimizer_step = watched
+    assert one.update(one.rollout(1))["ratio_max"] == max(seen) > min(seen)
+
+
+def test_without_a_reference_there_is_no_divergence(tmp_path):
+    said = []
+    one = trainer(recipe(tmp_path, kl_coef=0.0, max_steps=1, eval_every=0))
+    one.report = said.append
+    (record,) = lines(one.train().path, "metrics.jsonl")
+    assert record["kl"] is None
+    assert "seconds/reference" not in record
+    assert any("kl none" in line for line in said)
+
+
+def test_on_policy_gradient_equals_that_with_stored_old_log_probs(tmp_path):
+    """Leaving out the old forward changes nothing; nor do micro-batches."""
+    gradients = []
+    for name, on_policy, budget in (("a", True, 4096), ("b", False, 4096), ("c", True, 1)):
+        one = trainer(recipe(tmp_path, output_dir=str(tmp_path / name), token_budget=budget))
+        one.on_policy = on_policy
+        seen, clip = {}, one.accelerator.clip_grad_norm_
+
+        def look(parameters, norm, one=one, seen=seen, clip=clip):
+            seen.update({n: p.grad.clone() for n, p in one.policy.named_parameters() if p.requires_grad})
+            return clip(parameters, norm)
+
+        rollout = one.rollout(1)
+        assert (rollout.old_log_probs is None) == on_policy
+        one.accelerator.clip_grad_norm_ = look
+        one.update(rollout)
+        gradients.append(seen)
+    for other in gradients[1:]:
+        for name, value in gradients[0].items():
+            assert torch.allclose(value, other[name], rtol=1e-3, atol=1e-6), name
+
+
+def test_dropout_needs_an_old_forward(tmp_path):
+    assert not trainer(recipe(tmp_path, lora_dropout=0.1)).on_policy
+
+
+@pytest.mark.parametrize("reward", [None, 0.5])
+def test_unscored_and_equal_rewards_leave_the_weights(tmp_path, reward):
+    config = recipe(tmp_path, kl_coef=0.0, max_steps=2, eval_every=0)
+    run = trainer(config, reward_funcs=[lambda completions, **_: [reward] * len(completions)]).train()
+    metrics = lines(run.path, "metrics.jsonl")
+    assert metrics[0]["reward_mean"] == reward
+    assert metrics[0]["unscored"] == (8 if reward is None else 0)
+    assert metrics[0]["grad_norm"] == 0.0
+    assert all(bool((v == 0).all()) for name, v in weights(run.path / "last").items() if "lora_B" in name)
+
+
+def test_an_own_policy_and_an_own_credit_rule(tmp_path):
+    calls = []
+
+    def rule(tree, rewards, *, surprisal=None):
+        calls.append(rewards)
+        return torch.ones(tree.tokens.shape, dtype=torch.float64) * (tree.node >= 0)
+
+    model, processor = tiny.tiny_model()
+    lora = peft.LoraConfig(r=2)
+    policy = Policy.wrap(model, processor, lora=lora)
+    config = recipe(tmp_path, max_steps=1)
+    LeafTrainer(policy, ["bleu", length_reward], config, tiny.rows(4), credit=rule, report=lambda line: None).train()
+    assert len(calls) == 2
+
+
+def test_refusals(tmp_path):
+    config = recipe(tmp_path)
+    trainer(config).train()
+    with pytest.raises(RunError, match="exists already"):
+        trainer(config).train()
+    with pytest.raises(DataError, match="no training rows"):
+        trainer(config, train_dataset=[])
+    with pytest.raises(ConfigError, match="processing_class"):
+        LeafTrainer(tiny.tiny_model()[0], ["bleu"], config, tiny.rows(2))
+    with pytest.raises(ConfigError, match=r"The reward functions are \[\]: .*give a list of them"):
+        trainer(config, reward_funcs=[])
+
+
+def test_bad_values_of_credit_options_are_refused_before_the_model_is_loaded(tmp_path):
+    config = recipe(tmp_path, credit_options={"max_boundaries": -1})
+    with pytest.raises(ConfigError, match="max_boundaries is -1"):
+        LeafTrainer("no/such/model", ["bleu"], config, tiny.rows(2))
+    assert not (tmp_path / "run").exists()
+
+
+def test_models_and_what_goes_with_them(tmp_path):
+    config = recipe(tmp_path)
+    model, processor = tiny.tiny_model()
+    policy = Policy.wrap(model, processor, lora=peft.LoraConfig(r=2))
+    frozen = Policy.wrap(*tiny.tiny_model())
+    wrapped = policy.model
+    for given, options, message in (
+        (policy, {"peft_config": peft.LoraConfig(r=4)}, "A Policy brings its adapter and its processor"),
+        (policy, {"processing_class": processor}, "A Policy brings its adapter and its processor"),
+        (frozen, {}, "no trainable parameters"),
+        (wrapped, {"processing_class": processor}, "A PeftModel came as the model"),
+        ("some/path", {"processing_class": processor}, "processing_class goes with a model object"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            LeafTrainer(given, ["bleu"], config, tiny.rows(2), **options)
+
+
+def test_a_script_written_for_trl_passes_one_function_and_none(tmp_path):
+    run = trainer(recipe(tmp_path, max_steps=1), reward_funcs=length_reward).train(resume_from_checkpoint=None)
+    assert len(lines(run.path, "metrics.jsonl")) == 1
+
+
+def test_the_best_adapter_is_the_one_with_the_fewest_errors(tmp_path, monkeypatch):
+    one = trainer(recipe(tmp_path, max_steps=4, eval_every=1, best_metric="wer"))
+    evaluate, rates, saved = one.evaluate, [50.0, 40.0, 30.0, 60.0, 35.0], []
+
+    def measured(step):
+        result = evaluate(step)
+        assert list(result.scores) == ["wer", "bleu", "exact_match", "chrf"]
+        return replace(result, scores={**result.scores, "wer": rates[step]})
+
+    monkeypatch.setattr(one, "evaluate", measured)
+    one.start()
+    replace_directory = one.run.replace_directory
+
+    def watched(name, write):
+        saved.extend([len(lines(one.run.path, "validation.jsonl")) - 1] if name == "best" else [])
+        replace_directory(name, write)
+
+    monkeypatch.setattr(one.run, "replace_directory", watched)
+    one.train()
+    assert saved == [1, 2]
+    assert one.best == 30.0
+
+
+def test_a_reward_function_that_fails_and_a_run_without_checkpoint_are_named(tmp_path):
+    def short(completions, **_):
+        return [1.0]
+
+    failing = trainer(recipe(tmp_path), reward_funcs=[short])
+    with pytest.raises(RewardError, match="short"):
+        failing.train()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    fresh = trainer(recipe(tmp_path))
+    with pytest.raises(RunError, match="recorded steps but no checkpoints"):
+        fresh.train(resume_from_checkpoint=True)
+
+
+def test_rows_may_differ_in_columns_that_no_reward_needs(tmp_path):
+    """What a row lacks is None for the reward functions; a column they take by name has to be there from the start."""
+    seen = []
+
+    def noted(completions, note=None, **columns):
+        seen.append((note, columns["hint"]))
+        return length_reward(completions)
+
+    rows = tiny.rows(2)
+    rows[0]["hint"], rows[1]["note"] = "h", "n"
+    trainer(recipe(tmp_path, max_steps=1), reward_funcs=[noted], train_dataset=rows).train()
+    ((notes, hints),) = seen
+    assert sorted(notes, key=str) == [None] * 4 + ["n"] * 4
+    assert [h for h in hints if h] == ["h"] * 4
+    assert all((note is None) == (hint is not None) for note, hint in zip(notes, hints, strict=True))
+
+    def strict(completions, note, **columns):
+        return length_reward(completions)
+
+    with pytest.raises(DataError, match=r"strict takes 'note' by name, and training row 0"):
+        trainer(recipe(tmp_path), reward_funcs=[strict], train_dataset=rows)
+
+    class Lazy:
+        """Rows that cannot be seen before they are read."""
+
+        def __len__(self):
+            return len(rows)
+
+        def __getitem__(self, index):
+            return {key: value for key, value in rows[index].items() if key != "note"}
+
+    def given_none(completions, note, **columns):
+        assert note == [None] * len(completions)
+        return length_reward(completions)
+
+    config = recipe(tmp_path, output_dir=str(tmp_path / "lazy"), max_steps=1)
+    trainer(config, reward_funcs=[given_none], train_dataset=Lazy()).train()
+
+
+def test_groups_without_a_single_token_teach_nothing(tmp_path):
+    """Beside a normal group the update is that group's alone; by themselves they leave loss and gradient at zero."""
+    one = trainer(recipe(tmp_path))
+    rollout = one.rollout(1)
+    width = rollout.groups[1].tokens.shape[1]
+    for empty in (0, width):  # no tokens at all, or padding alone
+        nothing = torch.zeros(4, empty)
+        group = replace(
+            rollout.groups[0], tokens=nothing.long(), lengths=torch.zeros(4, dtype=torch.long), surprisal=nothing
+        )
+        advantages = one.rule(group.tree, rollout.rewards[0], surprisal=nothing).float()
+        assert advantages.shape == nothing.shape
+        assert not bool(advantages.any())
+        mixed = replace(
+            rollout,
+            groups=[group, rollout.groups[1]],
+            advantages=[advantages, rollout.advantages[1]],
+            ref_log_probs=one._log_probs("reference", [group, rollout.groups[1]], one.policy.reference()),
+        )
+        found = []
+        for positions in ([1], [0, 1], [0]):
+            names = ("rows", "groups", "rewards", "advantages", "ref_log_probs", "positions")
+            part = replace(mixed, **{name: [getattr(mixed, name)[i] for i in positions] for name in names})
+            one.optimizer.zero_grad()
+            weights = update_weights(part, one.args, one.processes, one.policy.device)
+            sums = add_gradient(one.policy, part, weights, one.args)
+            assert all(math.isfinite(value) for value in sums.values())
+            found.append((sums["loss"], [torch.zeros(1) if p.grad is None else p.grad.clone() for p in one.parameters]))
+        (alone, wanted), (both, got), (only, none) = found
+        assert both == pytest.approx(alone, abs=1e-6)
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, wanted, strict=True))
+        assert only == 0.0
+        assert not any(bool(gradient.any()) for gradient in none)
+        twice = {name: [getattr(mixed, name)[0]] * 2 for name in ("groups", "advantages", "ref_log_probs")}
+        assert one.update(replace(mixed, **twice))["skipped_steps"] == 0
+
+
+def test_tensorboard_tracking_writes_events(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = trainer(recipe(tmp_path, track_with="tensorboard", max_steps=1)).train()
+    (file,) = run.path.rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    assert {"reward_mean", "validation/bleu"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("validation/bleu")] == [0, 1]
+
+
+def test_running_out_of_memory_halves_the_budget_and_loses_no_step(tmp_path, monkeypatch):
+    """Forwards above a limit fail as CUDA's do; the run goes on in smaller ones and learns the same."""
+    wanted = trainer(recipe(tmp_path, output_dir=str(tmp_path / "free"), token_budget=4096, seed=1)).train()
+    config = recipe(tmp_path, output_dir=str(tmp_path / "tight"), token_budget=4096, seed=1)
+    tight = trainer(config)
+    decode, limit = tight.policy.decode, 100
+    failed = []
+
+    def small(embeddings, **arguments):
+        if embeddings.shape[0] * embeddings.shape[1] > limit and torch.is_grad_enabled():
+            failed.append(embeddings.shape[0])
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return decode(embeddings, **arguments)
+
+    monkeypatch.setattr(tight.policy, "decode", small)
+    run = tight.train()
+    assert failed
+    budgets = [record["token_budget"] for record in lines(run.path, "metrics.jsonl")]
+    assert budgets == sorted(budgets, reverse=True)
+    assert budgets[-1] < 4096
+    got, whole = lines(run.path, "metrics.jsonl"), lines(wanted.path, "metrics.jsonl")
+    assert [record["step"] for record in got] == [1, 2, 3]
+    assert (tmp_path / "tight" / "last" / "adapter_model.safetensors").is_file()
+    # AdamW's first steps are signs of gradients, so weights near zero may part; what was learned from may not.
+    for key in ("grad_norm", "reward_mean", "packed_tokens"):
+        assert got[0][key] == pytest.approx(whole[0][key], rel=1e-4), key
+
+
+def test_memory_too_small_for_one_prompt_is_said_in_one_sentence(tmp_path, monkeypatch):
+    poor = trainer(recipe(tmp_path))
+    start = poor.start()
+    rollout = poor.rollout(start + 1)
+
+    def never(embeddings, **arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(poor.policy, "decode", never)
+    with pytest.raises(RunError, match=r"completions of a single prompt were sampled\. Use fewer num_completions"):
+        poor.rollout(start + 1)
+    with pytest.raises(RunError, match=r"Memory ran out even at 64 tokens a forward.*gradient_checkpointing: true"):
+        poor.update(rollout)
+
+
+def test_running_out_of_memory_while_sampling_leaves_the_token_budget_and_is_kept(tmp_path, monkeypatch):
+    """In a rollout and in a validation; a resumed run goes on with what fitted."""
+    first = trainer(recipe(tmp_path, max_steps=2, token_budget=512))
+    first.policy.rows_at_once = 3
+    start = TreeDecoder.start
+
+    def small(self):
+        if len(self.prompts) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return start(self)
+
+    monkeypatch.setattr(TreeDecoder, "start", small)
+    run = first.train()
+    assert [record["token_budget"] for record in lines(run.path, "metrics.jsonl")] == [512, 512]
+    again = trainer(recipe(tmp_path, max_steps=3, token_budget=512))
+    again.start(resume=True)
+    assert again.policy.sampled_at_once == first.policy.sampled_at_once is not None
+    assert again.policy.rows_at_once == 3
+
+
+def test_the_budget_is_automatic_and_a_resumed_run_keeps_its_own(tmp_path):
+    first = trainer(recipe(tmp_path, max_steps=2))
+    assert 64 <= first.policy.token_budget <= 512
+    first.policy.token_budget = 77
+    first.train()
+    again = trainer(recipe(tmp_path, max_steps=3))
+    again.start(resume=True)
+    assert again.policy.token_budget == 77
+    assert trainer(recipe(tmp_path, token_budget=333)).policy.token_budget == 333

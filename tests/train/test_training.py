@@ -1,0 +1,189 @@
+"""Schedules and epochs."""
+
+import json
+from dataclasses import replace
+
+import peft
+import pytest
+import torch
+
+from leaf.config import LeafConfig
+from leaf.errors import ConfigError, ModelError
+from leaf.model.device import pick_device, take_device
+from leaf.model.policy import Policy
+from leaf.train.records import group_record
+from leaf.train.schedule import build_schedule, check_tracker, in_steps, is_warm_restart
+from leaf.train.trainer import LeafTrainer
+from tests.helpers.tiny import rows, tiny_model
+
+
+def rates(config, updates, **options):
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = build_schedule(optimizer, config, **options)
+    seen = []
+    for _ in range(updates):
+        seen.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return seen
+
+
+def test_epochs_are_steps_of_whole_passes_with_a_schedule_each():
+    config = in_steps(LeafConfig(epochs=3, prompts_per_rollout=4), num_rows=9)
+    assert (config.max_steps, config.schedule_steps) == (9, 3)
+    assert [step for step in range(1, 10) if is_warm_restart(config, step)] == [4, 7]
+    once = rates(config, 6, updates_per_step=2)
+    again = rates(config, 18, updates_per_step=2, restarts=True)
+    assert again == once * 3
+    assert once[0] == 1.0
+    assert min(once) > 0.1
+    assert in_steps(LeafConfig(max_steps=7), 9).max_steps == 7
+    assert not any(is_warm_restart(LeafConfig(), step) for step in range(1, 200))
+
+
+def test_the_schedule_without_restarts_stays_where_it_ends():
+    config = LeafConfig(max_steps=4, schedule="linear", min_lr_ratio=0.5)
+    assert rates(config, 7) == pytest.approx([1.0, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5])
+
+
+def test_warm_up_counts_updates():
+    config = LeafConfig(max_steps=4, warmup_steps=2, schedule="constant")
+    assert rates(config, 4, updates_per_step=2) == rates(config, 4) == pytest.approx([1 / 3, 2 / 3, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("steps", [{"max_steps": 20}, {"schedule_steps": 3, "max_steps": 20}])
+def test_epochs_beside_other_numbers_of_steps_are_refused(steps):
+    config = LeafConfig(epochs=2, prompts_per_rollout=4)
+    with pytest.raises(ConfigError, match=r"max_steps is 20, .* epochs 2, which makes it 6 steps of a schedule of 3"):
+        in_steps(replace(config, **steps), num_rows=9)
+
+
+def test_the_recipe_of_a_run_may_be_given_more_epochs_and_other_rows():
+    own = in_steps(LeafConfig(epochs=1, prompts_per_rollout=4), num_rows=9)
+    assert own.max_steps == in_steps(own, 9).max_steps == 3
+    assert in_steps(replace(own, epochs=2), 9).max_steps == 6
+    assert in_steps(own, 20).max_steps == in_steps(own, 20).schedule_steps == 5
+
+
+def test_a_gpu_named_by_number_is_the_one_that_trains(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cpu", "cuda", "cuda:1"):
+        take_device(name)
+    assert chosen == [torch.device("cuda:1")]
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        with monkeypatch.context() as launched:
+            launched.setenv(name, value)
+            take_device("cuda")
+            with pytest.raises(ConfigError, match=r"'cuda:1' under a launcher, where every process takes the GPU"):
+                take_device("cuda:1")
+    assert len(chosen) == 1
+
+
+def test_trackers_that_would_be_left_out_are_refused(monkeypatch):
+    with pytest.raises(ConfigError, match=r"track_with is 'tensorbord'; allowed are .*tensorboard"):
+        check_tracker("tensorbord")
+    monkeypatch.setattr("leaf.train.schedule.get_available_trackers", list)
+    with pytest.raises(ConfigError, match=r"not installed: pip install 'leaf-speech\[tensorboard\]'"):
+        check_tracker("tensorboard")
+    with pytest.raises(ConfigError, match="not installed: pip install comet-ml"):
+        check_tracker("comet_ml")
+
+
+def test_an_epoch_begins_with_the_adapter_it_has_and_a_fresh_optimiser(tmp_path):
+    model, processor = tiny_model()
+    args = LeafConfig(
+        epochs=2,
+        prompts_per_rollout=2,
+        num_completions=3,
+        max_new_tokens=4,
+        lora_r=2,
+        lora_dropout=0.0,
+        device="cpu",
+        output_dir=str(tmp_path / "run"),
+        eval_every=0,
+        learning_rate=1e-2,
+        kl_coef=0.0,
+    )
+    trainer = LeafTrainer(model, ["chrf"], args, rows(3), processing_class=processor, report=lambda line: None)
+    counts = []
+    update = trainer.update
+
+    def watched(rollout):
+        stats = update(rollout)
+        counts.append(next(int(state["step"]) for state in trainer._optimizer.state.values()))
+        return stats
+
+    trainer.update = watched
+    trainer.train()
+    assert counts == [1, 2, 1, 2]  # AdamW's own count of updates
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["learning_rate"] for line in lines[:2]] == [line["learning_rate"] for line in lines[2:]]
+
+
+SMALL = LeafConfig(
+    prompts_per_rollout=2,
+    num_completions=3,
+    max_new_tokens=4,
+    lora_r=2,
+    lora_dropout=0.0,
+    device="cpu",
+    max_steps=1,
+    eval_every=0,
+)
+
+
+def trainer_of(model, processor=None, lora=None, **changes):
+    return LeafTrainer(model, ["chrf"], replace(SMALL, **changes), rows(3), None, processor, lora, report=str)
+
+
+def test_the_projector_of_a_recipe_is_loaded_in_stage_rl(tmp_path):
+    model, processor = tiny_model()
+    other = Policy.wrap(*tiny_model(seed=1))
+    other.save_projector(tmp_path / "projector.safetensors")
+    one = trainer_of(model, processor, projector=str(tmp_path / "projector.safetensors"))
+    for key, value in other.projector.state_dict().items():
+        assert torch.equal(one.policy.projector.state_dict()[key], value)
+    with pytest.raises(ModelError, match="does not fit this model"):
+        trainer_of(*tiny_model(), projector=str(tmp_path / "missing.safetensors"))
+
+
+def test_a_policy_of_another_temperature_is_refused():
+    policy = Policy.wrap(*tiny_model(), lora=peft.LoraConfig(r=2), temperature=1.0)
+    with pytest.raises(ConfigError, match=r"The policy has temperature 1\.0 and the recipe 0\.5"):
+        trainer_of(policy, temperature=0.5)
+
+
+def test_dropout_of_the_adapter_itself_makes_the_update_off_policy():
+    assert trainer_of(*tiny_model()).on_policy
+    assert not trainer_of(*tiny_model(), peft.LoraConfig(r=2, lora_dropout=0.5)).on_policy
+
+
+def test_the_gradient_does_not_depend_on_the_launchers_environment(monkeypatch, tmp_path):
+    norms = []
+    for steps in ("1", "4"):
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps)
+        run = trainer_of(*tiny_model(), output_dir=str(tmp_path / steps)).train()
+        norms += [record["grad_norm"] for record in run.lines("metrics.jsonl")]
+    assert norms[0] == norms[1] > 0
+
+
+def test_a_device_that_is_not_there_is_refused():
+    for name, said in (
+        ("cuda:7", "CUDA devices can be seen here"),
+        ("mps", "runs on cpu and cuda"),
+        ("x", "allowed are"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            pick_device(name)
+
+
+def test_rows_with_audio_in_their_messages_are_recorded_without_it():
+    one = trainer_of(*tiny_model())
+    rollout = one.rollout(1)
+    parts = [{"type": "audio", "audio": torch.zeros(9)}, {"type": "text", "text": "Say it"}]
+    row = {"prompt": [{"role": "user", "content": parts}], "reference": None}
+    what = (rollout.groups[0], rollout.rewards[0], rollout.advantages[0], one.policy.tokenizer)
+    record = group_record(row, *what)
+    assert json.loads(json.dumps(record))["prompt"] == [{"role": "user", "content": [{"type": "audio"}, parts[1]]}]
