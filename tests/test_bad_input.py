@@ -16,7 +16,7 @@ from leaf.config import LeafConfig, from_dict, load_recipe
 from leaf.credit import CREDIT_RULES
 from leaf.data import load
 from leaf.data.audio import AudioWarning, load_audio
-from leaf.errors import AudioError, ConfigError, DataError, ModelError, RewardError, RunError
+from leaf.errors import AudioError, ConfigError, DataError, ModelError, RewardError, RunError, did_you_mean
 from leaf.model.policy import Policy
 from leaf.rewards.total import MOST_HANGING, RewardSum
 from leaf.runs.skipped import SkippedSteps, diagnose
@@ -644,3 +644,12 @@ def test_eighty_thousand_rows_are_read_in_seconds(tmp_path):
     began = time.process_time()
     assert len(load(str(tmp_path / "data.jsonl"), "train")) == 8000
     assert time.process_time() - began < 3.0
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [("leaff", " Did you mean 'leaf'?"), ("zzz", ""), (7, ""), ("leaf" * 10_000, "")],
+)
+def test_a_mistyped_name_is_told_the_closest_allowed_one(given, hint):
+    assert did_you_mean(given, ["leaf", "grpo"]) == hint

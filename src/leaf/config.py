@@ -5,7 +5,6 @@ others; on the command line further recipes and then `key=value` are laid over i
 """
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -15,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from leaf.errors import ConfigError, shown
+from leaf.errors import ConfigError, did_you_mean, shown
 
 MOST_PARENTS = 16  # recipes that one extends at once, and how deep
 MOST_VALUES = 10_000  # values in one recipe, aliases unfolded
@@ -199,16 +198,16 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
     """Build the dataclass of `values["stage"]` (default rl), which checks types and ranges; names are checked here."""
     stage = values.get("stage", "rl")
     if not isinstance(stage, str) or stage not in STAGES:
-        raise ConfigError(f"The stage {shown(stage)} is unknown; allowed are {', '.join(STAGES)}.")
+        raise ConfigError(
+            f"The stage {shown(stage)} is unknown; allowed are {', '.join(STAGES)}.{did_you_mean(stage, STAGES)}"
+        )
     config_class = STAGES[stage]
     known = [f.name for f in dataclasses.fields(config_class)]
     for key in values:
         if key not in known:
-            close = difflib.get_close_matches(str(key)[:80], known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ConfigError(
-                f"The key {shown(key)} is unknown in a recipe of stage {stage}.{hint} `leaf recipe {stage}` lists "
-                "all keys."
+                f"The key {shown(key)} is unknown in a recipe of stage {stage}.{did_you_mean(key, known)} "
+                f"`leaf recipe {stage}` lists all keys."
             )
     return config_class(**values)
 

@@ -1,6 +1,8 @@
 """The errors this library raises on purpose: one base class, members that also inherit the standard type."""
 
+import difflib
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -50,6 +52,12 @@ class RunInterrupted(LeafError, RuntimeError):
     """
 
     exit_code = 75
+
+
+def did_you_mean(given: object, allowed: Iterable[str]) -> str:
+    """Name the allowed word that is closest to a mistyped one: " Did you mean 'seed'?", or "" where none is close."""
+    close = difflib.get_close_matches(str(given)[:80], [*allowed], n=1)  # cut: the search takes quadratic time
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def shown(value: Any) -> str:

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from leaf.errors import DataError
+from leaf.errors import DataError, did_you_mean
 
 app = typer.Typer(add_completion=False, help="List tasks and corpora, show rows, prepare a corpus, check for leaks.")
 console = Console(highlight=False, soft_wrap=True)
@@ -74,14 +74,11 @@ def prepare(
     decode: Annotated[bool, typer.Option("--decode", help="decode all audio instead of trusting headers")] = False,
 ) -> None:
     """Read a corpus as its publisher lays it out and write its splits as Arrow."""
-    import difflib
-
     from leaf.data.corpora import CORPORA, Options
     from leaf.data.corpora import prepare as run
 
     if corpus not in CORPORA:
-        close = difflib.get_close_matches(corpus, CORPORA, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(corpus, CORPORA)
         raise DataError(f"The corpus {corpus!r} is unknown.{hint} Allowed are {', '.join(CORPORA)}.")
     names = _pairs("--columns", columns, "ours=theirs, e.g. reference=answer")
     splits = _pairs("--split", split, "theirs=ours, e.g. train.clean.360=train")

@@ -1,6 +1,5 @@
 """Data sets: rows {prompt, audio, reference, ...} by task name, or from a user's own manifest."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,7 @@ from leaf.config import refuse_from_python
 from leaf.data.asterisk import rows as asterisk
 from leaf.data.leaks import check_leakage
 from leaf.data.manifest import manifest_splits, read_manifest
-from leaf.errors import DataError
+from leaf.errors import DataError, did_you_mean
 
 __all__ = ["TASKS", "Task", "check_leakage", "load", "splits_of"]
 
@@ -60,9 +59,10 @@ def load(name: str, split: str, *, limit: int | None = None, columns: dict[str, 
     if name in TASKS:
         task = TASKS[name]
         if split not in task.splits:
-            close = difflib.get_close_matches(split, task.splits, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise DataError(f"The task {name} has no split {split!r}; allowed are {', '.join(task.splits)}.{hint}")
+            raise DataError(
+                f"The task {name} has no split {split!r}; allowed are {', '.join(task.splits)}."
+                f"{did_you_mean(split, task.splits)}"
+            )
         rows = task.rows(split)
     elif _is_manifest(name):
         rows = read_manifest(Path(name), split, columns or {})
@@ -103,9 +103,7 @@ def _is_manifest(name: str) -> bool:
 
 
 def _unknown(name: str) -> DataError:
-    close = difflib.get_close_matches(name, TASKS, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
     return DataError(
-        f"The task {name!r} is unknown.{hint} Allowed are {', '.join(sorted(TASKS))}, the path of a .jsonl, .csv "
-        "or .tsv manifest, or a folder that `leaf data prepare` wrote."
+        f"The task {name!r} is unknown.{did_you_mean(name, TASKS)} Allowed are {', '.join(sorted(TASKS))}, the path "
+        "of a .jsonl, .csv or .tsv manifest, or a folder that `leaf data prepare` wrote."
     )
