@@ -147,6 +147,9 @@ class LeafConfig(LoraFields, RunConfig):
     record_every: int = _field(10, "write sampled groups with their trees every N steps; 0 for never", low=0)
 
 
+RLConfig = LeafConfig  # one class, two names: it also runs GRPO and the other rules
+
+
 @dataclass
 class SftConfig(LoraFields, RunConfig):
     """Recipe of stage sft: supervised warm start on references, same policy."""

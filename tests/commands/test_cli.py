@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -262,6 +264,15 @@ def test_saved_adapters_call_the_base_as_the_recipe_does(project, monkeypatch):
     policy = Policy.load("model", adapter="runs/rl/last")
     policy.save_adapter("again")  # without a name of its own, as it was loaded
     assert json.loads((project / "again/adapter_config.json").read_text())["base_model_name_or_path"] == "demo"
+
+
+def test_help_and_import_leaf_load_neither_torch_nor_transformers():
+    """They answer at once; what is slow is imported by the command or the name that needs it."""
+    help_text = "import sys; sys.argv[1:] = ['--help']; from leaf.commands.main import app; app(standalone_mode=False)"
+    for what in ("import leaf, leaf.config", help_text):
+        code = f"import sys\n{what}\nslow = {{'torch', 'transformers', 'datasets', 'numpy', 'peft'}} & {{*sys.modules}}"
+        ran = subprocess.run([sys.executable, "-c", f"{code}\nprint('loaded:', slow)"], capture_output=True, text=True)
+        assert "loaded: set()" in ran.stdout, ran.stdout + ran.stderr
 
 
 def test_data_and_recipe_listings():

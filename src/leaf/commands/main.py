@@ -34,11 +34,13 @@ Overrides = Annotated[
 
 
 def main() -> None:
-    """Run the command; a mistake is one sentence on standard error and exit code 2, a run interrupted and saved 75."""
-    from transformers.utils import logging
+    """Run the command line.
 
-    logging.disable_progress_bar()  # its bars are about loading files; ours are lines about the run
-    # peft 0.21 reads a property that transformers 5.23 has renamed; nothing a user could act on.
+    Errors print one sentence to stderr and exit with 2. A run that was interrupted and saved exits with 75.
+    """
+    # The bars of transformers count files being loaded. The variable is read when it is imported, seconds from now.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # peft 0.21 reads a property that transformers 5.23 has renamed; a user can do nothing about it.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
