@@ -13,16 +13,17 @@ import torch
 import yaml
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
-from tests.helpers.tiny import rows, tiny_model
 from typer.testing import CliRunner
 
-from tests.helpers import processes_worker as worker
 from leaf.commands.main import app
 from leaf.data.audio import load_audio
 from leaf.errors import ConfigError
 from leaf.runs.processes import Processes
+from tests.helpers import processes_worker as worker
+from tests.helpers.tiny import rows, tiny_model
 
 HELPERS = Path(__file__).parents[1] / "helpers"
+DDP = str(HELPERS.parents[1] / "recipes/accelerate/ddp.yaml")
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
@@ -171,15 +172,25 @@ def test_the_launcher_trains_from_the_shell_as_one_process_does(tmp_path, monkey
     data[-1]["prompt"] += "?"
     Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
     recipe = {
-        "model": "model", "task": "data.jsonl", "device": "cpu", "lora_r": 2, "lora_dropout": 0.0, "max_new_tokens": 5,
-        "prompts_per_rollout": 2, "num_completions": 3, "max_steps": 2, "eval_every": 2, "eval_items": 1,
-        "rewards": ["chrf"], "plugins": ["here.py"],
+        "model": "model",
+        "task": "data.jsonl",
+        "device": "cpu",
+        "lora_r": 2,
+        "lora_dropout": 0.0,
+        "max_new_tokens": 5,
+        "prompts_per_rollout": 2,
+        "num_completions": 3,
+        "max_steps": 2,
+        "eval_every": 2,
+        "eval_items": 1,
+        "rewards": ["chrf"],
+        "plugins": ["here.py"],
     }
     Path("here.py").write_text("import os\nopen('process-' + os.environ.get('RANK', 'alone'), 'w').close()\n")
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert CliRunner().invoke(app, ["train", "recipe.yaml", "output_dir=one"]).exit_code == 0
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
-    configuration = ["--config_file", str(HELPERS.parents[1] / "recipes/accelerate/ddp.yaml"), "--main_process_port", "0"]
+    configuration = ["--config_file", DDP, "--main_process_port", "0"]
     said = launch([*accelerate, *configuration, "-m", "leaf", "train", "recipe.yaml", "output_dir=two"], tmp_path)
     assert sorted(path.name for path in Path().glob("process-*")) == ["process-0", "process-1", "process-alone"]
     assert said.stdout.count("step 2/2  reward") == 1  # one process speaks

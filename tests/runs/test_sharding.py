@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from leaf.commands.doctor import _sharded
 from tests.helpers import processes_worker as worker
 from tests.helpers import sharding_worker
-from leaf.commands.doctor import _sharded
 from tests.runs.test_processes import begin_alone, launch, lines
 
 HELPERS = Path(__file__).parents[1] / "helpers"

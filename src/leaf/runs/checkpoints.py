@@ -24,7 +24,6 @@ from torch import Tensor
 from leaf.config import RunConfig, to_dict
 from leaf.errors import RunError
 from leaf.runs.directory import LOGS, RunDirectory
-from leaf.runs.signals import StopSignals
 
 FORMAT = 1
 _FILES = ("tensors.safetensors", "state.json")

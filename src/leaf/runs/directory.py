@@ -4,27 +4,23 @@ Everything in it is either whole or absent, whenever the process is killed: a fi
 name, brought to the disk, and renamed. What a kill left between two renames is put right when the run is continued.
 """
 
-from leaf.files import writing, _sync, _remove, _parsed
 import errno
 import json
 import os
 import platform
-import re
-import shutil
 import socket
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
 
 from leaf.config import RunConfig, from_dict, to_dict
 from leaf.errors import RunError
+from leaf.files import _parsed, _remove, _sync, writing
 
 LOGS = ("metrics.jsonl", "validation.jsonl", "groups.jsonl")
 _WRITTEN = ("recipe.yaml", "versions.json", "projector.safetensors", *LOGS)

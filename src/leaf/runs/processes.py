@@ -1,8 +1,9 @@
 """What the processes of one run do together: data parallelism, one exchange of gradients per optimiser step.
 
 Every process works on its own prompts, with the whole model or, under FSDP2, with frozen layers in pieces that are
-gathered on demand (leaf.runs.sharding); what is trained is whole in every process. A loss is a sum over groups whose weights
-count the whole update, so gradients are added, not averaged, and one process with all the prompts would get the same.
+gathered on demand (leaf.runs.sharding); what is trained is whole in every process. A loss is a sum over groups whose
+weights count the whole update, so gradients are added, not averaged, and one process with all the prompts would get
+the same.
 Between collectives a process works alone: the number of its micro-batches, running out of memory and trying again
 concern nobody else. With one process everything here is the identity.
 """
@@ -19,8 +20,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from leaf.errors import ConfigError, RunError
-from leaf.runs.sharding import Shards
 from leaf.model.policy import Policy
+from leaf.runs.sharding import Shards
 
 T = TypeVar("T")
 _ALONE = (DistributedType.NO,)

@@ -9,8 +9,8 @@ import peft
 import torch
 
 from leaf.config import LoraFields, from_python
-from leaf.model.policy import Policy
 from leaf.model.from_recipe import recipe_lora
+from leaf.model.policy import Policy
 
 # Of a peft.LoraConfig: notes about itself and its place, which change nothing that is trained; the layers are apart.
 _NOTES = frozenset("task_type auto_mapping peft_version base_model_name_or_path revision inference_mode".split())

@@ -7,18 +7,15 @@ the learning-rate schedule moves on, because it counts updates. Too many in a ro
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from leaf.errors import AudioError, DataError, RunError
+from leaf.errors import RunError
 from leaf.model.policy import Policy, Prompt
-from leaf.model.prompts import check_length, waveform
-from leaf.data.rows import row_name
 from leaf.model.sampling import Group
-from leaf.data.rows import take
 
 
 @dataclass
