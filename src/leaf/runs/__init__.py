@@ -1,0 +1,1 @@
+"""Keep a run: its directory, checkpoints, signals and processes."""
