@@ -5,6 +5,19 @@ import jaxtyping
 # Shapes in leaf.credit are checked in tests only; users pay nothing for the annotations.
 jaxtyping.install_import_hook("leaf.credit", "beartype.beartype")
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def policy():
+    """A tiny policy for tests that leave it as it is; those that train one make their own."""
+    # Imported here, since transformers takes seconds and most tests of leaf.credit do without it.
+    import peft
+
+    from leaf.model.policy import Policy
+    from tests.helpers import tiny
+
+    return Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=2))

@@ -14,7 +14,7 @@ from leaf.commands.main import app
 from leaf.config import LeafConfig, SftConfig, load_recipe
 from leaf.data.corpora import CORPORA, prepare
 from tests.helpers import tiny
-from tests.model.test_families import CASES
+from tests.helpers.families import CASES
 
 PUBLISHED = Path(__file__).parents[2] / "recipes/published"
 MODELS = sorted(path.stem for path in (PUBLISHED / "models").glob("*.yaml"))

@@ -13,7 +13,7 @@ from leaf.config import LeafConfig
 from leaf.data.audio import load_audio
 from leaf.train.trainer import LeafTrainer
 from tests.helpers import tiny
-from tests.model.test_families import CASES
+from tests.helpers.families import CASES
 
 
 def length_reward(completions, **columns):
