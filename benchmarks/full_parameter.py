@@ -37,14 +37,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from leaf.config import LeafConfig, load_recipe
-from leaf.credit.tree import PrefixTree
 from leaf.data import load
 from leaf.data.rows import batch_indices, take
 from leaf.errors import ModelError
 from leaf.memory import peak_bytes, reset_peak
 from leaf.model.demo import resolve_model
 from leaf.model.policy import Policy, Prompt
-from leaf.model.scoring import Scores
 from leaf.train.schedule import build_schedule
 from leaf.train.sft import sft_gradient, share_audio
 from leaf.train.trainer import LeafTrainer
@@ -110,13 +108,13 @@ class FullPolicy(Policy):
             for prompt, ids, keep in zip(super().embed(examples), inputs["input_ids"], real, strict=True)
         ]
 
-    def forward(self, prompts: Sequence[TextPrompt], trees: Sequence[PrefixTree]) -> Scores:
-        """Score as `Policy` does; the text of the prompts goes through the embedding that is in place now."""
+    def reembed(self, prompts: Sequence[TextPrompt]) -> list[TextPrompt]:
+        """Send the text of the prompts through the embedding that is in place now."""
         again = []
         for prompt in prompts:
             embeddings = torch.where(prompt.is_audio[:, None], prompt.embeddings, self.embed_tokens(prompt.ids))
             again.append(replace(prompt, embeddings=embeddings))
-        return super().forward(again, trees)
+        return again
 
     def read(self, hidden: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
         """Read as `Policy` does, with a gradient for the head."""

@@ -63,25 +63,25 @@ def vowels(completions, **columns):
 
 
 def _install():
-    rollout, forward = LeafTrainer.rollout, Policy.forward
+    rollout, read = LeafTrainer.rollout, Policy.read
 
     def rollout_with_fault(self, step):
         _now.update(step=step, fault=fault_of(self.args.seed, step, self.args.max_steps), memory=False)
         return rollout(self, step)
 
-    def forward_with_fault(self, prompts, trees):
+    def read_with_fault(self, hidden, row, token):
         updating = torch.is_grad_enabled()
         if updating and _now["fault"] == "memory runs out" and not _now["memory"]:
             _now["memory"] = True
             torch.empty(2**46, dtype=torch.uint8)  # 64 TiB: the allocator itself refuses
-        scores = forward(self, prompts, trees)
+        log_probs, entropies = read(self, hidden, row, token)
         if updating and _now["fault"] == "NaN in the loss":
-            scores.log_probs[0] = scores.log_probs[0] * float("nan")
+            log_probs = log_probs * float("nan")
         if updating and _now["fault"] == "NaN in the gradient":
-            scores.log_probs[0].register_hook(lambda gradient: gradient * float("nan"))
-        return scores
+            log_probs.register_hook(lambda gradient: gradient * float("nan"))
+        return log_probs, entropies
 
-    LeafTrainer.rollout, Policy.forward = rollout_with_fault, forward_with_fault
+    LeafTrainer.rollout, Policy.read = rollout_with_fault, read_with_fault
 
 
 _install()

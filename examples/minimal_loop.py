@@ -17,6 +17,7 @@ from leaf.data import load
 from leaf.model.demo import resolve_model
 from leaf.model.policy import Policy
 from leaf.model.sampling import sample
+from leaf.model.scoring import batches, score
 from leaf.rewards.total import RewardSum
 
 
@@ -64,15 +65,15 @@ def step(policy, optimizer, rule, rewards, rows, options, generator):
 
     # The reference is the same model with its adapter off.
     with torch.no_grad(), policy.reference():
-        reference = policy(prompts, trees).log_probs
+        reference = score(policy, prompts, trees).log_probs
 
     # Update. Weights are taken over the whole batch, so the losses of micro-batches add up to the loss of the batch.
     policy.train()
     masks = [tree.node >= 0 for tree in trees]
     weights = token_weights(masks)
     total = 0.0
-    for batch in policy.batches(prompts, trees):
-        new = policy([prompts[i] for i in batch], [trees[i] for i in batch]).log_probs
+    for batch in batches(policy, prompts, trees):
+        new = score(policy, [prompts[i] for i in batch], [trees[i] for i in batch]).log_probs
         loss = torch.zeros((), device=policy.device)
         for logp, i in zip(new, batch, strict=True):
             part, _ = policy_loss(

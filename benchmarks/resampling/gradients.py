@@ -7,7 +7,7 @@ from forkability import fork_facts
 
 from leaf.credit import token_weights
 from leaf.model.packing import pack
-from leaf.model.scoring import LAYOUTS
+from leaf.model.scoring import LAYOUTS, score
 
 
 def gradients(args):
@@ -92,7 +92,7 @@ def gradients_of(policy, parameters, prompt, tree, credits):
     size = sum(p.numel() for p in parameters)
     found = {name: torch.zeros(size, dtype=torch.bfloat16) for name in credits}
     if any(bool(credit.any()) for credit in credits.values()):
-        log_probs = policy([prompt], [tree]).log_probs[0]
+        log_probs = score(policy, [prompt], [tree]).log_probs[0]
         for name, credit in credits.items():
             if bool(credit.any()):
                 weight = credit.to(log_probs.dtype)
@@ -137,7 +137,7 @@ def last_layer_gram(policy, prompt, tree, rows=128):
     ]
     packed = pack(prompt.length, tree)
     with torch.no_grad():
-        LAYOUTS["tree"].hidden(policy, [prompt], [packed], [tree])
+        LAYOUTS["tree"].hidden(policy, [prompt], [packed])
     for hook in hooks:
         hook.remove()
     where = packed.parents[packed.parent_of]

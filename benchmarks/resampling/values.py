@@ -8,6 +8,7 @@ from estimators import between_variance
 from leaf.credit import credit_rule, entropy_boundaries, even_boundaries, random_boundaries, select_boundaries
 from leaf.credit.values import known_rewards, prefix_values, scored_completions, shrunken_values
 from leaf.model.draws import step_generator
+from leaf.model.scoring import score
 
 
 def values(args):
@@ -18,7 +19,7 @@ def values(args):
         group = bench.groups([prompt], [index], bench.config.num_completions, 0)[0]
         tree, rewards = group.tree, bench.rewards(row, group.texts(bench.policy.tokenizer))
         with torch.no_grad():
-            entropy = bench.policy([prompt], [tree]).entropies[0]
+            entropy = score(bench.policy, [prompt], [tree]).entropies[0]
         cuts = boundary_choices(group, entropy, step_generator(bench.seed, index, 1))
         root = tree.num_nodes
         wanted = {root, *range(root)}

@@ -10,6 +10,7 @@ from torch import Tensor
 from leaf.credit import credit_rule, policy_loss, token_weights
 from leaf.model.draws import step_generator
 from leaf.model.sampling import Group, sample
+from leaf.model.scoring import batches, score
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ def leaf_update(bench: Bench, work: Work) -> None:
     policy, device = bench.policy, torch.device(bench.args.device)
     prompts, trees = [g.prompt for g in work.groups], [g.tree for g in work.groups]
     with torch.no_grad(), policy.reference():
-        reference = policy(prompts, trees).log_probs
-    for batch in policy.batches(prompts, trees):
-        scores = policy([prompts[i] for i in batch], [trees[i] for i in batch])
+        reference = score(policy, prompts, trees).log_probs
+    for batch in batches(policy, prompts, trees):
+        scores = score(policy, [prompts[i] for i in batch], [trees[i] for i in batch])
         loss = torch.zeros((), device=device)
         for new, i in zip(scores.log_probs, batch, strict=True):
             mask = (trees[i].node >= 0).to(device)

@@ -8,6 +8,8 @@ from arms import Work
 from bench import Bench, Cell, Meter
 from torch import nn
 
+from leaf.model.scoring import batches
+
 FLOOR = (
     "floor = FLOP / rate; FLOP = 6 · (packed tokens · weights of the language model's linear layers + head rows · "
     "weights of the head), which is 2 per row and weight for each of: reference forward, forward, backward to "
@@ -65,8 +67,8 @@ def matmul_rate(bench: Bench, rows: int, repeats: int = 5) -> float:
 def floor_record(bench: Bench, work: Work, update_s: float) -> dict[str, Any]:
     """Return the arithmetic floor of a's update beside what it took."""
     lengths = [g.prompt.length + int((~g.tree.is_leaf).sum()) for g in work.groups]
-    batches = bench.policy.batches([g.prompt for g in work.groups], [g.tree for g in work.groups])
-    rows = max(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+    split = batches(bench.policy, [g.prompt for g in work.groups], [g.tree for g in work.groups])
+    rows = max(len(batch) * max(lengths[i] for i in batch) for batch in split)
     head = sum(torch.unique(g.tree.parent).shape[0] for g in work.groups)
     vocabulary, width = bench.base.get_output_embeddings().weight.shape
     flop = 6 * (sum(lengths) * bench.weights + head * vocabulary * width)

@@ -12,6 +12,7 @@ from leaf.config import LeafConfig
 from leaf.credit.tree import PrefixTree
 from leaf.errors import ModelError
 from leaf.model.policy import Policy
+from leaf.model.scoring import score
 from leaf.train.trainer import LeafTrainer
 from tests.helpers import tiny
 
@@ -64,7 +65,7 @@ def test_gradients_are_those_of_a_plain_forward(full):
     completions = torch.tensor([[5, 6, 7, 2], [5, 6, 9, 2], [8, 2, 0, 0]])
     lengths = torch.tensor([4, 4, 2])
     row = tiny.rows(2)[1]
-    (scores,) = policy(policy.embed([row]), [PrefixTree.build(completions, lengths)]).log_probs
+    (scores,) = score(policy, policy.embed([row]), [PrefixTree.build(completions, lengths)]).log_probs
     scores.sum().backward()
 
     inputs = Policy.wrap(plain, processor).inputs([row])
@@ -99,8 +100,8 @@ def test_a_step_moves_the_whole_language_model_and_nothing_else(full):
     trees, prompts = [group.tree for group in began.groups], policy.embed(began.rows)
     with torch.no_grad():
         with policy.reference():
-            reference = policy(prompts, trees).log_probs
-        current = policy(prompts, trees).log_probs
+            reference = score(policy, prompts, trees).log_probs
+        current = score(policy, prompts, trees).log_probs
     for value, was, now in zip(reference, began.ref_log_probs, current, strict=True):
         assert torch.equal(value, was)  # the text of the prompt too goes through the first embedding
         assert not torch.allclose(now, was)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from leaf.credit import PrefixTree, policy_loss
 from leaf.model.policy import Policy
 from leaf.model.sampling import sample
+from leaf.model.scoring import score
 from tests.helpers import tiny
 
 RESAMPLING = Path(__file__).resolve().parents[2] / "benchmarks" / "resampling"
@@ -126,7 +127,7 @@ def test_gradients_are_those_of_the_policy_loss(policy):
     weights = mask / 24
     credits = {"one": weights * advantages, "none": torch.zeros(mask.shape)}
     found = gradients_of(policy, parameters, prompt, group.tree, credits)
-    (log_probs,) = policy([prompt], [group.tree]).log_probs
+    (log_probs,) = score(policy, [prompt], [group.tree]).log_probs
     loss, _ = policy_loss(log_probs, log_probs.detach(), advantages, mask, weights=weights, kl_coef=0.0)
     loss.backward()
     expected = -torch.cat([parameter.grad.flatten() for parameter in parameters])

@@ -12,6 +12,7 @@ from transformers import AudioFlamingo3Config, AudioFlamingo3ForConditionalGener
 from leaf.credit.tree import PrefixTree
 from leaf.memory import peak_bytes, reset_peak
 from leaf.model.policy import Policy, Prompt
+from leaf.model.scoring import score
 from tests.helpers.tiny import tiny_model
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -82,7 +83,7 @@ def build(cell):
 
 
 def run(policy, groups):
-    scores = policy([prompt for prompt, _ in groups], [tree for _, tree in groups])
+    scores = score(policy, [prompt for prompt, _ in groups], [tree for _, tree in groups])
     return torch.stack([values.mean() for values in scores.log_probs]).sum()
 
 

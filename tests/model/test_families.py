@@ -24,6 +24,7 @@ from leaf.model.checks import check_policy
 from leaf.model.families import families
 from leaf.model.policy import Policy
 from leaf.model.sampling import sample
+from leaf.model.scoring import layout_for, score
 from leaf.train.align import check_frame_wise
 from tests.helpers import tiny
 from tests.helpers.families import (
@@ -56,7 +57,7 @@ def test_log_probs_and_gradients_equal_the_stock_forward(case):
     weights = [torch.randn(g.tokens.shape, generator=generator) * (g.tree.node >= 0) for g in groups]
     stock = stock_log_probs(policy, rows, groups)
     wanted = gradient(policy, stock, weights)
-    scores = policy([g.prompt for g in groups], [g.tree for g in groups])
+    scores = score(policy, [g.prompt for g in groups], [g.tree for g in groups])
     for got, want in zip(scores.log_probs, stock, strict=True):
         assert torch.allclose(got, want, atol=2e-5, rtol=1e-4)
     assert_same_gradients(gradient(policy, scores.log_probs, weights), wanted)
@@ -75,7 +76,7 @@ def test_other_layouts_give_the_same(case, layout):
     stock = stock_log_probs(policy, rows, groups)
     wanted = gradient(policy, stock, weights)
     policy.layout = layout
-    scores = policy(prompts, trees)
+    scores = score(policy, prompts, trees)
     for got, want in zip(scores.log_probs, stock, strict=True):
         assert torch.allclose(got, want, atol=2e-5, rtol=1e-4)
     assert_same_gradients(gradient(policy, scores.log_probs, weights), wanted)
@@ -93,7 +94,7 @@ def test_gradient_checkpointing_changes_nothing(case, monkeypatch):
         policy = policy_of(case, gradient_checkpointing=checkpointing)
         groups = groups_of(policy, tiny.rows(2))
         policy.train()
-        scores = policy([g.prompt for g in groups], [g.tree for g in groups])
+        scores = score(policy, [g.prompt for g in groups], [g.tree for g in groups])
         results.append(gradient(policy, scores.log_probs, [g.tree.node >= 0 for g in groups]))
     assert_same_gradients(results[1], results[0])
     assert set(recomputed) == {1}  # in the second run and not in the first
@@ -119,8 +120,9 @@ def test_start_up_checks_pass(case):
     policy = policy_of(case)
     lines = check_policy(policy, tiny.rows(3))
     recurrent = case in ("granite_speech 4 hybrid", "nemotron_h_omni")
-    assert policy.layout == ("prompt_once" if recurrent else "tree")
-    assert any(f"layout {policy.layout}" in line for line in lines)
+    layout = layout_for(policy).name
+    assert layout == ("prompt_once" if recurrent else "tree")
+    assert any(f"layout {layout}" in line for line in lines)
     assert any("audio reaches the model" in line for line in lines)
 
 
@@ -207,7 +209,9 @@ def test_eager_attention_gets_a_float_mask(case):
     policy.base.set_attn_implementation("eager")
     eager = Policy(policy.model, policy.processor, temperature=TEMPERATURE)
     assert eager.attention.implementation == "eager"
-    for got, want in zip(eager([g.prompt for g in groups], [g.tree for g in groups]).log_probs, wanted, strict=True):
+    for got, want in zip(
+        score(eager, [g.prompt for g in groups], [g.tree for g in groups]).log_probs, wanted, strict=True
+    ):
         assert torch.allclose(got, want, atol=2e-5, rtol=1e-4)
     for a, b in zip(groups_of(eager, rows), groups, strict=True):
         assert torch.equal(a.tokens, b.tokens)
@@ -221,7 +225,7 @@ def test_kernels_without_masks_decode_row_by_row(case):
     wanted = groups_of(policy, rows)
     policy.attention = replace(policy.attention, implementation="flash_attention_2")
     assert not policy.attention.packable
-    assert policy._layout() == "prompt_once"
+    assert layout_for(policy).name == "prompt_once"
     for a, b in zip(groups_of(policy, rows), wanted, strict=True):
         assert torch.equal(a.tokens, b.tokens)
         assert torch.allclose(a.surprisal, b.surprisal, atol=1e-4)
@@ -229,10 +233,10 @@ def test_kernels_without_masks_decode_row_by_row(case):
 
 def test_recurrent_layers_are_never_packed():
     policy = policy_of("granite_speech 4 hybrid")
-    assert policy.layout == "prompt_once"
+    assert layout_for(policy).name == "prompt_once"
     with pytest.raises(ModelError, match="linear_attention do not honour a dense attention mask"):
-        policy_of("granite_speech 4 hybrid", layout="tree")
-    assert policy_of("granite_speech 4 hybrid", gradient_checkpointing=True).layout == "copies"
+        layout_for(policy_of("granite_speech 4 hybrid", layout="tree"))
+    assert layout_for(policy_of("granite_speech 4 hybrid", gradient_checkpointing=True)).name == "copies"
 
 
 def test_positions_that_change_the_frequencies_of_a_whole_batch_are_refused():
@@ -242,9 +246,9 @@ def test_positions_that_change_the_frequencies_of_a_whole_batch_are_refused():
         sample(policy, prompts, num_completions=1, max_new_tokens=512)
     room = 512 - prompts[0].length
     trees = [PrefixTree.build(torch.full((1, room + 1), 9), torch.tensor([length])) for length in (room, room + 1)]
-    assert policy(prompts, trees[:1]).log_probs[0].shape == (1, room + 1)
+    assert score(policy, prompts, trees[:1]).log_probs[0].shape == (1, room + 1)
     with pytest.raises(ModelError, match=rf"of {prompts[0].length} tokens and {room + 1} new ones exceed 512"):
-        policy(prompts, trees[1:])
+        score(policy, prompts, trees[1:])
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from leaf.model.families import family_of
 from leaf.model.merging import write_merged
 from leaf.model.own_adapter import load_own_adapter, merge_own_adapter
 from leaf.model.policy import Policy
+from leaf.model.scoring import score
 from leaf.train.sft import sft_gradient, share_audio
 from tests.helpers import tiny
 from tests.helpers.families import CASES, TEMPERATURE, build, gradient, groups_of, policy_of, stock_log_probs
@@ -42,7 +43,7 @@ def test_adapters_are_where_they_are_meant_and_the_reference_is_the_base(case):
     groups = groups_of(policy, tiny.rows(2))
     prompts, trees = [g.prompt for g in groups], [g.tree for g in groups]
     with torch.no_grad(), policy.reference():
-        reference = policy(prompts, trees).log_probs
+        reference = score(policy, prompts, trees).log_probs
     model, processor = build(case)
     plain = stock_log_probs(Policy.wrap(model, processor, temperature=TEMPERATURE), tiny.rows(2), groups)
     for got, want in zip(reference, plain, strict=True):
@@ -75,12 +76,12 @@ def test_half_precision_trains_float32_adapters_in_the_precision_of_the_weights(
     exact = policy_of(case)
     prompts, trees = [g.prompt for g in groups], [g.tree for g in groups]
     policy.train()
-    scores = policy(prompts, trees)
+    scores = score(policy, prompts, trees)
     found = gradient(policy, scores.log_probs, [g.tree.node >= 0 for g in groups])
     assert all(values.dtype == torch.float32 for values in scores.log_probs)
     assert all(value.dtype == torch.float32 and bool(torch.isfinite(value).all()) for value in found.values())
     full = [replace(prompt, embeddings=prompt.embeddings.float()) for prompt in prompts]
-    for got, want in zip(scores.log_probs, exact(full, trees).log_probs, strict=True):
+    for got, want in zip(scores.log_probs, score(exact, full, trees).log_probs, strict=True):
         # The median, since rounding may send a token to another expert. It is 0.06 at most (AVX2).
         assert float((got - want).detach().abs().median()) < 0.12
 
@@ -114,14 +115,14 @@ def test_a_merged_checkpoint_is_the_adapted_model(case, tmp_path):
     groups = groups_of(policy, tiny.rows(2))
     prompts, trees = [g.prompt for g in groups], [g.tree for g in groups]
     with torch.no_grad():
-        wanted = policy(prompts, trees).log_probs
+        wanted = score(policy, prompts, trees).log_probs
         with policy.reference():
-            without = policy(prompts, trees).log_probs
+            without = score(policy, prompts, trees).log_probs
     assert any(float((a - b).abs().max()) > 0.01 for a, b in zip(wanted, without, strict=True))
     folder = write_merged(policy, tmp_path / "merged")
     merged = Policy.wrap(policy.family.auto_model.from_pretrained(folder), policy.processor, temperature=TEMPERATURE)
     with torch.no_grad():
-        for got, want in zip(merged(prompts, trees).log_probs, wanted, strict=True):
+        for got, want in zip(score(merged, prompts, trees).log_probs, wanted, strict=True):
             assert torch.allclose(got, want, atol=5e-5, rtol=1e-4)
 
 
@@ -160,17 +161,17 @@ def test_the_reference_holds_the_checkpoints_own_speech_adapter(build, sub, targ
     policy = Policy.load(folder, lora=lora, temperature=TEMPERATURE)
     prompts, trees = [g.prompt for g in groups], [g.tree for g in groups]
     with torch.no_grad(), policy.reference():
-        for got, want in zip(policy(prompts, trees).log_probs, wanted, strict=True):
+        for got, want in zip(score(policy, prompts, trees).log_probs, wanted, strict=True):
             assert torch.allclose(got, want, atol=2e-5, rtol=1e-4)
     assert not any("speech" in name for name, p in policy.named_parameters() if p.requires_grad)
-    adapted = [values.detach() for values in policy(prompts, trees).log_probs]
+    adapted = [values.detach() for values in score(policy, prompts, trees).log_probs]
     assert float((adapted[0] - wanted[0]).abs().max()) > 0.1
     policy.save_adapter(tmp_path / "adapter")
     again = Policy.load(folder, adapter=tmp_path / "adapter", temperature=TEMPERATURE)
-    for got, want in zip(again(prompts, trees).log_probs, adapted, strict=True):
+    for got, want in zip(score(again, prompts, trees).log_probs, adapted, strict=True):
         assert torch.allclose(got, want, atol=2e-5, rtol=1e-4)
     whole = Policy.load(write_merged(again, tmp_path / "whole"), temperature=TEMPERATURE)
-    for got, want in zip(whole(prompts, trees).log_probs, adapted, strict=True):
+    for got, want in zip(score(whole, prompts, trees).log_probs, adapted, strict=True):
         assert torch.allclose(got, want, atol=2e-5, rtol=1e-4)
     # And as docs/adding_a_family.md shows, without a policy.
     merged = policy.family.auto_model.from_pretrained(folder)

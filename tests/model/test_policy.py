@@ -1,6 +1,4 @@
 import copy
-import dataclasses
-import types
 
 import numpy as np
 import peft
@@ -16,7 +14,7 @@ from leaf.model.device import pick_dtype
 from leaf.model.packing import pack, unpack
 from leaf.model.policy import Policy
 from leaf.model.sampling import _choose, sample
-from leaf.model.scoring import _branches
+from leaf.model.scoring import _branches, score
 from tests.helpers import tiny
 
 LORA = {"r": 4, "lora_alpha": 8, "init_lora_weights": False}
@@ -60,7 +58,7 @@ def test_packed_equals_plain_in_log_probs_and_gradients(policy, token_budget, lo
     prompts, groups = groups_of(policy)
     weight = torch.Generator().manual_seed(1)
     weights = [torch.randn(g.tokens.shape, generator=weight) * (g.tree.node >= 0) for g in groups]
-    packed = policy(prompts, [g.tree for g in groups])
+    packed = score(policy, prompts, [g.tree for g in groups])
     loss = sum((w * p).sum() for w, p in zip(weights, packed.log_probs, strict=True))
     fast = gradient(policy, loss)
     plain = [plain_log_probs.__wrapped__(policy, g.prompt, g.tokens, g.lengths) for g in groups]
@@ -82,14 +80,14 @@ def test_gradient_checkpointing_changes_nothing():
         )
         prompts, groups = groups_of(policy)
         policy.train()
-        results.append(gradient(policy, policy(prompts, [g.tree for g in groups]).log_probs[0].sum()))
+        results.append(gradient(policy, score(policy, prompts, [g.tree for g in groups]).log_probs[0].sum()))
     for name, value in results[0].items():
         assert float((results[1][name] - value).abs().max()) <= 1e-5 * float(value.abs().max()), name
 
 
 def test_entropy_is_that_of_the_next_token_distribution(policy):
     prompts, groups = groups_of(policy, count=1)
-    got = policy(prompts, [groups[0].tree]).entropies[0]
+    got = score(policy, prompts, [groups[0].tree]).entropies[0]
     hidden = policy.language_model(inputs_embeds=prompts[0].embeddings[None], use_cache=False).last_hidden_state
     p = policy.logits(hidden[:, -1]).softmax(-1)
     assert torch.allclose(got[:, 0], -(p * p.log()).sum().expand(5), atol=1e-4)
@@ -112,13 +110,13 @@ def test_greedy_tokens_equal_stock_generate(policy):
 def test_surprisal_is_that_of_the_sampling_distribution(policy):
     """Without top-p it equals the scored log-probability; with top-p it is never larger."""
     prompts, groups = groups_of(policy)
-    scores = policy(prompts, [g.tree for g in groups]).log_probs
-    for group, score in zip(groups, scores, strict=True):
-        assert torch.allclose(group.surprisal, -score.detach(), atol=1e-4)
+    scores = score(policy, prompts, [g.tree for g in groups]).log_probs
+    for group, logp in zip(groups, scores, strict=True):
+        assert torch.allclose(group.surprisal, -logp.detach(), atol=1e-4)
     prompts, groups = groups_of(policy, top_p=0.6)
-    scores = policy(prompts, [g.tree for g in groups]).log_probs
-    for group, score in zip(groups, scores, strict=True):
-        assert bool((group.surprisal <= -score.detach() + 1e-4).all())
+    scores = score(policy, prompts, [g.tree for g in groups]).log_probs
+    for group, logp in zip(groups, scores, strict=True):
+        assert bool((group.surprisal <= -logp.detach() + 1e-4).all())
         assert bool((group.surprisal >= 0).all())
 
 
@@ -180,16 +178,16 @@ def test_only_the_language_model_gets_adapters_and_reference_is_the_base(policy)
     assert counts["trainable"] == sum(p.numel() for n, p in policy.named_parameters() if n in trained)
     prompts, groups = groups_of(policy)
     with torch.no_grad(), policy.reference():
-        reference = policy(prompts, [g.tree for g in groups]).log_probs[0]
+        reference = score(policy, prompts, [g.tree for g in groups]).log_probs[0]
     plain = Policy.wrap(*tiny.tiny_model(), temperature=0.7)
-    assert torch.allclose(reference, plain(prompts, [g.tree for g in groups]).log_probs[0], atol=1e-5)
+    assert torch.allclose(reference, score(plain, prompts, [g.tree for g in groups]).log_probs[0], atol=1e-5)
     with pytest.raises(ModelError, match="no adapter"), plain.reference():
         pass
 
 
 def test_saved_adapter_loads_in_plain_transformers_and_peft(policy, tmp_path):
     prompts, groups = groups_of(policy, count=1)
-    want = policy(prompts, [groups[0].tree]).log_probs[0].detach()
+    want = score(policy, prompts, [groups[0].tree]).log_probs[0].detach()
     model, _ = tiny.tiny_model()
     model.save_pretrained(tmp_path / "base")
     policy.save_adapter(tmp_path / "adapter")
@@ -254,17 +252,17 @@ SOME_EMPTY = PrefixTree.build(torch.tensor([[5, 6, 7], [5, 8, 0], [0, 0, 0], [9,
 def test_groups_of_empty_completions_score_zero_and_teach_nothing(policy, layout):
     policy.layout = layout
     prompts = policy.embed(tiny.rows(3))
-    (alone,) = policy(prompts[:1], [SOME_EMPTY]).log_probs
+    (alone,) = score(policy, prompts[:1], [SOME_EMPTY]).log_probs
     wanted = gradient(policy, alone.sum())
     trees = [SOME_EMPTY, EMPTY, EMPTY_PADDED]
-    scores = policy(prompts, trees)
+    scores = score(policy, prompts, trees)
     assert [values.shape for values in scores.log_probs] == [(4, 3), (4, 0), (4, 3)]
     assert torch.allclose(scores.log_probs[0], alone, atol=1e-5)
     assert scores.log_probs[0][2].tolist() == scores.log_probs[2][0].tolist() == [0, 0, 0]
     found = gradient(policy, sum(values.sum() for values in scores.log_probs))
     for name, value in wanted.items():
         assert torch.allclose(found[name], value, atol=1e-4 * float(value.abs().max())), name
-    only = policy(prompts[1:], trees[1:])
+    only = score(policy, prompts[1:], trees[1:])
     assert not any(bool(values.any()) for values in (*only.log_probs, *only.entropies))
     nothing = gradient(policy, sum(values.sum() for values in only.log_probs))
     assert all(not bool(value.any()) for value in nothing.values())
@@ -274,12 +272,17 @@ def test_trees_are_laid_out_on_their_own_device(monkeypatch):
     """Whatever is made beside a tree is made where the tree is: with another default device it would not mix."""
     generator = torch.Generator().manual_seed(0)
     tokens, lengths = torch.randint(0, 3, (6, 5), generator=generator), torch.tensor([5, 3, 0, 5, 1, 4])
-    tree, owner = PrefixTree.build(tokens, lengths), types.SimpleNamespace(device=torch.device("cpu"))
-    wanted = [*dataclasses.astuple(pack(7, tree))[1:], *_branches(owner, pack(7, tree), tree)]
+    cpu = torch.device("cpu")
+
+    def laid_out(tree):
+        packed = pack(7, tree)
+        tensors = [packed.token, packed.position, packed.mask, packed.parents, packed.parent_of]
+        return [*tensors, *_branches(packed, cpu)]
+
+    wanted = laid_out(PrefixTree.build(tokens, lengths))
     tree = PrefixTree.build(tokens, lengths)  # nothing cached
     with torch.device("meta"):
-        packed = pack(7, tree)
-        got = [*dataclasses.astuple(packed)[1:], *_branches(owner, packed, tree), *_branches(owner, packed, EMPTY)]
+        got = [*laid_out(tree), *_branches(pack(7, EMPTY), cpu)]
         spread = unpack(torch.arange(1.0, 1 + tree.num_nodes, device="cpu"), tree)
     assert all(value.device.type == "cpu" for value in [*got, spread])
     for a, b in zip(got, wanted, strict=False):
@@ -374,7 +377,7 @@ def test_an_unknown_family_is_refused():
 def test_empty_and_single_completions_score(policy):
     prompts = policy.embed(tiny.rows(1))
     tree = PrefixTree.build(torch.tensor([[5, 6], [0, 0]]), torch.tensor([2, 0]))
-    scores = policy(prompts, [tree]).log_probs[0]
+    scores = score(policy, prompts, [tree]).log_probs[0]
     assert bool((scores[0] < 0).all())
     assert bool((scores[1] == 0).all())
 

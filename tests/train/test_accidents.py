@@ -53,23 +53,23 @@ def records(tmp_path):
 
 
 def poison(made, at, kind):
-    """Put NaN into loss or gradient of the first group in the update of some steps."""
-    forward, rollout, now = made.policy.forward, made.rollout, [0]
+    """Put NaN into the loss or infinity into the gradient of the update of some steps."""
+    read, rollout, now = made.policy.read, made.rollout, [0]
 
     def at_step(step):
         now[0] = step
         return rollout(step)
 
-    def poisoned(prompts, trees):
-        scores = forward(prompts, trees)
+    def poisoned(hidden, row, token):
+        log_probs, entropies = read(hidden, row, token)
         if torch.is_grad_enabled() and now[0] in at:
             if kind == "loss":
-                scores.log_probs[0] = scores.log_probs[0] * math.nan
+                log_probs = log_probs * math.nan
             else:
-                scores.log_probs[0].register_hook(lambda gradient: gradient * math.inf)
-        return scores
+                log_probs.register_hook(lambda gradient: gradient * math.inf)
+        return log_probs, entropies
 
-    made.rollout, made.policy.forward = at_step, poisoned
+    made.rollout, made.policy.read = at_step, poisoned
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])

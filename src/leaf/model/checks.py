@@ -15,6 +15,7 @@ from leaf.errors import ModelError
 from leaf.model.policy import Policy, Prompt
 from leaf.model.prompts import audio_of
 from leaf.model.sampling import sample
+from leaf.model.scoring import layout_for, score
 
 # Largest mean difference in log-probability (nats per token) between the packed and the plain forward.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
@@ -55,26 +56,26 @@ def check_policy(policy: Policy, rows: Sequence[Mapping[str, Any]]) -> list[str]
         temperature=policy.temperature,
         generator=generator,
     )
-    scores = policy(prompts, [group.tree for group in groups]).log_probs
+    trees, layout = [group.tree for group in groups], layout_for(policy).name
+    scores = score(policy, prompts, trees).log_probs
     plain = [plain_log_probs(policy, g.prompt, g.tokens, g.lengths) for g in groups]
     worst = max(_difference(a, b, g.lengths) for a, b, g in zip(scores, plain, groups, strict=True))
     _refuse(
         worst,
         allowed,
-        f"The scorer (layout {policy.layout}) and plain copies",
+        f"The scorer (layout {layout}) and plain copies",
         "This model's attention does not honour the tree mask, so training on it would be wrong; "
         "layout='copies' is slower and always right.",
     )
     drawn = max(_difference(g.surprisal.to(b.device), -b, g.lengths) for b, g in zip(plain, groups, strict=True))
     _refuse(drawn, allowed, "The sampler and plain copies", "This model's cache does not work as the sampler expects.")
     lines.append(
-        f"packed forward (layout {policy.layout}) equals plain copies: {worst:.1e} nats per token, "
+        f"packed forward (layout {layout}) equals plain copies: {worst:.1e} nats per token, "
         f"sampler {drawn:.1e} (allowed {allowed:g})"
     )
     # Of the reference: a policy may learn to do without the audio, and a resumed run has to start all the same.
     with policy.reference() if isinstance(policy.model, peft.PeftModel) else nullcontext():
-        trees = [group.tree for group in groups]
-        moved = audio_effect(policy, rows, prompts, trees, policy(prompts, trees).log_probs)
+        moved = audio_effect(policy, rows, prompts, trees, score(policy, prompts, trees).log_probs)
     if not moved >= AUDIO_EFFECT:
         raise ModelError(
             f"Replacing the audio by noise moves the log-probabilities by only {moved:.2g} nats per token: the audio "
@@ -140,6 +141,6 @@ def audio_effect(
         wave = load_audio(audio_of(row), sampling_rate=rate)
         array = noise.normal(0.0, float(np.sqrt(np.mean(wave**2))), len(wave)).astype(np.float32)
         swapped.append({**row, "audio": {"array": array.clip(-1, 1), "sampling_rate": rate}})
-    others = policy(policy.embed(swapped), trees).log_probs
+    others = score(policy, policy.embed(swapped), trees).log_probs
     moved = sum(float((a - b).abs().sum()) for a, b in zip(scores, others, strict=True))
     return moved / sum(int(tree.lengths.sum()) for tree in trees)

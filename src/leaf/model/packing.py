@@ -7,6 +7,7 @@ log-probability is read at its parent. Siblings share one row of logits.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,28 +18,43 @@ from leaf.credit.tree import PrefixTree
 
 @dataclass(frozen=True)
 class PackedGroup:
-    """Lay out one group: prompt of P tokens, M inner nodes, N nodes in all, row length S = P + M.
+    """The row of one group: prompt of P tokens, M inner nodes, N nodes in all, row length S = P + M.
 
     Attributes:
         prompt_length: P.
-        token: (M,) token ids fed after the prompt.
+        tree: the prefix tree of the completions.
+        node: (M,) the inner nodes, ascending.
         position: (S,) position ids.
-        mask: (S, S) True where the row (query) sees the column (key).
         parents: (Q,) rows whose logits are needed, ascending.
         parent_of: (N,) index into `parents` for every tree node.
     """
 
     prompt_length: int
-    token: Int[Tensor, " M"]
+    tree: PrefixTree
+    node: Int[Tensor, " M"]
     position: Int[Tensor, " S"]
-    mask: Bool[Tensor, "S S"]
     parents: Int[Tensor, " Q"]
     parent_of: Int[Tensor, " N"]
 
     @property
     def length(self) -> int:
-        """Return S, the number of rows."""
+        """S, the length of the row."""
         return self.position.shape[0]
+
+    @property
+    def token(self) -> Int[Tensor, " M"]:
+        """Token ids that are fed after the prompt."""
+        return self.tree.token[self.node]
+
+    @cached_property
+    def mask(self) -> Bool[Tensor, "S S"]:
+        """Compute where a position (query) sees another (key); S² values, so only for whoever needs them."""
+        start, end = self.node, self.tree.subtree_end[self.node]
+        mask = torch.ones(self.length, self.length, dtype=torch.bool, device=start.device).tril_()
+        # In preorder, i is an ancestor of j (or j itself) exactly when j is in i's subtree interval.
+        among = (start[None, :] <= start[:, None]) & (start[:, None] < end[None, :])
+        mask[self.prompt_length :, self.prompt_length :] = among
+        return mask
 
 
 def pack(prompt_length: int, tree: PrefixTree) -> PackedGroup:
@@ -48,17 +64,10 @@ def pack(prompt_length: int, tree: PrefixTree) -> PackedGroup:
     row = torch.full_like(tree.parent, -1)
     row[inner] = prompt_length + torch.arange(int(inner.sum()), device=device)
     node = inner.nonzero().squeeze(1)  # (M,) preorder ids of the nodes that are fed
-
-    size = prompt_length + node.shape[0]
-    mask = torch.ones(size, size, dtype=torch.bool, device=device).tril_()
-    # In preorder, i is an ancestor of j (or j itself) exactly when j lies in i's subtree interval.
-    start, end = node[None, :], tree.subtree_end[node][None, :]
-    mask[prompt_length:, prompt_length:] = (start <= node[:, None]) & (node[:, None] < end)
-
     position = torch.cat([torch.arange(prompt_length, device=device), prompt_length + tree.depth[node]])
     parent_row = torch.where(tree.parent < 0, prompt_length - 1, row[tree.parent.clamp_min(0)])
     parents, parent_of = torch.unique(parent_row, sorted=True, return_inverse=True)
-    return PackedGroup(prompt_length, tree.token[node], position, mask, parents, parent_of)
+    return PackedGroup(prompt_length, tree, node, position, parents, parent_of)
 
 
 @dataclass(frozen=True)

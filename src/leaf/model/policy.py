@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from leaf.credit.tree import PrefixTree
 from leaf.errors import ModelError
 from leaf.memory import in_parts
 from leaf.model import prompts as prompting
@@ -29,8 +28,6 @@ from leaf.model.footprint import Estimate, estimate
 from leaf.model.head import read_log_probs
 from leaf.model.loading import load_model, put_lora
 from leaf.model.own_adapter import merge_own_adapter, refuse_pickle
-from leaf.model.packing import micro_batches
-from leaf.model.scoring import LAYOUTS, Layout, Scores, score
 
 _FRAME_WISE = (
     "Stage align caches the encoder's frames and needs a projector that maps them one by one, as that of "
@@ -68,7 +65,7 @@ class Policy(nn.Module):
         processor: its processor.
         temperature: divides the logits wherever log-probabilities are taken; in (0, inf).
         token_budget: largest padded size (rows × longest row) of one scoring forward.
-        layout: how completions are scored: `tree`, `prompt_once` or `copies` (leaf.model.scoring); None for the
+        layout: how completions are to be scored: `tree`, `prompt_once` or `copies` (leaf.model.scoring); None for the
             fastest that is right for the model's layers.
         base_name: what saved adapters call the base model; None for the path or hub id it was loaded from.
         logit_rows: rows of the head computed at once; none of their logits is kept.
@@ -84,7 +81,7 @@ class Policy(nn.Module):
         token_budget: int = 4096,
         logit_rows: int = 1024,
         max_prompt_tokens: int | None = None,
-        layout: Layout | None = None,
+        layout: str | None = None,
         base_name: str | None = None,
     ):
         super().__init__()
@@ -105,17 +102,7 @@ class Policy(nn.Module):
         self.logits_scale = self.family.logits_scale(self.base.config)
         self.logits_cap = self.family.logits_cap(self.base.config)
         self.attention = Attention.of(self.text_config)
-        if layout == "tree" and not self.attention.packable:
-            raise ModelError(
-                f"The layout 'tree' is not right for this language model: {self.attention.why_not}. Leave the layout "
-                "out, or choose 'prompt_once' or 'copies'."
-            )
-        if layout == "prompt_once" and self.language_model.is_activation_checkpointing:
-            raise ModelError(
-                "The layout 'prompt_once' keeps the prompt's cache, which gradient checkpointing drops. Leave the "
-                "layout out, or switch gradient_checkpointing off."
-            )
-        self.layout: Layout = layout or self._layout()
+        self.layout = layout
         self.audio_token_id = self.tokenizer.convert_tokens_to_ids(self.family.audio_token)
         self.eos_token_ids = _eos_ids(self.base, self.tokenizer)
 
@@ -407,7 +394,15 @@ class Policy(nn.Module):
             handle.remove()
         raise ModelError(f"The forward of {type(self.base).__name__} never reached its {type(module).__name__}.")
 
-    # -- scoring -------------------------------------------------------------------------------------------------------
+    def reembed(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+        """Bring prompts up to date before they are scored.
+
+        Token embeddings are frozen here, so prompts come back as they are; a policy that trains them embeds the text of
+        its prompts anew.
+        """
+        return prompts
+
+    # -- decoding and reading ------------------------------------------------------------------------------------------
     def logits(self, hidden: Tensor) -> Tensor:
         """Return float32 logits at the policy's temperature for hidden states (..., D)."""
         logits = self.head(hidden).float() / self.scale
@@ -421,29 +416,6 @@ class Policy(nn.Module):
         if torch.is_grad_enabled() and self.head.weight.requires_grad:
             raise ModelError("The output head is being trained, but scoring gives it no gradient. Freeze it.")
         return read_log_probs(self.head, hidden, row, token, scale=self.scale, cap=self.cap, rows=self.logit_rows)
-
-    def _layout(self) -> Layout:
-        """Choose the fastest layout that is right for the model's layers."""
-        if self.attention.packable:
-            return "tree"
-        # Under gradient checkpointing transformers drops the cache, so the prompt cannot be run once.
-        return "copies" if self.language_model.is_activation_checkpointing else "prompt_once"
-
-    def batches(self, prompts: Sequence[Prompt], trees: Sequence[PrefixTree]) -> list[list[int]]:
-        """Split groups (their indices) into the forwards that the token budget allows, groups of like size together."""
-        size = LAYOUTS[self.layout].size
-        lengths = [size(prompt.length, tree) for prompt, tree in zip(prompts, trees, strict=True)]
-        return micro_batches(lengths, self.token_budget)
-
-    def largest_batch(self, prompts: Sequence[Prompt], trees: Sequence[PrefixTree]) -> int:
-        """Return the padded tokens of the largest of these batches."""
-        size = LAYOUTS[self.layout].size
-        batches = self.batches(prompts, trees)
-        return max(len(batch) * max(size(prompts[i].length, trees[i]) for i in batch) for batch in batches)
-
-    def forward(self, prompts: Sequence[Prompt], trees: Sequence[PrefixTree]) -> Scores:
-        """Score the completions of each prompt's group, in forwards within the token budget."""
-        return score(self, prompts, trees, self.batches(prompts, trees))
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Return the embeddings of token ids in the model's precision, further inputs per token behind them."""

@@ -1,37 +1,39 @@
-"""Three ways to run the completions of a group through the language model; all give the same numbers.
+"""Score completions: what the policy says of tokens that were sampled, with a graph for the update.
 
-tree         one row per group: the prompt, then the prefix tree of its completions (leaf.model.packing).
-prompt_once  the prompt once with its cache kept in the graph, then the completions as a batch behind it. For recurrent
+There are three ways to run the completions of a group through the language model. All give the same numbers.
+
+tree         One row per group: the prompt, then the prefix tree of its completions (leaf.model.packing).
+prompt_once  The prompt once, its cache kept in the graph, then the completions as a batch behind it. For recurrent
              layers and for kernels that take no dense mask.
-copies       the prompt copied for every completion, as a plain forward would. Where the cache cannot be kept: recurrent
-             layers or mask-free kernels under gradient checkpointing.
+copies       The prompt copied for every completion, as a plain forward does. For the same models under gradient
+             checkpointing, where the cache cannot be kept.
 
-A layout returns hidden states at the rows that `PackedGroup.parents` names, so that what is read from them is one code.
+Each layout returns hidden states at the rows that `PackedGroup.parents` names, so one function reads all three.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from leaf.credit.tree import PrefixTree
+from leaf.errors import ModelError
 from leaf.model.attention import refuse_long
-from leaf.model.packing import PackedGroup, collate, pack, unpack
-
-if TYPE_CHECKING:
-    from leaf.model.policy import Policy, Prompt
-
-Layout = Literal["tree", "prompt_once", "copies"]
+from leaf.model.packing import PackedGroup, collate, micro_batches, pack, unpack
+from leaf.model.policy import Policy, Prompt
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Hold per-group (K, T) tensors: log-probabilities and entropies in nats at the policy's temperature, 0 at padding.
+    """What scoring found, one (K, T) tensor per group; values are in nats at the policy's temperature, 0 at padding.
 
-    `packed_tokens` counts the rows the forward ran, `plain_tokens` those that K separate copies would have needed.
+    Attributes:
+        log_probs: log-probability of every token, differentiable.
+        entropies: entropy of the distribution that each token comes from, without a graph.
+        packed_tokens: rows that the forwards ran.
+        plain_tokens: rows that K separate copies of every prompt would have needed.
     """
 
     log_probs: list[Tensor]
@@ -40,41 +42,102 @@ class Scores:
     plain_tokens: int
 
 
-def score(
-    policy: "Policy", prompts: Sequence["Prompt"], trees: Sequence[PrefixTree], batches: Sequence[Sequence[int]]
-) -> Scores:
-    """Score the completions of each prompt's group, a batch of groups per forward.
+def score(policy: Policy, prompts: Sequence[Prompt], trees: Sequence[PrefixTree]) -> Scores:
+    """Score the completions of each prompt's group, in as many forwards as the token budget asks for.
 
-    Args:
-        policy: the model, its layout, temperature and rows of logits at once.
-        prompts, trees: one of each per group.
-        batches: indices of the groups that share a forward; every group once.
+    The numbers do not depend on how groups are batched. Wrap the call in `policy.reference()` for the reference model
+    and in `torch.no_grad()` where no gradient is needed.
+
+    Raises:
+        ModelError: the policy's layout is not right for its layers, or a sequence is too long for its positions.
     """
-    layout = LAYOUTS[policy.layout]
+    layout = layout_for(policy)
     refuse_long(policy.text_config, ((p.length, int(t.lengths.max())) for p, t in zip(prompts, trees, strict=True)))
     log_probs: list[Tensor] = [torch.empty(0)] * len(trees)
     entropies: list[Tensor] = [torch.empty(0)] * len(trees)
-    for batch in batches:
+    for batch in batches(policy, prompts, trees):
         packed = [pack(prompts[i].length, trees[i]) for i in batch]
-        hidden = layout.hidden(policy, [prompts[i] for i in batch], packed, [trees[i] for i in batch])
-        parent_of, rows = [], 0
-        for group in packed:
-            parent_of.append(group.parent_of.to(policy.device) + rows)
-            rows += group.parents.shape[0]
-        nodes = torch.cat([trees[i].token.to(policy.device) for i in batch])
-        values, entropy = policy.read(hidden, torch.cat(parent_of), nodes)
+        hidden = layout.hidden(policy, policy.reembed([prompts[i] for i in batch]), packed)
+        values, entropy = policy.read(hidden, _rows_of_nodes(packed, policy.device), _tokens(packed, policy.device))
         sizes = [trees[i].num_nodes for i in batch]
         for i, value, spread in zip(batch, values.split(sizes), entropy.split(sizes), strict=True):
             log_probs[i], entropies[i] = unpack(value, trees[i]), unpack(spread, trees[i])
     pairs = list(zip(prompts, trees, strict=True))
+    # The last token of a completion is predicted, never fed.
     plain = sum(p.length * t.lengths.shape[0] + int((t.lengths - 1).clamp_min(0).sum()) for p, t in pairs)
     return Scores(log_probs, entropies, sum(layout.size(p.length, t) for p, t in pairs), plain)
 
 
-def tree_hidden(
-    policy: "Policy", prompts: Sequence["Prompt"], packed: Sequence[PackedGroup], trees: Sequence[PrefixTree]
-) -> Tensor:
-    """Run packed rows and return hidden states (Q, D) at all groups' parents, group after group."""
+def batches(policy: Policy, prompts: Sequence[Prompt], trees: Sequence[PrefixTree]) -> list[list[int]]:
+    """Split groups (their indices) into the forwards that the token budget allows, groups of like size together."""
+    size = layout_for(policy).size
+    lengths = [size(prompt.length, tree) for prompt, tree in zip(prompts, trees, strict=True)]
+    return micro_batches(lengths, policy.token_budget)
+
+
+def largest_batch(policy: Policy, prompts: Sequence[Prompt], trees: Sequence[PrefixTree]) -> int:
+    """Count the padded tokens of the largest of these batches."""
+    size = layout_for(policy).size
+    split = batches(policy, prompts, trees)
+    return max(len(batch) * max(size(prompts[i].length, trees[i]) for i in batch) for batch in split)
+
+
+def _rows_of_nodes(packed: Sequence[PackedGroup], device: torch.device) -> Tensor:
+    """Find the row of the hidden states (Q, D) that predicts each node, over the nodes (N,) of all groups in turn."""
+    found, before = [], 0
+    for group in packed:
+        found.append(group.parent_of.to(device) + before)
+        before += group.parents.shape[0]
+    return torch.cat(found)
+
+
+def _tokens(packed: Sequence[PackedGroup], device: torch.device) -> Tensor:
+    return torch.cat([group.tree.token.to(device) for group in packed])
+
+
+# -- layouts -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Layout:
+    """A way to run groups through the language model.
+
+    Attributes:
+        name: `tree`, `prompt_once` or `copies`.
+        hidden: runs a batch, (policy, prompts, packed groups) → hidden states (Q, D) at all groups' parents in turn.
+        size: positions that a group costs, (P, tree) → int.
+    """
+
+    name: str
+    hidden: Callable[[Policy, Sequence[Prompt], Sequence[PackedGroup]], Tensor]
+    size: Callable[[int, PrefixTree], int]
+
+
+def layout_for(policy: Policy) -> Layout:
+    """Choose the layout that the policy names, or else the fastest that is right for its layers.
+
+    Raises:
+        ModelError: the layout that the policy names is not right for its layers.
+    """
+    attention, checkpointing = policy.attention, policy.language_model.is_activation_checkpointing
+    if policy.layout == "tree" and not attention.packable:
+        raise ModelError(
+            f"The layout 'tree' is not right for this language model: {attention.why_not}. Leave the layout out, or "
+            "choose 'prompt_once' or 'copies'."
+        )
+    if policy.layout == "prompt_once" and checkpointing:
+        raise ModelError(
+            "The layout 'prompt_once' keeps the prompt's cache, which gradient checkpointing drops. Leave the layout "
+            "out, or switch gradient_checkpointing off."
+        )
+    if policy.layout is not None:
+        return LAYOUTS[policy.layout]
+    if attention.packable:
+        return LAYOUTS["tree"]
+    # Under gradient checkpointing transformers drops the cache, so the prompt cannot be run once.
+    return LAYOUTS["copies" if checkpointing else "prompt_once"]
+
+
+def _tree(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGroup]) -> Tensor:
+    """Run one packed row per group."""
     rows = collate([prompt.embeddings for prompt in prompts], list(packed), policy.embed_tokens)
     hidden = policy.decode(
         rows.embeddings,
@@ -85,18 +148,17 @@ def tree_hidden(
     return hidden.flatten(0, 1)[rows.parents]
 
 
-def prompt_once_hidden(
-    policy: "Policy", prompts: Sequence["Prompt"], packed: Sequence[PackedGroup], trees: Sequence[PrefixTree]
-) -> Tensor:
-    """Run each prompt once and its completions behind its cache; returns hidden states (Q, D) at the parents."""
-    return torch.cat([_prompt_once(policy, *one) for one in zip(prompts, packed, trees, strict=True)])
+def _prompt_once(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGroup]) -> Tensor:
+    """Run each prompt once, group by group, and its completions as a batch behind its cache."""
+    return torch.cat([_behind_prompt(policy, *one) for one in zip(prompts, packed, strict=True)])
 
 
-def _prompt_once(policy: "Policy", prompt: "Prompt", group: PackedGroup, tree: PrefixTree) -> Tensor:
-    tokens, lengths, places = _branches(policy, group, tree)
+def _behind_prompt(policy: Policy, prompt: Prompt, group: PackedGroup) -> Tensor:
+    tokens, lengths, places = _branches(group, policy.device)
     cache = DynamicCache(config=policy.text_config)
     hidden = policy.decode(prompt.embeddings[None], past_key_values=cache, use_cache=True)[0, -1:]
     if tokens.shape[1] > 0:
+        # Index 0 for every completion: each gets the prompt's line of the cache, and its gradient returns there.
         cache.reorder_cache(torch.zeros(len(lengths), dtype=torch.long, device=policy.device))  # type: ignore[arg-type]
         slots = torch.arange(prompt.length + tokens.shape[1], device=policy.device)
         behind = policy.decode(
@@ -110,15 +172,13 @@ def _prompt_once(policy: "Policy", prompt: "Prompt", group: PackedGroup, tree: P
     return hidden[places]
 
 
-def copies_hidden(
-    policy: "Policy", prompts: Sequence["Prompt"], packed: Sequence[PackedGroup], trees: Sequence[PrefixTree]
-) -> Tensor:
-    """Run a copy of the prompt before every distinct completion; returns hidden states (Q, D) at the parents."""
-    return torch.cat([_copies(policy, *one) for one in zip(prompts, packed, trees, strict=True)])
+def _copies(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGroup]) -> Tensor:
+    """Run a copy of the prompt before every distinct completion, group by group."""
+    return torch.cat([_copied_prompt(policy, *one) for one in zip(prompts, packed, strict=True)])
 
 
-def _copies(policy: "Policy", prompt: "Prompt", group: PackedGroup, tree: PrefixTree) -> Tensor:
-    tokens, lengths, places = _branches(policy, group, tree)
+def _copied_prompt(policy: Policy, prompt: Prompt, group: PackedGroup) -> Tensor:
+    tokens, lengths, places = _branches(group, policy.device)
     copies = prompt.embeddings[None].expand(len(lengths), -1, -1)
     slots = torch.arange(prompt.length + tokens.shape[1], device=policy.device)
     hidden = policy.decode(
@@ -127,45 +187,41 @@ def _copies(policy: "Policy", prompt: "Prompt", group: PackedGroup, tree: Prefix
         position_ids=slots.expand(len(lengths), -1),
         use_cache=False,
     )
+    # The prompt's last position is the same in every copy; the first one stands for all.
     return torch.cat([hidden[0, prompt.length - 1 : prompt.length], hidden[:, prompt.length :].flatten(0, 1)])[places]
 
 
-def _branches(policy: "Policy", group: PackedGroup, tree: PrefixTree) -> tuple[Tensor, Tensor, Tensor]:
+def _branches(group: PackedGroup, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Cut a group into its distinct completions without their last token, (C, T), right-padded.
 
     Returns:
         Tokens (C, T), lengths (C,), and for each of the group's parents its place (Q,) in the flat C·T hidden states
         counted from 1; 0 is the prompt's last position.
     """
-    device, home = policy.device, tree.node.device  # the tree's own, wherever it was built
+    tree = group.tree
+    home = tree.node.device  # the tree's own, wherever it was built
     if tree.num_nodes == 0:  # every completion is empty: the prompt alone, and nothing to read at it
         nothing = torch.zeros(1, 0, dtype=torch.long, device=device)
         return nothing, nothing.sum(1), nothing[0]
     ends = tree.node.gather(1, (tree.lengths - 1).clamp_min(0)[:, None]).squeeze(1)
-    ends = torch.where((tree.lengths > 0) & tree.is_leaf[ends], ends, -1)  # what runs on in another is covered by it
+    # A completion that another one continues is covered by it, so only leaves need a row.
+    ends = torch.where((tree.lengths > 0) & tree.is_leaf[ends], ends, -1)
+    # For every leaf, ascending, choose the first completion that ends there: equal ends are neighbours once sorted.
     order = ends.argsort(stable=True)
     ends = ends[order]
     first = torch.ones_like(ends, dtype=torch.bool)
     first[1:] = ends[1:] != ends[:-1]
-    chosen = order[first & (ends >= 0)]  # for every leaf, ascending, the first completion that ends there
+    chosen = order[first & (ends >= 0)]
     lengths = tree.lengths[chosen] - 1
     tokens = tree.tokens[chosen, : int(lengths.max())]
     fed = torch.arange(tokens.shape[1], device=home) < lengths[:, None]
+    # A node in several rows has the same hidden state in each; whichever is written last is read.
     place = torch.zeros(tree.num_nodes, dtype=torch.long, device=home)
     slots = torch.arange(tokens.numel(), device=home).view(tokens.shape)
     place[tree.node[chosen, : tokens.shape[1]][fed]] = 1 + slots[fed]
-    inner = (~tree.is_leaf).nonzero().squeeze(1)  # packed row P + i holds inner node i
-    rows = group.parents - group.prompt_length
-    places = torch.where(rows < 0, 0, place[inner[rows.clamp_min(0)]] if len(inner) else 0)
+    rows = group.parents - group.prompt_length  # packed row P + i is inner node i; −1 is the prompt's last position
+    places = torch.where(rows < 0, 0, place[group.node[rows.clamp_min(0)]] if len(group.node) else 0)
     return tokens.masked_fill(~fed, 0).to(device), lengths.to(device), places.to(device)
-
-
-@dataclass(frozen=True)
-class _Way:
-    """Hold how a layout runs a batch of groups, and how many positions a group costs: (P, tree) → int."""
-
-    hidden: Callable[..., Tensor]
-    size: Callable[[int, PrefixTree], int]
 
 
 def _tree_size(prompt_length: int, tree: PrefixTree) -> int:
@@ -176,8 +232,11 @@ def _branches_size(tree: PrefixTree) -> int:
     return int(tree.is_leaf.sum()) * int((tree.lengths - 1).clamp_min(0).max())
 
 
-LAYOUTS: dict[Layout, _Way] = {
-    "tree": _Way(tree_hidden, _tree_size),
-    "prompt_once": _Way(prompt_once_hidden, lambda length, tree: length + _branches_size(tree)),
-    "copies": _Way(copies_hidden, lambda length, tree: max(int(tree.is_leaf.sum()), 1) * length + _branches_size(tree)),
+LAYOUTS = {
+    layout.name: layout
+    for layout in (
+        Layout("tree", _tree, _tree_size),
+        Layout("prompt_once", _prompt_once, lambda length, tree: length + _branches_size(tree)),
+        Layout("copies", _copies, lambda length, tree: max(int(tree.is_leaf.sum()), 1) * length + _branches_size(tree)),
+    )
 }

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from leaf.errors import RunError
 from leaf.model.policy import Policy, Prompt
 from leaf.model.sampling import Group
+from leaf.model.scoring import score
 
 
 @dataclass
@@ -119,7 +120,7 @@ def diagnose(
         if rows := [k for tensor in tensors for k in _odd(tensor)]:
             found.append(f"row {name!r}, {_completions(rows)}: what the loss is made of is not finite")
             continue
-        scores = policy([prompt], [group.tree]).log_probs[0]
+        scores = score(policy, [prompt], [group.tree]).log_probs[0]
         if rows := _odd(scores):
             found.append(f"row {name!r}, {_completions(rows)}: the log-probabilities are not finite")
             continue

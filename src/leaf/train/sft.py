@@ -20,6 +20,7 @@ from leaf.memory import within_memory
 from leaf.model.families import encode_text
 from leaf.model.policy import Policy
 from leaf.model.prompts import audio_of
+from leaf.model.scoring import batches, score
 from leaf.runs.checkpoints import Checkpoints, check_space
 from leaf.runs.directory import RunDirectory
 from leaf.runs.skipped import SkippedSteps
@@ -77,8 +78,8 @@ def sft_gradient(policy: Policy, groups: Sequence[Sequence[dict[str, Any]]]) -> 
     prompts = policy.embed(heads)
     cut = [replace(p, embeddings=p.embeddings.detach().requires_grad_(p.embeddings.requires_grad)) for p in prompts]
     loss = 0.0
-    for batch in policy.batches(cut, trees):
-        scores = policy([cut[i] for i in batch], [trees[i] for i in batch])
+    for batch in batches(policy, cut, trees):
+        scores = score(policy, [cut[i] for i in batch], [trees[i] for i in batch])
         parts = [(values * masks[i]).sum() for i, values in zip(batch, scores.log_probs, strict=True)]
         part = -torch.stack(parts).sum() / count
         part.backward()

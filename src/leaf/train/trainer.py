@@ -27,6 +27,7 @@ from leaf.model.draws import step_generator
 from leaf.model.from_recipe import has_dropout, set_token_budget, trainable_policy
 from leaf.model.policy import Prompt
 from leaf.model.sampling import Group, sample
+from leaf.model.scoring import largest_batch, score
 from leaf.model.usable import rows_with_audio
 from leaf.plugins import load_plugins
 from leaf.rewards.total import RewardSum
@@ -355,8 +356,8 @@ class LeafTrainer:
         self.policy.eval()
         with self._stage(stage), mode:
             prompts, trees = [g.prompt for g in groups], [g.tree for g in groups]
-            largest = partial(self.policy.largest_batch, prompts, trees)
-            return within_memory(self.policy, lambda: self.policy(prompts, trees), largest=largest).log_probs
+            largest = partial(largest_batch, self.policy, prompts, trees)
+            return within_memory(self.policy, lambda: score(self.policy, prompts, trees), largest=largest).log_probs
 
     def update(self, rollout: Rollout) -> dict[str, float | None]:
         """Take the optimiser steps of one rollout and return what is recorded of them (`update_record`)."""
@@ -385,7 +386,7 @@ class LeafTrainer:
             return add_gradient(self.policy, part, weights, args)
 
         prompts, trees = [g.prompt for g in part.groups], [g.tree for g in part.groups]
-        largest = partial(self.policy.largest_batch, prompts, trees)
+        largest = partial(largest_batch, self.policy, prompts, trees)
         sums = self.processes.together(lambda: within_memory(self.policy, accumulate, largest=largest))
         stats = update_statistics(sums, self.processes)
         self.processes.add_gradients(self.parameters)

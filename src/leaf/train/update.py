@@ -9,6 +9,7 @@ from leaf.config import LeafConfig
 from leaf.credit import policy_loss, token_weights
 from leaf.model.policy import Policy
 from leaf.model.sampling import Group
+from leaf.model.scoring import batches, score
 from leaf.runs.processes import Processes
 from leaf.train.rollout import Rollout
 
@@ -37,8 +38,8 @@ def add_gradient(policy: Policy, part: Rollout, weights: Sequence[Tensor], confi
     device = policy.device
     masks = _masks(part.groups, device)
     sums = {key: 0.0 for key in _SUMS if key != "kl" or part.ref_log_probs is not None}
-    for batch in policy.batches(prompts, trees):
-        scores = policy([prompts[i] for i in batch], [trees[i] for i in batch])
+    for batch in batches(policy, prompts, trees):
+        scores = score(policy, [prompts[i] for i in batch], [trees[i] for i in batch])
         loss = torch.zeros((), device=device)
         for position, i in enumerate(batch):
             new = scores.log_probs[position]
