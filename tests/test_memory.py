@@ -15,13 +15,12 @@ from leaf.errors import ConfigError, RunError
 from leaf.memory import available_bytes, is_out_of_memory, peak_bytes, reset_peak, within_memory
 
 
-def limited(folder, group, *, limit, used, unused=0, version=2):
-    at = folder / ("memory" if version == 1 else "") / group
+def limited(folder, group, *, limit, used, unused=0):
+    at = folder / group
     at.mkdir(parents=True, exist_ok=True)
-    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-    (at / names[0]).write_text(f"{limit}\n")
-    (at / names[1]).write_text(f"{used}\n")
-    (at / "memory.stat").write_text(f"anon 5\n{'total_' if version == 1 else ''}inactive_file {unused}\n")
+    (at / "memory.max").write_text(f"{limit}\n")
+    (at / "memory.current").write_text(f"{used}\n")
+    (at / "memory.stat").write_text(f"anon 5\ninactive_file {unused}\n")
 
 
 def membership(folder, text):
@@ -42,9 +41,6 @@ def test_the_tightest_control_group_above_counts(tmp_path):
 
 
 def test_a_container_sees_its_own_group_at_the_mount(tmp_path):
-    limited(tmp_path, "", limit=500, used=200, unused=50, version=1)
-    own = membership(tmp_path, "9:name=systemd:/docker/abc\n4:cpu,memory:/docker/abc\n0::/\n")
-    assert memory._cgroup_left(own, tmp_path) == 350
     limited(tmp_path, "", limit=500, used=300)
     assert memory._cgroup_left(membership(tmp_path, "0::/../other\n"), tmp_path) == 200
 
@@ -85,7 +81,6 @@ def test_another_device_is_refused(function):
         function("meta")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak of a process is never reset")
 def test_the_peak_is_seen_and_reset():
     """In a process of its own: in this one the heap may already hold what is asked for."""
     code = """
@@ -109,10 +104,7 @@ def test_a_peak_that_cannot_be_reset_is_said(monkeypatch):
     def refuse(self, text):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(memory.sys, "platform", "linux")
     monkeypatch.setattr(Path, "write_text", refuse)
-    assert not reset_peak("cpu")
-    monkeypatch.setattr(memory.sys, "platform", "darwin")
     assert not reset_peak("cpu")
 
 
@@ -138,7 +130,6 @@ for fill in (fill_torch, fill_python):
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="address space is limited through Linux's resource limits")
 def test_running_out_inside_torch_and_python_is_recognised():
     done = subprocess.run([sys.executable, "-c", STARVE], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.split("\n")[:2] == ["RuntimeError True", "MemoryError True"]
@@ -147,7 +138,6 @@ def test_running_out_inside_torch_and_python_is_recognised():
 def test_only_running_out_of_memory_is_recognised():
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
     assert is_out_of_memory(MemoryError())
-    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to ..."))
     with pytest.raises(RuntimeError) as caught:
         nn.Linear(2, 3)(torch.zeros(1, 5))
     assert not is_out_of_memory(caught.value)

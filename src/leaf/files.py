@@ -1,12 +1,18 @@
-"""Write files whole or not at all, read JSON lines, and compute checksums."""
+"""Write files and directories whole or not at all, append and read JSON lines, and compute checksums.
+
+Whole or not at all: the content is filled in under another name, brought to the disk, and renamed into place. A reader
+sees the old content or the new, and so does whoever looks after the process was killed or the machine lost power. Every
+file that has to outlive its process is written here.
+"""
 
 import errno
+import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,49 +21,98 @@ from safetensors import SafetensorError
 
 from leaf.errors import DataError, RunError
 
+# What stands beside a name while its content is replaced or removed, or after a kill.
+_UNFINISHED, _OLD, _REMOVED = ".partial", ".old", ".removed"
+
 
 def file_sha256(file: Path) -> str:
-    """Return the SHA-256 of a file's content, in hex."""
-    import hashlib
-
+    """Compute the SHA-256 of a file's content, in hex."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+# -- whole or not at all -----------------------------------------------------------------------------------------------
 def write_text(path: Path, text: str) -> None:
-    """Write a file under another name and rename it, so that a reader sees the old or the new content."""
-    partial = path.with_name(path.name + ".partial")
+    """Write a text file in UTF-8, whole or not at all; its folder is made where it is missing."""
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as an indented JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON-lines file, whole or not at all."""
+    write_text(path, "".join(map(_line, rows)))
+
+
+def replace_file(path: Path, fill: Callable[[Path], object]) -> None:
+    """Fill a fresh file with `fill(path)` and put it in the place of `path`."""
+    partial = _beside(path, _UNFINISHED)
     with writing(path, partial):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        fill(partial)
+        sync(partial)
         os.replace(partial, path)
+        sync(path.parent)  # the rename itself is content of the folder
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON-lines file.
+def replace_directory(path: Path, fill: Callable[[Path], object]) -> None:
+    """Fill a fresh directory with `fill(path)` and put it in the place of `path`.
+
+    No system call swaps two directories, so for an instant there is none under the name. After a kill at that instant
+    `recover` brings the old one back. One process at a time may write to a path.
+    """
+    fresh, old = _beside(path, _UNFINISHED), _beside(path, _OLD)
+    with writing(path, fresh):
+        _remove(fresh)
+        _fill_directory(fresh, fill)
+        if path.exists():
+            _remove(old)
+            path.rename(old)
+        fresh.rename(path)
+        sync(path.parent)
+        _remove(old)
+
+
+def new_directory(path: Path, fill: Callable[[Path], object]) -> None:
+    """Fill a fresh directory with `fill(path)` and give it a name that is not taken.
+
+    Several processes may try: the first one to finish has the name.
 
     Raises:
-        DataError: the file cannot be read, or a line is not a JSON object.
+        RunError: the directory cannot be written, or another process was faster.
     """
-    rows = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    row = None
-                if not isinstance(row, dict):
-                    raise DataError(f"Line {number} of {path} is not a JSON object.")
-                rows.append(row)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
-    return rows
+    fresh = _beside(path, f".{secrets.token_hex(4)}{_UNFINISHED}")
+    with writing(path, fresh):
+        _fill_directory(fresh, fill)
+        fresh.rename(path)  # fails where a directory with content has the name
+        sync(path.parent)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a directory; after a kill half-way it is gone from under its name all the same."""
+    doomed = _beside(path, _REMOVED)
+    with writing(path):
+        _remove(doomed)
+        path.rename(doomed)
+        _remove(doomed)
+
+
+def recover(path: Path) -> None:
+    """Put right what a kill left at a path: bring the old content back, and clear what is unfinished or removed."""
+    old = _beside(path, _OLD)
+    with writing(path):
+        if old.exists() and not path.exists():  # killed between the two renames of `replace_directory`
+            old.rename(path)
+        for suffix in (_OLD, _UNFINISHED, _REMOVED):
+            _remove(_beside(path, suffix))
 
 
 @contextmanager
 def writing(path: Path, unfinished: Path | None = None) -> Iterator[None]:
-    """Turn a failure to write into a RunError that says what helps, and clear what was left unfinished.
+    """Turn a failure to write `path` into a RunError that says what helps, and remove what is `unfinished`.
 
     safetensors reports failures of the file system as errors of its own, with their number in the text.
     """
@@ -65,7 +120,7 @@ def writing(path: Path, unfinished: Path | None = None) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         if unfinished is not None:
-            with suppress(OSError):  # gives its space back; `recover` does so where this cannot
+            with suppress(OSError):  # gives its space back; where that fails too, the first error is the one to tell
                 _remove(unfinished)
         named = re.search(r"os error (\d+)", str(error))
         number = error.errno if isinstance(error, OSError) else int(named[1]) if named else None
@@ -77,15 +132,13 @@ def writing(path: Path, unfinished: Path | None = None) -> Iterator[None]:
         else:
             help_ = "Find out what is wrong with the file system, or choose another place to write to"
         raise RunError(
-            f"{path} cannot be written: {reason}. What was saved before is intact. {help_}, then give the same "
-            "command again, for a run that had begun with `--resume`."
+            f"{path} cannot be written: {reason}. What was saved before is intact. {help_}, then repeat the command; "
+            "a run that had begun continues with `--resume`."
         ) from error
 
 
-def _sync(path: Path) -> None:
-    """Bring a file or directory to the disk."""
-    if sys.platform == "win32" and path.is_dir():
-        return  # directories cannot be opened there
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a directory, to the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -93,16 +146,77 @@ def _sync(path: Path) -> None:
         os.close(file)
 
 
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _fill_directory(fresh: Path, fill: Callable[[Path], object]) -> None:
+    """Make a directory, fill it, and bring all of it to the disk before it gets its name."""
+    fresh.mkdir(parents=True)
+    fill(fresh)
+    for file in fresh.rglob("*"):
+        sync(file)
+    sync(fresh)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    elif path.exists():
+        path.unlink()
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+# -- JSON lines --------------------------------------------------------------------------------------------------------
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one line to a JSON-lines file; NaN is refused, because no other program reads it.
+
+    A kill may tear the line. `finished_lines` and `drop_torn_line` know such a line by its missing line break.
+    """
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(_line(row))
+
+
+def finished_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file without a last one that is torn or still being written; none if there is no file."""
+    if path.exists():
+        with path.open("rb") as opened:
+            yield from (line for line in opened if line.endswith(b"\n"))
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off a last line that an interruption tore, so that what is appended begins a line of its own."""
+    if path.exists():
+        with writing(path):
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+
+
+def parsed_row(line: bytes | str) -> dict[str, Any] | None:
+    """Parse a line that should be a JSON object; None if it is none."""
     try:
-        record = json.loads(line)
+        row = json.loads(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) else None
+    return row if isinstance(row, dict) else None
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON-lines file; its last line needs no line break, as other programs may leave it out.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not a JSON object.
+    """
+    rows = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                row = parsed_row(line)
+                if row is None:
+                    raise DataError(f"Line {number} of {path} is not a JSON object.")
+                rows.append(row)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+    return rows
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"

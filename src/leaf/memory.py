@@ -1,7 +1,6 @@
 """Measure memory, in bytes, and do with less where it runs out."""
 
 import gc
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,11 +16,11 @@ T = TypeVar("T")
 
 # -- what there is -----------------------------------------------------------------------------------------------------
 def available_bytes(device: str | torch.device) -> int:
-    """Return the memory this process can still take.
+    """Measure the memory that this process can still take.
 
-    CUDA: what the driver reports free and what the caching allocator holds unused. CPU: what the system reports
-    available, or less where a memory limit of the process's control group (version 1 or 2) leaves less. Linux promises
-    more memory than there is and kills a process that takes it at its word: no error can be caught there.
+    CUDA: what the driver reports as free, and what the caching allocator holds unused. CPU: what the system reports as
+    available, or less where a memory limit of the process's control group leaves less. Linux promises more memory than
+    there is and kills a process that uses it, without an error to catch: so this is asked beforehand.
 
     Raises:
         ConfigError: the device is neither.
@@ -44,37 +43,30 @@ def _only_cpu(device: torch.device) -> None:
 
 
 def _cgroup_left(membership: Path, mount: Path) -> int | None:
-    """Return the least that any control group above this process leaves of its limit, None where none has one.
+    """Compute the least that any control group (version 2) above this process leaves of its limit; None without one.
 
-    A group's usage counts cached files; those not in use (`inactive_file`) are given up under pressure and do not count
-    here.
+    A group's usage counts cached files. Those not in use (`inactive_file`) are given up under pressure, so they do not
+    count here.
 
     Args:
-        membership: file with lines `number:controllers:path`; version 2 has no controllers.
-        mount: where the groups are mounted; inside a container the path may begin outside of what is mounted, and the
+        membership: file whose line `0::path` names the process's group.
+        mount: where the groups are mounted. Inside a container the path may begin outside of what is mounted, and the
             container's own group is then the mount itself.
     """
-    if not membership.is_file():
+    if not membership.is_file():  # a sandbox without control groups
         return None
+    paths = [line[3:] for line in membership.read_text().splitlines() if line.startswith("0::")]
     left: list[int] = []
-    for line in membership.read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            folder, limit, usage, unused = mount, "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            folder, limit, usage = mount / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            unused = "total_inactive_file"
-        else:
-            continue
+    for path in paths:
         names = [name for name in path.split("/") if name not in ("", "..")]
-        for depth in range(len(names) + 1):
-            group = folder.joinpath(*names[:depth])
-            bound = (group / limit).read_text().strip() if (group / limit).is_file() else "max"
-            if bound == "max":
+        # A limit holds for all groups below it, so every group from the mount down to the process's own is asked.
+        for group in (mount.joinpath(*names[:depth]) for depth in range(len(names) + 1)):
+            limit = (group / "memory.max").read_text().strip() if (group / "memory.max").is_file() else "max"
+            if limit == "max":
                 continue
             statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            used = int((group / usage).read_text()) - int(statistics[unused])
-            left.append(max(int(bound) - used, 0))
+            used = int((group / "memory.current").read_text()) - int(statistics["inactive_file"])
+            left.append(max(int(limit) - used, 0))
     return min(left, default=None)
 
 
@@ -82,10 +74,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory ran out: CUDA's, Python's, or that of torch's allocator on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # Others raise a bare RuntimeError: torch on the CPU (the second wording is that of Windows), CUDA's libraries.
+    # torch on the CPU and CUDA's libraries raise a bare RuntimeError, so their wording has to tell.
     wordings = (
         "DefaultCPUAllocator: can't allocate memory",
-        "DefaultCPUAllocator: not enough memory",
         "CUDA error: out of memory",
         "CUBLAS_STATUS_ALLOC_FAILED",
         "CUDNN_STATUS_ALLOC_FAILED",
@@ -94,42 +85,33 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def peak_bytes(device: str | torch.device) -> int:
-    """Return the most memory this process has held since `reset_peak`, or since it began.
+    """Measure the most memory this process has held since `reset_peak`, or since it began.
 
-    CUDA: bytes in tensors, without what the caching allocator holds unused. CPU: resident memory of the whole process,
-    the interpreter and its libraries included (Linux: VmHWM; elsewhere what the system records).
+    CUDA: bytes in tensors, without what the caching allocator holds unused. CPU: resident memory of the whole process
+    (VmHWM), the interpreter and its libraries included.
     """
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     _only_cpu(device)
-    if sys.platform == "linux":
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource  # not there on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def reset_peak(device: str | torch.device) -> bool:
     """Let `peak_bytes` begin anew, and tell whether that was possible.
 
-    It is on CUDA, and on the CPU under Linux where the kernel lets a process clear its own mark; elsewhere the peak
-    stays that of the process since it began.
+    On the CPU some kernels and sandboxes do not let a process clear its own mark. The peak then stays that of the
+    process since it began.
     """
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
     _only_cpu(device)
-    if sys.platform != "linux":
-        return False
     try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # a kernel built without it, or a sandbox that keeps it read-only
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): 5 resets the peak resident set size
+    except OSError:
         return False
     return True
 
@@ -138,18 +120,19 @@ def reset_peak(device: str | torch.device) -> bool:
 def within_memory(
     holder: Any, action: Callable[[], T], *, largest: Callable[[], int] | None = None, smallest: int = 64
 ) -> T:
-    """Return `action()`; each time memory runs out, halve the holder's token budget and call it again.
+    """Call `action` and return its result; each time memory runs out, halve the holder's token budget and try again.
 
-    The action has to begin anew when called again: what it had accumulated is lost with the failed attempt.
+    The action has to begin anew when it is called again, for what it had accumulated is lost with the failed attempt.
 
     Args:
-        holder: has a `token_budget` that the action obeys: a policy.
-        action: called with nothing.
-        largest: says how many tokens the action's largest batch has at the present budget; the next is half of that.
+        holder: a policy; the action obeys its `token_budget`.
+        action: called without arguments.
+        largest: tells how many tokens the action's largest batch has at the present budget. The next budget is half of
+            that, because halving a budget that was never used up would only repeat the same batch.
         smallest: budget at which to give up, in tokens.
 
     Raises:
-        RunError: memory ran out at the smallest budget too.
+        RunError: memory ran out even at the smallest budget.
     """
 
     def halve() -> RunError | None:
@@ -175,18 +158,18 @@ def in_parts(
     weight: int = 1,
     alone: str,
 ) -> list[T]:
-    """Return `action` of all items, joined; each time memory runs out, halve how many it is given at once.
+    """Call `action` on all items and join its results; each time memory runs out, halve how many it gets at once.
 
     Args:
         holder: a policy.
-        limit: its attribute that is None or the most that fitted so far; it is kept there for the next call.
+        limit: name of its attribute for the most that fitted so far, or None. It is kept there for the next call.
         items: prompts, to be embedded or continued.
         action: called with some of the items, returns one result for each.
         weight: what one item counts in that limit; at least one item is tried.
-        alone: the sentence for one item that does not fit.
+        alone: the error message for a single item that does not fit.
 
     Raises:
-        RunError: memory ran out at a single item too.
+        RunError: memory ran out even with a single item.
     """
 
     def size() -> int:
@@ -207,7 +190,7 @@ def in_parts(
 
 
 def _with_less(action: Callable[[], T], halve: Callable[[], RunError | None]) -> T:
-    """Return `action()`; each time memory runs out, `halve` what it takes at once, or raise what `halve` returns."""
+    """Try `action` until memory suffices; `halve` lets it take less at once, or returns the error to give up with."""
     while True:
         try:
             return action()
@@ -216,7 +199,7 @@ def _with_less(action: Callable[[], T], halve: Callable[[], RunError | None]) ->
                 raise
             if (refusal := halve()) is not None:
                 raise refusal from error
-        # Out here the error and the tensors its frames held are gone.
+        # Only here, behind the except clause, are the error and the tensors that its frames held free to go.
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -189,7 +189,7 @@ def merge(
 ) -> None:
     """Write a recipe's model with an adapter merged in: a checkpoint to start rl from (`model=`), or to serve."""
     from leaf.evaluation.evaluate import name_systems
-    from leaf.files import file_sha256, writing
+    from leaf.files import file_sha256
     from leaf.model.from_recipe import projector_of
     from leaf.model.merging import write_merged
 
@@ -200,8 +200,7 @@ def merge(
     card["dtype"] = str(policy.base.dtype).removeprefix("torch.")
     if (projector := projector_of(config, adapter)) is not None:
         card["projector_sha256"] = file_sha256(Path(projector))
-    with writing(out):
-        write_merged(policy, out, card)
+    write_merged(policy, out, card)
     trained = str(adapter) if projector is None else f"{adapter} and {projector}"
     _say(f"{out} holds {config.model} with {trained} merged in {card['dtype']}; train on with `model={out}`")
 

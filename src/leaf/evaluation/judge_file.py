@@ -1,6 +1,5 @@
 """Have a prediction file judged, and write the verdicts."""
 
-import json
 import re
 import statistics
 from collections import Counter
@@ -10,7 +9,7 @@ from typing import Any
 
 from leaf.errors import ConfigError
 from leaf.evaluation.predictions import meta_path, read_predictions
-from leaf.files import write_text
+from leaf.files import write_json, write_rows
 from leaf.rewards.endpoint import Client, Endpoint
 from leaf.rewards.judge import Tally, compare_items, score_items
 from leaf.rewards.judge_prompts import JudgeSettings
@@ -79,8 +78,8 @@ def judge_file(
         "summary": summary,
         "line": line,
     }
-    write_text(out, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
-    write_text(meta_path(out), json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
+    write_rows(out, rows)
+    write_json(meta_path(out), meta)
     names = " against ".join(one.system for one in systems)
     return f"{names}: {line}\n{tally.cached} of {tally.replies} replies came from the cache; verdicts are in {out}"
 

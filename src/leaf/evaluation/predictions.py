@@ -6,7 +6,6 @@ other programs do as well: `id`, `prediction` and `reference` are enough.
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from leaf.data.rows import prompt_text, some_of
 from leaf.errors import DataError
 from leaf.evaluation.bootstrap import Metric, Scored
 from leaf.evaluation.registry import metric, statistics
-from leaf.files import file_sha256, read_rows, write_text, writing
+from leaf.files import append_row, drop_torn_line, file_sha256, read_rows, write_json, write_rows
 
 # What a row takes over from the evaluated row; audio is left where it is.
 COLUMNS = ("id", "kind", "utterance", "prompt", "text", "reference")
@@ -91,7 +90,7 @@ class Predictions:
 
     def write(self, path: Path) -> None:
         """Write rows and meta data; each file appears whole or not at all."""
-        lines = []
+        rows = []
         for number, texts in enumerate(self.passes):
             for i, item in enumerate(self.items):
                 row = {"id": item["id"], "pass": number, "seed": self.seeds[number], "prediction": texts[i]}
@@ -99,11 +98,11 @@ class Predictions:
                 row["truncated"] = self.truncated[number][i]
                 if self.kept:
                     row["statistics"] = {name: arrays[number][i].tolist() for name, arrays in self.kept.items()}
-                lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-        write_text(path, "".join(lines))
+                rows.append(row)
+        write_rows(path, rows)
         self.digest = file_sha256(path)
         self.meta["system"] = self.system
-        write_text(meta_path(path), json.dumps(self.meta, indent=2, ensure_ascii=False) + "\n")
+        write_json(meta_path(path), self.meta)
 
 
 class Unfinished:
@@ -131,20 +130,16 @@ class Unfinished:
         }
         if self.said:
             say(f"{self.path} has what was said on {len(self.said)} rows before an interruption; it goes on from there")
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in [about, *batches]))
+        write_rows(self.path, [about, *batches])
 
     def _whole_lines(self) -> list[dict[str, Any]]:
-        """Return the lines that are there, without a last one that an interruption cut."""
-        if not self.path.exists():
-            return []
-        with writing(self.path):
-            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
-        return read_rows(self.path)
+        """Read the lines that are there, without a last one that an interruption tore."""
+        drop_torn_line(self.path)
+        return read_rows(self.path) if self.path.exists() else []
 
     def add(self, batch: Mapping[int, Sequence[tuple[str, bool]]]) -> None:
         """Add what was said on a batch of rows."""
-        with writing(self.path), self.path.open("a") as file:
-            file.write(json.dumps(batch) + "\n")
+        append_row(self.path, {str(number): texts for number, texts in batch.items()})
 
     def remove(self) -> None:
         """Remove the file; the predictions are written."""

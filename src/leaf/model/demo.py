@@ -9,12 +9,10 @@ The checkpoint is float32 (690 MB): the language model's weights are four-bit co
 bfloat16 would round a second time. The class ties no weights, so the head is saved beside the embeddings it equals.
 """
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,8 @@ from transformers import (
 )
 
 from leaf.config import refuse_from_python
-from leaf.errors import ModelError
+from leaf.errors import ModelError, RunError
+from leaf.files import file_sha256, new_directory, replace_directory
 
 WINDOW = 8  # seconds of audio the encoder sees at once; Whisper's own 30 s would spend most of it on silence
 SHIPPED = Path(__file__).parent / "demo_weights"  # projector.safetensors and the adapter of stages align and sft
@@ -190,14 +189,9 @@ def _inputs(source: str) -> dict[str, Any]:
     if source != "packages":
         raise ModelError(f"source is {source!r}; allowed are packages and hub.")
     return {
-        name: {"version": importlib.metadata.version(name), "sha256": _sha256(package_file(*where))}
+        name: {"version": importlib.metadata.version(name), "sha256": file_sha256(package_file(*where))}
         for name, where in _PACKAGES.items()
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _language_model(source: str) -> tuple[Any, Any]:
@@ -342,7 +336,7 @@ def build_demo_model(out: str | Path, *, base: str | Path, weights: str | Path =
     if not all(file.is_file() for file in trained):
         raise ModelError(f"{weights} holds no trained projector and adapter; make them with `make demo-model`.")
     card = {"stage": "demo", "base": json.loads((Path(base) / _CARD).read_text(encoding="utf-8"))}
-    card["weights"] = {str(file.relative_to(weights)): _sha256(file) for file in trained}
+    card["weights"] = {str(file.relative_to(weights)): file_sha256(file) for file in trained}
     if _is_current(out, card):
         return out
     policy = Policy.load(base, adapter=weights / "adapter")
@@ -361,20 +355,21 @@ def _is_current(out: Path, card: dict[str, Any]) -> bool:
 
 
 def _save(out: Path, model: Any, processor: Any, card: dict[str, Any]) -> Path:
-    """Write beside `out`, then rename: readers see the old checkpoint, or the new one, never a part."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
-        new = Path(folder) / "new"
+    """Write a checkpoint whole or not at all; it replaces an older one that was built here."""
+
+    def fill(new: Path) -> None:
         model.save_pretrained(new)
         processor.save_pretrained(new)
         (new / _CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-        if out.exists() and not _is_current(out, card):
-            out.rename(Path(folder) / "old")
-        try:
-            new.rename(out)
-        except OSError:  # another process was faster; the same checkpoint is as good as ours
-            if not _is_current(out, card):
-                raise
+
+    if out.exists() and not _is_current(out, card):
+        replace_directory(out, fill)
+        return out
+    try:
+        new_directory(out, fill)
+    except RunError:
+        if not _is_current(out, card):  # else another process was faster: its checkpoint is as good as ours
+            raise
     return out
 
 

@@ -1,13 +1,13 @@
 """Write an adapter into the weights it adapts: a checkpoint to train on from, or to serve without peft."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import peft
 
 from leaf.errors import ModelError
+from leaf.files import new_directory
 from leaf.model.policy import Policy
 
 CARD = "leaf_merged.json"
@@ -41,11 +41,11 @@ def write_merged(policy: Policy, out: str | Path, card: dict[str, Any] | None = 
         model.config.has_lora_adapter = False
     # transformers would undo the renaming of the last file it read, which may have been the checkpoint's own adapter.
     model._weight_conversions = None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
-        new = Path(folder) / "new"
+
+    def fill(new: Path) -> None:
         model.save_pretrained(new)
         processor.save_pretrained(new)
         (new / CARD).write_text(json.dumps(card or {}, indent=2) + "\n", encoding="utf-8")
-        new.rename(out)
+
+    new_directory(out, fill)
     return out

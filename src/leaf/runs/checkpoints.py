@@ -8,7 +8,6 @@ Data order, sampling and dropout are functions of seed and step (leaf.train.sche
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import shutil
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from leaf.config import RunConfig, to_dict
 from leaf.errors import RunError
+from leaf.files import file_sha256, remove_directory
 from leaf.runs.directory import LOGS, RunDirectory
 
 FORMAT = 1
@@ -99,7 +99,9 @@ class Checkpoints:
         def fill(path: Path) -> None:
             save_file(self._tensors(), path / "tensors.safetensors")
             (path / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            files = {name: {"bytes": (path / name).stat().st_size, "sha256": _sha256(path / name)} for name in _FILES}
+            files = {
+                name: {"bytes": (path / name).stat().st_size, "sha256": file_sha256(path / name)} for name in _FILES
+            }
             (path / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
 
         self.run.sync_logs()
@@ -107,12 +109,12 @@ class Checkpoints:
         # Steps beyond this one are from before a damaged checkpoint was passed over; they are being made again.
         for other in self.steps():
             if other > step:
-                self.run.remove_directory(_name(other))
+                remove_directory(self.run.path / _name(other))
         self._drop_oldest(step)
 
     def _drop_oldest(self, step: int) -> None:
         for other in [other for other in self.steps() if other <= step][: -self.config.keep_checkpoints]:
-            self.run.remove_directory(_name(other))
+            remove_directory(self.run.path / _name(other))
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"parameter/{name}": parameter for name, parameter in self.parameters.items()}
@@ -273,7 +275,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             wanted, size = manifest["files"][name], (path / name).stat().st_size
             if size != wanted["bytes"]:
                 raise ValueError(f"{name} has {size} bytes instead of {wanted['bytes']}")
-            if _sha256(path / name) != wanted["sha256"]:
+            if file_sha256(path / name) != wanted["sha256"]:
                 raise ValueError(f"the checksum of {name} is wrong")
         return json.loads((path / "state.json").read_bytes()), load_file(path / "tensors.safetensors")
     except FileNotFoundError as error:
@@ -328,11 +330,6 @@ def check_space(path: Path, parameters: Mapping[str, Tensor], keep: int, have: i
 
 def _name(step: int) -> str:
     return f"checkpoints/step-{step:06d}"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _plain(config: RunConfig) -> dict[str, Any]:

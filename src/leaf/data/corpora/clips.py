@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import soundfile
 from leaf.data.audio import audio_seconds, load_audio
 from leaf.data.corpora.items import Clip
 from leaf.errors import AudioError, ConfigError
-from leaf.files import writing
+from leaf.files import replace_file
 
 RATE = 16000  # Hz, of what is written
 _CONTAINERS = (".m4a", ".mp4", ".aac", ".webm")  # read with PyAV; libsndfile cannot
@@ -43,11 +42,7 @@ def place(clips: Sequence[Clip], folder: Path, *, decode: bool = False) -> tuple
     wave = np.concatenate(parts)
     encoded = io.BytesIO()
     soundfile.write(encoded, wave, RATE, format="FLAC", subtype="PCM_16")
-    partial = target.with_name(target.name + ".partial")
-    with writing(target, partial):
-        folder.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(encoded.getvalue())
-        os.replace(partial, target)
+    replace_file(target, lambda partial: partial.write_bytes(encoded.getvalue()))
     return [str(target.absolute())], len(wave) / RATE
 
 

@@ -21,7 +21,7 @@ from leaf.data.corpora.items import Corpus, Item, Options, Refusal
 from leaf.data.hashing import stable_fraction
 from leaf.data.manifest import sources_of
 from leaf.errors import AudioError, DataError
-from leaf.files import writing
+from leaf.files import append_row, drop_torn_line, read_rows, write_json, writing
 
 SPLITS = ("train", "validation", "test")
 SPLIT_BY = ("recording", "published")
@@ -100,14 +100,14 @@ def prepare(
             seen.add(same)
         if entry.id not in done:
             decided = _decide(entry, corpus, target, split_by, longest, decode, name)
-            _append(target / "decided.jsonl", {"id": entry.id, **decided})
+            append_row(target / "decided.jsonl", {"id": entry.id, **decided})
             done.add(entry.id)
         if number % 5000 == 0:
             report(f"{number} entries")
         if number == limit:
             break
     summary = settings | {"licence": corpus.licence, **_write(target, strict=split_by == "recording")}
-    _replace(target / "prepared.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_json(target / "prepared.json", summary)
     return summary
 
 
@@ -164,20 +164,14 @@ def _open(target: Path, settings: dict[str, Any]) -> None:
     elif target.exists() and any(target.iterdir()):
         raise DataError(f"{target} holds other files. Choose an empty folder for --to.")
     target.mkdir(parents=True, exist_ok=True)
-    _replace(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    write_json(file, settings)
 
 
 def _decided(target: Path) -> set[str]:
     """Return the ids decided so far, dropping a last line that an interruption cut short."""
     file = target / "decided.jsonl"
-    if not file.exists():
-        return set()
-    data = file.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with writing(file), file.open("r+b") as stream:
-            stream.truncate(len(whole))
-    return {json.loads(line)["id"] for line in whole.splitlines()}
+    drop_torn_line(file)
+    return {row["id"] for row in read_rows(file)} if file.exists() else set()
 
 
 def _decide(
@@ -273,15 +267,3 @@ def _write(target: Path, *, strict: bool) -> dict[str, Any]:
 def _batches(rows: list[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
     for at in range(0, len(rows), _ROWS_AT_ONCE):
         yield pa.RecordBatch.from_pylist(rows[at : at + _ROWS_AT_ONCE], schema=_SCHEMA)
-
-
-def _append(file: Path, record: dict[str, Any]) -> None:
-    with writing(file), file.open("a", encoding="utf-8") as log:
-        log.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def _replace(file: Path, text: str) -> None:
-    partial = file.with_name(file.name + ".partial")
-    with writing(file, partial):
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, file)
