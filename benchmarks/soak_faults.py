@@ -5,7 +5,6 @@ step that is done again after a kill meets the same fault again.
 """
 
 import random
-import time
 
 import torch
 
@@ -15,7 +14,6 @@ from leaf.train.trainer import LeafTrainer
 # Share of steps that meet each fault.
 RATES = {
     "reward raises": 0.02,
-    "reward hangs": 0.01,
     "reward returns NaN": 0.02,
     "reward returns None": 0.02,
     "reward returns a string": 0.01,
@@ -23,7 +21,6 @@ RATES = {
     "NaN in the loss": 0.015,
     "NaN in the gradient": 0.015,
 }
-REWARD_TIMEOUT = 0.3  # seconds
 # Share of the run. A shortage halves the token budget for good, and in batches as small as these it is then at its
 # floor of 64 tokens, where another one ends the run with a message: so there is one.
 OUT_OF_MEMORY_AT = (0.2,)
@@ -49,8 +46,6 @@ def vowels(completions, **columns):
     match _now["fault"]:
         case "reward raises":
             raise ConnectionError("the judge does not answer")
-        case "reward hangs":
-            time.sleep(4 * REWARD_TIMEOUT)
         case "reward returns NaN":
             values[0] = float("nan")
         case "reward returns None":

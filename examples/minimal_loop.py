@@ -18,7 +18,7 @@ from leaf.model.demo import resolve_model
 from leaf.model.policy import Policy
 from leaf.model.sampling import sample
 from leaf.model.scoring import batches, score
-from leaf.rewards.total import RewardSum
+from leaf.rewards.total import Rewards
 
 
 def arguments() -> argparse.Namespace:
@@ -105,7 +105,7 @@ def main() -> None:
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
     optimizer = torch.optim.AdamW((p for p in policy.parameters() if p.requires_grad), lr=options.learning_rate)
-    rule, rewards = credit_rule(options.credit), RewardSum([options.reward])
+    rule, rewards = credit_rule(options.credit), Rewards([options.reward])
     data = load(options.task, "train")
     order = random.Random(options.seed)
     generator = torch.Generator().manual_seed(options.seed)

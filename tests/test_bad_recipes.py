@@ -2,9 +2,8 @@
 
 import pytest
 
-from leaf.config import LeafConfig, from_dict, load_recipe
+from leaf.config import LeafConfig, load_recipe
 from leaf.errors import ConfigError
-from leaf.rewards.total import RewardSum
 
 
 @pytest.mark.parametrize(
@@ -46,10 +45,3 @@ def test_anchors_and_merged_keys_are_fine(tmp_path):
     config = load_recipe(tmp_path / "b.yaml")
     assert isinstance(config, LeafConfig)
     assert config.credit_options == {"max_boundaries": 3, "min_prefix": 2}
-
-
-def test_the_recipe_and_the_reward_agree_on_time_limits():
-    for limit in (0.001, 5.0, 1e6, None):
-        config = from_dict({"reward_timeout": limit})
-        assert isinstance(config, LeafConfig)
-        assert RewardSum(["bleu"], timeout_s=config.reward_timeout).timeout_s == limit

@@ -25,7 +25,7 @@ from leaf.model.device import pick_device
 from leaf.model.families import family
 from leaf.model.prompts import audio_of, conversation
 from leaf.rewards.functions import REWARDS
-from leaf.rewards.total import RewardSum
+from leaf.rewards.total import Rewards
 
 LONGEST = 2000  # characters of a message
 
@@ -315,7 +315,7 @@ def one_recipe(draw):
     pick_device(config.device)
     if config.stage == "rl":
         credit_rule(config.credit, **config.credit_options)
-        RewardSum(config.rewards, weights=config.reward_weights, timeout_s=config.reward_timeout)
+        Rewards(config.rewards, weights=config.reward_weights)
 
 
 def one_manifest(draw):
@@ -434,14 +434,14 @@ def one_prompt(draw):
 def one_reward(draw):
     value = mutated_value(draw, draw.choice([[0.5, 1.0, None], [1, 0, True], 0.5, "abc", {"a": 1}]))
     value = draw.choice([value, np.array([0.5, np.nan, np.inf]), iter([1.0] * 3), np.ones((3, 2)), {1, 2, 3}, range(3)])
-    skip = RewardSum([lambda **_: value], on_error="skip")(completions=["a", "b", "c"])
+    skip = Rewards([lambda **_: value], on_error="skip")(completions=["a", "b", "c"])
     assert skip.totals.shape == (3,)
     assert not np.isinf(skip.totals).any()
     assert np.isnan(skip.totals[skip.failed]).all()
     assert bool(skip.messages) == bool(skip.failed.any())
     assert all(len(message) <= LONGEST for message in skip.messages)
-    RewardSum([draw.choice(list(REWARDS))])(completions=["a"] * 3, reference=value)
-    RewardSum([lambda **_: value])(completions=["a", "b", "c"])
+    Rewards([draw.choice(list(REWARDS))])(completions=["a"] * 3, reference=value)
+    Rewards([lambda **_: value])(completions=["a", "b", "c"])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from leaf.model.demo import resolve_model
 from leaf.model.draws import step_generator
 from leaf.model.policy import Policy
 from leaf.model.sampling import _choose, sample
-from leaf.rewards.total import RewardSum
+from leaf.rewards.total import Rewards
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results"
@@ -65,7 +65,7 @@ class Bench:
             temperature=config.temperature,
         )
         self.policy.token_budget = config.token_budget
-        self.reward = RewardSum(config.rewards)
+        self.reward = Rewards(config.rewards)
         rows = load(config.task, args.split).to_list()
         random.Random(args.seed).shuffle(rows)
         self.rows, self.first = rows[args.skip : args.skip + args.prompts], args.skip

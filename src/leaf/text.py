@@ -1,24 +1,37 @@
-"""Compare texts: white space, case and punctuation, exact match, token F1, edits and ROUGE."""
+"""Compare texts: white space, case and punctuation, exact match, token F1, edits and ROUGE.
+
+Rewards and metrics both normalise and compare texts here, so that a reward is what is measured later. jiwer and
+rouge-score are imported where they are used: they are slow to import, and most who fold white space need neither.
+"""
 
 import string
 import unicodedata
 from collections import Counter
-
-import jiwer
-from rouge_score import rouge_scorer
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
 
 from leaf.errors import DataError
 
-_ROUGE = {name: rouge_scorer.RougeScorer([name], use_stemmer=False) for name in ("rouge1", "rouge2", "rougeL")}
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+
+ROUGES = ("rouge1", "rouge2", "rougeL")
 
 
-def fold_whitespace(text: str) -> str:
-    """Return the text with every run of white space as one space, none at the ends: what every score compares."""
-    return " ".join(text.split())
+def fold_whitespace(text: str, *, lowercase: bool = False) -> str:
+    """Put one space in place of every run of white space and none at the ends: what every score compares.
+
+    Args:
+        text: any text.
+        lowercase: fold case too.
+    """
+    folded = " ".join(text.split())
+    return folded.lower() if lowercase else folded
 
 
 def normalise(text: str) -> str:
-    """Return lower-case text without punctuation (Unicode), white space folded: what exact match and token F1 compare.
+    """Lower the case, drop punctuation (Unicode) and fold white space: what exact match and token F1 compare.
 
     A text of nothing but punctuation keeps it: it must differ from the empty text.
     """
@@ -28,12 +41,12 @@ def normalise(text: str) -> str:
 
 
 def exact_match(prediction: str, reference: str) -> float:
-    """Return 1.0 if both texts are the same after `normalise`, else 0.0."""
+    """Compare two texts after `normalise`: 1.0 if they are the same, else 0.0."""
     return float(normalise(prediction) == normalise(reference))
 
 
 def token_f1(prediction: str, reference: str) -> float:
-    """Return the F1 of normalised words as multisets, in [0, 1]; two empty texts give 1."""
+    """Compute the F1 of normalised words as multisets, in [0, 1]; two empty texts give 1."""
     ours, theirs = normalise(prediction).split(), normalise(reference).split()
     if not ours or not theirs:
         return float(ours == theirs)
@@ -41,7 +54,9 @@ def token_f1(prediction: str, reference: str) -> float:
 
 
 def edits(prediction: str, reference: str, *, characters: bool = False) -> tuple[int, int]:
-    """Return edit operations and reference length, in words or characters."""
+    """Count the edit operations and the length of the reference, in words or characters."""
+    import jiwer
+
     if not reference.strip():
         raise DataError("An error rate needs a reference with at least one word; got an empty one.")
     process = jiwer.process_characters if characters else jiwer.process_words
@@ -51,9 +66,30 @@ def edits(prediction: str, reference: str, *, characters: bool = False) -> tuple
 
 
 def rouge_f(name: str, prediction: str, reference: str) -> float:
-    """Return F1 of rouge1, rouge2 or rougeL, in [0, 1], stemmer off.
+    """Compute the F1 of one of `ROUGES`, in [0, 1], stemmer off.
 
     rouge-score lower-cases and compares runs of a-z and 0-9 only: other letters separate words, and a text without any
     of these scores 0 even against itself. For other scripts take chrF.
     """
-    return float(_ROUGE[name].score(reference, prediction)[name].fmeasure)
+    return float(_rouge_scorer(name).score(reference, prediction)[name].fmeasure)
+
+
+@cache
+def _rouge_scorer(name: str) -> "RougeScorer":
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer([name], use_stemmer=False)
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Number the names that were there before: a, b, a becomes a, b, a (2)."""
+    taken: set[str] = set()
+    unique = []
+    for name in names:
+        number, one = 1, name
+        while one in taken or (number > 1 and one in names):  # a name that somebody else has is no way out
+            number += 1
+            one = f"{name} ({number})"
+        taken.add(one)
+        unique.append(one)
+    return unique

@@ -34,7 +34,7 @@ from leaf.evaluation.metrics import METRICS
 from leaf.evaluation.model_metrics import BUILDERS
 from leaf.rewards.functions import REWARDS
 from leaf.rewards.judge import KINDS
-from leaf.rewards.total import RewardSum
+from leaf.rewards.total import Rewards
 from leaf.train.trainer import LeafTrainer
 from tests.helpers import tiny
 
@@ -432,7 +432,7 @@ def test_the_reward_of_its_page_runs_by_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text(blocks("adding_a_reward.md", "yaml")[0])
     config = load_recipe("recipe.yaml")
-    result = RewardSum(config.rewards[1:], weights=config.reward_weights[1:])(  # type: ignore[index]
+    result = Rewards(config.rewards[1:], weights=config.reward_weights[1:])(  # type: ignore[index]
         completions=["One moment, please.", "No.", "Please"], reference=["a", "b", ""], prompts=["x"] * 3
     )
     assert result.parts["polite"][:2].tolist() == [1.0, 0.0]

@@ -16,7 +16,7 @@ from leaf.evaluation.predictions import Predictions, read_meta, read_predictions
 from leaf.files import read_rows
 from leaf.rewards.endpoint import Client, Endpoint, Reply, request_key
 from leaf.rewards.judge import JudgeSettings, Tally, compare_items, expected_score, parse, score_items
-from leaf.rewards.total import RewardSum
+from leaf.rewards.total import Rewards
 
 SERVER = Path(__file__).parents[1] / "helpers" / "judge_server.py"
 
@@ -351,27 +351,27 @@ def test_rows_without_references_get_a_prompt_without_them(url, tmp_path):
 
 def test_the_judge_is_a_reward(url, template, tmp_path):
     options = {"url": url, "model": "m", "template": str(template), "samples": 1, "cache": str(tmp_path / "c.sqlite")}
-    rewards = RewardSum(["judge", "exact_match"], weights=[1.0, 0.0], options={"judge": options})
+    rewards = Rewards(["judge", "exact_match"], weights=[1.0, 0.0], options={"judge": options})
     given = {"prompts": ["q", [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "q"}]}], "q"]}
     columns = {**given, "reference": ["r"] * 3, "text": ["p"] * 3}
     result = rewards(completions=["says=40;", "says=100;", "says=hm;"], **columns)
     assert result.parts["judge"].tolist()[:2] == [0.4, 1.0]
     assert result.parts["judge"].tolist()[2] != result.parts["judge"].tolist()[2]  # NaN: it could not be read
-    rubric = RewardSum(["judge"], options={"judge": {**options, "kind": "rubric"}})
+    rubric = Rewards(["judge"], options={"judge": {**options, "kind": "rubric"}})
     said = rubric(completions=["says=5; nologprobs", "says=1; nologprobs", "says=2; nologprobs"], **columns)
     assert said.totals.tolist() == [1.0, 0.0, 0.25]
     for bad in ({}, {"url": url}, {"url": url, "model": "m", "kind": "pairwise"}, {"url": url, "model": "m", "odd": 1}):
         with pytest.raises(ConfigError):
-            RewardSum(["judge"], options={"judge": bad})
+            Rewards(["judge"], options={"judge": bad})
     with pytest.raises(ConfigError, match="none of the rewards"):
-        RewardSum(["bleu"], options={"judge": options})
+        Rewards(["bleu"], options={"judge": options})
 
 
 def test_options_reach_any_reward_function(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def fixed(completions, value=0, **_):\n    return [value] * len(completions)\n")
     name = f"{file}:fixed"
-    assert RewardSum([name], options={name: {"value": 2}})(completions=["a"]).totals.tolist() == [2.0]
+    assert Rewards([name], options={name: {"value": 2}})(completions=["a"]).totals.tolist() == [2.0]
 
 
 # -- a real server -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from leaf.config import LeafConfig
 from leaf.credit import CREDIT_RULES
 from leaf.errors import AudioError, ConfigError, DataError, RewardError, RunError
 from leaf.model.policy import Policy
-from leaf.rewards.total import RewardSum
+from leaf.rewards.total import Rewards
 from leaf.runs.skipped import SkippedSteps, diagnose
 from leaf.train.records import rollout_statistics
 from leaf.train.rollout import unscore_unsampled
@@ -230,10 +230,10 @@ def test_rewards_too_large_to_be_added_up_are_refused_or_left_out(tmp_path):
         trainer(tmp_path / "stop", huge)[0].train()
     trainer(tmp_path, huge, on_reward_error="skip", max_steps=1)[0].train()
     assert [record["reward_errors"] for record in records(tmp_path)] == [6]
-    bound = RewardSum([lambda **_: [1e30] * 2] * 2, weights=[1e30, 1e30])(completions=["a", "b"])
+    bound = Rewards([lambda **_: [1e30] * 2] * 2, weights=[1e30, 1e30])(completions=["a", "b"])
     assert np.isfinite(bound.totals**2).all()
     with pytest.raises(ConfigError, match="one number for each, up to 1e"):
-        RewardSum([huge], weights=[1e31])
+        Rewards([huge], weights=[1e31])
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from leaf.data import load
 from leaf.errors import ConfigError, RunError
 from leaf.model.from_recipe import recipe_lora
 from leaf.model.policy import Policy
-from leaf.rewards.total import RewardSum
+from leaf.rewards.total import Rewards
 from leaf.runs.checkpoints import Checkpoints
 from leaf.runs.directory import RunDirectory
 from leaf.runs.provenance import recorded_arguments
@@ -136,7 +136,7 @@ def test_the_run_directory_tells_what_ran(tmp_path):
 def test_a_value_that_only_names_an_object_is_not_run():
     for run, key in (
         (lambda name: LeafTrainer("none", args=recipe("run", credit=name), train_dataset=tiny.rows(2)), "credit"),
-        (lambda name: RewardSum([name]), "rewards"),
+        (lambda name: Rewards([name]), "rewards"),
         (lambda name: load(name, "train"), "task"),
     ):
         with pytest.raises(ConfigError, match=f"^{key} is 'bleu .from Python.': a script began that run with an"):

@@ -23,7 +23,7 @@ from leaf.model.from_recipe import recipe_lora
 from leaf.model.loading import lacks_package, look_up
 from leaf.model.policy import Policy
 from leaf.plugins import load_plugins
-from leaf.rewards.total import RewardSum
+from leaf.rewards.total import rewards_from
 from leaf.runs.checkpoints import space_left, space_needed
 from leaf.runs.directory import run_path
 from leaf.runs.sharding import layer_bytes
@@ -81,7 +81,7 @@ def _settings(config: RunConfig) -> Iterator[Finding]:
     attempts: dict[str, Callable[[], object]] = {"settings": lambda: check_stage(config)}
     if isinstance(config, LeafConfig):
         attempts["credit"] = lambda: credit_rule(config.credit, **config.credit_options)
-        attempts["rewards"] = lambda: RewardSum.of(config)
+        attempts["rewards"] = lambda: rewards_from(config)
     for subject, attempt in attempts.items():
         try:
             attempt()

@@ -14,7 +14,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from leaf.evaluation.bootstrap import Metric, percentage
-from leaf.text import _ROUGE, edits, exact_match, rouge_f, token_f1
+from leaf.text import ROUGES, edits, exact_match, rouge_f, token_f1
 
 
 def _sacrebleu(name: str, kind: type[BLEU] | type[CHRF]) -> Metric:
@@ -71,7 +71,7 @@ def _mean(function: Callable[[str, str], float], signature: str, package: str) -
 METRICS: dict[str, Metric] = {
     "bleu": _sacrebleu("bleu", BLEU),
     "chrf": _sacrebleu("chrf", CHRF),
-    **{name: _mean(partial(rouge_f, name), f"{name}|f1|stemmer:no|tok:a-z0-9", "rouge-score") for name in _ROUGE},
+    **{name: _mean(partial(rouge_f, name), f"{name}|f1|stemmer:no|tok:a-z0-9", "rouge-score") for name in ROUGES},
     "exact_match": _mean(exact_match, "exact_match|punctuation:no", "leaf-speech"),
     "token_f1": _mean(token_f1, "token_f1|punctuation:no", "leaf-speech"),
     "wer": _error_rate(characters=False),

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -139,7 +140,7 @@ def statistics(
             raise DataError(f"Item {i} has prediction {prediction!r} and reference {reference!r}; give two texts.")
         if not reference.strip():
             raise DataError(f"Reference {i} is empty; every item needs a text to be compared with.")
-    fold = (lambda text: fold_whitespace(text).lower()) if lowercase else fold_whitespace
+    fold = partial(fold_whitespace, lowercase=lowercase)
     texts = [[fold(text) for text in side] for side in (predictions, references)]
     if metric.needs_source:
         if sources is None or len(sources) != len(references) or not all(sources):

@@ -7,6 +7,7 @@ items differ stand in sets of their own, for they cannot be compared.
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import combinations, zip_longest
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ def _item_scores(name: str, scored: Scored, system: Predictions, lowercase: bool
     if name != "bleu":
         per_pass = [[scored.metric.total(row) for row in items] for items in scored.passes]
         return _numbers(*np.mean(per_pass, axis=0))
-    fold = (lambda text: fold_whitespace(text).lower()) if lowercase else fold_whitespace
+    fold = partial(fold_whitespace, lowercase=lowercase)
     references = [fold(text) for text in system.references]
     per_pass = [REWARDS["bleu"]([fold(text) for text in texts], references) for texts in system.passes]
     return _numbers(*100 * np.array(per_pass, dtype=float).mean(axis=0))

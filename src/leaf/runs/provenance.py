@@ -31,7 +31,7 @@ def recorded_arguments(
     given: dict[str, Any] = {} if from_recipe else {"model": _model(model), "task": from_python("rows")}
     if reward_funcs:
         functions = [reward_funcs] if callable(reward_funcs) else reward_funcs
-        given["rewards"] = [_function(one, "__name__") for one in functions]  # as `RewardSum` calls them
+        given["rewards"] = [_function(one, "__name__") for one in functions]  # as `Rewards` calls them
     if credit is not None:
         given["credit"] = _function(credit)
     lora = lora or (None if from_recipe else _adapter(model))

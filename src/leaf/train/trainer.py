@@ -30,7 +30,7 @@ from leaf.model.sampling import Group, sample
 from leaf.model.scoring import largest_batch, score
 from leaf.model.usable import rows_with_audio
 from leaf.plugins import load_plugins
-from leaf.rewards.total import RewardSum
+from leaf.rewards.total import rewards_from
 from leaf.runs.checkpoints import Checkpoints, check_space
 from leaf.runs.directory import RunDirectory, run_path
 from leaf.runs.processes import Processes
@@ -90,7 +90,7 @@ class LeafTrainer:
         if credit is None:
             refuse_from_python("credit", args.credit)
         self.rule = credit_rule(credit or args.credit, **args.credit_options)
-        self.rewards = RewardSum.of(args, reward_funcs)
+        self.rewards = rewards_from(args, reward_funcs)
         self.rewards.check_rows(train_dataset)
         self.given = recorded_arguments(model, reward_funcs, credit, peft_config, from_recipe=from_recipe)
         self.args = args = replace(args, **self.given)
@@ -316,25 +316,11 @@ class LeafTrainer:
     def _score(
         self, rows: list[dict[str, Any]], groups: list[Group], say: Callable[[str], None]
     ) -> tuple[list[Tensor], int]:
-        """Call the reward functions once on the whole rollout; columns are repeated K times, as in TRL.
-
-        Returns the rewards per group, and on how many completions a function failed.
-        """
-        size = self.args.num_completions
-        texts = [text for group in groups for text in group.texts(self.policy.tokenizer)]
-        # Rows may differ in their columns: what one lacks is None.
-        names = dict.fromkeys([*(key for row in rows for key in row), *self.rewards.columns])
-        columns = {key: [row.get(key) for row in rows for _ in range(size)] for key in names}
-        ids = [
-            row[:length].tolist()
-            for group in groups
-            for row, length in zip(group.tokens, group.lengths.tolist(), strict=True)
-        ]
-        result = self.rewards(completions=texts, prompts=columns.pop("prompt"), completion_ids=ids, **columns)
+        """Return the rewards per group, and on how many completions a reward function failed."""
+        rewards, result = self.rewards.of(rows, groups, self.policy.tokenizer)
         for message in result.messages:
             say(f"left unscored: {message}")
-        totals = torch.as_tensor(result.totals, dtype=torch.float64).reshape(len(groups), size)
-        return list(totals), int(result.failed.sum())
+        return rewards, int(result.failed.sum())
 
     def _credit(self, row: dict[str, Any], group: Group, reward: Tensor) -> Tensor:
         """Return the rule's advantages (K, T) in float32; a rule of the user's own may give anything."""
