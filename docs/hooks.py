@@ -1,24 +1,51 @@
-"""MkDocs hook: fill the tables that are made from the code."""
+"""MkDocs hook: fill the tables that are made from the code, and take pages in that are outside docs/."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from leaf.commands.main import app
 from leaf.config import STAGES, RunConfig
 
+ROOT = Path(__file__).parents[1]
+# Where the site has pages from outside docs/. Their links work in the repository; `_link` changes them for the site.
+OUTSIDE = {ROOT / "CHANGELOG.md": "changelog.md", ROOT / "CONTRIBUTING.md": "contributing.md"} | {
+    path: f"notebooks/{path.name}" for path in sorted((ROOT / "benchmarks/notebooks").glob("*.md"))
+}
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the keys of a stage where a page says `<!-- keys: rl -->`, and the commands for `<!-- commands -->`."""
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are outside docs/."""
+    for path, place in OUTSIDE.items():
+        files.append(File.generated(config, place, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Write keys for `<!-- keys: rl -->` and commands for `<!-- commands -->`, and point links into the site."""
     markdown = re.sub(r"<!-- keys: (\w+) -->", lambda found: _keys(found[1]), markdown)
-    return markdown.replace("<!-- commands -->", "\n".join(_commands(typer.main.get_command(app), "leaf")))
+    markdown = markdown.replace("<!-- commands -->", "\n".join(_commands(typer.main.get_command(app), "leaf")))
+    return re.sub(r"\]\((?!\w+:)([^)#]+)", lambda found: f"]({_link(page.file, found[1])}", markdown)
+
+
+def _link(file: File, target: str) -> str:
+    """Turn a link from one file of the repository to another into the link between their pages."""
+    assert file.abs_src_path is not None
+    path = Path(os.path.normpath(Path(file.abs_src_path).parent / target))
+    place = OUTSIDE.get(path) or os.path.relpath(path, ROOT / "docs")
+    return os.path.relpath(place, os.path.dirname(file.src_uri))
 
 
 def _keys(stage: str) -> str:
-    """Return a table of a stage's own keys, or of those that every stage has (`all`)."""
+    """Write a table of a stage's own keys, or of those that every stage has (`all`)."""
     shared = {field.name for field in dataclasses.fields(RunConfig)}
     lines = ["| key | default | meaning |", "|---|---|---|"]
     for field in dataclasses.fields(RunConfig if stage == "all" else STAGES[stage]):
@@ -31,7 +58,7 @@ def _keys(stage: str) -> str:
 
 
 def _commands(command: Any, name: str) -> Iterator[str]:
-    """Yield the lines of a heading for each command, with its arguments and options, sub-commands behind it."""
+    """Write a heading for each command, with its arguments and options, and then its sub-commands."""
     if name != "leaf":
         yield f"## {name}\n\n{_cell(command.help or '')}\n"
         shown = [parameter for parameter in command.params if parameter.name != "help"]

@@ -2,27 +2,25 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
-
-import torch
 
 from leaf.commands.main import app
 from leaf.config import load_recipe
 from leaf.evaluation.evaluate import name_systems
+from tests.pages.shown import ROOT, code_blocks
 
-ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "README.md").read_text()
+README = ROOT / "README.md"
+TEXT = README.read_text(encoding="utf-8")
 
 
-def test_the_first_example_runs_and_gives_one_advantage_per_token():
-    block = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)[0]
-    *body, last = block.strip().splitlines()
-    names: dict = {}
-    exec("\n".join(body), names)
-    advantages = eval(last.split("#")[0], names)
-    assert advantages.shape == names["tokens"].shape
-    assert torch.isfinite(advantages).all()
-    assert float(advantages.sum()) != 0.0
+def test_the_python_example_trains(project):
+    small = {"max_steps": 1, "num_completions": 2, "max_new_tokens": 3, "prompts_per_rollout": 2, "device": "cpu"}
+    (code,) = code_blocks(README, "python")
+    shortened = code.replace("LeafConfig(", "LeafConfig(**small, ")
+    assert shortened != code
+    exec(shortened, {"small": small})
+    assert Path("runs/polite/last/adapter_model.safetensors").is_file()
 
 
 def test_commands_name_existing_subcommands_recipes_and_keys():
@@ -35,7 +33,7 @@ def test_commands_name_existing_subcommands_recipes_and_keys():
         assert name in known
         overrides = [word for word in arguments if "=" in word]
         for recipe in (word for word in arguments if word.endswith(".yaml")):
-            if not recipe.startswith("runs/"):  # what a run has written; tests/test_cli.py goes on with one
+            if not recipe.startswith("runs/"):  # a run has written it; tests/pages/test_shown.py runs such commands
                 load_recipe(ROOT / recipe, overrides)
 
 
@@ -66,3 +64,11 @@ def test_the_files_that_are_compared_are_those_that_an_evaluation_writes(tmp_pat
 def test_every_shipped_recipe_resolves():
     for recipe in sorted((ROOT / "recipes").glob("*.yaml")):
         assert load_recipe(recipe).output_dir == f"runs/{recipe.stem}"
+
+
+def test_version_is_the_same_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), flags=re.M)
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
+    assert newest
+    assert newest[1] == version
