@@ -106,7 +106,7 @@ def test_resume_continues_a_finished_run_without_harm(project):
 
 def test_demo_prints_the_table_and_keeps_the_predictions(project):
     shown = run("demo", "--recipe", "rl.yaml", "--items", "3", "--resume")  # as `make demo` does
-    assert "nothing to resume: it starts at step 0" in shown
+    assert "nothing to resume: training starts at step 0" in shown
     assert "held-out test, greedy decoding" in shown
     assert "The run is in runs/rl" in shown
     assert len((project / "runs/rl/test_after.jsonl").read_text().splitlines()) == 3
@@ -230,8 +230,8 @@ def test_doctor_looks_at_the_lengths_that_all_rows_state_and_at_the_test_split(p
         "data, test": "unsure",
     }
     assert said["data, train"].found.endswith("last 0.5 to 0.8 s; too long: 1, up to 3.0 s")
-    assert "with --max-seconds 2, or leave rows out; on_bad_audio: skip passes over them." in said["data, train"].advice
-    assert found("on_bad_audio=skip")["data, train"].state == "unsure"
+    assert "with --max-seconds 2, or leave rows out; tolerate: skip passes over them." in said["data, train"].advice
+    assert found("tolerate=skip")["data, train"].state == "unsure"
     assert list(found(recipe="sft.yaml")) == ["data, train", "data, validation"]
     (project / "data.jsonl").write_text("\n".join(json.dumps(row) for row in rows if row["split"] != "test"))
     assert found()["data, test"].state == "unsure"

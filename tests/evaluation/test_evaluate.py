@@ -262,17 +262,17 @@ def test_recordings_are_looked_at_before_anything_is_said(policy, rows, recipe, 
         AudioError, match=r"1 of 5 rows have no usable audio: 'long'. The first: Row 'long': .* at most 2 s"
     ):
         evaluated(recipe, policy, [{**rows[0], "id": "long", "audio": long, "seconds": 3.0}, *rows], tmp_path / "out")
-    with pytest.raises(AudioError, match=r"--max-seconds.*on_bad_audio=skip"):
+    with pytest.raises(AudioError, match=r"--max-seconds.*tolerate=skip"):
         evaluated(recipe, policy, [{**rows[0], "id": "long", "audio": long}, *rows], tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    recipe.on_bad_audio = "skip"
+    recipe.tolerate = "skip"
     with pytest.raises(AudioError, match="None is left to evaluate"):
         evaluated(recipe, policy, [{**rows[0], "audio": long}], tmp_path / "out")
 
 
 def test_rows_without_usable_audio_are_left_out_where_the_recipe_says_so(policy, rows, recipe, tmp_path):
     usable = evaluated(recipe, policy, rows, tmp_path / "usable")[0]
-    recipe.on_bad_audio = "skip"
+    recipe.tolerate = "skip"
     bad = {"long": np.full(16000 * 3, 0.1, dtype=np.float32), "silent": np.zeros(16000, dtype=np.float32)}
     bad = [{**rows[0], "id": i, "audio": {"array": wave, "sampling_rate": 16000}} for i, wave in bad.items()]
     result, said = evaluated(recipe, policy, [bad[0], *rows, bad[1]], tmp_path / "out")

@@ -147,7 +147,7 @@ def meet_accidents(folder, rank):
     data = rows(5)
     (folder / "broken.wav").write_bytes(b"nothing")
     data[3]["audio"] = str(folder / "broken.wav")  # the last of step 1's four
-    skip = {"on_bad_audio": "skip", "on_reward_error": "skip", "max_steps": 1, "eval_every": 0}
+    skip = {"tolerate": "skip", "max_steps": 1, "eval_every": 0}
     args = replace(BASE, output_dir=str(folder / "accidents"), **skip)
     said = []
     LeafTrainer(

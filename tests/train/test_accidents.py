@@ -107,16 +107,15 @@ def test_a_step_that_is_not_finite_is_skipped_and_leaves_no_trace_in_the_weights
 
 
 def test_too_many_skipped_steps_in_a_row_end_the_run_with_a_diagnosis(tmp_path):
-    made, _ = trainer(tmp_path, max_skipped_steps=1, max_steps=9)
+    made, _ = trainer(tmp_path, max_steps=9)
+    made.skips.limit = 1
     poison(made, {2, 4, 5}, "loss")
-    wanted = (
-        r"2 optimiser steps in a row .*max_skipped_steps.*the loss is nan, with weights in float32\. It comes from "
-    )
+    wanted = r"2 optimiser steps in a row .*1 are allowed: the loss is nan, with weights in float32\. It comes from "
     with pytest.raises(RunError, match=wanted + r"row '\d', completions 0, 1, 2: .*lower learning_rate"):
         made.train()
     assert [record["skipped_steps"] for record in records(tmp_path)] == [0, 1, 0, 1]
-    again, _ = trainer(tmp_path, max_skipped_steps=2, max_steps=9)
-    again.train(resume_from_checkpoint=True)  # a recipe may allow more and go on
+    again, _ = trainer(tmp_path, max_steps=9)
+    again.train(resume_from_checkpoint=True)  # more are allowed now
     assert [record["step"] for record in records(tmp_path)] == list(range(1, 10))
 
 
@@ -192,7 +191,8 @@ def test_completions_drawn_from_nothing_are_unscored(policy):
 
 def test_a_model_that_overflows_while_sampling_skips_its_steps(tmp_path):
     """NaN logits everywhere: nothing is scored, every step is skipped, and the run says what to do."""
-    made, said = trainer(tmp_path, max_skipped_steps=2)
+    made, said = trainer(tmp_path)
+    made.skips.limit = 2
     made.start()
     decode = made.policy.decode
     made.policy.decode = lambda embeddings, **arguments: decode(embeddings, **arguments) * math.nan
@@ -212,7 +212,7 @@ def test_a_run_goes_on_without_the_completions_a_reward_failed_on(tmp_path):
         values = letters(completions)
         return values if len(calls) != 3 else ["bad", *values[1:]]
 
-    made, said = trainer(tmp_path, moody, on_reward_error="skip")
+    made, said = trainer(tmp_path, moody, tolerate="skip")
     made.train()
     assert [record["reward_errors"] for record in records(tmp_path)] == [0, 6, 1, 0]
     assert [record["unscored"] for record in records(tmp_path)] == [0, 6, 1, 0]
@@ -228,7 +228,7 @@ def test_rewards_too_large_to_be_added_up_are_refused_or_left_out(tmp_path):
 
     with pytest.raises(RewardError, match=r"huge returned 1e\+308 for completion 0; allowed are .* up to 1e\+30"):
         trainer(tmp_path / "stop", huge)[0].train()
-    trainer(tmp_path, huge, on_reward_error="skip", max_steps=1)[0].train()
+    trainer(tmp_path, huge, tolerate="skip", max_steps=1)[0].train()
     assert [record["reward_errors"] for record in records(tmp_path)] == [6]
     bound = Rewards([lambda **_: [1e30] * 2] * 2, weights=[1e30, 1e30])(completions=["a", "b"])
     assert np.isfinite(bound.totals**2).all()
@@ -260,7 +260,7 @@ def test_a_run_goes_on_without_a_row_whose_audio_is_broken(tmp_path):
     (tmp_path / "broken.wav").write_bytes(b"nothing")
     rows[2]["audio"] = str(tmp_path / "broken.wav")
     rows = [{**row, "audio": row["audio"]} for row in rows]
-    made, said = trainer(tmp_path, rows=rows, on_bad_audio="skip")
+    made, said = trainer(tmp_path, rows=rows, tolerate="skip")
     made.train()
     got = records(tmp_path)
     assert sum(record["bad_audio"] for record in got) == 2  # 8 draws from 4 rows
@@ -270,7 +270,7 @@ def test_a_run_goes_on_without_a_row_whose_audio_is_broken(tmp_path):
     for row in rows:
         row["audio"] = str(tmp_path / "broken.wav")
     with pytest.raises(DataError, match="4 rows, one after the other, have no usable audio"):
-        trainer(tmp_path / "third", rows=rows, on_bad_audio="skip")[0].train()
+        trainer(tmp_path / "third", rows=rows, tolerate="skip")[0].train()
 
 
 def test_a_run_says_when_it_learns_nothing():

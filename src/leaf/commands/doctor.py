@@ -202,9 +202,9 @@ def _data(config: RunConfig, family: Family | None, processor: Any) -> Iterator[
         found += f"; too long: {len(too_long)}, up to {max(too_long):.1f} s"
         advice = f"This model takes {limit:g} s. Prepare the data with --max-seconds {limit:g}, or leave rows out"
         if isinstance(config, LeafConfig):
-            skipped = config.on_bad_audio == "skip"
+            skipped = config.tolerate == "skip"
             bad = "unsure" if skipped else bad
-            advice += "; on_bad_audio: skip passes over them" + (" already" if skipped else "")
+            advice += "; tolerate: skip passes over them" + (" already" if skipped else "")
         yield Finding(f"data, {split}", bad, found, f"{advice}.")
 
 

@@ -233,7 +233,7 @@ def evaluate_systems(
     and other metrics are scored without the model. All passes of a file count.
 
     Recordings are looked at before anything is sampled: from their headers, or decoded where the recipe's
-    `on_bad_audio` is `skip`. Then rows without usable audio are left out, said, and listed in the meta data.
+    `tolerate` is `skip`. Then rows without usable audio are left out, said, and listed in the meta data.
 
     Args:
         config: the recipe.
@@ -266,7 +266,7 @@ def evaluate_systems(
         missing = [seed for seed in ([None] if greedy else seeds) if seed not in known.seeds]
         if missing:
             policy = load(adapter)
-            _leave_out(known, policy, _rows_of(known, items, rows), config.on_bad_audio == "skip", say)
+            _leave_out(known, policy, _rows_of(known, items, rows), config.tolerate == "skip", say)
             about = {"made_with": made_with, "seeds": missing, "left_out": known.meta.get("left_out", [])}
             unfinished = Unfinished(file, about, say)
             _add_passes(known, policy, _rows_of(known, items, rows), missing, unfinished=unfinished)
@@ -389,7 +389,7 @@ def _leave_out(
     if not skip:
         advice = (
             "Leave such rows out of the data set (by length: `leaf data prepare ... --max-seconds`), or set "
-            "on_bad_audio=skip, which leaves them out of the evaluation and counts them."
+            "tolerate=skip, which leaves them out of the evaluation and counts them."
         )
     elif predictions.passes:
         advice = "Earlier passes have them, so further ones need them: bring them back, or begin anew in another --out."

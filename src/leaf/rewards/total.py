@@ -204,7 +204,7 @@ def rewards_from(
     return Rewards(
         config.rewards if functions is None else functions,
         weights=config.reward_weights,
-        on_error=config.on_reward_error,
+        on_error=config.tolerate,
         options=config.reward_options,
     )
 

@@ -20,27 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from leaf.config import RunConfig, to_dict
+from leaf.config import Resume, RunConfig, from_dict, of_version_0_1, to_dict
 from leaf.errors import RunError
 from leaf.files import file_sha256, remove_directory
 from leaf.runs.directory import LOGS, RunDirectory
 
 FORMAT = 1
 _FILES = ("tensors.safetensors", "state.json")
-# A resumed run may set these anew: they say where, how often and how patiently, not what is learned. What was done
-# under `stop` met no accident, so it is what `skip` would have done.
-HARMLESS = frozenset(
-    "output_dir track_with eval_every save_every record_every keep_checkpoints reward_timeout trust_remote_code "
-    "max_skipped_steps on_reward_error on_bad_audio".split()
-)
-# So may these of reward_options: where a judge is to be found and how it is asked.
-_WHEREABOUTS = frozenset("url key_env concurrency timeout_s retries".split())
-# These too: they change the order in which numbers are added up, so the last bits only.
-LAST_BITS = frozenset("device token_budget gradient_checkpointing attention eval_batch_size".split())
-# How far it goes; it may be told to go further.
-LENGTHS = ("max_steps", "epochs")
-# What it refuses; it may be told to refuse less, since what it has accepted it still accepts. None refuses nothing.
-LIMITS = ("max_prompt_tokens",)
 # What has to stay the same beside the recipe, and why.
 FACTS = {
     "training rows": "their order depends on how many there are",
@@ -205,29 +191,37 @@ class Checkpoints:
                     f"{self.run.path} was trained with {key}: {state['facts'][key]!r}, now {value!r}, but "
                     f"{FACTS[key]}. Put back what differs, or start another run in another output_dir."
                 )
-        was, now = _with_defaults(state["recipe"], type(self.config)), _plain(self.config)
+        was, now = _plain(from_dict(of_version_0_1(state["recipe"]))), _plain(self.config)
+        fields = {field.name: field.metadata for field in dataclasses.fields(self.config)}
         # Checkpoints of earlier versions have the recipe's own values in place of the arguments.
         unknown = () if "given" in state else self.given
-        changed = [key for key in now if key not in unknown and _compared(key, was[key]) != _compared(key, now[key])]
-        wider = [key for key in changed if key in LIMITS and (now[key] or math.inf) > (was[key] or math.inf)]
-        longer = [key for key in changed if key in LENGTHS and was[key] and now[key] and now[key] > was[key]]
-        refused = [key for key in changed if key not in HARMLESS | LAST_BITS | {*longer, *wider}]
+        changed = [
+            key
+            for key, metadata in fields.items()
+            if key not in unknown and _without(metadata, was[key]) != _without(metadata, now[key])
+        ]
+        refused = [key for key in changed if not _may_change(fields[key]["resume"], was[key], now[key])]
         if refused:
             differences = "; ".join(f"{key} is {now[key]!r}, was {was[key]!r}" for key in refused)
+            larger = [key for key, metadata in fields.items() if metadata["resume"] == "grow"]
+            other = sorted(key for key, metadata in fields.items() if metadata["resume"] in ("free", "bits"))
             raise RunError(
                 f"The recipe is not the one that {self.run.path} was trained with: {differences}. Put back what "
                 f"differs, or start another run in another output_dir. Allowed are larger values of "
-                f"{', '.join(LENGTHS + LIMITS)} and other ones of {', '.join(sorted(HARMLESS | LAST_BITS))}."
+                f"{', '.join(larger)} and other ones of {', '.join(other)}."
             )
         if "max_steps" in changed and now["schedule"] != "constant" and now["schedule_steps"] is None:
             self.say(
                 f"the learning rate now follows a {now['schedule']} over {now['max_steps']} steps instead of "
                 f"{was['max_steps']}"
             )
-        for key in wider:
-            self.say(f"{key} is now {now[key]} instead of {was[key]}; what was accepted so far still is")
-        if bits := sorted(LAST_BITS.intersection(changed)):
-            self.say(f"changed: {', '.join(bits)}; the last bits will differ from the uninterrupted run's")
+        if "max_prompt_tokens" in changed:
+            self.say(
+                f"max_prompt_tokens is now {now['max_prompt_tokens']} instead of {was['max_prompt_tokens']}; what was "
+                "accepted so far still is"
+            )
+        if bits := sorted(key for key in changed if fields[key]["resume"] == "bits"):
+            self.say(f"{', '.join(bits)} changed: results will match only up to floating-point rounding")
 
     def _load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
         wanted = {f"parameter/{name}": (p.dtype, p.shape) for name, p in self.parameters.items()}
@@ -337,17 +331,16 @@ def _plain(config: RunConfig) -> dict[str, Any]:
     return json.loads(json.dumps(to_dict(config)))
 
 
-def _compared(key: str, value: Any) -> Any:
-    """Return of a recipe's value what has to stay the same."""
-    if key != "reward_options":
+def _without(metadata: Mapping[str, Any], value: Any) -> Any:
+    """Leave out of a field's value the inner options that a resumed run may change."""
+    free = metadata["free_options"]
+    if not free:
         return value
-    return {
-        name: {k: v for k, v in options.items() if k not in _WHEREABOUTS} if isinstance(options, dict) else options
-        for name, options in value.items()
-    }
+    return {name: {k: v for k, v in options.items() if k not in free} for name, options in value.items()}
 
 
-def _with_defaults(recipe: Mapping[str, Any], config_class: type[RunConfig]) -> dict[str, Any]:
-    """Return the recipe of a checkpoint with today's fields; those it does not know have their default."""
-    known = {field.name for field in dataclasses.fields(config_class)}
-    return _plain(config_class(**{key: value for key, value in recipe.items() if key in known}))
+def _may_change(resume: Resume, was: Any, now: Any) -> bool:
+    """Tell whether a resumed run may change a field from one value to another."""
+    if resume == "grow":  # None is without limit
+        return (math.inf if now is None else now) > (math.inf if was is None else was)
+    return resume != "same"

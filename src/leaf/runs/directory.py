@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from leaf import files
-from leaf.config import RunConfig, from_dict, to_dict
+from leaf.config import RunConfig, from_dict, of_version_0_1, to_dict
 from leaf.errors import RunError
 from leaf.files import writing
 
@@ -106,7 +106,7 @@ class RunDirectory:
             raise RunError(f"{file} cannot be read: {' '.join(str(error).split())}.") from error
         if not isinstance(values, dict):
             raise RunError(f"{file} holds no recipe. Restore it from a copy.")
-        return from_dict(values)
+        return from_dict(of_version_0_1(values))
 
     def write_recipe(self, config: RunConfig) -> None:
         """Write the resolved recipe."""

@@ -18,6 +18,8 @@ from leaf.model.policy import Policy, Prompt
 from leaf.model.sampling import Group
 from leaf.model.scoring import score
 
+MOST_SKIPPED = 5  # steps in a row: fewer may be bad luck with a batch, more are a run that has gone wrong
+
 
 @dataclass
 class SkippedSteps:
@@ -75,8 +77,8 @@ class SkippedSteps:
             return
         precise = "" if self.dtype == torch.float32 else ", use dtype: float32"
         raise RunError(
-            f"{self.in_a_row} optimiser steps in a row would have been skipped and {self.limit} are allowed "
-            f"(max_skipped_steps): {what}, with weights in {str(self.dtype).removeprefix('torch.')}. {diagnosis} No "
+            f"{self.in_a_row} optimiser steps in a row would have been skipped and {self.limit} are allowed: "
+            f"{what}, with weights in {str(self.dtype).removeprefix('torch.')}. {diagnosis} No "
             f"NaN has reached the weights, and the last checkpoint is intact. Leave such rows out, lower learning_rate"
             f"{precise}, and start afresh in another output_dir."
         )

@@ -19,7 +19,7 @@ from leaf.errors import DataError, ModelError
 from leaf.model.policy import Policy
 from leaf.runs.checkpoints import Checkpoints, check_space
 from leaf.runs.directory import RunDirectory
-from leaf.runs.skipped import SkippedSteps
+from leaf.runs.skipped import MOST_SKIPPED, SkippedSteps
 from leaf.train.schedule import build_optimizer, build_schedule, check_stage
 from leaf.train.steps import take_steps
 
@@ -136,7 +136,7 @@ def align(
     features, eval_features = _features(policy, train_rows), _features(policy, eval_rows)
     usable = _usable(aligner, features, texts, report)
     started, scores = time.perf_counter(), {}
-    skips = SkippedSteps(config.max_skipped_steps, policy.base.dtype, report)
+    skips = SkippedSteps(MOST_SKIPPED, policy.base.dtype, report)
 
     def one_step(step: int) -> None:
         batch = [usable[i] for i in batch_indices(len(usable), config.batch_size, step - 1, config.seed)]

@@ -23,7 +23,7 @@ from leaf.model.prompts import audio_of
 from leaf.model.scoring import batches, score
 from leaf.runs.checkpoints import Checkpoints, check_space
 from leaf.runs.directory import RunDirectory
-from leaf.runs.skipped import SkippedSteps
+from leaf.runs.skipped import MOST_SKIPPED, SkippedSteps
 from leaf.train.schedule import build_optimizer, build_schedule, check_stage
 from leaf.train.steps import take_steps
 
@@ -129,7 +129,7 @@ def sft(
     groups = share_audio(policy, take(train_rows, range(len(train_rows))))
     report(f"sft: {len(train_rows)} rows on {len(groups)} recordings, {config.batch_size} recordings a step")
     started, scores = time.perf_counter(), {}
-    skips = SkippedSteps(config.max_skipped_steps, policy.base.dtype, report)
+    skips = SkippedSteps(MOST_SKIPPED, policy.base.dtype, report)
 
     def validate(step: int) -> None:
         policy.eval()

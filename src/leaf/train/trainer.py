@@ -36,7 +36,7 @@ from leaf.runs.directory import RunDirectory, run_path
 from leaf.runs.processes import Processes
 from leaf.runs.provenance import recorded_arguments
 from leaf.runs.signals import StopRequested, StopSignals
-from leaf.runs.skipped import SkippedSteps, diagnose, take_or_skip
+from leaf.runs.skipped import MOST_SKIPPED, SkippedSteps, diagnose, take_or_skip
 from leaf.train.records import group_record, rollout_statistics
 from leaf.train.rollout import RECORDED, Rollout, unscore_unsampled
 from leaf.train.schedule import build_optimizer, build_schedule, check_stage, in_steps, is_warm_restart
@@ -131,7 +131,7 @@ class LeafTrainer:
         self.best: float | None = None
         self._saved: tuple[int, bool] | None = None
         self.seconds: dict[str, float] = {}
-        self.skips = SkippedSteps(args.max_skipped_steps, self.policy.base.dtype, self._say)
+        self.skips = SkippedSteps(MOST_SKIPPED, self.policy.base.dtype, self._say)
         self.streaks = Streaks(self._say)
 
     # -- the loop ------------------------------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ class LeafTrainer:
         try:
             return rows, self.policy.embed(rows), 0
         except AudioError:
-            if self.args.on_bad_audio == "stop":
+            if self.args.tolerate == "stop":
                 raise
         rows, replaced = rows_with_audio(self.policy, self.train_rows, indices, say)
         return rows, self.policy.embed(rows), replaced
@@ -457,7 +457,7 @@ class LeafTrainer:
         args = self.args
         indices = range(min(len(self.eval_rows), args.eval_items or len(self.eval_rows)))
         rows = take(self.eval_rows, indices)
-        if args.on_bad_audio == "skip":
+        if args.tolerate == "skip":
             rows, _ = rows_with_audio(
                 self.policy, self.eval_rows, indices, lambda line: self._say(f"validation: {line}")
             )
