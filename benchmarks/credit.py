@@ -1,6 +1,6 @@
 """Time LEAF's credit, token ids to advantages, against a plain implementation with dictionaries over token tuples.
 
-Run it alone: `python benchmarks/credit.py`. The plain implementation is the oracle of the tests, so both give the same
+Run it alone: `python -m benchmarks.credit`. The plain implementation is the oracle of the tests, so both give the same
 advantages, which is checked before anything is timed. Groups share prefixes: seven of ten completions branch off an
 earlier one. Results go to benchmarks/results/credit.json with the machine they were taken on.
 """
@@ -19,11 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from leaf.credit import PrefixTree, leaf_advantages, select_boundaries  # noqa: E402
-from tests.helpers import groups, oracle  # noqa: E402
+from benchmarks.records import RESULTS
+from leaf.credit import PrefixTree, leaf_advantages, select_boundaries
+from tests.helpers import groups, oracle
 
 # (K, T) and the least speed-up that the project promises there.
 SIZES = {(8, 200): None, (64, 512): 8.0, (256, 2048): 15.0}
@@ -108,7 +106,7 @@ def machine() -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7, help="timed calls of the plain implementation")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "credit.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "credit.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result = {"machine": machine(), "max_boundaries": MAX_BOUNDARIES, "rows": []}

@@ -1,12 +1,12 @@
 """Train every weight of the language model with GRPO or SFT, and hold the result against LoRA with LEAF.
 
-    python benchmarks/full_parameter.py run --method grpo --seed 0 [--steps N] [key=value ...]
-    python benchmarks/full_parameter.py run --method sft --seed 0     # lora-sft: on the weights of LoRA
-    python benchmarks/full_parameter.py search --method grpo          # learning rates, by validation
-    python benchmarks/full_parameter.py cost --method lora-leaf       # parameters, memory and time of a few steps
-    python benchmarks/full_parameter.py table
+    python -m benchmarks.full_parameter run --method grpo --seed 0 [--steps N] [key=value ...]
+    python -m benchmarks.full_parameter run --method sft --seed 0     # lora-sft: on the weights of LoRA
+    python -m benchmarks.full_parameter search --method grpo          # learning rates, by validation
+    python -m benchmarks.full_parameter cost --method lora-leaf       # parameters, memory and time of a few steps
+    python -m benchmarks.full_parameter table
 
-These are the runs of benchmarks/learning.py (recipes/qa.yaml) with more weights. The checkpoint, the prompts and their
+These are the runs of benchmarks/learning (recipes/qa.yaml) with more weights. The checkpoint, the prompts and their
 order, the sampling seeds, the completions of a step, the schedule, the divergence and the scoring are the same, but the
 whole language model of the embedded checkpoint is trained, embedding and head as the one matrix they are in SmolLM2.
 Audio encoder and projector stay frozen, as there. Rollout and update are `LeafTrainer`'s. SFT takes the references of
@@ -22,20 +22,21 @@ of `--set` where they were made on the machine of these.
 
 import argparse
 import gc
-import json
-import platform
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import learning
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.learning.chosen import METRICS, SPLITS, Chosen
+from benchmarks.learning.intervals import cells
+from benchmarks.learning.runs import SEARCH_SEED, scored
+from benchmarks.records import RESULTS, ROOT, append, machine, read
 from leaf.config import LeafConfig, load_recipe
 from leaf.data import load
 from leaf.data.rows import batch_indices, take
@@ -47,9 +48,9 @@ from leaf.train.schedule import build_schedule
 from leaf.train.sft import sft_gradient, share_audio
 from leaf.train.trainer import LeafTrainer
 
-RESULTS = learning.ROOT / "benchmarks/results/full_parameter.jsonl"
-SEARCH = learning.ROOT / "benchmarks/results/full_parameter_search.jsonl"
-COST = learning.ROOT / "benchmarks/results/full_parameter_cost.jsonl"
+RUNS = RESULTS / "full_parameter.jsonl"
+SEARCH = RESULTS / "full_parameter_search.jsonl"
+COST = RESULTS / "full_parameter_cost.jsonl"
 METHODS = {"grpo": "all weights, GRPO", "sft": "all weights, SFT", "lora-sft": "LoRA, SFT"}
 RATES = (5e-6, 1e-5, 2e-5, 4e-5)
 RATE = {"grpo": 1e-5, "sft": 2e-5}  # the best of `search --steps 50`
@@ -195,13 +196,13 @@ def prepare(args, seed: int, given: Sequence[str]) -> tuple[dict, LeafTrainer, i
     settings = [f"seed={seed}"]
     settings += [] if rule == "sft" else [f"credit={rule}"]
     settings += [] if lora else [f"learning_rate={RATE[rule]}"]
-    config = load_recipe(learning.ROOT / "recipes/qa.yaml", [*settings, *given, *args.overrides])
+    config = load_recipe(ROOT / "recipes/qa.yaml", [*settings, *given, *args.overrides])
     period = config.max_steps
     if args.passes > 1:
         config = replace(config, max_steps=period * args.passes)
     record = {"task": "qa", "method": args.method, "seed": seed, "steps": config.max_steps, "passes": args.passes}
     record |= {"learning_rate": config.learning_rate, "overrides": args.overrides}
-    record["machine"] = f"{platform.machine()}, {args.threads} thread, torch {torch.__version__}"
+    record["machine"] = machine(args.threads)
     splits = {"train_dataset": config.train_split, "eval_dataset": config.eval_split}
     rows = {name: load(config.task, split) for name, split in splits.items()}
     checkpoint = resolve_model(config.model)
@@ -249,41 +250,41 @@ def run(args):
     record, trainer = train(args, args.seed, given)
     for split in args.splits.split(","):
         rows = load(trainer.args.task, split, limit=args.items).to_list()
-        scores, _ = learning.scored(trainer.policy, trainer.args, rows, sampled=split in args.sampled.split(","))
+        scores, _ = scored(trainer.policy, trainer.args, rows, sampled=split in args.sampled.split(","))
         print(args.method, args.seed, split, scores, flush=True)
-        learning.append(RESULTS, record | {split: scores})  # at once: a run cut short keeps what it has
+        append(RUNS, record | {split: scores})  # at once: a run cut short keeps what it has
 
 
 def search(args):
     """Try every learning rate on one seed and score the whole validation split greedily."""
     for rate in args.rates:
         given = [f"learning_rate={rate}", f"max_steps={args.steps}", "eval_every=0"]
-        record, trainer = train(args, learning.SEARCH_SEED, given)
+        record, trainer = train(args, SEARCH_SEED, given)
         rows = load(trainer.args.task, trainer.args.eval_split, limit=args.items).to_list()
-        record["validation"], _ = learning.scored(trainer.policy, trainer.args, rows, sampled=False)
+        record["validation"], _ = scored(trainer.policy, trainer.args, rows, sampled=False)
         print(args.method, rate, record["validation"], flush=True)
-        learning.append(SEARCH, record)
+        append(SEARCH, record)
         del trainer
         gc.collect()
 
 
 def cost(args):
     """Take a few steps of a method, LoRA's included, and record parameters, memory and time."""
-    record, _ = train(args, learning.SEARCH_SEED, [f"max_steps={args.steps}", "eval_every=0"])
+    record, _ = train(args, SEARCH_SEED, [f"max_steps={args.steps}", "eval_every=0"])
     print({name: record[name] for name in ("parameters", "peak_gb", "seconds_per_step", "cpu_seconds_per_step")})
-    learning.append(COST, record)
+    append(COST, record)
 
 
 def table(args):
-    lora, full = learning.Chosen("qa", set=args.set).runs(), _lines(RESULTS)
+    lora, full = Chosen("qa", set=args.set).runs(), read(RUNS)
     named = {"start": [r for r in lora if r["credit"] == "none"]}
     named["LoRA, LEAF"] = [r for r in lora if r["credit"] == "leaf"]
     named["LoRA, GRPO"] = [r for r in lora if r["credit"] == "grpo"]
     named |= {name: [r for r in full if r["method"] == method] for method, name in METHODS.items()}
-    for split in learning.SPLITS:
+    for split in SPLITS:
         for mode in ("greedy", "sampled"):
             title = f"{split}, {mode}: mean over seeds ± 95 %, and difference to LoRA with LEAF paired by seed"
-            header = [*learning.METRICS, *(f"Δ {name}" for name in learning.METRICS)]
+            header = [*METRICS, *(f"Δ {name}" for name in METRICS)]
             shown = Table("", "seeds", *header, title=title)
             scores = {
                 name: {r["seed"]: r[split][mode] for r in rows if mode in r.get(split, {})}
@@ -292,19 +293,15 @@ def table(args):
             for name, mine in scores.items():
                 base = {} if name in ("start", "LoRA, LEAF") else scores["LoRA, LEAF"]
                 if mine:
-                    shown.add_row(name, str(len(mine)), *learning._cells(mine, base)[: len(header)])
+                    shown.add_row(name, str(len(mine)), *cells(mine, base)[: len(header)])
             if shown.row_count:
                 Console(width=150).print(shown)
     shown = Table("", "trained parameters", "peak memory", "wall per step", "CPU per step", title="Cost of a step")
-    for record in _lines(COST):
+    for record in read(COST):
         times = f"{record['seconds_per_step']:.1f} s", f"{record['cpu_seconds_per_step']:.1f} s"
         shown.add_row(record["method"], f"{record['parameters']:,}", f"{record['peak_gb']:.2f} GB", *times)
     if shown.row_count:
         Console(width=150).print(shown)
-
-
-def _lines(file):
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def main():
@@ -326,8 +323,8 @@ def main():
             one.add_argument("--items", type=int, default=None)
         if name == "run":
             one.add_argument("--seed", type=int, default=0)
-            one.add_argument("--splits", default=",".join(learning.SPLITS))
-            one.add_argument("--sampled", default=",".join(learning.SPLITS), help="splits that are scored sampled too")
+            one.add_argument("--splits", default=",".join(SPLITS))
+            one.add_argument("--sampled", default=",".join(SPLITS), help="splits that are scored sampled too")
         if name == "search":
             one.add_argument("--rates", type=float, nargs="+", default=RATES)
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """Measure the memory of one rl step on a model of Granite-Speech-3.3-2B's shape: 30 s of audio, K = 8 completions.
 
-    python benchmarks/granite_memory.py [--completions 8] [--length 50] [--dtype bfloat16] [--no-checkpointing]
+    python -m benchmarks.granite_memory [--completions 8] [--length 50] [--dtype bfloat16] [--no-checkpointing]
 
 The model has the published shape (encoder, Q-Former, language model) and random weights, its real processor class, and
 LoRA of rank 64 on every linear layer of the language model, in float32 with AdamW, as the published recipe has it. One
@@ -15,7 +15,6 @@ import json
 import platform
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 from transformers import (
@@ -30,6 +29,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
+from benchmarks.records import RESULTS
 from leaf.config import LeafConfig
 from leaf.data import load
 from leaf.data.audio import load_audio
@@ -101,17 +101,8 @@ def prompt_row():
     return {"prompt": "Answer the question about the recording.", "audio": audio, "reference": "press one"}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--completions", type=int, default=8)
-    parser.add_argument("--length", type=int, default=50)
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=True)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    logging.disable_progress_bar()
+def measure(args):
+    """Build the model, take two steps and describe what they took."""
     device = torch.device(args.device)
     model, processor = build(getattr(torch, args.dtype), device)
     with tempfile.TemporaryDirectory() as folder:
@@ -132,23 +123,10 @@ def main():
         )
         trainer = LeafTrainer(model, None, recipe, [prompt_row()], processing_class=processor)
         trainer.policy.eos_token_ids = (-1,)
-        steps = []
-        for step in (1, 2):
-            reset_peak(device)
-            began = time.perf_counter()
-            rollout = trainer.rollout(step)
-            sampled = peak_bytes(device)
-            trainer.update(rollout)
-            steps.append({"peak_gb": peak_bytes(device) / 1e9, "until_sampled_gb": sampled / 1e9})
-            steps[-1]["seconds"] = time.perf_counter() - began
-            steps[-1]["stages"] = {name: round(value, 2) for name, value in trainer.seconds.items()}
-            trainer.seconds = {}
-            print(json.dumps(steps[-1]), flush=True)
-        group, needs = rollout.groups[0], trainer.policy.memory()
-        counts = trainer.policy.describe()
-        budget = trainer.policy.token_budget
-    row = group.prompt.length + int((~group.tree.is_leaf).sum())
-    record = {
+        steps, group = take_two_steps(trainer, device)
+    policy = trainer.policy
+    counts, row = policy.describe(), group.prompt.length + int((~group.tree.is_leaf).sum())
+    return {
         "machine": f"{platform.machine()} {device}, {args.threads} threads, torch {torch.__version__}",
         "dtype": args.dtype,
         "gradient_checkpointing": args.checkpointing,
@@ -159,13 +137,45 @@ def main():
         "nodes": group.tree.num_nodes,
         "parameters": counts["total"],
         "trainable": counts["trainable"],
-        "token_budget": budget,
+        "token_budget": policy.token_budget,
         "steps": steps,
-        "estimated_gb": needs.total(row, row) / 1e9,
+        "estimated_gb": policy.memory().total(row, row) / 1e9,
         "available_gb_after": available_bytes(device) / 1e9,
     }
+
+
+def take_two_steps(trainer, device):
+    """Take two steps; return peaks and seconds of each, and the group of the last."""
+    steps, group = [], None
+    for step in (1, 2):
+        reset_peak(device)
+        began = time.perf_counter()
+        rollout = trainer.rollout(step)
+        sampled = peak_bytes(device)
+        trainer.update(rollout)
+        steps.append({"peak_gb": peak_bytes(device) / 1e9, "until_sampled_gb": sampled / 1e9})
+        steps[-1]["seconds"] = time.perf_counter() - began
+        steps[-1]["stages"] = {name: round(value, 2) for name, value in trainer.seconds.items()}
+        trainer.seconds = {}
+        print(json.dumps(steps[-1]), flush=True)
+        group = rollout.groups[0]
+    return steps, group
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--completions", type=int, default=8)
+    parser.add_argument("--length", type=int, default=50)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=True)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    logging.disable_progress_bar()
+    record = measure(args)
     name = f"granite_memory_{'checkpointed' if args.checkpointing else 'plain'}.json"
-    Path(__file__).with_name("results").joinpath(name).write_text(json.dumps(record, indent=2) + "\n")
+    (RESULTS / name).write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))
 
 

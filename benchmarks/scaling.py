@@ -1,7 +1,7 @@
 """What more processes bring: measured from one to two here, on paper and by simulation up to 64 GPUs.
 
-    python benchmarks/scaling.py measure [--steps 6] [key=value ...]  # embedded model, one thread each
-    python benchmarks/scaling.py simulate [--run RUN]
+    python -m benchmarks.scaling measure [--steps 6] [key=value ...]  # embedded model, one thread each
+    python -m benchmarks.scaling simulate [--run RUN]
 
 `measure` runs recipes/qa-leaf.yaml with the same global batch in one process and in two (gloo, CPU), in turns, and
 prints medians of the seconds per step without the first. `simulate` draws completion lengths and prints which share of
@@ -23,8 +23,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks/results/scaling.json"
+from benchmarks.records import RESULTS, ROOT, read
+
+FILE = RESULTS / "scaling.json"
 STAGES = ("embed", "sample", "reference", "update", "step")
 # Granite Speech 3.3 2B, LoRA r 64 on all linear layers: counted by benchmarks/granite_memory.py.
 TRAINED = 112.7e6
@@ -46,7 +47,7 @@ def measure(args):
                     ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if count == 2 else []
                 )
                 subprocess.run([sys.executable, *launcher, *leaf], env=environment, check=True, cwd=ROOT)
-                lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:]
+                lines = read(run / "metrics.jsonl")[1:]
                 for stage in STAGES:
                     rows.setdefault(stage, {}).setdefault(count, []).extend(line[f"seconds/{stage}"] for line in lines)
     table = Table("stage", "1 process, s", "2 processes, s", "times faster", title="medians (lowest to highest)")
@@ -55,13 +56,12 @@ def measure(args):
         table.add_row(stage, *cells, f"{statistics.median(counts[1]) / statistics.median(counts[2]):.2f}")
     Console().print(table)
     record = {"seconds": rows, "steps": args.steps, "turns": args.turns, "overrides": args.overrides}
-    RESULTS.write_text(json.dumps(record | {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}) + "\n")
+    FILE.write_text(json.dumps(record | {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}) + "\n")
 
 
 def recorded_lengths(run):
     """Return the lengths in tokens of the completions that a run recorded, (groups, K)."""
-    lines = (json.loads(line) for line in (run / "groups.jsonl").read_text().splitlines())
-    return np.array([[len(ids) for ids in line["token_ids"]] for line in lines])
+    return np.array([[len(ids) for ids in group["token_ids"]] for group in read(run / "groups.jsonl")])
 
 
 def simulate(args):

@@ -1,6 +1,6 @@
 """Train a tiny model for thousands of steps while everything that can go wrong does, and check what is left.
 
-    python benchmarks/soak.py [--steps 2000] [--kills 12] [--minutes 30] [--seed 0] [--folder runs/soak]
+    python -m benchmarks.soak [--steps 2000] [--kills 12] [--minutes 30] [--seed 0] [--folder runs/soak]
 
 Faults (benchmarks/soak_faults.py): reward functions that raise, return NaN, None, a string or too few values; NaN
 in loss or gradient; an allocation of 64 TiB in the update's forward, which the allocator refuses; six recordings of 120
@@ -14,7 +14,6 @@ benchmarks/results/soak.json.
 
 import argparse
 import json
-import platform
 import random
 import shutil
 import statistics
@@ -30,14 +29,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from benchmarks.records import RESULTS, ROOT, machine, read
+from benchmarks.soak_faults import fault_of
 from leaf.data.rows import batch_indices
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from soak_faults import fault_of  # noqa: E402
-
-from tests.helpers import tiny  # noqa: E402
+from tests.helpers import tiny
 
 ROWS, COMPLETIONS, PROMPTS = 120, 4, 2
 BROKEN = (7, 23, 44, 61, 88, 119)
@@ -146,7 +141,7 @@ def expected(steps, seed):
 
 def examine(folder, steps, seed, resumed):
     """Return what the finished run shows: checks by name, sums, and memory per window of the last process."""
-    records = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    records = read(folder / "run/metrics.jsonl")
     done = len(records)
     faults, wanted = expected(steps, seed)
     sums = {name: sum(record[name] for record in records) for name in wanted}
@@ -191,7 +186,7 @@ def main():
     began = time.perf_counter()
     code, killed, resumed = run(folder, args.steps, args.kills, 60 * args.minutes, args.seed)
     result = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread, torch {torch.__version__}",
+        "machine": machine(torch.get_num_threads()),
         "minutes": round((time.perf_counter() - began) / 60, 1),
         "exit code": code,
         "killed after steps": killed,
@@ -199,8 +194,7 @@ def main():
         **examine(folder, args.steps, args.seed, resumed),
     }
     result["checks"]["finished"] = code == 0
-    (ROOT / "benchmarks/results").mkdir(exist_ok=True)
-    (ROOT / "benchmarks/results/soak.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "soak.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     sys.exit(0 if all(result["checks"].values()) else 1)
 

@@ -1,4 +1,4 @@
-"""Run the credit laboratory: `python benchmarks/credit_lab {rules,ablation,kappa,sharing_curve,boundaries}`.
+"""Run the credit laboratory: `python -m benchmarks.credit_lab {rules,ablation,kappa,sharing_curve,boundaries}`.
 
 Each experiment draws `--worlds` worlds (seeds 0, 1, …) for every condition and `--groups` groups from each; all rules
 of a condition see the same groups. One line of JSON for every condition: per rule and measure the mean over worlds and
@@ -13,15 +13,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from measure import Judge, advantages, sharing
-from rules import ablations, all_rules, by_length, empirical_kappas, out, own
-from world import Setting, World
 
+from benchmarks.credit_lab.measure import Judge, advantages, sharing
+from benchmarks.credit_lab.rules import ablations, all_rules, by_length, empirical_kappas, out, own
+from benchmarks.credit_lab.world import Setting, World
+from benchmarks.records import RESULTS
 from leaf.credit import PrefixTree, credit_rule, entropy_boundaries, even_boundaries, random_boundaries
 from leaf.credit.boundaries import select_boundaries
 from leaf.evaluation.bootstrap import mean_interval
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 PAIRED = ("cosine", "efficiency", "efficiency_64", "credit")
 
 
@@ -229,7 +229,7 @@ def main():
     torch.set_num_threads(1)
     file = args.out or RESULTS / f"credit_lab_{args.experiment}.jsonl"
     machine = {"machine": f"2-core {platform.machine()} CPU, 1 thread", "torch": torch.__version__}
-    command = f"python benchmarks/credit_lab {args.experiment} --worlds {args.worlds} --groups {args.groups}"
+    command = f"python -m benchmarks.credit_lab {args.experiment} --worlds {args.worlds} --groups {args.groups}"
     with file.open("w") as lines:
         start = time.monotonic()
         for record in EXPERIMENTS[args.experiment](args):

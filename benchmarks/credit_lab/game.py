@@ -1,4 +1,4 @@
-"""A small translation game, many seeds at once: `python benchmarks/credit_lab/game.py [--rules leaf grpo ...]`.
+"""A small translation game, many seeds at once: `python -m benchmarks.credit_lab.game [--rules leaf grpo ...]`.
 
 `--rules` takes names of RULES; `--rules ablations` stands for ABLATIONS, the relatives and LEAF with one thing changed.
 
@@ -24,9 +24,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from rules import even_leaf, faded, out, own, random_leaf, rescaled_leaf
 from torch import Tensor
 
+from benchmarks.credit_lab.rules import even_leaf, faded, out, own, random_leaf, rescaled_leaf
+from benchmarks.records import RESULTS
 from leaf.credit import CREDIT_RULES, PrefixTree, credit_mass, credit_rule, policy_loss, token_weights
 from leaf.evaluation.bootstrap import mean_interval, seeds_for
 from leaf.evaluation.registry import score
@@ -35,7 +36,7 @@ from leaf.rewards.functions import REWARDS
 WORDS, END, START = 24, 24, 25
 UNITS, LONGEST, MOST = 48, 7, 10
 EVERY = 50
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "credit_lab_game.json"
+FILE = RESULTS / "credit_lab_game.json"
 RULES = {
     "grpo": CREDIT_RULES["grpo"],
     "leaf": CREDIT_RULES["leaf"],
@@ -247,6 +248,53 @@ def reinforce(policies: Policies, name: str, args: argparse.Namespace, language:
     }
 
 
+def starting_weights(args: argparse.Namespace, language: Language) -> Policies:
+    """Load the supervised weights that `--weights` names, or train them (and keep them there)."""
+    if args.weights and args.weights.exists():
+        start = Policies(args.seeds, args.first)
+        start.p = torch.load(args.weights)
+        return start
+    start = supervised(args.seeds, args.first, args.supervised, 3e-3, language)
+    if args.weights:
+        torch.save({k: v.detach() for k, v in start.p.items()}, args.weights)
+    return start
+
+
+def begin(args: argparse.Namespace, scores: list[float]) -> dict:
+    """Begin the record of a game, or read the one that `--out` has of the same game."""
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "weights")}
+    named = ("seeds", "first", "steps", "rate", "supervised", "prompts", "completions")
+    record = {
+        "command": " ".join(["python -m benchmarks.credit_lab.game", *(f"--{n} {settings[n]}" for n in named)]),
+        "machine": f"2-core {platform.machine()} CPU, 1 thread",
+        "torch": torch.__version__,
+        "settings": settings,
+        "start": scores,
+        "rules": {},
+    }
+    if not args.out.exists():
+        return record
+    before = json.loads(args.out.read_text())
+    # Records that are older than an option of the game were made with its default.
+    known = {"completions": 8, "prompts": 4, "validation": False, **before["settings"]}
+    if known | {"rules": 0} != settings | {"rules": 0} or before["start"] != scores:
+        raise SystemExit(f"{args.out} holds another game and is left as it is; give another --out.")
+    return before
+
+
+def judged(final: list[float], record: dict, steps: int) -> dict:
+    """Compare the last scores of a rule, one per seed, with the start and with GRPO's."""
+    found = {"mean": mean_interval(final)}
+    found["gain"] = mean_interval([a - b for a, b in zip(final, record["start"], strict=True)])
+    if "grpo" in record["rules"]:
+        curve = record["rules"]["grpo"]["bleu"]  # its steps are text where it was read from the file
+        against = curve.get(steps) or curve[str(steps)]
+        minus = [a - b for a, b in zip(final, against, strict=True)]
+        found["minus_grpo"] = mean_interval(minus)
+        found["seeds_for_half_a_point"] = seeds_for(minus)
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rules", nargs="+", default=STANDARD, choices=[*RULES, "ablations"])
@@ -259,55 +307,23 @@ def main():
     parser.add_argument("--supervised", type=int, default=300)
     parser.add_argument("--validation", action="store_true", help="score on other sentences, to choose a rate by")
     parser.add_argument("--weights", type=Path, help="keep the supervised weights in this file, or start from it")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=FILE)
     args = parser.parse_args()
     if "ablations" in args.rules:
         args.rules = list(ABLATIONS)
     torch.set_num_threads(1)
     language = Language()
     test = language.sentences((200,), torch.Generator().manual_seed(4 if args.validation else 3))
-    if args.weights and args.weights.exists():
-        start = Policies(args.seeds, args.first)
-        start.p = torch.load(args.weights)
-    else:
-        start = supervised(args.seeds, args.first, args.supervised, 3e-3, language)
-        if args.weights:
-            torch.save({k: v.detach() for k, v in start.p.items()}, args.weights)
-    record = {
-        "command": f"python benchmarks/credit_lab/game.py --seeds {args.seeds} --first {args.first} "
-        f"--steps {args.steps} --rate {args.rate} --supervised {args.supervised} --prompts {args.prompts} "
-        f"--completions {args.completions}",
-        "machine": f"2-core {platform.machine()} CPU, 1 thread",
-        "torch": torch.__version__,
-        "settings": {k: v for k, v in vars(args).items() if k not in ("out", "weights")},
-        "start": greedy_bleu(start, test),
-        "rules": {},
-    }
+    start = starting_weights(args, language)
+    record = begin(args, greedy_bleu(start, test))
     print("start", mean_interval(record["start"]), flush=True)
-    if args.out.exists():
-        before = json.loads(args.out.read_text())
-        same = {"completions": 8, "prompts": 4, "validation": False, **before["settings"], "rules": 0} == {
-            **record["settings"],
-            "rules": 0,
-        }
-        if not same or before["start"] != record["start"]:
-            raise SystemExit(f"{args.out} holds another game and is left as it is; give another --out.")
-        record = before  # rules are added to those already there
     weights = {k: v.detach().clone() for k, v in start.p.items()}
     for name in args.rules:
         began = time.monotonic()
         start.p = {k: v.clone().requires_grad_() for k, v in weights.items()}
         found = reinforce(start, name, args, language, test)
-        final = found["bleu"][args.steps]
-        found["mean"] = mean_interval(final)
-        found["gain"] = mean_interval([a - b for a, b in zip(final, record["start"], strict=True)])
+        found |= judged(found["bleu"][args.steps], record, args.steps)
         found["seconds"] = round(time.monotonic() - began, 1)
-        if "grpo" in record["rules"]:
-            curve = record["rules"]["grpo"]["bleu"]  # its steps are text where it was read from the file
-            against = curve.get(args.steps) or curve[str(args.steps)]
-            minus = [a - b for a, b in zip(final, against, strict=True)]
-            found["minus_grpo"] = mean_interval(minus)
-            found["seeds_for_half_a_point"] = seeds_for(minus)
         record["rules"][name] = found
         print(name, {k: v for k, v in found.items() if k != "bleu"}, flush=True)
         args.out.write_text(json.dumps(record) + "\n")

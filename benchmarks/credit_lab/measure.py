@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from world import Groups, World
 
+from benchmarks.credit_lab.world import Groups, World
 from leaf.credit import PrefixTree, token_weights
 
 Rule = Callable[..., Tensor]

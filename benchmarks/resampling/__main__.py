@@ -1,9 +1,9 @@
 """Measure credit on the real model: true values and gradients by re-sampling from shared prefixes.
 
-    python benchmarks/resampling values --task qa --prompts 40 --samples 24
-    python benchmarks/resampling gradients --task qa --prompts 32 --groups 16
-    python benchmarks/resampling forkability --task fr --prompts 120 --adapter runs/learning/qa-leaf-0/last
-    python benchmarks/resampling table
+    python -m benchmarks.resampling values --task qa --prompts 40 --samples 24
+    python -m benchmarks.resampling gradients --task qa --prompts 32 --groups 16
+    python -m benchmarks.resampling forkability --task fr --prompts 120 --adapter runs/learning/qa-leaf-0/last
+    python -m benchmarks.resampling table
 
 Prompts come from the validation split (the same ones for one seed), sampling and reward are those of recipes/qa.yaml.
 Every command appends to benchmarks/results/resampling_*.jsonl, a line per prompt (`forkability`: per group), so a run
@@ -13,10 +13,10 @@ absence the starting model; `--minutes` ends a run after the prompt at hand.
 
 import argparse
 
-from forkability import forkability
-from gradients import gradients
-from tables import table
-from values import values
+from benchmarks.resampling.forkability import forkability
+from benchmarks.resampling.gradients import gradients
+from benchmarks.resampling.tables import table
+from benchmarks.resampling.values import values
 
 
 def main():
@@ -42,7 +42,7 @@ def main():
             one.add_argument(
                 "--part", choices=("last layer", "upper half"), default="last layer", help="of the adapter"
             )
-    commands.add_parser("table", help=table.__doc__).set_defaults(command=table)
+    commands.add_parser("table", help=(table.__doc__ or "").replace("%", "%%")).set_defaults(command=table)
     args = parser.parse_args()
     args.command(args)
 

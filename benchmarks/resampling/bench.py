@@ -1,7 +1,5 @@
 """The checkpoint and prompts that all measurements share, the rules they compare, and where records go."""
 
-import json
-import platform
 import random
 import time
 from pathlib import Path
@@ -10,6 +8,7 @@ import numpy as np
 import peft
 import torch
 
+from benchmarks.records import RESULTS, ROOT, machine
 from leaf.config import load_recipe
 from leaf.credit import credit_rule
 from leaf.data import load
@@ -20,8 +19,6 @@ from leaf.model.policy import Policy
 from leaf.model.sampling import _choose, sample
 from leaf.rewards.total import Rewards
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks/results"
 BUDGET = 2  # boundaries, as published
 DRAWS = 8  # random choices of boundaries that are averaged
 AT_ONCE = 256  # continuations decoded together
@@ -75,7 +72,7 @@ class Bench:
             "checkpoint": args.name or ("start" if args.adapter is None else Path(args.adapter).as_posix()),
             "split": args.split,
             "seed": args.seed,
-            "machine": f"{platform.machine()}, {args.threads} thread, torch {torch.__version__}",
+            "machine": machine(args.threads),
         }
 
     def embedded(self, row):
@@ -155,10 +152,9 @@ class Bench:
         return value, error, spread
 
 
-def append(name, record):
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"resampling_{name}.jsonl").open("a") as lines:
-        lines.write(json.dumps(record, separators=(",", ":")) + "\n")
+def file_of(name):
+    """Name the file of a command's records."""
+    return RESULTS / f"resampling_{name}.jsonl"
 
 
 def short(values, digits=5):

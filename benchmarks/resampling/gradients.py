@@ -1,10 +1,22 @@
 """Gradients of each rule from one group, held against the mean of an unbiased rule over the other groups."""
 
 import torch
-from bench import FACTORS, MORE_RULES, OTHERS, OTHERS_MEAN, RULES, TRUTH, Bench, append, bounded, short
-from estimators import leave_one_out, mean_square, others_baseline
-from forkability import fork_facts
 
+from benchmarks.records import append
+from benchmarks.resampling.bench import (
+    FACTORS,
+    MORE_RULES,
+    OTHERS,
+    OTHERS_MEAN,
+    RULES,
+    TRUTH,
+    Bench,
+    bounded,
+    file_of,
+    short,
+)
+from benchmarks.resampling.estimators import leave_one_out, mean_square, others_baseline
+from benchmarks.resampling.forkability import fork_facts
 from leaf.credit import token_weights
 from leaf.model.packing import pack
 from leaf.model.scoring import LAYOUTS, score
@@ -22,7 +34,7 @@ def gradients(args):
         rewards = bench.rewards(row, together.texts(policy.tokenizer))
         record = {**record_facts, "id": row["id"], "reward": float(rewards.mean()), "reward_std": float(rewards.std())}
         if bool((rewards == rewards[0]).all()):
-            append("gradients", record | {"rules": None})
+            append(file_of("gradients"), record | {"rules": None})
             continue
         credits, factors, facts = [], [], []
         for g in range(args.groups):
@@ -45,7 +57,7 @@ def gradients(args):
         for name in FACTORS:
             factor = torch.tensor([one[name] for one in factors])
             record["rules"][name] = judged(truth * factor[:, None], truth)
-        append("gradients", record)
+        append(file_of("gradients"), record)
 
 
 def upper_half(policy):

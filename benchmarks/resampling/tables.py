@@ -1,19 +1,17 @@
 """What the records say, in Markdown."""
 
-import json
-
 import numpy as np
-from bench import RESULTS, TRUTH
-from estimators import bootstrap
 
+from benchmarks.records import read
+from benchmarks.resampling.bench import TRUTH, file_of
+from benchmarks.resampling.estimators import bootstrap
 from leaf.credit import Fork, fork_rates, fork_rates_by_position
 
 
 def table(args):
     """Print what the records say, in Markdown; intervals are 95 % bootstrap intervals over prompts."""
     for name, show in (("values", show_values), ("gradients", show_gradients), ("forkability", show_forkability)):
-        file = RESULTS / f"resampling_{name}.jsonl"
-        records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        records = read(file_of(name))
         keys = [(r["task"], r["checkpoint"], r.get("split", "validation"), r.get("part", "")) for r in records]
         for key in dict.fromkeys(keys):
             mine = [r for r, its in zip(records, keys, strict=True) if its == key]

@@ -2,9 +2,10 @@
 
 import numpy as np
 import torch
-from bench import BUDGET, DRAWS, MASS_RULES, Bench, append, bounded, short
-from estimators import between_variance
 
+from benchmarks.records import append
+from benchmarks.resampling.bench import BUDGET, DRAWS, MASS_RULES, Bench, bounded, file_of, short
+from benchmarks.resampling.estimators import between_variance
 from leaf.credit import credit_rule, entropy_boundaries, even_boundaries, random_boundaries, select_boundaries
 from leaf.credit.values import known_rewards, prefix_values, scored_completions, shrunken_values
 from leaf.model.draws import step_generator
@@ -49,7 +50,7 @@ def values(args):
         }
         if not args.only_boundaries:
             record |= token_sums(group, rewards, value, error)
-        append("values", record)
+        append(file_of("values"), record)
 
 
 def boundary_choices(group, entropy, generator):

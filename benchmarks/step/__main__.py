@@ -1,6 +1,6 @@
 """Time one GRPO/LEAF training step done four ways: same weights, same prompts, and (a to c) the same tokens.
 
-    python benchmarks/step [--prompt-tokens 100 300 750] [--completions 4 8 16 32] [--lengths 24 50] [--resume]
+    python -m benchmarks.step [--prompt-tokens 100 300 750] [--completions 4 8 16 32] [--lengths 24 50] [--resume]
 
 Every prompt has exactly P tokens: recorded speech (25 tokens per second), an instruction and filler text. Every
 completion has exactly R tokens: an end token ends nothing. One step is N prompts with K completions each, sampled at
@@ -42,11 +42,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import ARMS, SHAPES, Cell, make_bench
-from cells import run_cell
-from floor import FLOOR
-from tables import key, tables
 from transformers.utils import logging
+
+from benchmarks.records import RESULTS
+from benchmarks.step.bench import ARMS, SHAPES, Cell, make_bench
+from benchmarks.step.cells import run_cell
+from benchmarks.step.floor import FLOOR
+from benchmarks.step.tables import key, tables
 
 
 def parse() -> argparse.Namespace:
@@ -68,7 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--token-budget", type=int, default=768, help="padded tokens of one packed forward (arm a)")
     parser.add_argument("--memory-limit", type=float, default=12.0, help="GB an arm may need above the weights")
     parser.add_argument("--peak-tflops", type=float, help="of the device: also report the share of it that is used")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "results/step.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "step.json")
     parser.add_argument("--resume", action="store_true", help="keep the cells of the output file")
     args = parser.parse_args()
     args.arms = [arm for arm in ARMS if arm in args.arms]

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from bench import KL_COEF, RATE, Bench, Cell, Meter, peft_defaults
 from torch import Tensor
 
+from benchmarks.step.bench import KL_COEF, RATE, Bench, Cell, Meter, peft_defaults
 from leaf.credit import credit_rule, policy_loss, token_weights
 from leaf.model.draws import step_generator
 from leaf.model.sampling import Group, sample

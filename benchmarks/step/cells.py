@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from arms import Work, leaf_step, stock_inputs, stock_sample, stock_update
-from bench import Bench, Cell, Meter, peft_defaults, summary
-from floor import estimate, floor_record, update_flop
-from prompts import make_rows
 from torch import Tensor
-from trl_arm import Trl
+
+from benchmarks.step.arms import Work, leaf_step, stock_inputs, stock_sample, stock_update
+from benchmarks.step.bench import Bench, Cell, Meter, peft_defaults, summary
+from benchmarks.step.floor import estimate, floor_record, update_flop
+from benchmarks.step.prompts import make_rows
+from benchmarks.step.trl_arm import Trl
 
 
 @dataclass

@@ -4,10 +4,10 @@ import statistics
 from typing import Any
 
 import torch
-from arms import Work
-from bench import Bench, Cell, Meter
 from torch import nn
 
+from benchmarks.step.arms import Work
+from benchmarks.step.bench import Bench, Cell, Meter
 from leaf.model.scoring import batches
 
 FLOOR = (

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from bench import RATE, Bench
-
+from benchmarks.step.bench import RATE, Bench
 from leaf.data import load
 from leaf.data.audio import load_audio
 

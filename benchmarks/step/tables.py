@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from bench import ARMS
+from benchmarks.step.bench import ARMS
 
 
 def tables(cells: list[dict[str, Any]]) -> str:

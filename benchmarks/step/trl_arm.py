@@ -6,10 +6,11 @@ from typing import Any
 
 import peft
 import torch
-from bench import KL_COEF, LORA_LAYERS, Bench, Cell, Meter
-from prompts import text_prompt
 from torch import nn
 from transformers import AutoModelForCausalLM
+
+from benchmarks.step.bench import KL_COEF, LORA_LAYERS, Bench, Cell, Meter
+from benchmarks.step.prompts import text_prompt
 
 
 class Trl:

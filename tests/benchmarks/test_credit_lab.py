@@ -1,33 +1,23 @@
 """The credit laboratory: its truth is true, and what it says about shared spans holds exactly."""
 
 import math
-import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-LAB = Path(__file__).resolve().parents[2] / "benchmarks" / "credit_lab"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_path():
-    sys.path.insert(0, str(LAB))
-    yield
-    sys.path.remove(str(LAB))
-    for name in ("world", "measure", "rules", "game"):
-        sys.modules.pop(name, None)
-
+from benchmarks.credit_lab.game import END, Language, Policies
+from benchmarks.credit_lab.measure import Judge, advantages
+from benchmarks.credit_lab.rules import all_rules, out, own
+from benchmarks.credit_lab.world import Groups, Setting, World
+from leaf.credit import PrefixTree, credit_rule, leaf_spans, policy_loss, token_weights
 
 SMALL = {"vocabulary": 3, "depth": 3, "completions": 4}
 
 
 def worlds():
-    from world import Setting, World
-
     for policy, more in product(("tabular", "shared"), ({}, {"end": True}, {"sparse": 0.1}, {"aligned": 1.0})):
         yield World.draw(Setting(policy=policy, **SMALL, **more), 7)
 
@@ -58,11 +48,6 @@ def test_rewards_are_scaled_as_described():
 
 def test_estimates_are_the_gradients_that_autograd_finds():
     """Cosine, squared norm and projection of one group's estimate, against the loss of the library on this policy."""
-    from measure import Judge, advantages
-    from rules import all_rules
-
-    from leaf.credit import policy_loss
-
     for world in worlds():
         groups = world.sample(3, torch.Generator().manual_seed(3))
         some = ("leaf B=2", "grpo", "shrunken own out, kappa=1")
@@ -85,12 +70,6 @@ def test_estimates_are_the_gradients_that_autograd_finds():
 
 def test_which_rules_are_unbiased_exactly():
     """All 64 groups of 3 completions of 2 tokens over 2 words, each with its probability: the expectation itself."""
-    from measure import Judge, advantages
-    from rules import out, own
-    from world import Groups, Setting, World
-
-    from leaf.credit import credit_rule
-
     world = World.draw(Setting(vocabulary=2, depth=2, completions=3), 0)
     number = torch.tensor(list(product(range(4), repeat=3)))
     tokens = torch.stack([number // 2, number % 2], -1)
@@ -121,11 +100,6 @@ def test_the_mean_reward_on_a_shared_span_leaves_the_gradient_unchanged(seed, po
     So, with equal token weights, no 1/√n and no z-score, GA alone is Dr. GRPO, whatever the boundaries; and with the
     parent baseline it is r − V̂(parent) painted on every span.
     """
-    from measure import Judge, advantages
-    from world import Setting, World
-
-    from leaf.credit import credit_rule, leaf_spans
-
     world = World.draw(Setting(policy=policy, vocabulary=2, depth=5, completions=8, scale=2.0), seed)
     groups = world.sample(4, torch.Generator().manual_seed(seed))
     judge = Judge(world, groups)
@@ -155,8 +129,6 @@ def test_the_mean_reward_on_a_shared_span_leaves_the_gradient_unchanged(seed, po
 
 def test_the_identity_ends_where_token_weights_differ():
     """Completions of unequal length have unequal weights under the published reduction: then the two part."""
-    from leaf.credit import PrefixTree, credit_rule, token_weights
-
     tree = PrefixTree.build(torch.tensor([[1, 2, 0], [1, 3, 4], [5, 6, 7]]), torch.tensor([2, 3, 3]))
     rewards, mask = torch.tensor([1.0, 0.0, 0.5]), tree.node >= 0
     options = {"boundaries": torch.tensor([1]), "terms": "global", "sqrt_count": False, "normalize": False}
@@ -169,11 +141,6 @@ def test_the_identity_ends_where_token_weights_differ():
 
 
 def test_spo_and_the_prefix_baseline_are_one_gradient():
-    from measure import Judge, advantages
-    from world import Setting, World
-
-    from leaf.credit import credit_rule
-
     world = World.draw(Setting(vocabulary=2, depth=6, scale=2.0), 0)
     groups = world.sample(20, torch.Generator().manual_seed(0))
     judge = Judge(world, groups)
@@ -185,8 +152,6 @@ def test_spo_and_the_prefix_baseline_are_one_gradient():
 
 # -- the translation game --------------------------------------------------------------------------------------------
 def test_the_language_by_hand():
-    from game import END, Language
-
     language = Language()
     source, target, length = language.sentences((300,), torch.Generator().manual_seed(0))
     for s, t, n in zip(source.tolist(), target.tolist(), length.tolist(), strict=True):
@@ -201,8 +166,6 @@ def test_the_language_by_hand():
 
 
 def test_sampling_and_scoring_agree_and_seeds_do_not_mix():
-    from game import END, Language, Policies
-
     policies, generator = Policies(3, 5), torch.Generator().manual_seed(0)
     source, _, _ = Language().sentences((3, 2), generator)
     tokens, length, logp, entropy = policies.sample(source, 4, generator)
@@ -216,19 +179,3 @@ def test_sampling_and_scoring_agree_and_seeds_do_not_mix():
     assert bool((gradient[1] != 0).any())
     alone = Policies(1, 6)
     assert torch.equal(alone.p["out"][0], policies.p["out"][1])
-
-
-def test_the_number_of_seeds_for_a_width():
-    from game import seeds_for
-
-    from leaf.evaluation.bootstrap import mean_interval
-
-    values = [0.0, 2.0, 1.0, 3.0, -1.0, 1.0, 0.5, 1.5]
-    n = seeds_for(values, half=0.5)
-    deviation = torch.tensor(values).std()
-    # With n seeds of this deviation the half-width is within 0.5, with one less it is not.
-    halves = []
-    for size in (n, n - 1):
-        even = torch.linspace(-1, 1, size, dtype=torch.float64)
-        halves.append(mean_interval((even / even.std() * deviation).tolist())[1])
-    assert halves[0] <= 0.5 < halves[1]

@@ -1,13 +1,14 @@
 """Training all weights of the language model: the gradients are a plain model's, and only what should move does."""
 
-import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 
+from benchmarks import full_parameter as full
+from benchmarks.learning import chosen
+from benchmarks.records import append, read
 from leaf.config import LeafConfig
 from leaf.credit.tree import PrefixTree
 from leaf.errors import ModelError
@@ -15,19 +16,6 @@ from leaf.model.policy import Policy
 from leaf.model.scoring import score
 from leaf.train.trainer import LeafTrainer
 from tests.helpers import tiny
-
-BENCHMARKS = str(Path(__file__).resolve().parents[2] / "benchmarks")
-
-
-@pytest.fixture(scope="module")
-def full():
-    sys.path.insert(0, BENCHMARKS)
-    import full_parameter
-
-    yield full_parameter
-    sys.path.remove(BENCHMARKS)
-    for name in ("full_parameter", "learning"):
-        sys.modules.pop(name, None)
 
 
 def length_reward(completions, **columns):
@@ -53,13 +41,13 @@ def options():
     return {"train_dataset": tiny.rows(5), "reward_funcs": [length_reward], "report": lambda line: None}
 
 
-def full_trainer(full, **given):
+def full_trainer(**given):
     policy = full.FullPolicy.wrap(*tied_model())
     masters = [weight.detach().clone() for weight in policy.trained()]
     return full.full_trainer(policy, masters, config(**given), **options())
 
 
-def test_gradients_are_those_of_a_plain_forward(full):
+def test_gradients_are_those_of_a_plain_forward():
     policy, (plain, processor) = full.FullPolicy.wrap(*tied_model()), tied_model()
     plain.lm_head.weight = plain.get_input_embeddings().weight
     completions = torch.tensor([[5, 6, 7, 2], [5, 6, 9, 2], [8, 2, 0, 0]])
@@ -82,8 +70,8 @@ def test_gradients_are_those_of_a_plain_forward(full):
             torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_a_step_moves_the_whole_language_model_and_nothing_else(full):
-    trainer = full_trainer(full)
+def test_a_step_moves_the_whole_language_model_and_nothing_else():
+    trainer = full_trainer()
     policy = trainer.policy
     assert policy.head.weight is policy.base.get_input_embeddings().weight
     assert sum(p.numel() for p in trainer.parameters) == sum(p.numel() for p in policy.language_model.parameters())
@@ -109,15 +97,15 @@ def test_a_step_moves_the_whole_language_model_and_nothing_else(full):
     assert full.rl_step(trainer, 2, 4)["kl"] > 0.0
 
 
-def test_the_first_rollout_is_that_of_the_lora_run(full):
+def test_the_first_rollout_is_that_of_the_lora_run():
     model, processor = tied_model()
     lora = LeafTrainer(model, args=config(seed=3), processing_class=processor, **options()).rollout(1)
-    mine = full_trainer(full, seed=3).rollout(1)
+    mine = full_trainer(seed=3).rollout(1)
     assert [row["id"] for row in mine.rows] == [row["id"] for row in lora.rows]
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(mine.groups, lora.groups, strict=True))
 
 
-def test_small_updates_add_up_in_the_masters(full):
+def test_small_updates_add_up_in_the_masters():
     weight = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
     optimizer = full.MasterAdamW([weight], [torch.ones(1)], config(learning_rate=1e-3))
     seen = []
@@ -131,8 +119,8 @@ def test_small_updates_add_up_in_the_masters(full):
     assert seen == [1.0, 1 - 2**-8, 1 - 2**-8]
 
 
-def test_sft_takes_the_prompts_of_the_rollouts_and_begins_anew_with_every_pass(full, monkeypatch):
-    trainer = full_trainer(full, learning_rate=1e-2)
+def test_sft_takes_the_prompts_of_the_rollouts_and_begins_anew_with_every_pass(monkeypatch):
+    trainer = full_trainer(learning_rate=1e-2)
     seen = []
     gradient = full.sft_gradient
 
@@ -146,30 +134,30 @@ def test_sft_takes_the_prompts_of_the_rollouts_and_begins_anew_with_every_pass(f
     assert losses[2] < losses[0]
 
 
-def test_without_a_copy_there_is_no_reference(full):
+def test_without_a_copy_there_is_no_reference():
     policy = full.FullPolicy.wrap(*tied_model(), keep_start=False)
     with pytest.raises(ModelError, match="keep_start"), policy.reference():
         pass
 
 
-def test_a_run_is_scored_split_by_split_and_shown_beside_the_lora_runs_of_its_set(full, monkeypatch, tmp_path, capsys):
+def test_a_run_is_scored_split_by_split_and_shown_beside_the_lora_runs_of_its_set(monkeypatch, tmp_path, capsys):
     def train(args, seed, given):
         assert given == ["max_steps=1"]
-        return {"task": "qa", "method": args.method, "seed": seed}, full_trainer(full)
+        return {"task": "qa", "method": args.method, "seed": seed}, full_trainer()
 
     monkeypatch.setattr(full, "train", train)
     monkeypatch.setattr(full, "load", lambda task, split, limit: Dataset.from_list(tiny.rows(limit)))
-    monkeypatch.setattr(full, "RESULTS", tmp_path / "full.jsonl")
-    monkeypatch.setattr(full.learning, "RESULTS", tmp_path / "lora.jsonl")
+    monkeypatch.setattr(full, "RUNS", tmp_path / "full.jsonl")
+    monkeypatch.setattr(chosen, "RUNS", tmp_path / "lora.jsonl")
     greedy = {"greedy": {"bleu": 50.0, "exact_match": 40.0, "chrf": 60.0}}
     for seed, group in ((0, "ours"), (1, "theirs")):
         lora = {"task": "qa", "credit": "leaf", "seed": seed, "steps": 1, "set": group, "test": greedy}
-        full.learning.append(full.learning.RESULTS, lora)
+        append(chosen.RUNS, lora)
 
     for command in ("run --method grpo --steps 1 --items 2 --sampled test", "table --set ours"):
         monkeypatch.setattr(sys, "argv", ["full_parameter.py", *command.split()])
         full.main()
-    records = [json.loads(line) for line in full.RESULTS.read_text().splitlines()]
+    records = read(full.RUNS)
     assert [set(record["test"]) for record in records if "test" in record] == [{"items", "greedy", "sampled"}]
     assert [set(record["test_heldout"]) for record in records if "test_heldout" in record] == [{"items", "greedy"}]
     shown = [line.split() for line in capsys.readouterr().out.splitlines()]

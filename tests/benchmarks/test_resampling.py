@@ -1,8 +1,6 @@
 """Re-sampling on the real model: its estimates are free of the noise they say they are free of."""
 
-import sys
 from itertools import product
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,22 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.resampling.bench import Bench
+from benchmarks.resampling.estimators import between_variance, bootstrap, leave_one_out, mean_square, others_baseline
+from benchmarks.resampling.gradients import gradients_of, last_layer_gradients, upper_half
 from leaf.credit import PrefixTree, policy_loss
 from leaf.model.policy import Policy
 from leaf.model.sampling import sample
 from leaf.model.scoring import score
 from tests.helpers import tiny
-
-RESAMPLING = Path(__file__).resolve().parents[2] / "benchmarks" / "resampling"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_path():
-    sys.path.insert(0, str(RESAMPLING))
-    yield
-    sys.path.remove(str(RESAMPLING))
-    for file in RESAMPLING.glob("[!_]*.py"):
-        sys.modules.pop(file.stem, None)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +33,6 @@ def policy():
 
 
 def test_variance_between_children_by_hand():
-    from estimators import between_variance
-
     # Three members, two ids with shares 2/3 and 1/3: mean 1, apart 2/3 · 1 + 1/3 · 4 = 2; errors 2/9 · (0.9 + 1.8).
     found = between_variance(np.array([5, 5, 8]), np.array([0.0, 0.0, 3.0]), np.array([0.9, 0.9, 1.8]))
     assert found == pytest.approx(2.0 - 0.6)
@@ -54,8 +42,6 @@ def test_variance_between_children_by_hand():
 @given(st.lists(st.tuples(st.floats(-1, 1), st.floats(0, 1), st.integers(1, 3)), min_size=1, max_size=4))
 @settings(max_examples=30, deadline=None)
 def test_variance_between_children_has_no_bias(children):
-    from estimators import between_variance
-
     group = np.repeat(np.arange(len(children)), [count for _, _, count in children])
     true, error = (np.array([child[i] for child in children]) for i in (0, 1))
     found = [
@@ -66,8 +52,6 @@ def test_variance_between_children_has_no_bias(children):
 
 
 def test_cosine_with_the_other_groups_by_hand():
-    from estimators import leave_one_out, mean_square
-
     truth = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])
     cosine, dot, square = leave_one_out(torch.tensor([[1.0, 1.0], [0.0, 5.0], [0.0, 0.0]]), truth)
     # The others of group 0 have mean (1.5, 1), of group 1 (2, 0).
@@ -79,8 +63,6 @@ def test_cosine_with_the_other_groups_by_hand():
 
 
 def test_the_other_groups_baseline_knows_nothing_of_the_own_rewards():
-    from estimators import others_baseline
-
     tokens = torch.tensor([[4, 5, 2], [4, 6, 2], [4, 5, 2], [7, 5, 2]])
     tree, mine = PrefixTree.build(tokens, torch.tensor([3, 3, 3, 3])), slice(0, 2)
     found = others_baseline(tree, torch.tensor([0.1, 0.9, 1.0, 0.0]), mine)
@@ -92,8 +74,6 @@ def test_the_other_groups_baseline_knows_nothing_of_the_own_rewards():
 
 
 def test_bootstrap():
-    from estimators import bootstrap
-
     values = np.arange(10.0)
     middle, low, high = bootstrap(lambda i: values[i].mean(), 10, rounds=500)
     assert middle == 4.5
@@ -102,8 +82,6 @@ def test_bootstrap():
 
 
 def test_continuations_keep_their_prefix_and_draw_what_the_sampler_would(policy):
-    from bench import Bench
-
     (prompt,) = policy.embed(tiny.rows(1))
     bench = object.__new__(Bench)
     bench.policy, bench.config = policy, SimpleNamespace(max_new_tokens=5, top_p=1e-6, temperature=1.0)
@@ -117,8 +95,6 @@ def test_continuations_keep_their_prefix_and_draw_what_the_sampler_would(policy)
 
 
 def test_gradients_are_those_of_the_policy_loss(policy):
-    from gradients import gradients_of, upper_half
-
     (prompt,) = policy.embed(tiny.rows(1))
     (group,) = sample(policy, [prompt], num_completions=4, max_new_tokens=6, generator=torch.Generator().manual_seed(0))
     mask = group.tree.node >= 0
@@ -137,8 +113,6 @@ def test_gradients_are_those_of_the_policy_loss(policy):
 
 
 def test_last_layer_inner_products_are_those_of_its_gradients(policy):
-    from gradients import gradients_of, last_layer_gradients
-
     (prompt,) = policy.embed(tiny.rows(1))
     generator = torch.Generator().manual_seed(0)
     (group,) = sample(policy, [prompt], num_completions=6, max_new_tokens=6, generator=generator)

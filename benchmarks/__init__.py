@@ -1,0 +1,1 @@
+"""What the claims of leaf rest on. Each benchmark runs from the root of the repository: `python -m benchmarks.NAME`."""

@@ -1,0 +1,1 @@
+"""The credit laboratory: worlds small enough to know the true gradient, and credit rules held against it."""

@@ -1,0 +1,1 @@
+"""One training step done four ways, timed; see __main__.py."""
