@@ -36,11 +36,12 @@ from torch import Tensor, nn
 from benchmarks.learning.chosen import METRICS, SPLITS, Chosen
 from benchmarks.learning.intervals import cells
 from benchmarks.learning.runs import SEARCH_SEED, scored
-from benchmarks.records import RESULTS, ROOT, append, machine, read
+from benchmarks.records import RESULTS, ROOT, machine, read
 from leaf.config import LeafConfig, load_recipe
 from leaf.data import load
 from leaf.data.rows import batch_indices, take
 from leaf.errors import ModelError
+from leaf.files import append_row
 from leaf.memory import peak_bytes, reset_peak
 from leaf.model.demo import resolve_model
 from leaf.model.policy import Policy, Prompt
@@ -252,7 +253,7 @@ def run(args):
         rows = load(trainer.args.task, split, limit=args.items).to_list()
         scores, _ = scored(trainer.policy, trainer.args, rows, sampled=split in args.sampled.split(","))
         print(args.method, args.seed, split, scores, flush=True)
-        append(RUNS, record | {split: scores})  # at once: a run cut short keeps what it has
+        append_row(RUNS, record | {split: scores})  # at once: a run cut short keeps what it has
 
 
 def search(args):
@@ -263,7 +264,7 @@ def search(args):
         rows = load(trainer.args.task, trainer.args.eval_split, limit=args.items).to_list()
         record["validation"], _ = scored(trainer.policy, trainer.args, rows, sampled=False)
         print(args.method, rate, record["validation"], flush=True)
-        append(SEARCH, record)
+        append_row(SEARCH, record)
         del trainer
         gc.collect()
 
@@ -272,7 +273,7 @@ def cost(args):
     """Take a few steps of a method, LoRA's included, and record parameters, memory and time."""
     record, _ = train(args, SEARCH_SEED, [f"max_steps={args.steps}", "eval_every=0"])
     print({name: record[name] for name in ("parameters", "peak_gb", "seconds_per_step", "cpu_seconds_per_step")})
-    append(COST, record)
+    append_row(COST, record)
 
 
 def table(args):

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.learning.chosen import ITEMS, METRICS, RUNS
-from benchmarks.records import RESULTS, ROOT, append, machine
+from benchmarks.records import RESULTS, ROOT, machine
 from leaf.config import load_recipe
 from leaf.data import load
 from leaf.evaluation.evaluate import predict
 from leaf.evaluation.registry import score
+from leaf.files import append_row
 from leaf.model.demo import resolve_model
 from leaf.model.policy import Policy
 from leaf.rewards.functions import REWARDS
@@ -99,9 +100,9 @@ def run(args):
         record[split], bleu = scored(policy, config, rows, sampled=split in args.sampled.split(","))
         if split == "test":
             known = {key: record[key] for key in ("task", "credit", "seed", "steps", "set") if key in record}
-            append(ITEMS, known | {"bleu": bleu})
+            append_row(ITEMS, known | {"bleu": bleu})
         print(args.task, record["credit"], args.seed, split, record[split], flush=True)
-    append(RUNS, record)
+    append_row(RUNS, record)
 
 
 def search(args):
@@ -114,7 +115,7 @@ def search(args):
             rows = load(config.task, config.eval_split).to_list()
             record |= {"learning_rate": rate, "validation": scored(policy, config, rows, sampled=False)[0]}
             print(args.task, credit, rate, record["validation"], flush=True)
-            append(SEARCH, record)
+            append_row(SEARCH, record)
 
 
 def items(args):
@@ -129,4 +130,4 @@ def items(args):
     rows = load(config.task, "test").to_list()
     _, bleu = scored(policy, config, rows, sampled=False)
     known = {"task": args.task, "credit": args.credit, "seed": args.seed, "steps": steps}
-    append(ITEMS, known | ({} if args.set is None else {"set": args.set}) | {"bleu": bleu})
+    append_row(ITEMS, known | ({} if args.set is None else {"set": args.set}) | {"bleu": bleu})

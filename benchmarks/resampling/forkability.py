@@ -1,8 +1,8 @@
 """Forks at LEAF's boundaries and where each rule puts its credit."""
 
-from benchmarks.records import append
 from benchmarks.resampling.bench import BUDGET, MASS_RULES, PROMPTS_AT_ONCE, Bench, bounded, file_of, short
 from leaf.credit import credit_mass, credit_mass_by_position, forks, select_boundaries
+from leaf.files import append_row
 
 
 def forkability(args):
@@ -15,7 +15,7 @@ def forkability(args):
         prompts = bench.policy.embed([row for _, row in waiting])
         groups = bench.groups(prompts, [index for index, _ in waiting], bench.config.num_completions, 0)
         for (_, one), group in zip(waiting, groups, strict=True):
-            append(file_of("forkability"), fork_record(bench, one, group))
+            append_row(file_of("forkability"), fork_record(bench, one, group))
         waiting = []
 
 

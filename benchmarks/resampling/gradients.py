@@ -2,7 +2,6 @@
 
 import torch
 
-from benchmarks.records import append
 from benchmarks.resampling.bench import (
     FACTORS,
     MORE_RULES,
@@ -18,6 +17,7 @@ from benchmarks.resampling.bench import (
 from benchmarks.resampling.estimators import leave_one_out, mean_square, others_baseline
 from benchmarks.resampling.forkability import fork_facts
 from leaf.credit import token_weights
+from leaf.files import append_row
 from leaf.model.packing import pack
 from leaf.model.scoring import LAYOUTS, score
 
@@ -34,7 +34,7 @@ def gradients(args):
         rewards = bench.rewards(row, together.texts(policy.tokenizer))
         record = {**record_facts, "id": row["id"], "reward": float(rewards.mean()), "reward_std": float(rewards.std())}
         if bool((rewards == rewards[0]).all()):
-            append(file_of("gradients"), record | {"rules": None})
+            append_row(file_of("gradients"), record | {"rules": None})
             continue
         credits, factors, facts = [], [], []
         for g in range(args.groups):
@@ -57,7 +57,7 @@ def gradients(args):
         for name in FACTORS:
             factor = torch.tensor([one[name] for one in factors])
             record["rules"][name] = judged(truth * factor[:, None], truth)
-        append(file_of("gradients"), record)
+        append_row(file_of("gradients"), record)
 
 
 def upper_half(policy):

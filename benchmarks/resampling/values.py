@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from benchmarks.records import append
 from benchmarks.resampling.bench import BUDGET, DRAWS, MASS_RULES, Bench, bounded, file_of, short
 from benchmarks.resampling.estimators import between_variance
 from leaf.credit import credit_rule, entropy_boundaries, even_boundaries, random_boundaries, select_boundaries
 from leaf.credit.values import known_rewards, prefix_values, scored_completions, shrunken_values
+from leaf.files import append_row
 from leaf.model.draws import step_generator
 from leaf.model.scoring import score
 
@@ -50,7 +50,7 @@ def values(args):
         }
         if not args.only_boundaries:
             record |= token_sums(group, rewards, value, error)
-        append(file_of("values"), record)
+        append_row(file_of("values"), record)
 
 
 def boundary_choices(group, entropy, generator):

@@ -8,10 +8,11 @@ from datasets import Dataset
 
 from benchmarks import full_parameter as full
 from benchmarks.learning import chosen
-from benchmarks.records import append, read
+from benchmarks.records import read
 from leaf.config import LeafConfig
 from leaf.credit.tree import PrefixTree
 from leaf.errors import ModelError
+from leaf.files import append_row
 from leaf.model.policy import Policy
 from leaf.model.scoring import score
 from leaf.train.trainer import LeafTrainer
@@ -152,7 +153,7 @@ def test_a_run_is_scored_split_by_split_and_shown_beside_the_lora_runs_of_its_se
     greedy = {"greedy": {"bleu": 50.0, "exact_match": 40.0, "chrf": 60.0}}
     for seed, group in ((0, "ours"), (1, "theirs")):
         lora = {"task": "qa", "credit": "leaf", "seed": seed, "steps": 1, "set": group, "test": greedy}
-        append(chosen.RUNS, lora)
+        append_row(chosen.RUNS, lora)
 
     for command in ("run --method grpo --steps 1 --items 2 --sampled test", "table --set ours"):
         monkeypatch.setattr(sys, "argv", ["full_parameter.py", *command.split()])
