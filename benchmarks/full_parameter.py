@@ -101,13 +101,13 @@ class FullPolicy(Policy):
         for weight, value in zip(self.trained(), values, strict=True):
             weight.data = value
 
-    def embed(self, examples) -> list[Prompt]:
+    def embed(self, rows) -> list[Prompt]:
         """Embed prompts as `Policy` does, and keep their token ids."""
-        inputs = self.inputs(examples)
+        inputs = self.inputs(rows)
         real = inputs["attention_mask"].bool()
         return [
             TextPrompt(prompt.embeddings, prompt.is_audio, ids[keep])
-            for prompt, ids, keep in zip(super().embed(examples), inputs["input_ids"], real, strict=True)
+            for prompt, ids, keep in zip(super().embed(rows), inputs["input_ids"], real, strict=True)
         ]
 
     def reembed(self, prompts: Sequence[TextPrompt]) -> list[TextPrompt]:

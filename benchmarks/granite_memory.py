@@ -35,6 +35,7 @@ from leaf.data import load
 from leaf.data.audio import load_audio
 from leaf.memory import available_bytes, peak_bytes, reset_peak
 from leaf.model.demo import resolve_model
+from leaf.model.footprint import footprint_of
 from leaf.train.trainer import LeafTrainer
 
 TEMPLATE = (
@@ -139,7 +140,7 @@ def measure(args):
         "trainable": counts["trainable"],
         "token_budget": policy.token_budget,
         "steps": steps,
-        "estimated_gb": policy.memory().total(row, row) / 1e9,
+        "estimated_gb": footprint_of(policy).total(row, row) / 1e9,
         "available_gb_after": available_bytes(device) / 1e9,
     }
 

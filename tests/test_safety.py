@@ -23,6 +23,7 @@ from leaf.data.audio import load_audio
 from leaf.errors import ConfigError, ModelError
 from leaf.model.own_adapter import refuse_pickle
 from leaf.model.policy import Policy
+from leaf.model.projector import load_projector, save_projector
 from leaf.train.trainer import LeafTrainer
 from tests.helpers import tiny
 
@@ -101,12 +102,12 @@ def test_a_pickled_adapter_is_refused_and_not_opened(checkpoint, tmp_path):
 
 def test_a_pickled_projector_is_refused_and_not_opened(checkpoint, tmp_path):
     policy = Policy.load(checkpoint / "model")
-    policy.save_projector(tmp_path / "projector.safetensors")
-    policy.load_projector(tmp_path / "projector.safetensors")
+    save_projector(policy, tmp_path / "projector.safetensors")
+    load_projector(policy, tmp_path / "projector.safetensors")
     with (tmp_path / "projector.pt").open("wb") as file:
         pickle.dump(Bomb(tmp_path / "mark"), file)
     with pytest.raises(ModelError, match=r"projector\.pt is not in safetensors: .*may hold code"):
-        policy.load_projector(tmp_path / "projector.pt")
+        load_projector(policy, tmp_path / "projector.pt")
     assert not (tmp_path / "mark").exists()
 
 

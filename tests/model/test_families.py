@@ -23,6 +23,7 @@ from leaf.errors import ModelError
 from leaf.model.checks import check_policy
 from leaf.model.families import families
 from leaf.model.policy import Policy
+from leaf.model.projector import audio_features, project
 from leaf.model.sampling import sample
 from leaf.model.scoring import layout_for, score
 from leaf.train.align import check_frame_wise
@@ -138,7 +139,7 @@ def test_align_takes_frame_wise_projectors_and_says_why_others_are_refused(case)
             check_frame_wise(policy, rows[0])
         return
     check_frame_wise(policy, rows[0])
-    projected = policy.project(policy.audio_features(rows))
+    projected = project(policy, audio_features(policy, rows))
     for frames, prompt in zip(projected, policy.embed(rows), strict=True):
         assert torch.allclose(frames, prompt.embeddings[prompt.is_audio], atol=1e-4)
 
@@ -279,7 +280,7 @@ def test_a_kernel_that_is_not_installed_is_said_in_one_sentence(tmp_path):
     model, processor = build("voxtral")
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"FlashAttention2.*a recipe chooses a kernel that needs none"):
+    with pytest.raises(ModelError, match=r"FlashAttention2.*set attention: sdpa, a kernel that needs none"):
         Policy.load(tmp_path, attention="flash_attention_2")
 
 

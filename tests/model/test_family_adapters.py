@@ -16,6 +16,7 @@ from leaf.model.families import family_of
 from leaf.model.merging import write_merged
 from leaf.model.own_adapter import load_own_adapter, merge_own_adapter
 from leaf.model.policy import Policy
+from leaf.model.projector import unfreeze_projector
 from leaf.model.scoring import score
 from leaf.train.sft import sft_gradient, share_audio
 from tests.helpers import tiny
@@ -95,7 +96,7 @@ def test_a_projector_is_trained_in_float32_within_a_half_precision_model(case):
         lora = peft.LoraConfig(r=2, init_lora_weights=False)
         policy = Policy.wrap(model.to(dtype), processor, lora=lora)
         frozen = policy.embed(tiny.rows(1))[0].embeddings
-        trained = policy.unfreeze_projector()
+        trained = unfreeze_projector(policy)
         policy.train()
         prompt = policy.embed(tiny.rows(1))[0].embeddings
         assert prompt.dtype == frozen.dtype == dtype

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from leaf.errors import ConfigError, RunError
 from leaf.model import footprint
-from leaf.model.footprint import Estimate, estimate, token_budget
+from leaf.model.footprint import Estimate, estimate, footprint_of, token_budget
 from tests.helpers.update_memory import ALL, CELL, build, run, text_config
 
 
@@ -157,7 +157,7 @@ def test_the_parts_are_those_worked_by_hand():
 @pytest.mark.parametrize("change", [{}, {"checkpointing": True, "dtype": "bfloat16", "dropout": 0.1}])
 def test_a_policy_is_estimated_from_what_it_is(change):
     policy, _ = build(CELL | change)
-    made = policy.memory()
+    made = footprint_of(policy)
     pairs = 2 * 128 + 2 * (128 + 64) + 2 * (128 + 352) + (128 + 128) + (352 + 128)  # inputs + outputs of a layer
     assert made.gradient == 4 * 4 * 8 * pairs
     expected = predicted(CELL | change)[0]

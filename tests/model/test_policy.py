@@ -13,6 +13,7 @@ from leaf.model.decoding import TreeDecoder
 from leaf.model.device import pick_dtype
 from leaf.model.packing import pack, unpack
 from leaf.model.policy import Policy
+from leaf.model.projector import audio_features
 from leaf.model.sampling import _choose, sample
 from leaf.model.scoring import _branches, score
 from tests.helpers import tiny
@@ -330,7 +331,7 @@ def test_running_out_of_memory_in_the_encoder_halves_the_rows_and_keeps_that(pol
     policy.embed(rows[:3])
     assert calls[4:] == [2, 1]  # what did not fit is not tried again
     policy.rows_at_once = None
-    assert [frames.shape[0] for frames in policy.audio_features(rows)] == [int(p.is_audio.sum()) for p in wanted]
+    assert [frames.shape[0] for frames in audio_features(policy, rows)] == [int(p.is_audio.sum()) for p in wanted]
     assert calls[6:] == [5, 2, 2, 1]  # stage align encodes in the same way
 
     def never(*arguments, **options):

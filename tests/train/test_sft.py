@@ -13,6 +13,7 @@ from leaf.config import AlignConfig, SftConfig
 from leaf.errors import DataError, ModelError
 from leaf.model.checks import plain_log_probs
 from leaf.model.policy import Policy
+from leaf.model.projector import audio_features, load_projector, save_projector, unfreeze_projector
 from leaf.runs.directory import RunDirectory
 from leaf.train.align import CtcAligner, align, token_error_rate
 from leaf.train.sft import sft, sft_gradient, share_audio
@@ -33,7 +34,7 @@ def test_sharing_one_encoding_changes_neither_loss_nor_gradient(policy):
     rows = [{**first, "prompt": text, "reference": text[::-1]} for text in tiny.TEXTS[:3]] + [second]
     groups = share_audio(policy, rows)
     assert [len(group) for group in groups] == [3, 1]
-    parameters = [*policy.unfreeze_projector(), *(p for p in policy.parameters() if p.requires_grad)]
+    parameters = [*unfreeze_projector(policy), *(p for p in policy.parameters() if p.requires_grad)]
     shared = sft_gradient(policy, groups)
     gradients = [p.grad.clone() for p in parameters]
     total, count = torch.zeros(()), 0
@@ -51,7 +52,7 @@ def test_every_forward_is_followed_by_its_backward_and_the_sum_stays_the_same(po
     """Micro-batches of one row each: one graph stands at a time; loss and gradients are those of one large batch."""
     rows = [{**row, "reference": tiny.TEXTS[i]} for i, row in enumerate(tiny.rows(3))]
     groups = share_audio(policy, rows)
-    parameters = [*policy.unfreeze_projector(), *(p for p in policy.parameters() if p.requires_grad)]
+    parameters = [*unfreeze_projector(policy), *(p for p in policy.parameters() if p.requires_grad)]
     whole = sft_gradient(policy, groups)
     wanted = [p.grad.clone() for p in parameters]
     policy.zero_grad()
@@ -224,17 +225,17 @@ def test_align_says_and_leaves_out_transcripts_that_do_not_fit_their_audio(tmp_p
 
 def test_cached_audio_features_give_the_prompt_embeddings(policy):
     rows = tiny.rows(3)
-    features = policy.audio_features(rows)
+    features = audio_features(policy, rows)
     for frames, prompt in zip(features, policy.embed(rows), strict=True):
         assert torch.allclose(policy.projector(frames), prompt.embeddings[prompt.is_audio], atol=1e-5)
 
 
 def test_a_projector_file_of_another_model_is_refused(policy, tmp_path):
-    policy.save_projector(tmp_path / "projector.safetensors")
-    policy.load_projector(tmp_path / "projector.safetensors")
+    save_projector(policy, tmp_path / "projector.safetensors")
+    load_projector(policy, tmp_path / "projector.safetensors")
     policy.projector.linear_2 = torch.nn.Linear(3, 3)
     with pytest.raises(ModelError, match="does not fit"):
-        policy.load_projector(tmp_path / "projector.safetensors")
+        load_projector(policy, tmp_path / "projector.safetensors")
 
 
 def test_rows_share_audio_only_if_every_sample_is_the_same(policy):

@@ -11,6 +11,7 @@ from leaf.config import LeafConfig
 from leaf.errors import ConfigError, ModelError
 from leaf.model.device import pick_device, take_device
 from leaf.model.policy import Policy
+from leaf.model.projector import save_projector
 from leaf.train.records import group_record
 from leaf.train.schedule import build_schedule, check_tracker, in_steps, is_warm_restart
 from leaf.train.trainer import LeafTrainer
@@ -141,7 +142,7 @@ def trainer_of(model, processor=None, lora=None, **changes):
 def test_the_projector_of_a_recipe_is_loaded_in_stage_rl(tmp_path):
     model, processor = tiny_model()
     other = Policy.wrap(*tiny_model(seed=1))
-    other.save_projector(tmp_path / "projector.safetensors")
+    save_projector(other, tmp_path / "projector.safetensors")
     one = trainer_of(model, processor, projector=str(tmp_path / "projector.safetensors"))
     for key, value in other.projector.state_dict().items():
         assert torch.equal(one.policy.projector.state_dict()[key], value)

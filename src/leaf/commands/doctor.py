@@ -18,7 +18,7 @@ from leaf.memory import available_bytes
 from leaf.model.demo import resolve_model
 from leaf.model.device import pick_device, pick_dtype
 from leaf.model.families import Family
-from leaf.model.footprint import Estimate
+from leaf.model.footprint import Estimate, footprint_of
 from leaf.model.from_recipe import recipe_lora
 from leaf.model.loading import lacks_package, look_up
 from leaf.model.policy import Policy
@@ -119,7 +119,7 @@ def _shape(
         raise lacks_package(config.model, error) from error
     checkpointing = config.gradient_checkpointing
     policy = Policy.wrap(model, processor, lora=lora, gradient_checkpointing=checkpointing)
-    shape = policy.memory()
+    shape = footprint_of(policy)
     return dataclasses.replace(shape, heap_token=0) if device.type == "cuda" else shape, layer_bytes(policy)
 
 

@@ -1,17 +1,43 @@
 """Estimate how much memory an update takes, and the token budget that fits.
 
 Everything is in bytes. The estimate counts tensors: what autograd keeps of decoder layers with frozen weights, float32
-LoRA on linear layers, RMSNorm, a gated MLP and the sdpa kernel with a dense mask, and what passes through beside it.
+LoRA on linear layers, RMSNorm, a gated MLP and the sdpa kernel with a dense mask, and what is alive beside it for a
+moment.
+
+With D hidden size, I intermediate size, H heads of width h, G key-value heads, A = H·h, L layers, b bytes per frozen
+value and r the rank, autograd keeps of one layer per token:
+
+    two norms           2 · (4 D + 4)   their float32 input (in float32 the residual stream itself) and 1/rms
+    attention           4 A b + 4 H     queries, keys and values repeated to H heads, output; log-sum-exp
+    gated MLP           3 I b           gate before and after its activation, up
+    each LoRA           b w + b r       inputs of A, w = D, A or I, and of B
+    with dropout        + b w           its noise; + w on CUDA, where it is a boolean
+
+Without dropout the input of A is no copy: layers that read one tensor share it, and that of `o_proj` is the attention's
+output. Frozen linear layers, rotation and residual additions keep nothing. With gradient checkpointing a layer keeps
+only its input, D b, and is computed again in the backward pass, one layer at a time. Per query-key pair there are an
+additive mask of b bytes for every window that layers have, shared by them, and two boolean ones. (On CUDA sdpa copies
+the mask in every layer unless S is a multiple of 8.)
+
+Measured, not derived: what is alive while a layer works, 8 I bytes per token, 3 I more in bfloat16 and 3 I more with
+dropout and without checkpointing; and what the heap loses on the CPU, 1.75 b bytes (1.5 b with checkpointing, 1 more
+with dropout) per layer and output value of its linear layers, 2 D + 2 I + A + 2 G h. glibc 2.36 reuses aligned blocks
+of up to 32 MiB badly, by a tenth more or less from run to run; larger ones lose nothing.
+
+Not covered: layouts other than `tree`, attention other than sdpa, norms of queries and keys, what experts copy, the
+several streams of Gemma 3n (it keeps 1.7 times as much), trained projectors, DDP's buckets.
 """
 
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import peft
 import torch
 
-from leaf.errors import ConfigError, RunError
+from leaf.errors import ConfigError, ModelError, RunError
 from leaf.model.attention import Attention
+from leaf.model.policy import Policy
 
 _FLOAT = 4  # float32: adapters, their gradients, AdamW's moments, logits
 _BOOL = 1
@@ -24,7 +50,7 @@ _MLP_INPUT = ("gate_proj", "up_proj", "gate_up_proj")
 # -- what an update needs ----------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Estimate:
-    """Hold the memory of one process by part, in bytes.
+    """The memory that one process needs, by part.
 
     Attributes:
         weights: the model as loaded, adapter included; in half precision also the adapter's copy in that precision.
@@ -33,7 +59,7 @@ class Estimate:
         kept_token: kept from forward to backward per padded token, over all layers.
         kept_pair: the same per query-key pair of the attention mask; a row of length S has S² pairs.
         layer_token: what working on one layer adds per padded token.
-        logit_row: what one row of logits adds at the worst moment.
+        logit_row: what one row of logits adds at its peak.
         logit_rows: rows of logits computed at once.
         heap_token: what a CPU's heap loses to fragmentation per padded token; 0 on CUDA.
         cache_token: keys and values of one position of one sequence in the sampler's cache, over all layers.
@@ -51,7 +77,7 @@ class Estimate:
     cache_token: int
 
     def update(self, tokens: int, longest: int, scored: int | None = None) -> int:
-        """Return the peak of one forward and backward, on top of weights, gradients and moments.
+        """Compute the peak of one forward and backward, on top of weights, gradients and moments.
 
         With n padded tokens in rows of S, of which q need a row of logits:
 
@@ -70,12 +96,37 @@ class Estimate:
         return kept + max(logits, tokens * self.layer_token)
 
     def cache(self, sequences: int, length: int) -> int:
-        """Return the sampler's cache for `sequences` = prompts × K of `length` = prompt + completion tokens."""
+        """Compute the sampler's cache for `sequences` = prompts × K of `length` = prompt + completion tokens."""
         return sequences * length * self.cache_token
 
     def total(self, tokens: int, longest: int) -> int:
-        """Return weights, gradients, moments and one update: what training needs of a GPU."""
+        """Add up weights, gradients, moments and one update: what training needs of a GPU."""
         return self.weights + self.gradient + self.optimizer + self.update(tokens, longest)
+
+
+def footprint_of(policy: Policy) -> Estimate:
+    """Estimate the memory of training a policy as it is.
+
+    Raises:
+        ModelError: it has no adapter to train.
+    """
+    if not isinstance(policy.model, peft.PeftModel):
+        raise ModelError("This policy has no adapter to train. Load it with `lora=`.")
+    lora: Any = policy.model.active_peft_config
+    names = [name for name, _ in policy.named_parameters() if "lora_A" in name]
+    counts = policy.describe()
+    return estimate(
+        policy.text_config,
+        parameters=counts["total"],
+        trainable=counts["trainable"],
+        dtype=policy.base.dtype,
+        lora_r=lora.r,
+        lora_layers={name.split(".lora_A.")[0].rpartition(".")[2] for name in names},
+        lora_dropout=lora.lora_dropout,
+        gradient_checkpointing=policy.language_model.is_activation_checkpointing,
+        logit_rows=policy.logit_rows,
+        device=policy.device,
+    )
 
 
 def estimate(
@@ -91,30 +142,7 @@ def estimate(
     logit_rows: int,
     device: str | torch.device,
 ) -> Estimate:
-    """Estimate the memory of training LoRA on a decoder with frozen weights.
-
-    With D hidden size, I intermediate size, H heads of width h, G key-value heads, A = H·h, L layers, b bytes per
-    frozen value and r the rank, autograd keeps of one layer per token:
-
-        two norms           2 · (4 D + 4)   their float32 input (in float32 the residual stream itself) and 1/rms
-        attention           4 A b + 4 H     queries, keys and values repeated to H heads, output; log-sum-exp
-        gated MLP           3 I b           gate before and after its activation, up
-        each LoRA           b w + b r       inputs of A, w = D, A or I, and of B
-        with dropout        + b w           its noise; + w on CUDA, where it is a boolean
-
-    Without dropout the input of A is no copy: layers that read one tensor share it, and that of `o_proj` is the
-    attention's output. Frozen linear layers, rotation and residual additions keep nothing. With gradient
-    checkpointing a layer keeps only its input, D b, and is recomputed one at a time. Per query-key pair there are an
-    additive mask of b bytes for every window that layers have, shared by them, and two boolean ones. (On CUDA sdpa
-    copies it in every layer unless S is a multiple of 8.)
-
-    Measured, not derived: what passes through while a layer works, 8 I bytes per token, 3 I more in bfloat16 and 3 I
-    more with dropout and without checkpointing; and the heap's loss on the CPU, 1.75 b bytes (1.5 b with checkpointing,
-    1 more with dropout) per layer and output value of its linear layers, 2 D + 2 I + A + 2 G h. glibc 2.36 reuses
-    aligned blocks of up to 32 MiB badly, by a tenth more or less from run to run; larger ones lose nothing.
-
-    Not covered: layouts other than `tree`, attention other than sdpa, norms of queries and keys, what experts copy, the
-    several streams of Gemma 3n (it keeps 1.7 times as much), trained projectors, DDP's buckets.
+    """Estimate the memory of training LoRA on a decoder with frozen weights, as the module's text says.
 
     Args:
         text_config: configuration of the language model.
@@ -122,7 +150,7 @@ def estimate(
         trainable: how many of them are trained, in float32.
         dtype: of the frozen weights, float32 or of two bytes.
         lora_r, lora_layers, lora_dropout: the adapter; a layer not known here counts as one on the widest tensor.
-        gradient_checkpointing: see above.
+        gradient_checkpointing: whether only the inputs of layers are kept.
         logit_rows: rows of logits computed at once (`Policy.logit_rows`).
         device: where it runs.
     """
@@ -136,9 +164,9 @@ def estimate(
 
     layer = 2 * (_FLOAT * hidden + _FLOAT) + 4 * attention * size + _FLOAT * heads + 3 * inner * size
     layer += _lora_token(lora_layers, lora_r, lora_dropout, (hidden, attention, inner), size=size, cuda=cuda)
-    passing = inner * (8 + (3 if half else 0) + (3 if lora_dropout and not gradient_checkpointing else 0))
-    quarters = (6 if gradient_checkpointing else 7) * size + (4 if lora_dropout else 0)
-    lost = (2 * hidden + 2 * inner + attention + 2 * keys) * quarters // 4
+    working = inner * (8 + (3 if half else 0) + (3 if lora_dropout and not gradient_checkpointing else 0))
+    lost_quarters = (6 if gradient_checkpointing else 7) * size + (4 if lora_dropout else 0)
+    lost = (2 * hidden + 2 * inner + attention + 2 * keys) * lost_quarters // 4
     # Beside the layers: the last norm's input, hidden states for the head, the rotation's cosine and sine.
     ends = _FLOAT * hidden + hidden * size + 2 * head * size
     windows = len(set(Attention.of(text_config).windows.values()))
@@ -148,7 +176,7 @@ def estimate(
         optimizer=2 * trainable * _FLOAT,
         kept_token=ends + layers * (hidden * size if gradient_checkpointing else layer),
         kept_pair=windows * size + 2 * _BOOL,
-        layer_token=passing + (layer if gradient_checkpointing else 0),
+        layer_token=working + (layer if gradient_checkpointing else 0),
         logit_row=_LOGIT_COPIES * _FLOAT * text_config.vocab_size,
         logit_rows=logit_rows,
         heap_token=0 if cuda else layers * lost,
@@ -157,7 +185,7 @@ def estimate(
 
 
 def _inner_size(text_config: Any) -> int:
-    """Return the widest MLP a token passes through; experts that work on one token count together."""
+    """Find the widest MLP that a token passes through; experts that work on one token count together."""
     sizes = text_config.intermediate_size
     size = max(sizes) if isinstance(sizes, list | tuple) else sizes
     if hasattr(text_config, "moe_intermediate_size"):
@@ -168,7 +196,7 @@ def _inner_size(text_config: Any) -> int:
 def _lora_token(
     names: Collection[str], rank: int, dropout: float, widths: tuple[int, int, int], *, size: int, cuda: bool
 ) -> int:
-    """Return what the adapters of one decoder layer keep per token; `widths` are D, A and I of `estimate`."""
+    """Compute what the adapters of one decoder layer keep per token; `widths` are D, A and I."""
     hidden, attention, inner = widths
     reads = dict.fromkeys(_ATTENTION_INPUT + _MLP_INPUT, hidden) | {"o_proj": attention, "down_proj": inner}
     read = [reads.get(name, max(widths)) for name in names]
@@ -181,9 +209,9 @@ def _lora_token(
 
 
 def token_budget(estimate: Estimate, available: int, *, longest: int, share: float = 0.8) -> int:
-    """Return the largest padded token count of one update that fits.
+    """Find the largest padded token count of one update that fits.
 
-    The largest n with estimate.update(n, longest) ≤ share · (available − gradient − optimizer).
+    This is the largest n with estimate.update(n, longest) ≤ share · (available − gradient − optimizer).
 
     Args:
         estimate: see `estimate`.
@@ -209,10 +237,11 @@ def token_budget(estimate: Estimate, available: int, *, longest: int, share: flo
 
     if not fits(1):
         raise RunError(
-            f"{available / 1e9:.2f} GB of memory are left beside the weights, gradients and optimiser take "
-            f"{(estimate.gradient + estimate.optimizer) / 1e9:.2f} GB, and not one token fits into {share:g} of the "
-            "rest. Use dtype: bfloat16, a smaller lora_r or a larger device."
+            f"The weights leave {available / 1e9:.2f} GB of memory, gradients and optimiser take "
+            f"{(estimate.gradient + estimate.optimizer) / 1e9:.2f} GB of it, and not one token fits into {share:g} of "
+            "the rest. Use dtype: bfloat16, a smaller lora_r or a larger device."
         )
+    # Need grows with tokens: double until it no longer fits, then halve the interval.
     low, high = 1, 2
     while fits(high):
         low, high = high, 2 * high

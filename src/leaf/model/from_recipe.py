@@ -1,4 +1,4 @@
-"""The policy that a recipe asks for: its checkpoint, adapter, projector and token budget."""
+"""Make the policy that a recipe asks for: its checkpoint, adapter, projector and token budget."""
 
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,16 @@ from leaf.config import LeafConfig, LoraFields, RunConfig, refuse_from_python
 from leaf.errors import ConfigError
 from leaf.memory import available_bytes
 from leaf.model.device import pick_dtype
-from leaf.model.footprint import token_budget
+from leaf.model.footprint import footprint_of, token_budget
 from leaf.model.policy import Policy
+from leaf.model.projector import load_projector
 
 # Beyond these a larger batch of rows is no faster: caches on the CPU, full occupancy on a GPU.
 AUTOMATIC_BUDGET = {"cpu": 512, "cuda": 32768}
 
 
 def recipe_lora(config: LoraFields) -> peft.LoraConfig:
-    """Return the recipe's settings of a fresh adapter."""
+    """Make the settings of a fresh adapter."""
     for layer in config.lora_layers or []:
         refuse_from_python("lora_layers", layer)
     return peft.LoraConfig(
@@ -30,20 +31,20 @@ def recipe_lora(config: LoraFields) -> peft.LoraConfig:
 
 
 def load_policy(config: RunConfig, checkpoint: str | Path, *, device: torch.device, **options: Any) -> Policy:
-    """Load a checkpoint as the recipe says, its projector too if it names one; `options` are those of `Policy.load`."""
-    given = {"dtype": config.dtype, "max_prompt_tokens": config.max_prompt_tokens, "device": device, **options}
+    """Load a checkpoint as the recipe says, and the projector that it names; `options` are those of `Policy.load`."""
     policy = Policy.load(
         checkpoint,
+        device=device,
         gradient_checkpointing=config.gradient_checkpointing,
         trust_remote_code=config.trust_remote_code,
         attention=config.attention,
-        **given,
+        **{"dtype": config.dtype, "max_prompt_tokens": config.max_prompt_tokens, **options},
     )
     return _with_projector(config, policy)
 
 
 def projector_of(config: RunConfig, adapter: Path | None) -> str | None:
-    """Return the projector that goes with an adapter: the one its stage trained and left beside it, else the recipe's.
+    """Find the projector that goes with an adapter: the one that its stage saved beside it, or else the recipe's.
 
     None stands for the checkpoint's own.
     """
@@ -60,9 +61,15 @@ def trainable_policy(
     device: torch.device,
     runs_on: torch.device,
 ) -> Policy:
-    """Return the policy to train with RL; `model` is a checkpoint, a transformers model, or a `Policy` with an adapter.
+    """Make the policy to train with RL from a checkpoint, a transformers model, or a `Policy` that has its adapter.
 
-    It is put on `device`; `runs_on`, the device it will compute on, decides what `dtype: auto` is.
+    Args:
+        config: the recipe.
+        model: see above.
+        processor: goes with a transformers model, and only with that.
+        lora: settings of the fresh adapter; None for the recipe's.
+        device: where the policy is put.
+        runs_on: the device it will compute on, which decides what `dtype: auto` is.
 
     Raises:
         ConfigError: arguments that do not go together, or a policy that cannot be trained with this recipe.
@@ -72,57 +79,62 @@ def trainable_policy(
         return _with_projector(config, model.to(device))
     if isinstance(model, peft.PeftModel):
         raise ConfigError(
-            "A PeftModel came as the model; give the transformers model inside it and peft_config=..., or, to "
-            "train a saved adapter on, Policy.load(path, adapter=..., lora=...)."
+            "The model is a PeftModel. Give the transformers model inside it and peft_config=..., or, to train a saved "
+            "adapter further, Policy.load(path, adapter=..., lora=...)."
         )
-    lora = lora or recipe_lora(config)
     if isinstance(model, torch.nn.Module):
-        if processor is None:
-            raise ConfigError("A model object needs its processor: pass processing_class=AutoProcessor(...).")
-        policy = Policy.wrap(
-            model.to(device),
-            processor,
-            lora=lora,
-            gradient_checkpointing=config.gradient_checkpointing,
-            temperature=config.temperature,
-            max_prompt_tokens=config.max_prompt_tokens,
-        )
-        return _with_projector(config, policy)
+        return _wrap(config, model.to(device), processor, lora)
     if processor is not None:
         raise ConfigError(
             "processing_class goes with a model object; a path or hub id brings its own processor. Pass the loaded "
             "model, or leave processing_class out."
         )
-    dtype = pick_dtype(config.dtype, runs_on)
-    return load_policy(config, model, device=device, dtype=dtype, lora=lora, temperature=config.temperature)
+    options = {"dtype": pick_dtype(config.dtype, runs_on), "temperature": config.temperature}
+    return load_policy(config, model, device=device, lora=lora or recipe_lora(config), **options)
+
+
+def _wrap(config: LeafConfig, model: torch.nn.Module, processor: Any, lora: peft.LoraConfig | None) -> Policy:
+    """Wrap a loaded transformers model with the recipe's settings."""
+    if processor is None:
+        raise ConfigError("A model object needs its processor: pass processing_class=AutoProcessor(...).")
+    policy = Policy.wrap(
+        model,
+        processor,
+        lora=lora or recipe_lora(config),
+        gradient_checkpointing=config.gradient_checkpointing,
+        temperature=config.temperature,
+        max_prompt_tokens=config.max_prompt_tokens,
+    )
+    return _with_projector(config, policy)
 
 
 def _check_given(config: LeafConfig, policy: Policy, processor: Any, lora: peft.LoraConfig | None) -> None:
+    """Refuse a ready policy that the recipe contradicts, or that has nothing to train."""
     if lora is not None or processor is not None:
         raise ConfigError(
-            "A Policy brings its adapter and its processor; leave out peft_config and processing_class, or "
-            "give them to Policy.load or Policy.wrap."
+            "A Policy brings its adapter and its processor; leave out peft_config and processing_class, or give them "
+            "to Policy.load or Policy.wrap."
         )
     if not any(p.requires_grad for p in policy.parameters()):
         raise ConfigError(
-            "The policy has no trainable parameters. Load it with lora=peft.LoraConfig(...); beside "
-            "adapter=..., lora makes the saved adapter trainable."
+            "The policy has no trainable parameters. Load it with lora=peft.LoraConfig(...); beside adapter=..., lora "
+            "makes the saved adapter trainable."
         )
     if policy.temperature != config.temperature:
         raise ConfigError(
-            f"The policy has temperature {policy.temperature} and the recipe {config.temperature}: completions "
-            "would be scored by another distribution than they are drawn from. Give both the same."
+            f"The policy has temperature {policy.temperature} and the recipe {config.temperature}: completions would "
+            "be scored by another distribution than they are drawn from. Give both the same."
         )
 
 
 def _with_projector(config: RunConfig, policy: Policy) -> Policy:
     if config.projector is not None:
-        policy.load_projector(config.projector)
+        load_projector(policy, config.projector)
     return policy
 
 
 def has_dropout(policy: Policy) -> bool:
-    """Tell whether the policy's adapter has dropout, wherever its settings came from."""
+    """Tell whether the policy's adapter has dropout, wherever its settings come from."""
     return isinstance(policy.model, peft.PeftModel) and any(
         getattr(config, "lora_dropout", 0.0) > 0.0 for config in policy.model.peft_config.values()
     )
@@ -131,11 +143,14 @@ def has_dropout(policy: Policy) -> bool:
 def set_token_budget(policy: Policy, config: RunConfig, behind_prompt: int) -> Policy:
     """Give a policy the token budget of its recipe, or one that the memory left beside the weights allows.
 
-    `behind_prompt` is the most tokens to expect behind a prompt in one row, completions that share nothing.
+    Args:
+        policy: changed in place and returned.
+        config: the recipe.
+        behind_prompt: the most tokens to expect behind a prompt in one row, where completions share nothing.
     """
     if config.token_budget is None:
         longest = (config.max_prompt_tokens or 1024) + behind_prompt
-        fits = token_budget(policy.memory(), available_bytes(policy.device), longest=longest)
+        fits = token_budget(footprint_of(policy), available_bytes(policy.device), longest=longest)
         policy.token_budget = min(fits, AUTOMATIC_BUDGET[policy.device.type])
     else:
         policy.token_budget = config.token_budget

@@ -1,4 +1,4 @@
-"""From a checkpoint to a frozen model with a processor, and a fresh LoRA on its language model.
+"""Load a checkpoint with its processor, freeze it and put an adapter on its language model.
 
 Weights are read from safetensors only; nothing is unpickled.
 """
@@ -6,24 +6,26 @@ Weights are read from safetensors only; nothing is unpickled.
 import copy
 import re
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import peft
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor
 
 from leaf.errors import LeafError, ModelError
 from leaf.model.families import Family, family_of
-from leaf.model.own_adapter import load_own_adapter, refuse_pickle
+from leaf.model.own_adapter import load_own_adapter, merge_own_adapter, refuse_pickle
 
 
 def look_up(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Family, Any]:
-    """Return a checkpoint's configuration, family and processor; no weights are read.
+    """Load a checkpoint's configuration and processor and look up its family; no weights are read.
 
     Raises:
         ModelError: it is of no known family, or a package that its processor needs is not installed.
-        OSError, ValueError: it is not there, or not a checkpoint.
+        OSError, ValueError: it does not exist, or is no checkpoint.
     """
     config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     family = family_of(config)
@@ -39,7 +41,7 @@ def look_up(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Family,
 
 
 def load_model(name: str, *, dtype: str, attention: str | None, trust_remote_code: bool) -> tuple[Any, Any]:
-    """Return model and processor of a checkpoint directory or hub id, its own speech adapter loaded.
+    """Load model and processor of a checkpoint directory or hub id, and the checkpoint's own speech adapter.
 
     Raises:
         ModelError: the checkpoint cannot be loaded, is of no known family, has no safetensors, or lacks weights.
@@ -57,9 +59,9 @@ def load_model(name: str, *, dtype: str, attention: str | None, trust_remote_cod
         )
         if missing := sorted(found["missing_keys"]):
             raise ModelError(
-                f"The checkpoint {name} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}, ...), "
-                "which transformers would draw at random. Save it again whole, or load it with the transformers "
-                "version it was written with."
+                f"The checkpoint {name} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}, ...); "
+                "transformers would draw them at random. Save the checkpoint again with all weights, or load it with "
+                "the transformers version that wrote it."
             )
         load_own_adapter(model, family, name)
     except LeafError:
@@ -68,39 +70,67 @@ def load_model(name: str, *, dtype: str, attention: str | None, trust_remote_cod
         raise lacks_package(name, error) from error
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
-            f"The checkpoint {name} cannot be loaded: {_one_line(error)} It takes a folder or hub id with "
-            "configuration, processor and weights in safetensors; a .bin or .pt file may hold code and is not read."
+            f"The checkpoint {name} cannot be loaded: {_one_line(error)} Give a folder or hub id with configuration, "
+            "processor and weights in safetensors; a .bin or .pt file may hold code and is not read."
         ) from error
     return model, processor
 
 
 def lacks_package(name: str, error: ImportError) -> ModelError:
-    """Return the error of a checkpoint whose model needs a package that is not installed, as attention kernels do."""
+    """Make the error for a model that needs a package which is not installed, as some attention kernels do."""
     return ModelError(
-        f"The model of {name} cannot be built without a further package: {_one_line(error)} Install what it names; "
-        "with `attention` a recipe chooses a kernel that needs none (sdpa)."
+        f"The model of {name} cannot be built without a further package: {_one_line(error)} Install what it names, or "
+        "set attention: sdpa, a kernel that needs none."
     )
 
 
+def with_adapter(
+    model: Any,
+    family: Family,
+    lora: peft.LoraConfig | None,
+    adapter: str | Path | None,
+    *,
+    gradient_checkpointing: bool,
+) -> Any:
+    """Freeze a loaded model and put a saved adapter, a fresh LoRA or none on it; see `Policy.wrap`."""
+    merge_own_adapter(model)
+    model.requires_grad_(False)
+    if gradient_checkpointing:
+        # On the decoder alone: some outer classes do not support it, and the audio side has no backward pass.
+        decoder: Any = family.module(model, family.language_model)
+        decoder.activation_checkpointing_enable({"use_reentrant": False})
+    if adapter is not None:
+        refuse_pickle(adapter)
+        model = peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=lora is not None)
+    elif lora is not None:
+        model = put_lora(model, family, lora)
+    if model.dtype in (torch.bfloat16, torch.float16):
+        # Otherwise peft copies the input of every adapter to float32, to keep and to multiply (`Policy.precision`).
+        for module in model.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.cast_input_dtype_enabled = False  # type: ignore[assignment]
+    return model
+
+
 def put_lora(model: Any, family: Family, lora: peft.LoraConfig) -> peft.PeftModel:
-    """Put a fresh LoRA on the language model's layers, and on nothing else; see `Policy.wrap` for what `lora` may say.
+    """Put a fresh LoRA on the language model's layers and nowhere else; `Policy.wrap` says what `lora` may hold.
 
     Raises:
         ModelError: it names a layer that the decoder does not have.
     """
-    lora = copy.deepcopy(lora)  # the caller's own stays as it is; peft writes into what it is given
+    lora = copy.deepcopy(lora)  # peft writes into what it is given, and this is the caller's
     names = lora.target_modules
     if names is None or names == "all-linear":
         lora.target_modules = family.lora_targets(model)
     elif not isinstance(names, str):
         lora.target_modules = family.lora_targets(model, names)
-    # peft may shorten the expression above to bare names, which the audio tower shares.
+    # peft may shorten the expression above to bare names such as q_proj, which the audio tower has as well.
     lora.exclude_modules = _joined(lora.exclude_modules, family.lora_elsewhere(model))
     return peft.get_peft_model(model, lora)  # type: ignore[return-value]
 
 
 def _joined(excluded: str | Collection[str] | None, expression: str) -> str:
-    """Return one regular expression for what a caller excludes, in any of peft's forms, and what we do."""
+    """Join what a caller excludes, in any of peft's forms, with a regular expression of our own."""
     if isinstance(excluded, str):
         return f"{excluded}|{expression}"
     if not excluded:
@@ -109,6 +139,6 @@ def _joined(excluded: str | Collection[str] | None, expression: str) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """Return an error's message on one line that ends as a sentence."""
+    """Put an error's message on one line that ends like a sentence."""
     text = " ".join(str(error).split())[:500]
     return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,8 +1,9 @@
-"""The policy: a speech-aware LLM of transformers with LoRA on its language model.
+"""The policy: a speech LLM of transformers with LoRA on its language model.
 
-A prompt (audio and text) is embedded once; the embeddings serve sampling, old and reference log-probabilities and the
-update. Scoring runs one tree-packed forward per micro-batch of groups (leaf.model.scoring says what runs where that is
-not possible). The reference model is the adapter switched off.
+A policy embeds prompts, decodes embeddings to hidden states and reads log-probabilities from these. Two functions work
+on it: `sample` (leaf.model.sampling) and `score` (leaf.model.scoring). A prompt is embedded once, audio included; its
+embeddings serve sampling, the old and the reference log-probabilities and the update. The reference model is the same
+model with its adapter switched off.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,28 +14,19 @@ from typing import Any
 
 import peft
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from leaf.data.rows import Example
 from leaf.errors import ModelError
 from leaf.memory import in_parts
 from leaf.model import prompts as prompting
 from leaf.model.attention import Attention
 from leaf.model.device import pick_dtype
 from leaf.model.families import Family, family_of
-from leaf.model.footprint import Estimate, estimate
 from leaf.model.head import read_log_probs
-from leaf.model.loading import load_model, put_lora
-from leaf.model.own_adapter import merge_own_adapter, refuse_pickle
+from leaf.model.loading import load_model, with_adapter
 
-_FRAME_WISE = (
-    "Stage align caches the encoder's frames and needs a projector that maps them one by one, as that of "
-    "AudioFlamingo3 does; train this one on references with stage sft and train_projector: true."
-)
-
-_TOO_LONG = (
+TOO_LONG = (
     "Memory ran out while the audio of a single prompt was encoded. Shorten the audio, use dtype: bfloat16 or a larger "
     "device."
 )
@@ -42,34 +34,40 @@ _TOO_LONG = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """Hold one embedded prompt: `embeddings` (P, D); `is_audio` (P,) is True where they came from audio."""
+    """One embedded prompt: `embeddings` (L, D), and `is_audio` (L,), True where they came from audio."""
 
     embeddings: Tensor
     is_audio: Tensor
 
     @property
     def length(self) -> int:
-        """Return P, the number of positions."""
+        """L, the number of positions."""
         return self.embeddings.shape[0]
 
 
 class _Reached(Exception):
-    """Carries a submodule's inputs out of the outer forward, which then stops."""
+    """Carries a submodule's inputs out of the outer forward, which it ends."""
 
 
 class Policy(nn.Module):
-    """Wrap a speech-aware LLM for RL: embed prompts, score prefix trees, save the adapter.
+    """A speech LLM to train with RL.
+
+    It is an nn.Module for its parameters, `train` and `to`; it has no forward of its own.
 
     Args:
-        model: a transformers model of a known family, already wrapped by peft or plain (then nothing is trainable).
+        model: a transformers model of a known family, wrapped by peft or plain (then nothing is trainable).
         processor: its processor.
         temperature: divides the logits wherever log-probabilities are taken; in (0, inf).
         token_budget: largest padded size (rows × longest row) of one scoring forward.
+        logit_rows: how many rows of hidden states the head turns into logits at once; none of the logits are kept.
+        max_prompt_tokens: longest prompt accepted, audio and text together; None for no limit.
         layout: how completions are to be scored: `tree`, `prompt_once` or `copies` (leaf.model.scoring); None for the
             fastest that is right for the model's layers.
         base_name: what saved adapters call the base model; None for the path or hub id it was loaded from.
-        logit_rows: rows of the head computed at once; none of their logits is kept.
-        max_prompt_tokens: longest prompt accepted, audio and text together; None for no limit.
+
+    Attributes:
+        rows_at_once: how many prompts were found to fit in memory when embedded together; None while all have fitted.
+        sampled_at_once: how many padded tokens of prompts and completions were found to fit when sampled together.
     """
 
     def __init__(
@@ -91,18 +89,14 @@ class Policy(nn.Module):
         self.token_budget = token_budget
         self.logit_rows = logit_rows
         self.max_prompt_tokens = max_prompt_tokens
+        self.layout = layout
         self.base_name = base_name
-        # What memory was found to allow, None for all that comes: prompts embedded together, and the padded tokens of
-        # prompts and their completions sampled together.
-        self.rows_at_once: int | None = None
-        self.sampled_at_once: int | None = None
         self.family: Family = family_of(self.base.config)
-        if self.family.alone:
-            self.rows_at_once = 1
+        self.rows_at_once: int | None = 1 if self.family.alone else None
+        self.sampled_at_once: int | None = None
         self.logits_scale = self.family.logits_scale(self.base.config)
         self.logits_cap = self.family.logits_cap(self.base.config)
         self.attention = Attention.of(self.text_config)
-        self.layout = layout
         self.audio_token_id = self.tokenizer.convert_tokens_to_ids(self.family.audio_token)
         self.eos_token_ids = _eos_ids(self.base, self.tokenizer)
 
@@ -120,12 +114,17 @@ class Policy(nn.Module):
         attention: str | None = None,
         **options: Any,
     ) -> "Policy":
-        """Load a checkpoint directory or hub id, with a fresh LoRA (`lora`), a saved one (`adapter`) or none.
+        """Load a checkpoint with a fresh LoRA, a saved adapter or none.
 
-        `attention` names a kernel of transformers; None takes sdpa where the model has it. Flash and flex kernels take
-        no tree mask, so prompts are then run once and completions behind them (leaf.model.scoring). `dtype` is
-        float32, bfloat16 or auto: bfloat16 where the device computes in it. Weights are read from safetensors only;
-        nothing is unpickled.
+        Args:
+            path: a checkpoint directory or hub id. Weights are read from safetensors only; nothing is unpickled.
+            lora, adapter, gradient_checkpointing: as in `wrap`.
+            dtype: float32, bfloat16 or auto, which is bfloat16 where the device computes in it.
+            device: where the model goes.
+            trust_remote_code: whether the checkpoint's own Python may run.
+            attention: a kernel of transformers by name; None takes sdpa where the model has it. Flash and flex kernels
+                take no tree mask, so the prompt then runs once and the completions behind it (leaf.model.scoring).
+            options: further arguments of `Policy`.
 
         Raises:
             ModelError: the checkpoint cannot be loaded, is of no known family, or has no safetensors.
@@ -133,14 +132,8 @@ class Policy(nn.Module):
         model, processor = load_model(
             str(path), dtype=pick_dtype(dtype, device), attention=attention, trust_remote_code=trust_remote_code
         )
-        return cls.wrap(
-            model.to(device),
-            processor,
-            lora=lora,
-            adapter=adapter,
-            gradient_checkpointing=gradient_checkpointing,
-            **options,
-        )
+        adapters = {"lora": lora, "adapter": adapter, "gradient_checkpointing": gradient_checkpointing}
+        return cls.wrap(model.to(device), processor, **adapters, **options)
 
     @classmethod
     def wrap(
@@ -153,59 +146,56 @@ class Policy(nn.Module):
         gradient_checkpointing: bool = False,
         **options: Any,
     ) -> "Policy":
-        """Freeze a loaded model, put LoRA on its language model and wrap both; see `load`.
+        """Freeze a loaded model, put an adapter on its language model and make a policy of both.
 
-        `lora` is read, not changed. Its target_modules may be left out (all of attention and MLP), name layers of the
-        language model or be a regular expression; what it excludes stays excluded, and everything outside the language
-        model's layers is excluded besides.
+        Args:
+            model: a transformers model of a known family; changed in place.
+            processor: its processor.
+            lora: settings of a fresh adapter. Its target_modules may be left out (all of attention and MLP), name
+                layers of the language model or be a regular expression. What it excludes stays excluded, as does
+                everything outside the language model's layers. It is read, not changed.
+            adapter: a saved adapter instead; beside `lora` it is trained further.
+            gradient_checkpointing: keep only each layer's input and compute the rest again in the backward pass.
+            options: further arguments of `Policy`.
         """
         family = family_of(model.config)
-        merge_own_adapter(model)
-        model.requires_grad_(False)
-        if gradient_checkpointing:
-            decoder: Any = family.module(model, family.language_model)  # some outer classes do not support it
-            decoder.activation_checkpointing_enable({"use_reentrant": False})
-        if adapter is not None:
-            refuse_pickle(adapter)
-            model = peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=lora is not None)
-        elif lora is not None:
-            model = put_lora(model, family, lora)
-        if model.dtype in (torch.bfloat16, torch.float16):
-            # Otherwise peft copies the input of every adapter to float32, to keep and to multiply (see `precision`).
-            for module in model.modules():
-                if isinstance(module, BaseTunerLayer):
-                    module.cast_input_dtype_enabled = False  # type: ignore[assignment]
-        return cls(model, processor, **options).eval()
+        adapted = with_adapter(model, family, lora, adapter, gradient_checkpointing=gradient_checkpointing)
+        return cls(adapted, processor, **options).eval()
 
     # -- parts ---------------------------------------------------------------------------------------------------------
     @property
     def base(self) -> Any:
-        """Return the transformers model without the peft wrapper."""
+        """The transformers model without the peft wrapper."""
         return self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
 
     @property
     def tokenizer(self) -> Any:
-        """Return the processor's tokenizer."""
+        """The processor's tokenizer."""
         return self.processor.tokenizer
 
     @property
     def text_config(self) -> Any:
-        """Return the configuration of the language model."""
+        """The configuration of the language model."""
         return self.base.config.get_text_config(decoder=True)
 
     @property
     def language_model(self) -> Any:
-        """Return the decoder stack that takes embeddings."""
+        """The decoder stack, which takes embeddings."""
         return self.family.module(self.base, self.family.language_model)
 
     @property
+    def audio_tower(self) -> nn.Module:
+        """The audio encoder."""
+        return self.family.module(self.base, self.family.audio_tower)
+
+    @property
     def projector(self) -> nn.Module:
-        """Return the projector from audio features into the embedding space."""
+        """The projector from audio features into the embedding space."""
         return self.family.module(self.base, self.family.projector)
 
     @property
     def head(self) -> nn.Linear:
-        """Return the frozen projection from hidden states to the vocabulary."""
+        """The frozen projection from hidden states to the vocabulary."""
         head = self.family.module(self.base, self.family.head)
         if type(head) is not nn.Linear:
             raise ModelError(
@@ -215,120 +205,80 @@ class Policy(nn.Module):
         return head
 
     @property
-    def scale(self) -> float:
-        """Return what the head's output is divided by: the family's scale times the temperature."""
-        return self.logits_scale * self.temperature
-
-    @property
-    def cap(self) -> float | None:
-        """Return the soft cap of the logits at the policy's temperature, None for none."""
-        return None if self.logits_cap is None else self.logits_cap / self.temperature
-
-    @property
     def device(self) -> torch.device:
-        """Return the device of the language model's embeddings."""
+        """The device of the language model's embeddings."""
         return self.base.get_input_embeddings().weight.device
-
-    def unfreeze_projector(self) -> list[nn.Parameter]:
-        """Make the projector trainable in float32, whatever the precision around it, and return its parameters."""
-        dtype = self.base.dtype
-        # Some outer classes give the encoder its features in the projector's precision (Phi-4-multimodal).
-        self.family.module(self.base, self.family.audio_tower).register_forward_pre_hook(
-            lambda module, args, kwargs: (
-                tuple(_cast(x, dtype) for x in args),
-                {key: _cast(x, dtype) for key, x in kwargs.items()},
-            ),
-            with_kwargs=True,
-        )
-        projector = self.projector.float().requires_grad_(True)
-        projector.register_forward_pre_hook(
-            lambda module, args, kwargs: (
-                tuple(_cast(x, torch.float32) for x in args),
-                {key: _cast(x, torch.float32) for key, x in kwargs.items()},
-            ),
-            with_kwargs=True,
-        )
-        projector.register_forward_hook(lambda module, args, output: output.to(dtype))
-        return list(projector.parameters())
 
     def train(self, mode: bool = True) -> "Policy":
         """Switch dropout and gradient checkpointing of the language model; the audio side always stays in eval."""
         super().train(mode)
-        self.family.module(self.base, self.family.audio_tower).eval()
+        self.audio_tower.eval()
         self.projector.eval()
         return self
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Switch the adapter off for the time of the block: the policy is then the reference model."""
+        """Switch the adapter off inside the block: the policy is then the reference model."""
         if not isinstance(self.model, peft.PeftModel):
             raise ModelError("This policy has no adapter, so it has no reference model. Load it with `lora=`.")
         with self.model.disable_adapter():
             yield
 
-    def memory(self) -> Estimate:
-        """Estimate what training this policy takes; see leaf.memory."""
-        if not isinstance(self.model, peft.PeftModel):
-            raise ModelError("This policy has no adapter to train. Load it with `lora=`.")
-        lora: Any = self.model.active_peft_config
-        adapted = {
-            name.split(".lora_A.")[0].rpartition(".")[2] for name, _ in self.named_parameters() if "lora_A" in name
-        }
-        counts = self.describe()
-        return estimate(
-            self.text_config,
-            parameters=counts["total"],
-            trainable=counts["trainable"],
-            dtype=self.base.dtype,
-            lora_r=lora.r,
-            lora_layers=adapted,
-            lora_dropout=lora.lora_dropout,
-            gradient_checkpointing=self.language_model.is_activation_checkpointing,
-            logit_rows=self.logit_rows,
-            device=self.device,
-        )
-
     def describe(self) -> dict[str, int]:
         """Count parameters: trainable, in all, and by part (audio tower, projector, language model)."""
-        parts = {"audio_tower": self.family.audio_tower, "projector": self.family.projector}
-        parts["language_model"] = self.family.language_model
-        counts = {name: _count(self.family.module(self.base, path)) for name, path in parts.items()}
+        parts = {"audio_tower": self.audio_tower, "projector": self.projector, "language_model": self.language_model}
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        return {"trainable": trainable, "total": _count(self), **counts}
+        return {"trainable": trainable, "total": _count(self)} | {name: _count(part) for name, part in parts.items()}
 
-    # -- prompts -------------------------------------------------------------------------------------------------------
+    def save_adapter(self, directory: str | Path) -> None:
+        """Write the adapter as peft does (safetensors), so that plain transformers + peft loads it.
+
+        Its adapter_config.json calls the base model `base_name`, or by the name it was loaded from.
+        """
+        if not isinstance(self.model, peft.PeftModel):
+            raise ModelError("This policy has no adapter to save. Load it with `lora=`.")
+        if self.base_name is not None:
+            self.model.active_peft_config.base_model_name_or_path = self.base_name
+        # No adapter is on the embeddings; to find that out, peft would ask the hub for the base's configuration.
+        self.model.save_pretrained(str(directory), safe_serialization=True, save_embedding_layers=False)
+
+    # -- embedding -----------------------------------------------------------------------------------------------------
     def render(self, prompt: str | Sequence[Mapping[str, Any]]) -> str:
         """Render a prompt as model input text; see leaf.model.prompts for the shapes it may have."""
         return prompting.render(self.family, self.processor, prompt)
 
     def token_ids(self, text: str) -> list[int]:
-        """Tokenise text as it stands, without special tokens added around it."""
+        """Tokenise text as it is, without special tokens around it."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def inputs(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Turn rows with `prompt` and `audio` into the processor's tensors on the model's device and precision."""
-        batch = prompting.encode(self.family, self.processor, examples, self.max_prompt_tokens)
+    def inputs(self, rows: Sequence[Example]) -> dict[str, Tensor]:
+        """Turn rows with `prompt` and `audio` into the processor's tensors, on the model's device and in its precision.
+
+        Raises:
+            AudioError, DataError, ModelError: a row cannot be used; see leaf.model.prompts.
+        """
+        batch = prompting.encode(self.family, self.processor, rows, self.max_prompt_tokens)
         return {
             key: value.to(self.device, self.base.dtype if value.is_floating_point() else None)
             for key, value in batch.items()
         }
 
-    def embed(self, examples: Sequence[Mapping[str, Any]]) -> list[Prompt]:
-        """Embed prompts, audio encoded once; the graph is kept only where the audio side is being trained.
+    def embed(self, rows: Sequence[Example]) -> list[Prompt]:
+        """Embed prompts, audio included; the graph is kept only while the projector is trained.
 
-        Where memory runs out, fewer rows at a time go through the encoder, now and from then on (`rows_at_once`).
+        Where memory runs out, fewer rows at a time go through the encoder, from then on too (`rows_at_once`).
 
         Raises:
-            AudioError, DataError, ModelError: a row that cannot be used; see leaf.model.prompts.
+            AudioError, DataError, ModelError: a row cannot be used; see leaf.model.prompts.
             RunError: memory does not suffice for one row.
         """
-        return in_parts(self, "rows_at_once", examples, self._embed, alone=_TOO_LONG)
+        return in_parts(self, "rows_at_once", rows, self._embed, alone=TOO_LONG)
 
-    def _embed(self, examples: Sequence[Mapping[str, Any]]) -> list[Prompt]:
-        inputs = self.inputs(examples)
+    def _embed(self, rows: Sequence[Example]) -> list[Prompt]:
+        inputs = self.inputs(rows)
         trained = any(p.requires_grad for p in self.projector.parameters())
         with nullcontext() if trained else torch.no_grad():
-            embeddings = self._embedded(inputs)
+            embeddings = self._embeddings(inputs)
         is_audio, real = inputs["input_ids"] == self.audio_token_id, inputs["attention_mask"].bool()
         if embeddings.shape[:2] != is_audio.shape:
             raise ModelError(
@@ -337,50 +287,21 @@ class Policy(nn.Module):
             )
         return [Prompt(row[keep], audio[keep]) for row, keep, audio in zip(embeddings, real, is_audio, strict=True)]
 
-    @torch.no_grad()
-    def audio_features(self, examples: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-        """Return what the projector is given for each row's audio, (F, width): the frozen encoder's output.
-
-        For projectors that map frame by frame, one frame per audio position of the prompt.
-        """
-        return in_parts(self, "rows_at_once", examples, self._audio_features, alone=_TOO_LONG)
-
-    def _audio_features(self, examples: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-        inputs = self.inputs(examples)
-        counts = (inputs["input_ids"] == self.audio_token_id).sum(-1).tolist()
-        args, kwargs = self._stopped_at(self.projector, inputs)
-        given = [*args, *kwargs.values()]
-        whole = len(given) == 1 and isinstance(given[0], Tensor) and given[0].ndim == 3
-        if not whole or given[0].shape[0] != len(counts) or given[0].shape[1] < max(counts):
-            shapes = ", ".join(str(tuple(one.shape)) for one in given if isinstance(one, Tensor))
-            raise ModelError(
-                f"The projector of {type(self.base).__name__} takes tensors of shape {shapes}, not one frame per audio "
-                f"position (rows, at least {max(counts)} frames, width) alone. {_FRAME_WISE}"
-            )
-        return [row[:count] for row, count in zip(given[0], counts, strict=True)]
-
-    def project(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Return the projector's output (F, D) for what `audio_features` gave, (F, width) for each row."""
-        joined = torch.cat(list(features))[None].to(self.base.dtype)
-        frames = self.projector(joined)
-        if frames.shape[:2] != joined.shape[:2]:
-            raise ModelError(
-                f"The projector of {type(self.base).__name__} makes {frames.shape[1]} embeddings of {joined.shape[1]} "
-                f"frames, not one of each. {_FRAME_WISE}"
-            )
-        return list(frames[0].split([len(part) for part in features]))
-
-    def _embedded(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Run the outer forward up to where the prompt is embedded and return the embeddings (rows, P, D)."""
+    def _embeddings(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Run the outer forward up to where the prompt is embedded, and no further: (rows, L, D)."""
         path, name = self.family.embeddings_at or (self.family.language_model, "inputs_embeds")
-        args, kwargs = self._stopped_at(self.family.module(self.base, path), inputs)
+        args, kwargs = self.run_until(self.family.module(self.base, path), inputs)
         embeddings = args[0] if name is None else kwargs[name]
         if self.family.per_token is not None:
+            # These are a function of token ids, which nothing after this knows: they travel behind the embeddings.
             embeddings = torch.cat([embeddings, kwargs[self.family.per_token[0]].flatten(2)], -1)
         return embeddings
 
-    def _stopped_at(self, module: nn.Module, inputs: dict[str, Tensor]) -> tuple[tuple, dict[str, Any]]:
-        """Run the outer forward until it calls `module`, and return what it is called with."""
+    def run_until(self, module: nn.Module, inputs: dict[str, Tensor]) -> tuple[tuple, dict[str, Any]]:
+        """Run the outer forward until it calls `module`, and return the arguments of that call.
+
+        So each model class merges audio and text with its own code, and the decoder does not run.
+        """
 
         def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             raise _Reached(args, kwargs)
@@ -397,37 +318,23 @@ class Policy(nn.Module):
     def reembed(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
         """Bring prompts up to date before they are scored.
 
-        Token embeddings are frozen here, so prompts come back as they are; a policy that trains them embeds the text of
-        its prompts anew.
+        Token embeddings are frozen here, so prompts come back as they are. A policy that trains them overrides this and
+        embeds the text of its prompts again.
         """
         return prompts
 
-    # -- decoding and reading ------------------------------------------------------------------------------------------
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return float32 logits at the policy's temperature for hidden states (..., D)."""
-        logits = self.head(hidden).float() / self.scale
-        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
-
-    def read(self, hidden: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-        """Read log-probabilities and entropies (N,) of `token` at the rows `row` of hidden states (Q, D).
-
-        The head is frozen here; a policy that trains it reads with `logits` instead, which keeps them.
-        """
-        if torch.is_grad_enabled() and self.head.weight.requires_grad:
-            raise ModelError("The output head is being trained, but scoring gives it no gradient. Freeze it.")
-        return read_log_probs(self.head, hidden, row, token, scale=self.scale, cap=self.cap, rows=self.logit_rows)
-
     def embed_tokens(self, tokens: Tensor) -> Tensor:
-        """Return the embeddings of token ids in the model's precision, further inputs per token behind them."""
+        """Embed token ids in the model's precision; further inputs per token come behind the embeddings."""
         embeddings = self.base.get_input_embeddings()(tokens).to(self.base.dtype)
         if self.family.per_token is not None:
             extra = getattr(self.language_model, self.family.per_token[1])(tokens)
             embeddings = torch.cat([embeddings, extra.flatten(-2).to(embeddings.dtype)], -1)
         return embeddings
 
+    # -- decoding and reading ------------------------------------------------------------------------------------------
     def decode(self, embeddings: Tensor, **arguments: Any) -> Tensor:
         """Run the decoder stack on embeddings (R, S, D) and return its last hidden states (R, S, D)."""
-        if self.family.per_token is not None:
+        if self.family.per_token is not None:  # take apart what `embed_tokens` has joined
             layers, width = self.text_config.num_hidden_layers, self.text_config.hidden_size
             arguments[self.family.per_token[0]] = embeddings[..., width:].unflatten(-1, (layers, -1))
             embeddings = embeddings[..., :width]
@@ -436,46 +343,37 @@ class Policy(nn.Module):
         return hidden.to(self.base.dtype)  # CUDA's autocast computes some powers in float32 (Gemma 3n)
 
     def precision(self) -> Any:
-        """Return the context in which adapters, held in float32, compute in the precision of the weights around them.
+        """Make the context in which adapters, held in float32, compute in the precision of the weights around them.
 
-        Whatever runs adapted layers of a half-precision model other than through this policy has to be inside it.
+        Code that runs adapted layers of a half-precision model without `decode` has to be inside it.
         """
         half = self.base.dtype in (torch.bfloat16, torch.float16)
         return torch.autocast(self.device.type, dtype=self.base.dtype, enabled=half)
 
-    # -- saving --------------------------------------------------------------------------------------------------------
-    def save_adapter(self, directory: str | Path) -> None:
-        """Write the adapter as peft does (safetensors), so that plain transformers + peft loads it.
+    @property
+    def scale(self) -> float:
+        """What the head's output is divided by: the family's scale times the temperature."""
+        return self.logits_scale * self.temperature
 
-        Its adapter_config.json names the base model by `base_name`, or as it was loaded where that is None.
+    @property
+    def cap(self) -> float | None:
+        """The soft cap of the logits at the policy's temperature, None for none."""
+        # cap·tanh(l / cap) / temperature = (cap / temperature)·tanh((l / temperature) / (cap / temperature))
+        return None if self.logits_cap is None else self.logits_cap / self.temperature
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Compute float32 logits (..., V) at the policy's temperature from hidden states (..., D)."""
+        logits = self.head(hidden).float() / self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+    def read(self, hidden: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        """Read log-probabilities and entropies (N,) of `token` at the rows `row` of hidden states (Q, D).
+
+        The head is frozen here. A policy that trains it overrides this and reads from `logits`, which keeps a graph.
         """
-        if not isinstance(self.model, peft.PeftModel):
-            raise ModelError("This policy has no adapter to save. Load it with `lora=`.")
-        if self.base_name is not None:
-            self.model.active_peft_config.base_model_name_or_path = self.base_name
-        # No adapter is on the embeddings; to find out for itself, peft would ask the hub for the base's configuration.
-        self.model.save_pretrained(str(directory), safe_serialization=True, save_embedding_layers=False)
-
-    def save_projector(self, file: str | Path) -> None:
-        """Write the projector's weights as safetensors."""
-        save_file({key: value.detach().cpu().contiguous() for key, value in self.projector.state_dict().items()}, file)
-
-    def load_projector(self, file: str | Path) -> None:
-        """Read projector weights written by `save_projector`; other shapes or names are a ModelError."""
-        try:
-            self.projector.load_state_dict(load_file(file))
-        except SafetensorError as error:
-            raise ModelError(
-                f"The projector file {file} is not in safetensors: {error}. Nothing else is read, since a .bin or .pt "
-                "file may hold code."
-            ) from error
-        except (RuntimeError, OSError) as error:
-            raise ModelError(f"The projector file {file} does not fit this model: {error}") from error
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Return floating-point tensors in another precision and anything else as it is."""
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        if torch.is_grad_enabled() and self.head.weight.requires_grad:
+            raise ModelError("The output head is being trained, but scoring gives it no gradient. Freeze it.")
+        return read_log_probs(self.head, hidden, row, token, scale=self.scale, cap=self.cap, rows=self.logit_rows)
 
 
 def _count(module: nn.Module) -> int:
@@ -483,7 +381,7 @@ def _count(module: nn.Module) -> int:
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Return the token ids that end a completion: the generation config's, else the tokenizer's."""
+    """Find the token ids that end a completion: the generation config's, else the tokenizer's."""
     ids = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = tokenizer.eos_token_id if ids is None else ids
     if ids is None:

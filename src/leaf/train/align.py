@@ -7,6 +7,7 @@ tokenised transcript. Only the projector learns, so the language model meets vec
 
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,7 @@ from leaf.config import AlignConfig
 from leaf.data.rows import batch_indices, take
 from leaf.errors import DataError, ModelError
 from leaf.model.policy import Policy
+from leaf.model.projector import audio_features, project, save_projector, unfreeze_projector
 from leaf.runs.checkpoints import Checkpoints, check_space
 from leaf.runs.directory import RunDirectory
 from leaf.runs.skipped import MOST_SKIPPED, SkippedSteps
@@ -121,7 +123,7 @@ def align(
     if not all(text.strip() for text in texts):
         raise DataError("A training row has an empty transcript; CTC needs the spoken words of every row.")
     aligner = CtcAligner(policy, texts).to(policy.device)
-    projector = policy.unfreeze_projector()
+    projector = unfreeze_projector(policy)
     optimizer = build_optimizer([*projector, *aligner.parameters()], config)
     schedule = build_schedule(optimizer, config)
     named = {name: p for name, p in policy.named_parameters() if p.requires_grad} | dict(aligner.named_parameters())
@@ -140,7 +142,7 @@ def align(
 
     def one_step(step: int) -> None:
         batch = [usable[i] for i in batch_indices(len(usable), config.batch_size, step - 1, config.seed)]
-        loss = aligner(policy.project([features[i] for i in batch]), [texts[i] for i in batch])
+        loss = aligner(project(policy, [features[i] for i in batch]), [texts[i] for i in batch])
         loss.backward()
         norm = nn.utils.clip_grad_norm_(projector, config.max_grad_norm)
         met = f"It met the training rows {', '.join(map(str, batch))}, counted from 0."
@@ -152,14 +154,14 @@ def align(
 
     @torch.no_grad()
     def validate(step: int) -> None:
-        frames = policy.project(eval_features)
+        frames = project(policy, eval_features)
         scores["token_error_rate"] = token_error_rate(aligner, frames, [row["reference"] for row in eval_rows])
         run.append("validation.jsonl", {"step": step, **scores})
         report(f"align {step}/{config.max_steps}  token error rate {scores['token_error_rate']:.4f}")
 
     def save(step: int, validation_due: bool) -> None:
         if step > 0:
-            run.replace_file("projector.safetensors", policy.save_projector)
+            run.replace_file("projector.safetensors", partial(save_projector, policy))
         checkpoints.save(step, validation_due=validation_due)
 
     take_steps(config, state, one_step, validate, save)
@@ -190,7 +192,7 @@ def _usable(aligner: CtcAligner, features: list[Tensor], texts: list[str], say: 
 def _features(policy: Policy, rows: Any, batch_size: int = 16) -> list[Tensor]:
     """Encode all rows, in half precision to save memory."""
     batches = (take(rows, range(at, min(at + batch_size, len(rows)))) for at in range(0, len(rows), batch_size))
-    return [frames.half() for batch in batches for frames in policy.audio_features(batch)]
+    return [frames.half() for batch in batches for frames in audio_features(policy, batch)]
 
 
 @torch.no_grad()
@@ -200,7 +202,7 @@ def check_frame_wise(policy: Policy, row: dict[str, Any]) -> None:
     Raises:
         ModelError: it maps something other than one frame to one position, or something follows it.
     """
-    projected = policy.project(policy.audio_features([row]))[0].float()
+    projected = project(policy, audio_features(policy, [row]))[0].float()
     (prompt,) = policy.embed([row])
     wanted = prompt.embeddings[prompt.is_audio][:, : projected.shape[1]].float()
     off = float((projected - wanted).norm() / wanted.norm())

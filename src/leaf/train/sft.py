@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from leaf.evaluation.evaluate import evaluate, validation_metrics
 from leaf.memory import within_memory
 from leaf.model.families import encode_text
 from leaf.model.policy import Policy
+from leaf.model.projector import save_projector, unfreeze_projector
 from leaf.model.prompts import audio_of
 from leaf.model.scoring import batches, score
 from leaf.runs.checkpoints import Checkpoints, check_space
@@ -118,7 +120,7 @@ def sft(
     if config.train_projector:
         own = config.projector_learning_rate
         rate = config.learning_rate if own is None else own
-        trained.append({"params": policy.unfreeze_projector(), "lr": rate})
+        trained.append({"params": unfreeze_projector(policy), "lr": rate})
     parameters = [p for group in trained for p in group["params"]]
     optimizer = build_optimizer(trained, config)
     schedule = build_schedule(optimizer, config)
@@ -144,7 +146,7 @@ def sft(
         if step > 0:
             run.replace_directory("last", policy.save_adapter)
             if config.train_projector:
-                run.replace_file("projector.safetensors", policy.save_projector)
+                run.replace_file("projector.safetensors", partial(save_projector, policy))
         checkpoints.save(step, validation_due=validation_due, token_budget=policy.token_budget)
 
     def one_step(step: int) -> None:
