@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from leaf.commands import main as cli
 from leaf.commands.doctor import examine
 from leaf.commands.main import app
-from leaf.config import load_recipe
+from leaf.config import GROUPS, STAGES, load_recipe
 from leaf.data.audio import load_audio
 from leaf.errors import ConfigError, LeafError, ModelError, RunError
 from leaf.evaluation import model_metrics
@@ -279,6 +280,17 @@ def test_data_and_recipe_listings():
     assert "asterisk_qa" in run("data")
     assert "asterisk_fr, test: " in run("data", "show", "asterisk_fr", "--split", "test", "--rows", "1")
     assert "prompts_per_rollout" in run("recipe", "rl")
+
+
+def test_recipe_lists_what_most_people_set_and_with_all_every_key():
+    for stage, config_class in STAGES.items():
+        keys = [field.name for field in dataclasses.fields(config_class)]
+        short, long = run("recipe", stage), run("recipe", stage, "--all")
+        assert 8 <= sum(f"  {key} " in short for key in keys) <= 16
+        assert all(f"  {key} " in long for key in keys)
+        assert [group for group in GROUPS if f"\n{group} " in long] == sorted(
+            {field.metadata["group"] for field in dataclasses.fields(config_class)}, key=GROUPS.index
+        )
 
 
 def test_mistakes_of_stage_and_name(project):

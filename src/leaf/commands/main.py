@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from leaf.commands import data as data_commands
-from leaf.config import STAGES, AlignConfig, LeafConfig, RunConfig, SftConfig, load_recipe
+from leaf.commands.recipe import recipe as show_keys
+from leaf.config import AlignConfig, LeafConfig, RunConfig, SftConfig, load_recipe
 from leaf.errors import ConfigError, LeafError, RunInterrupted
 
 app = typer.Typer(
@@ -305,16 +306,7 @@ def doctor(recipe: Recipe, overrides: Overrides = None) -> None:
         raise typer.Exit(1)
 
 
-@app.command("recipe")
-def recipe_keys(stage: Annotated[str, typer.Argument(help="rl, sft or align")] = "rl") -> None:
-    """List every key of a recipe with its default."""
-    if stage not in STAGES:
-        raise ConfigError(f"The stage {stage!r} is unknown; allowed are {', '.join(STAGES)}.")
-    table = Table("key", "default", "meaning")
-    for field in dataclasses.fields(STAGES[stage]):
-        value = field.default_factory() if callable(field.default_factory) else field.default
-        table.add_row(field.name, str(value), field.metadata["help"])
-    console.print(table)
+app.command("recipe")(show_keys)
 
 
 @app.command("families")
