@@ -18,7 +18,6 @@ LONG_MODULES = {
     "config.py",
     "data/asterisk/templates.py",
     "evaluation/evaluate.py",
-    "model/policy.py",
     "train/trainer.py",
 }
 LONG_FUNCTIONS = {
@@ -27,7 +26,6 @@ LONG_FUNCTIONS = {
     "data/corpora/prepare.py:prepare",
     "evaluation/evaluate.py:evaluate_systems",
     "evaluation/judge_file.py:judge_file",
-    "model/footprint.py:estimate",
     "model/sampling.py:sample",
     "report/evaluation.py:_set",
     "train/align.py:align",
