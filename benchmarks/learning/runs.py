@@ -10,7 +10,7 @@ from benchmarks.learning.chosen import ITEMS, METRICS, RUNS
 from benchmarks.records import RESULTS, ROOT, machine
 from leaf.config import load_recipe
 from leaf.data import load
-from leaf.evaluation.evaluate import predict
+from leaf.evaluation.predict import Decoding, predict
 from leaf.evaluation.registry import score
 from leaf.files import append_row
 from leaf.model.demo import resolve_model
@@ -76,9 +76,8 @@ def scored(policy, config, rows, *, sampled):
 
     All passes share a row's audio and prompt.
     """
-    seeds = [None, *PASSES] if sampled else [None]
-    options = {"temperature": 0.9, "top_p": 0.9, "max_new_tokens": config.max_new_tokens, "batch_size": 48}
-    passes = predict(policy, rows, seeds=seeds, **options)
+    seeds = (None, *PASSES) if sampled else (None,)
+    passes = predict(policy, rows, Decoding(max_new_tokens=config.max_new_tokens, batch_size=48, seeds=seeds))
     references = [row["reference"] for row in rows]
     values = [
         {name: one.value for name, one in score(texts, references, METRICS).items()}

@@ -2,7 +2,7 @@
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -58,6 +58,11 @@ def did_you_mean(given: object, allowed: Iterable[str]) -> str:
     """Name the allowed word that is closest to a mistyped one: " Did you mean 'seed'?", or "" where none is close."""
     close = difflib.get_close_matches(str(given)[:80], [*allowed], n=1)  # cut: the search takes quadratic time
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def some_of(names: Sequence[str]) -> str:
+    """List the first three of some names, as a message shows them."""
+    return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
 def shown(value: Any) -> str:

@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leaf.errors import DataError
@@ -81,15 +82,30 @@ def _rouge_scorer(name: str) -> "RougeScorer":
     return RougeScorer([name], use_stemmer=False)
 
 
-def unique_names(names: Sequence[str]) -> list[str]:
-    """Number the names that were there before: a, b, a becomes a, b, a (2)."""
-    taken: set[str] = set()
+def unique_names(names: Sequence[str], paths: Sequence[Path] | None = None, *, form: str = "{} ({})") -> list[str]:
+    """Tell equal names apart by their folders, and number those that are still equal: a, b, a becomes a, b, a (2).
+
+    Args:
+        names: names, of which some may be equal.
+        paths: where each comes from. Equal names become the last parts of their paths, as many as tell them apart.
+        form: how a name and its number are written.
+    """
+    names = list(names)
+    if paths is not None:
+        counts = Counter(names)
+        equal = [i for i, name in enumerate(names) if counts[name] > 1]
+        depth = 2  # the last part alone is mostly what the equal names say already
+        while len({paths[i].parts[-depth:] for i in equal}) < len({paths[i] for i in equal}):
+            depth += 1
+        for i in equal:
+            names[i] = "/".join(paths[i].parts[-depth:])
+    given, taken = set(names), set()
     unique = []
     for name in names:
         number, one = 1, name
-        while one in taken or (number > 1 and one in names):  # a name that somebody else has is no way out
+        while one in taken or (number > 1 and one in given):  # a name that somebody else has is no way out
             number += 1
-            one = f"{name} ({number})"
+            one = form.format(name, number)
         taken.add(one)
         unique.append(one)
     return unique

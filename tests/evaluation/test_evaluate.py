@@ -9,10 +9,13 @@ import torch
 from leaf.config import LeafConfig
 from leaf.errors import AudioError, ConfigError, DataError, RunError
 from leaf.evaluation import evaluate as module
+from leaf.evaluation import systems as systems_module
 from leaf.evaluation.compare import compare_files
-from leaf.evaluation.evaluate import evaluate, evaluate_systems, name_systems
+from leaf.evaluation.evaluate import evaluate
+from leaf.evaluation.predict import Decoding, predict
 from leaf.evaluation.predictions import Predictions, kept_items, prediction_files, read_meta, read_predictions
-from leaf.evaluation.registry import bootstrap, score
+from leaf.evaluation.registry import Scoring, bootstrap, score
+from leaf.evaluation.systems import evaluate_systems, name_systems
 from leaf.files import read_rows
 from leaf.model.policy import Policy
 from leaf.model.sampling import sample
@@ -41,7 +44,9 @@ def recipe(tmp_path):
 
 
 def test_passes_are_scored_one_by_one_and_averaged(policy, rows):
-    result = evaluate(policy, rows, max_new_tokens=6, seeds=(42, 43, 44), metrics=("chrf", "wer"), intervals=True)
+    result = evaluate(
+        policy, rows, Decoding(max_new_tokens=6, seeds=(42, 43, 44)), Scoring(("chrf", "wer"), intervals=True)
+    )
     assert len(result.passes) == 3
     assert result.passes[0] != result.passes[1]
     references = [row["reference"] for row in rows]
@@ -52,13 +57,13 @@ def test_passes_are_scored_one_by_one_and_averaged(policy, rows):
     low, high = result.intervals["chrf"]
     assert low <= result.scores["chrf"] <= high
     assert set(result.values()) == {"chrf", "wer", "truncated"}
-    one = evaluate(policy, rows, max_new_tokens=6, seeds=(43,), metrics=("chrf",), intervals=True)
+    one = evaluate(policy, rows, Decoding(max_new_tokens=6, seeds=(43,)), Scoring(("chrf",), intervals=True))
     assert one.passes == result.passes[1:2]
     assert one.intervals["chrf"] == bootstrap(one.passes[0], references, "chrf", groups=["0", "1", "2", "3"])[1:]
 
 
 def test_a_greedy_evaluation_has_one_pass_without_a_seed(policy, rows):
-    result = evaluate(policy, rows, greedy=True, max_new_tokens=6, seeds=(1, 2), metrics=("bleu",))
+    result = evaluate(policy, rows, Decoding(greedy=True, max_new_tokens=6, seeds=(1, 2)), Scoring(("bleu",)))
     assert len(result.passes) == 1
     assert result.predictions.seeds == [None]
     assert result.signatures["bleu"].endswith("|decoding:greedy")
@@ -67,10 +72,10 @@ def test_a_greedy_evaluation_has_one_pass_without_a_seed(policy, rows):
 
 def test_what_would_fail_after_the_passes_is_refused_before(policy, rows, monkeypatch):
     monkeypatch.setattr(module, "predict", None)
-    with pytest.raises(ConfigError, match="allowed are bleu"):
-        evaluate(policy, rows, metrics=("blue",))
+    with pytest.raises(ConfigError, match=r"'blue' is unknown\. Did you mean 'bleu'\? Allowed are bleu"):
+        evaluate(policy, rows, scoring=Scoring(("blue",)))
     with pytest.raises(ConfigError, match="BERTScore needs a model"):
-        evaluate(policy, rows, metrics=("bertscore",))
+        evaluate(policy, rows, scoring=Scoring(("bertscore",)))
     with pytest.raises(DataError, match=r"1 of 4 rows have no reference.*leaf judge"):
         evaluate(policy, [{**rows[0], "reference": ""}, *rows[1:]])
     with pytest.raises(DataError, match="no rows"):
@@ -78,14 +83,16 @@ def test_what_would_fail_after_the_passes_is_refused_before(policy, rows, monkey
 
 
 def test_rows_without_references_give_predictions_alone(policy, rows, tmp_path):
-    result = evaluate(policy, [{**row, "reference": ""} for row in rows], max_new_tokens=4, metrics=())
+    result = evaluate(policy, [{**row, "reference": ""} for row in rows], Decoding(max_new_tokens=4), Scoring(()))
     result.write(tmp_path / "x.jsonl")
     assert result.scores == {}
     assert read_predictions(tmp_path / "x.jsonl").passes == result.passes
 
 
 def test_a_file_recomputes_every_score_without_the_model(policy, rows, tmp_path):
-    result = evaluate(policy, rows, max_new_tokens=6, seeds=(42, 43), metrics=("bleu", "wer"), lowercase=True)
+    result = evaluate(
+        policy, rows, Decoding(max_new_tokens=6, seeds=(42, 43)), Scoring(("bleu", "wer"), lowercase=True)
+    )
     result.write(tmp_path / "x.jsonl")
     lines = read_rows(tmp_path / "x.jsonl")
     assert [(row["id"], row["pass"], row["seed"]) for row in lines] == [
@@ -120,33 +127,31 @@ def test_systems_are_named_after_their_folders(tmp_path, monkeypatch):
 
 
 def test_a_greedy_pass_beside_sampled_ones_changes_neither(policy, rows):
-    how = {"max_new_tokens": 6, "temperature": 0.9, "top_p": 0.9}
-    together = module.predict(policy, rows, seeds=[42, None, 43], **how)
-    assert together[1] == module.predict(policy, rows, seeds=[None], **how)[0]
-    assert [together[0], together[2]] == module.predict(policy, rows, seeds=[42, 43], **how)
+    together = predict(policy, rows, Decoding(max_new_tokens=6, seeds=(42, None, 43)))
+    assert together[1] == predict(policy, rows, Decoding(max_new_tokens=6, greedy=True))[0]
+    assert [together[0], together[2]] == predict(policy, rows, Decoding(max_new_tokens=6, seeds=(42, 43)))
     assert together[0] != together[1] != together[2]
     with pytest.raises(ConfigError, match="greedy has 2 values for 3 completions"):
         sample(policy, policy.embed(rows[:1]), num_completions=3, max_new_tokens=2, greedy=[True, False])
 
 
 def test_a_column_of_seconds_may_hold_anything(policy, rows):
-    how = {"max_new_tokens": 3, "seeds": [None], "batch_size": 2}
-    plain = module.predict(policy, rows, **how)
+    how = Decoding(greedy=True, max_new_tokens=3, batch_size=2)
+    plain = predict(policy, rows, how)
     said = [None, "3.2 s", "", float("nan")]
-    assert module.predict(policy, [{**r, "seconds": s} for r, s in zip(rows, said, strict=True)], **how) == plain
+    assert predict(policy, [{**r, "seconds": s} for r, s in zip(rows, said, strict=True)], how) == plain
 
 
 def test_rows_are_decoded_in_batches_of_the_size_asked_for(policy, rows, recipe, tmp_path, monkeypatch):
     embed, sizes = policy.embed, []
     monkeypatch.setattr(policy, "embed", lambda batch: sizes.append(len(batch)) or embed(batch))
-    how = {"max_new_tokens": 6, "metrics": ("chrf",)}
-    three = evaluate(policy, rows, batch_size=3, **how)
+    three = evaluate(policy, rows, Decoding(max_new_tokens=6, batch_size=3), Scoring(("chrf",)))
     assert sizes == [3, 1]
-    assert evaluate(policy, rows, **how).passes == three.passes  # float32
+    whole = evaluate(policy, rows, Decoding(max_new_tokens=6), Scoring(("chrf",)))
+    assert whole.passes == three.passes  # float32
     recipe.eval_batch_size = 2
     sizes.clear()
-    how = {"split": "test", "metrics": ("chrf",), "say": lambda line: None}
-    evaluate_systems(recipe, {"base": None}, lambda adapter: policy, rows, tmp_path / "out", **how)
+    evaluated(recipe, policy, rows, tmp_path / "out", seeds=(42,))
     assert sizes == [2, 2]
     assert read_meta(tmp_path / "out/base.jsonl")["made_with"]["decoding"]["batch_size"] == 2
 
@@ -160,22 +165,22 @@ def test_several_systems_go_on_where_they_stopped(policy, rows, recipe, tmp_path
         return policy
 
     def run(**options):
-        how = {"split": "test", "seeds": (42, 43), "metrics": ("chrf",), "say": lambda line: None, **options}
+        how = {"split": "test", "say": lambda line: None, **asked(recipe, **options)}
         return evaluate_systems(recipe, systems, load, rows, tmp_path / "out", **how)
 
-    predict, calls = module.predict, []
+    calls = []
 
-    def cut(*arguments, **options):
-        calls.append(options["seeds"])
+    def cut(policy, rows, decoding, **options):
+        calls.append(decoding.seeds)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return predict(*arguments, **options)
+        return predict(policy, rows, decoding, **options)
 
-    monkeypatch.setattr(module, "predict", cut)
+    monkeypatch.setattr(systems_module, "predict", cut)
     with pytest.raises(KeyboardInterrupt):
         run()
     results = run()
-    assert calls == [[42, 43], [42, 43], [42, 43]]  # the first system was not sampled again
+    assert calls == [(42, 43), (42, 43), (42, 43)]  # the first system was not sampled again
     assert loaded == [None, tmp_path / "adapter", tmp_path / "adapter"]
     again = run(metrics=("chrf", "wer"))
     assert len(calls) == 3
@@ -183,7 +188,7 @@ def test_several_systems_go_on_where_they_stopped(policy, rows, recipe, tmp_path
     assert again["base"].scores["chrf"] == results["base"].scores["chrf"]
     assert read_predictions(tmp_path / "out/base.jsonl").passes == results["base"].passes
     assert run(seeds=(42, 43, 44))["base"].predictions.seeds == [42, 43, 44]
-    assert calls[3:] == [[44], [44]]
+    assert calls[3:] == [(44,), (44,)]
     meta = read_meta(tmp_path / "out/tuned.jsonl")
     assert len(meta["made_with"]["adapter"]["sha256"]) == 64
     assert meta["made_with"]["decoding"]["temperature"] == 0.9
@@ -207,15 +212,20 @@ def test_one_system_is_loaded_at_a_time(policy, rows, recipe, tmp_path):
         loaded.append(weakref.ref(one))
         return one
 
-    how = {"split": "test", "greedy": True, "metrics": ("chrf",), "say": lambda line: None}
+    how = {"split": "test", "say": lambda line: None, **asked(recipe, greedy=True)}
     evaluate_systems(recipe, {"base": None, "tuned": tmp_path / "adapter"}, load, rows, tmp_path / "out", **how)
     assert len(loaded) == 2
+
+
+def asked(recipe, *, greedy=False, seeds=(42, 43), metrics=("chrf",), paths=None):
+    decoding = Decoding.of_recipe(recipe, greedy=greedy, seeds=seeds)
+    return {"decoding": decoding, "scoring": Scoring(metrics, paths=paths)}
 
 
 def evaluated(recipe, policy, rows, out, **options):
     """Evaluate the bare model into `out` and return the result, and the lines about it."""
     said = []
-    how = {"split": "test", "seeds": (42, 43), "metrics": ("chrf",), **options, "say": said.append}
+    how = {"split": "test", "say": said.append, **asked(recipe, **options)}
     return evaluate_systems(recipe, {"base": None}, lambda adapter: policy, rows, out, **how)["base"], said
 
 
@@ -266,7 +276,7 @@ def test_recordings_are_looked_at_before_anything_is_said(policy, rows, recipe, 
         evaluated(recipe, policy, [{**rows[0], "id": "long", "audio": long}, *rows], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     recipe.tolerate = "skip"
-    with pytest.raises(AudioError, match="None is left to evaluate"):
+    with pytest.raises(AudioError, match="No row is left to evaluate"):
         evaluated(recipe, policy, [{**rows[0], "audio": long}], tmp_path / "out")
 
 
@@ -281,8 +291,8 @@ def test_rows_without_usable_audio_are_left_out_where_the_recipe_says_so(policy,
     assert result.scores == usable.scores
     file = tmp_path / "out/base.jsonl"
     assert [line.split(":")[1] for line in said[:2]] == [" Row 'long'", " Row 'silent'"]
-    left_out = "base: 2 of 6 rows are left out for their audio, 'long', 'silent'; all stand in "
-    left_out += str(file.with_suffix(".meta.json"))
+    left_out = "base: 2 of 6 rows are left out for their audio, 'long', 'silent'; "
+    left_out += f"{file.with_suffix('.meta.json')} lists all"
     assert said[-1] == left_out
     assert read_meta(file)["left_out"] == ["long", "silent"]
     assert [item["id"] for item in read_predictions(file).items] == ["0", "1", "2", "3"]
@@ -301,15 +311,13 @@ def test_metrics_that_take_data_are_kept_for_those_without_it(policy, rows, reci
     from tests.evaluation.test_metrics import _wordnet
 
     paths = {"meteor": str(_wordnet(tmp_path / "dict"))}
-    options = {"split": "test", "say": lambda line: None, "metrics": ("meteor",), "paths": paths}
-    result = evaluate_systems(recipe, {"base": None}, lambda adapter: policy, rows, tmp_path / "out", **options)
+    result, _ = evaluated(recipe, policy, rows, tmp_path / "out", metrics=("meteor",), paths=paths)
     # Another metric is asked for: what took data stays.
-    options |= {"metrics": ("wer",), "paths": None}
-    evaluate_systems(recipe, {"base": None}, lambda adapter: policy, rows, tmp_path / "out", **options)
+    evaluated(recipe, policy, rows, tmp_path / "out", metrics=("wer",))
     assert list(read_meta(tmp_path / "out/base.jsonl")["metrics"]) == ["meteor", "wer"]
     monkeypatch.setattr(model_metrics, "BUILDERS", {})
     scored, signature = read_predictions(tmp_path / "out/base.jsonl").scored("meteor", lowercase=False)
-    assert scored.value() == result["base"].scores["meteor"]
+    assert scored.value() == result.scores["meteor"]
     assert signature.startswith("meteor|tok:treebank")
 
 
@@ -360,7 +368,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 def test_predictions_do_not_depend_on_torchs_global_generator(policy, rows):
     torch.manual_seed(1)
-    first = evaluate(policy, rows, max_new_tokens=4, metrics=()).passes
+    first = evaluate(policy, rows, Decoding(max_new_tokens=4), Scoring(())).passes
     torch.manual_seed(2)
-    assert evaluate(policy, rows, max_new_tokens=4, metrics=()).passes == first
-    assert isinstance(evaluate(policy, rows, max_new_tokens=4, metrics=()).predictions, Predictions)
+    assert evaluate(policy, rows, Decoding(max_new_tokens=4), Scoring(())).passes == first
+    assert isinstance(evaluate(policy, rows, Decoding(max_new_tokens=4), Scoring(())).predictions, Predictions)

@@ -123,7 +123,7 @@ def test_a_resample_is_scored_as_the_metric_scores_it(name):
     rows = np.concatenate(list(_draws(len(OURS), 20, seed=1)))
     assert rows.sum(1).tolist() == [len(OURS)] * 20
     assert len(np.unique(rows, axis=0)) > 10
-    for row, value in zip(rows, _resampled(metric(name), items, 20, seed=1), strict=True):
+    for row, value in zip(rows, _resampled(metric(name).total, items, 20, seed=1), strict=True):
         ours, theirs = [[side[i] for i in _index(row)] for side in (OURS, THEIRS)]
         assert value == pytest.approx(score(ours, theirs, [name])[name].value, abs=1e-9)
         if name == "bleu":
@@ -260,7 +260,7 @@ def test_refusals():
         score([], [])
     with pytest.raises(DataError, match="Item 0 has prediction None"):
         score([None], ["a"])  # type: ignore[list-item]
-    with pytest.raises(ConfigError, match="allowed are bleu"):
+    with pytest.raises(ConfigError, match="Allowed are bleu"):
         score(["a"], ["a"], ["blue"])
     with pytest.raises(DataError, match="2 group keys came for 1"):
         bootstrap(["a"], ["a"], "bleu", groups=["a", "b"])
@@ -275,7 +275,7 @@ def test_refusals():
 
 # -- several passes ----------------------------------------------------------------------------------------------------
 def _scored(name, passes, references):
-    return Scored(metric(name), [statistics(metric(name), texts, references) for texts in passes])
+    return Scored(metric(name).total, [statistics(metric(name), texts, references) for texts in passes])
 
 
 def test_passes_are_averaged_and_drawn_together():

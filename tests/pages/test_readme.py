@@ -7,7 +7,7 @@ from pathlib import Path
 
 from leaf.commands.main import app
 from leaf.config import load_recipe
-from leaf.evaluation.evaluate import name_systems
+from leaf.evaluation.systems import name_systems
 from tests.pages.shown import ROOT, code_blocks
 
 README = ROOT / "README.md"

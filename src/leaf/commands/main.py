@@ -106,7 +106,9 @@ def evaluate(
     items: Annotated[int | None, typer.Option(help="only the first N rows")] = None,
     greedy: Annotated[bool, typer.Option(help="one greedy pass instead of sampled passes")] = False,
     passes: Annotated[int, typer.Option(min=1, help="sampled passes, seeds 42, 43, ...")] = 5,
-    metrics: Annotated[str, typer.Option(help="comma-separated metric names, or none")] = "bleu,exact_match,chrf",
+    metrics: Annotated[
+        str | None, typer.Option(help="comma-separated metric names, or none; default bleu,exact_match,chrf")
+    ] = None,
     metric_path: Annotated[list[str] | None, typer.Option(help="METRIC=PATH of its data or model")] = None,
     lowercase: Annotated[bool, typer.Option(help="compare without case")] = False,
     out: Annotated[Path | None, typer.Option(help="default runs/evaluation-RECIPE-SPLIT[-greedy]")] = None,
@@ -114,7 +116,9 @@ def evaluate(
     """Score a model and adapters on a split with the model, task and decoding of a recipe; keep the predictions."""
     from leaf.data import load
     from leaf.evaluation.compare import chosen_metrics, compare_files
-    from leaf.evaluation.evaluate import evaluate_systems, name_systems
+    from leaf.evaluation.predict import Decoding
+    from leaf.evaluation.registry import DEFAULT_METRICS, Scoring
+    from leaf.evaluation.systems import evaluate_systems, name_systems
     from leaf.plugins import load_plugins
 
     config = _of_stage(recipe, overrides, LeafConfig)
@@ -123,11 +127,12 @@ def evaluate(
     names, paths = chosen_metrics(metrics, metric_path)
     rows = load(config.task, split, limit=items, columns=config.columns).to_list()
     folder = out or Path("runs") / f"evaluation-{recipe.stem}-{split}{'-greedy' if greedy else ''}"
-    decoding: dict[str, Any] = {"split": split, "greedy": greedy, "seeds": range(42, 42 + passes)}
-    options: dict[str, Any] = {"metrics": names, "lowercase": lowercase, "paths": paths, "say": _say}
-    evaluate_systems(config, systems, lambda path: _policy(config, path), rows, folder, **decoding, **options)
+    decoding = Decoding.of_recipe(config, greedy=greedy, seeds=range(42, 42 + passes))
+    scoring = Scoring(DEFAULT_METRICS if names is None else names, lowercase, paths)
+    how: dict[str, Any] = {"split": split, "decoding": decoding, "scoring": scoring, "say": _say}
+    evaluate_systems(config, systems, lambda path: _policy(config, path), rows, folder, **how)
     files = [folder / f"{name}.jsonl" for name in systems]
-    console.print(compare_files(files, metrics=names, paths=paths, lowercase=lowercase), markup=False)
+    console.print(compare_files(files, metrics=scoring.metrics, paths=paths, lowercase=lowercase), markup=False)
 
 
 @app.command()
@@ -189,7 +194,7 @@ def merge(
     overrides: Overrides = None,
 ) -> None:
     """Write a recipe's model with an adapter merged in: a checkpoint to start rl from (`model=`), or to serve."""
-    from leaf.evaluation.evaluate import name_systems
+    from leaf.evaluation.systems import name_systems
     from leaf.files import file_sha256
     from leaf.model.from_recipe import projector_of
     from leaf.model.merging import write_merged
@@ -242,7 +247,8 @@ def demo(
     """Post-train the embedded model with LEAF on spoken QA and show held-out scores before and after."""
     from leaf.data import load
     from leaf.evaluation.evaluate import evaluate as run_evaluation
-    from leaf.evaluation.registry import paired_bootstrap
+    from leaf.evaluation.predict import Decoding
+    from leaf.evaluation.registry import Scoring, paired_bootstrap
     from leaf.model.policy import Policy
     from leaf.report import terminal
 
@@ -251,13 +257,13 @@ def demo(
     trainer = _trainer(config)
     policy: Policy = trainer.policy
     rows = load(config.task, "test", limit=items, columns=config.columns).to_list()
-    options: dict[str, Any] = {"greedy": True, "max_new_tokens": config.max_new_tokens, "intervals": True}
+    how = Decoding(greedy=True, max_new_tokens=config.max_new_tokens), Scoring(intervals=True)
     trainer.start(resume)
     console.print(f"scoring {len(rows)} held-out recordings before training")
     with policy.reference():  # a resumed run has trained the adapter already
-        before = run_evaluation(policy, rows, **options)
+        before = run_evaluation(policy, rows, *how)
     run = terminal.train(trainer, console)
-    after = run_evaluation(policy, rows, **options)
+    after = run_evaluation(policy, rows, *how)
     for scored, name in ((before, "test_before"), (after, "test_after")):
         scored.predictions.meta["made_with"] |= {"task": Path(config.task).name, "split": "test"}
         scored.write(run.path / f"{name}.jsonl")

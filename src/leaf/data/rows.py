@@ -20,11 +20,6 @@ def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(texts)
 
 
-def some_of(names: Sequence[str]) -> str:
-    """Return the first of some names, as a message shows them."""
-    return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
-
-
 Example = Mapping[str, Any]
 
 

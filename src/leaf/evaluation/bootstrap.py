@@ -22,6 +22,7 @@ class Metric:
         signature: whether both sides were lower-cased first → name, settings and versions.
         needs_source: whether it reads what was said, besides prediction and reference.
         is_kept: whether its statistics are written beside the predictions, because they take data or a model to make.
+            Such a metric is a mean: its total is `percentage`.
         less_is_better: whether it counts errors.
     """
 
@@ -35,18 +36,24 @@ class Metric:
 
 @dataclass(frozen=True)
 class Scored:
-    """Hold one system under one metric: (items, statistics) of each pass over the same items.
+    """Hold one system's scores by one metric or judge.
 
-    Its value is the mean over the passes. A resample draws items, or `groups` of items as wholes (one key per item),
+    The value is the mean over the passes. A resample draws items, or `groups` of items as wholes (one key per item),
     and takes them in every pass: passes over one recording are no further recordings.
+
+    Attributes:
+        total: sum of the statistics over the items → value.
+        passes: (items, statistics) of each pass over the same items.
+        less_is_better: whether it counts errors.
     """
 
-    metric: Metric
+    total: Callable[[np.ndarray], float]
     passes: Sequence[np.ndarray]
+    less_is_better: bool = False
 
     def values(self) -> list[float]:
         """Return the value of each pass."""
-        return [self.metric.total(items.sum(0)) for items in self.passes]
+        return [self.total(items.sum(0)) for items in self.passes]
 
     def value(self) -> float:
         """Return the mean over the passes."""
@@ -80,7 +87,7 @@ class Scored:
         return self.value() - other.value(), low, high, float(min(1.0, 2 * (tail + 1) / (samples + 1)))
 
     def _resampled(self, groups: Sequence[Hashable] | None, samples: int, seed: int) -> np.ndarray:
-        return np.mean([_resampled(self.metric, _grouped(p, groups), samples, seed) for p in self.passes], axis=0)
+        return np.mean([_resampled(self.total, _grouped(p, groups), samples, seed) for p in self.passes], axis=0)
 
 
 def percentage(sums: np.ndarray) -> float:
@@ -143,10 +150,10 @@ def _draws(units: int, samples: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units).astype(np.float64)
 
 
-def _resampled(metric: Metric, items: np.ndarray, samples: int, seed: int) -> np.ndarray:
+def _resampled(total: Callable[[np.ndarray], float], items: np.ndarray, samples: int, seed: int) -> np.ndarray:
     """Return (samples,) the metric of every resample."""
     draws = _draws(len(items), samples, seed)
-    return np.array([metric.total(sums) for counts in draws for sums in counts @ items])
+    return np.array([total(sums) for counts in draws for sums in counts @ items])
 
 
 def _quantiles(values: np.ndarray, level: float) -> tuple[float, float]:

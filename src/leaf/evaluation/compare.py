@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from leaf.data.rows import some_of
-from leaf.errors import ConfigError, DataError
-from leaf.evaluation.bootstrap import Metric, Scored
+from leaf.errors import ConfigError, DataError, some_of
+from leaf.evaluation.bootstrap import Scored
+from leaf.evaluation.predict import Decoding
 from leaf.evaluation.predictions import Predictions, in_order_of, item_difference, read_meta, read_predictions
+from leaf.evaluation.registry import DEFAULT_METRICS
 from leaf.files import read_rows
+from leaf.text import unique_names
 
 FORMATS = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
 _HEADERS = ("metric", "system", "value", "95 % interval", "over passes", "difference", "95 % interval", "p")
-_DEFAULT = ("bleu", "exact_match", "chrf")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def compare_files(
     lowercase = shared_case(systems, lowercase)
     if metrics is None:
         scored_with = [name for one in systems for name in one.meta.get("metrics", {})]
-        metrics = tuple(dict.fromkeys(scored_with)) or _DEFAULT
+        metrics = tuple(dict.fromkeys(scored_with)) or DEFAULT_METRICS
     lines: list[Line] = []
     notes = [what_was_compared(systems, samples)]
     for name in metrics:
@@ -99,7 +100,7 @@ def compare_files(
                 f"one way, with `--metric-path {name}=...`."
             )
         lines += _lines(name, systems, [scored for scored, _ in pairs], samples)
-        worse = ", less is better" if pairs[0][0].metric.less_is_better else ""
+        worse = ", less is better" if pairs[0][0].less_is_better else ""
         notes.append(f"{name}: {signatures.pop()}{worse}")
     for results in judgements(systems, files, judged, notes):
         more, note = judge_lines(results, systems, samples)
@@ -118,13 +119,13 @@ def load_systems(files: Sequence[str | Path]) -> list[Predictions]:
     """
     if not files:
         raise DataError("There is nothing to compare; give prediction files.")
-    systems = [read_predictions(file) for file in files]
-    names = [one.system for one in systems]
-    for one, file in zip(systems, map(Path, files), strict=True):
-        if names.count(one.system) > 1:  # the same adapter name in two folders
-            one.system = "/".join(file.with_suffix("").parts[-2:])
-    if len({one.system for one in systems}) < len(systems):
-        raise DataError(f"Two of the files are called {systems[-1].system}; give each file once.")
+    paths = [Path(file) for file in files]
+    if twice := [str(path) for i, path in enumerate(paths) if path in paths[:i]]:
+        raise DataError(f"{twice[0]} was given twice; give each file once.")
+    systems = [read_predictions(path) for path in paths]
+    names = unique_names([one.system for one in systems], [path.with_suffix("") for path in paths])
+    for one, name in zip(systems, names, strict=True):
+        one.system = name
     differences = [(one.system, item_difference(systems[0], one)) for one in systems[1:]]
     wrong = [f"{name}: {difference}" for name, difference in differences if difference]
     if wrong:
@@ -201,13 +202,7 @@ def what_was_compared(systems: Sequence[Predictions], samples: int) -> str:
     decodings = {}
     for one in systems:
         decoding = one.meta.get("made_with", {}).get("decoding")
-        if decoding is None:
-            how = "decoding unknown"
-        elif decoding["greedy"]:
-            how = "greedy"
-        else:
-            seeds = ", ".join(map(str, one.seeds))
-            how = f"sampled at T {decoding['temperature']:g}, top-p {decoding['top_p']:g}, seeds {seeds}"
+        how = "decoding unknown" if decoding is None else Decoding.of_meta(decoding, one.seeds).in_words()
         decodings[one.system] = f"{len(one.passes)} {'pass' if len(one.passes) == 1 else 'passes'}, {how}"
     if len(set(decodings.values())) == 1:
         how = decodings[systems[0].system]
@@ -296,7 +291,7 @@ def judge_lines(
             scored = _verdicts(one, systems[0])
             if not scored.passes[0][:, 1].sum():
                 continue
-            even = Scored(scored.metric, [np.stack([items[:, 1] / 2, items[:, 1]], 1) for items in scored.passes])
+            even = Scored(scored.total, [np.stack([items[:, 1] / 2, items[:, 1]], 1) for items in scored.passes])
             low, high = scored.interval(groups=systems[0].groups, samples=samples)
             p = scored.against(even, groups=systems[0].groups, samples=samples)[3]
             notes.append(
@@ -311,10 +306,10 @@ def judge_lines(
         return [], [*notes, f"{title}: no reply of the judge could be read for some system, so there is no mean"]
     groups, lines = systems[0].groups, []
     for one, array in zip(present, arrays, strict=True):
-        scored, difference = Scored(_MEAN, [array]), None
+        scored, difference = Scored(_mean_of_scored, [array]), None
         if one is not systems[0] and present[0] is systems[0]:
             both = (array[:, 1:] > 0) & (arrays[0][:, 1:] > 0)
-            pair = [Scored(_MEAN, [np.where(both, side, 0.0)]) for side in (array, arrays[0])]
+            pair = [Scored(_mean_of_scored, [np.where(both, side, 0.0)]) for side in (array, arrays[0])]
             difference = pair[0].against(pair[1], groups=groups, samples=samples) if both.any() else None
             notes.append(
                 f"{title}: {one.system} and {systems[0].system} are paired on {both.sum()} items scored in both"
@@ -329,8 +324,8 @@ def _mean_of_scored(sums: np.ndarray) -> float:
     return float(sums[0] / sums[1]) if sums[1] else 0.0
 
 
-_MEAN = Metric(lambda *texts: np.empty((0, 2)), _mean_of_scored, lambda lowercase: "judge")
-_SHARE = Metric(lambda *texts: np.empty((0, 2)), lambda sums: 100 * _mean_of_scored(sums), lambda lowercase: "judge")
+def _percentage_of_scored(sums: np.ndarray) -> float:
+    return 100 * _mean_of_scored(sums)
 
 
 def judge_scores(judgement: Judgement, system: Predictions) -> np.ndarray:
@@ -351,19 +346,4 @@ def _verdicts(judgement: Judgement, system: Predictions) -> Scored:
     for row in judgement.rows:
         if row["verdict"] in worth:
             sums[place[row["id"]]] += (worth[row["verdict"]], 1.0)
-    return Scored(_SHARE, [sums])
-
-
-__all__ = [
-    "Judgement",
-    "Line",
-    "chosen_metrics",
-    "compare_files",
-    "judge_lines",
-    "judge_scores",
-    "judgements",
-    "load_systems",
-    "render",
-    "shared_case",
-    "what_was_compared",
-]
+    return Scored(_percentage_of_scored, [sums])

@@ -6,7 +6,6 @@ other programs do as well: `id`, `prediction` and `reference` are enough.
 """
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -15,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from leaf.data.rows import prompt_text, some_of
-from leaf.errors import DataError
-from leaf.evaluation.bootstrap import Metric, Scored
+from leaf.data.rows import prompt_text
+from leaf.errors import DataError, some_of
+from leaf.evaluation.bootstrap import Scored, percentage
 from leaf.evaluation.registry import metric, statistics
 from leaf.files import append_row, drop_torn_line, file_sha256, read_rows, write_json, write_rows
+from leaf.text import unique_names
 
 # What a row takes over from the evaluated row; audio is left where it is.
 COLUMNS = ("id", "kind", "utterance", "prompt", "text", "reference")
@@ -27,10 +27,10 @@ COLUMNS = ("id", "kind", "utterance", "prompt", "text", "reference")
 
 @dataclass
 class Predictions:
-    """Hold one system's predictions.
+    """One system's predictions.
 
     Attributes:
-        system: its name.
+        system: its name; "" until it has one.
         items: one row per item, in order: `id`, `reference`, and what else of `COLUMNS` there is.
         passes: predictions, one list per pass.
         seeds: seed of each pass, None where it had none.
@@ -42,9 +42,9 @@ class Predictions:
 
     system: str
     items: list[dict[str, Any]]
-    passes: list[list[str]]
-    seeds: list[int | None]
-    truncated: list[list[bool | None]]
+    passes: list[list[str]] = field(default_factory=list)
+    seeds: list[int | None] = field(default_factory=list)
+    truncated: list[list[bool | None]] = field(default_factory=list)
     kept: dict[str, list[np.ndarray]] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
     digest: str | None = None
@@ -59,6 +59,13 @@ class Predictions:
         """Return the recording of each item, or its id where none is named: what a resample draws as a whole."""
         return [str(item.get("utterance") or item["id"]) for item in self.items]
 
+    def add(self, seeds: Sequence[int | None], passes: Sequence[tuple[list[str], list[bool]]]) -> None:
+        """Add passes: of each its seed, the predictions in the order of the items, and whether each was cut."""
+        for seed, (texts, truncated) in zip(seeds, passes, strict=True):
+            self.passes.append(texts)
+            self.seeds.append(seed)
+            self.truncated.append([*truncated])
+
     def scored(self, name: str, *, lowercase: bool, paths: Mapping[str, str] | None = None) -> tuple[Scored, str]:
         """Return the system under a metric, and the signature; kept statistics are used where there is no path.
 
@@ -67,14 +74,15 @@ class Predictions:
         """
         recorded = self.meta.get("metrics", {})
         if name in self.kept and name in recorded and name not in (paths or {}) and self.meta["lowercase"] == lowercase:
-            return Scored(_KEPT, self.kept[name]), recorded[name]["signature"]
+            # All metrics that are kept are means, so a percentage of the sums is their value.
+            return Scored(percentage, self.kept[name]), recorded[name]["signature"]
         found = metric(name, paths)
         sources = [str(item.get("text") or "") for item in self.items]
         options: dict[str, Any] = {"lowercase": lowercase, "sources": sources}
         arrays = [statistics(found, texts, self.references, **options) for texts in self.passes]
         if found.is_kept:
             self.kept[name] = arrays
-        return Scored(found, arrays), found.signature(lowercase)
+        return Scored(found.total, arrays, found.less_is_better), found.signature(lowercase)
 
     def answers_digest(self, passes: int) -> str:
         """Return the SHA-256 of what a judge of the first passes assesses: ids, predictions and references.
@@ -146,35 +154,19 @@ class Unfinished:
         self.path.unlink(missing_ok=True)
 
 
-def _kept_metric() -> Metric:
-    def items(*texts: Sequence[str]) -> np.ndarray:
-        raise DataError("Kept statistics cannot be computed again without the metric's data or model.")
-
-    from leaf.evaluation.bootstrap import percentage
-
-    return Metric(items, percentage, lambda lowercase: "kept", is_kept=True)
-
-
-_KEPT = _kept_metric()
-
-
 def kept_items(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return what prediction files keep of evaluated rows: `COLUMNS`, prompts as text, no path of this machine.
 
     An id that comes again gets a number: `a`, `a#2`.
     """
+    ids = unique_names([str(row.get("id") or number) for number, row in enumerate(rows)], form="{}#{}")
     items = []
-    seen: Counter[str] = Counter()
-    for number, row in enumerate(rows):
+    for name, row in zip(ids, rows, strict=True):
         item = {key: row[key] for key in COLUMNS if row.get(key) is not None}
-        item["id"] = str(row.get("id") or number)
-        item["prompt"] = prompt_text(row["prompt"])
-        utterance = str(row.get("utterance") or item["id"])
+        item |= {"id": name, "prompt": prompt_text(row["prompt"])}
+        utterance = str(row.get("utterance") or row.get("id") or name)
         if Path(utterance).is_absolute():  # a manifest without the column: the recording's file
             utterance = f"{Path(utterance).name}#{sha256(utterance.encode()).hexdigest()[:8]}"
-        seen[item["id"]] += 1
-        if seen[item["id"]] > 1:
-            item["id"] += f"#{seen[item['id']]}"
         items.append(item | {"utterance": utterance})
     return items
 

@@ -1,62 +1,86 @@
-"""Find a metric by name, and score texts with it."""
+"""Find metrics by name, and score texts with them."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
-from leaf.errors import ConfigError, DataError
+from leaf.errors import ConfigError, DataError, did_you_mean
 from leaf.evaluation.bootstrap import Metric, Scored
 from leaf.evaluation.metrics import METRICS
+from leaf.evaluation.model_metrics import BUILDERS, COMET_PROGRAM, build
 from leaf.text import fold_whitespace
+
+# What is computed where nobody says which metrics; validation computes these beside the recipe's best_metric.
+DEFAULT_METRICS = ("bleu", "exact_match", "chrf")
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Describe how predictions are scored.
+
+    Attributes:
+        metrics: names of metrics.
+        lowercase: compare without case.
+        paths: metric → where its data or model is (meteor, bertscore, comet).
+        intervals: compute bootstrap intervals too.
+    """
+
+    metrics: Sequence[str] = DEFAULT_METRICS
+    lowercase: bool = False
+    paths: Mapping[str, str] | None = None
+    intervals: bool = False
 
 
 @dataclass(frozen=True)
 class Score:
-    """Hold a metric's value and what reproduces it."""
+    """A metric's value, and the signature that reproduces it."""
 
     value: float
     signature: str
 
 
 def metric(name: str, paths: Mapping[str, str] | None = None) -> Metric:
-    """Return a metric by name.
+    """Find a metric by name.
 
     Args:
         name: of `METRICS` or leaf.evaluation.model_metrics.BUILDERS.
-        paths: metric → where its data or model lies, for those that need some.
+        paths: metric → where its data or model is, for those that need some.
 
     Raises:
         ConfigError: an unknown name, or a metric whose package, data or model is missing: what, and how to get it.
     """
-    from leaf.evaluation.model_metrics import BUILDERS, COMET_PROGRAM, build
-
     paths = paths or {}
+    known = (*METRICS, *BUILDERS)
     for given in (name, *(key for key in paths if key != COMET_PROGRAM)):
-        if given not in METRICS and given not in BUILDERS:
-            allowed = ", ".join((*METRICS, *BUILDERS))
-            raise ConfigError(f"The metric {given!r} is unknown; allowed are {allowed}.")
+        if given not in known:
+            hint = did_you_mean(given, known)
+            raise ConfigError(f"The metric {given!r} is unknown.{hint} Allowed are {', '.join(known)}.")
     return METRICS[name] if name in METRICS else build(name, paths)
 
 
+def validation_metrics(best: str) -> tuple[str, ...]:
+    """List the metrics of validation in training: the one that chooses the best adapter, and those always shown."""
+    return tuple(dict.fromkeys((best, *DEFAULT_METRICS)))
+
+
 def less_is_better(name: str) -> bool:
-    """Return whether a metric by this name counts errors; token_error_rate is the validation of stage align."""
+    """Tell whether a metric counts errors; token_error_rate is the validation of stage align."""
     return name == "token_error_rate" or (name in METRICS and METRICS[name].less_is_better)
 
 
 def score(
     predictions: Sequence[str],
     references: Sequence[str],
-    metrics: Sequence[str] = ("bleu", "chrf", "exact_match"),
+    metrics: Sequence[str] = DEFAULT_METRICS,
     *,
     lowercase: bool = False,
     sources: Sequence[str] | None = None,
     paths: Mapping[str, str] | None = None,
 ) -> dict[str, Score]:
-    """Return each metric over the corpus, 0 to 100; error rates may exceed 100, and less is better there.
+    """Compute each metric over the corpus, from 0 to 100. Error rates may exceed 100, and less is better there.
 
-    White space is folded first, and case with `lowercase`, on both sides.
+    White space is folded first on both sides, and case too with `lowercase`.
 
     Args:
         predictions: one text per item.
@@ -64,7 +88,7 @@ def score(
         metrics: names.
         lowercase: compare without case.
         sources: what was said, one text per item, where a metric reads it (comet).
-        paths: metric → where its data or model lies (meteor, bertscore, comet).
+        paths: metric → where its data or model is (meteor, bertscore, comet).
 
     Raises:
         ConfigError: an unknown metric, or one that cannot run here.
@@ -89,12 +113,12 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float, float]:
-    """Return value, low and high of a percentile bootstrap over items, or over `groups` (one key per item) as wholes.
+    """Compute value, low and high of a percentile bootstrap over items, or over `groups` (one key per item) as wholes.
 
-    With several rows from one recording give its name as the group: rows of one recording are not independent.
+    Where several rows come from one recording, give its name as the group: such rows are not independent.
     """
     found = metric(name)
-    scored = Scored(found, [statistics(found, predictions, references, lowercase=lowercase)])
+    scored = Scored(found.total, [statistics(found, predictions, references, lowercase=lowercase)])
     return scored.value(), *scored.interval(groups=groups, samples=samples, seed=seed, level=level)
 
 
@@ -110,14 +134,14 @@ def paired_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float, float, float]:
-    """Return the difference B − A, its interval, and the two-sided p-value, both systems on the same resamples.
+    """Compute the difference B − A, its interval and two-sided p-value, both systems on the same resamples.
 
-    p is twice the smaller share of resamples on one side of 0, where the corpus itself counts as one more resample: at
-    least 2/(samples + 1), at most 1. Paired resampling is Koehn's (EMNLP 2004), who reports one side.
+    p is twice the smaller share of resamples on one side of 0, at most 1. The corpus itself counts as one more
+    resample, so p is at least 2/(samples + 1). Paired resampling is Koehn's (EMNLP 2004), who reports one side.
     """
     found = metric(name)
     a, b = [
-        Scored(found, [statistics(found, side, references, lowercase=lowercase)])
+        Scored(found.total, [statistics(found, side, references, lowercase=lowercase)])
         for side in (predictions_a, predictions_b)
     ]
     return b.against(a, groups=groups, samples=samples, seed=seed, level=level)
@@ -131,7 +155,7 @@ def statistics(
     lowercase: bool = False,
     sources: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Return the (items, statistics) array of a metric over checked texts; errors as `score`."""
+    """Compute the (items, statistics) array of a metric, after checking the texts; raises as `score` does."""
     if len(predictions) != len(references) or not len(references):
         counts = f"{len(predictions)} predictions came for {len(references)} references"
         raise DataError(f"{counts}; give the same number of both, at least 1.")
@@ -140,13 +164,12 @@ def statistics(
             raise DataError(f"Item {i} has prediction {prediction!r} and reference {reference!r}; give two texts.")
         if not reference.strip():
             raise DataError(f"Reference {i} is empty; every item needs a text to be compared with.")
-    fold = partial(fold_whitespace, lowercase=lowercase)
-    texts = [[fold(text) for text in side] for side in (predictions, references)]
+    sides = [predictions, references]
     if metric.needs_source:
         if sources is None or len(sources) != len(references) or not all(sources):
             raise DataError(
                 f"The metric {metric.signature(lowercase).split('|')[0]} reads what was said, besides prediction and "
-                "reference; give every row a `text`, or leave the metric out."
+                "reference. Give every row a `text`, or leave the metric out."
             )
-        texts.append([fold(text) for text in sources])
-    return metric.items(*texts)
+        sides.append(sources)
+    return metric.items(*[[fold_whitespace(text, lowercase=lowercase) for text in side] for side in sides])

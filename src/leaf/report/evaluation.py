@@ -28,15 +28,15 @@ from leaf.evaluation.predictions import (
     read_meta,
     read_predictions,
 )
+from leaf.evaluation.registry import DEFAULT_METRICS
 from leaf.report.audio import SECTION_BYTES, ClipStore, Recordings
 from leaf.report.page import Section, asset
 from leaf.rewards.functions import REWARDS
 from leaf.runs.directory import RunDirectory
-from leaf.text import fold_whitespace
+from leaf.text import fold_whitespace, unique_names
 
 SAMPLES = 1000  # bootstrap resamples, as `leaf compare`
 TEXT_BYTES = 1_000_000  # of the items' texts; a section with more shows a selection of the items
-_DEFAULT = ("bleu", "exact_match", "chrf")
 
 
 def evaluation_section(
@@ -116,19 +116,10 @@ def _sets(files: Sequence[Path]) -> list[dict[Path, Predictions]]:
         else:
             sets.append((case, {file: one}))
     for _, members in sets:
-        _name_apart(members)
+        names = unique_names([one.system for one in members.values()], [file.with_suffix("") for file in members])
+        for one, name in zip(members.values(), names, strict=True):
+            one.system = name
     return [members for _, members in sets]
-
-
-def _name_apart(members: dict[Path, Predictions]) -> None:
-    """Give systems of one name as many of their folders' names as tell them apart."""
-    names = [one.system for one in members.values()]
-    same = {file: one for file, one in members.items() if names.count(one.system) > 1}
-    depth = 2
-    while len({file.parts[-depth:] for file in same}) < len(same):
-        depth += 1
-    for file, one in same.items():
-        one.system = "/".join(file.with_suffix("").parts[-depth:])
 
 
 def _set(
@@ -149,7 +140,7 @@ def _set(
         metrics.append(
             {
                 "name": name,
-                "less": scored[0].metric.less_is_better,
+                "less": scored[0].less_is_better,
                 "signature": signature,
                 "scores": [
                     _numbers(one.value(), *one.interval(groups=groups, samples=SAMPLES), *one.values())
@@ -204,7 +195,7 @@ def _scored(
         notes.append("Some items have no reference, so no metric is computed.")
         return
     names = dict.fromkeys(name for one in systems for name in one.meta.get("metrics", {}))
-    for name in names or _DEFAULT:
+    for name in names or DEFAULT_METRICS:
         without = [one.system for one in systems if name not in METRICS and name not in one.kept]
         if without:
             notes.append(f"{name} is left out: {', '.join(without)} was not scored with it.")
@@ -220,7 +211,7 @@ def _scored(
 def _item_scores(name: str, scored: Scored, system: Predictions, lowercase: bool) -> list[float | None]:
     """Return each item's score, mean over the passes; BLEU is the reward's, which has sense for a single sentence."""
     if name != "bleu":
-        per_pass = [[scored.metric.total(row) for row in items] for items in scored.passes]
+        per_pass = [[scored.total(row) for row in items] for items in scored.passes]
         return _numbers(*np.mean(per_pass, axis=0))
     fold = partial(fold_whitespace, lowercase=lowercase)
     references = [fold(text) for text in system.references]

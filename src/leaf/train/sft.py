@@ -16,7 +16,9 @@ from leaf.config import SftConfig
 from leaf.credit.tree import PrefixTree
 from leaf.data.rows import batch_indices, row_name, take
 from leaf.errors import DataError
-from leaf.evaluation.evaluate import evaluate, validation_metrics
+from leaf.evaluation.evaluate import evaluate
+from leaf.evaluation.predict import Decoding
+from leaf.evaluation.registry import Scoring, validation_metrics
 from leaf.memory import within_memory
 from leaf.model.families import encode_text
 from leaf.model.policy import Policy
@@ -136,8 +138,8 @@ def sft(
     def validate(step: int) -> None:
         policy.eval()
         rows = take(eval_rows, range(min(len(eval_rows), config.eval_items or len(eval_rows))))
-        metrics = validation_metrics(config.best_metric)
-        result = evaluate(policy, rows, greedy=True, max_new_tokens=config.max_new_tokens, metrics=metrics)
+        decoding = Decoding(greedy=True, max_new_tokens=config.max_new_tokens)
+        result = evaluate(policy, rows, decoding, Scoring(validation_metrics(config.best_metric)))
         scores.update(result.values())
         run.append("validation.jsonl", {"step": step, **scores})
         report(f"sft {step}/{config.max_steps}  " + "  ".join(f"{k} {v:.2f}" for k, v in scores.items()))

@@ -18,8 +18,9 @@ from leaf.config import LeafConfig, refuse_from_python
 from leaf.credit import credit_rule
 from leaf.data.rows import batch_indices, row_name, take
 from leaf.errors import AudioError, ConfigError, DataError, shown
-from leaf.evaluation.evaluate import Evaluation, evaluate, validation_metrics
-from leaf.evaluation.registry import less_is_better
+from leaf.evaluation.evaluate import Evaluation, evaluate
+from leaf.evaluation.predict import Decoding
+from leaf.evaluation.registry import Scoring, less_is_better, validation_metrics
 from leaf.memory import peak_bytes, reset_peak, within_memory
 from leaf.model.checks import check_policy
 from leaf.model.device import take_device
@@ -464,13 +465,8 @@ class LeafTrainer:
         return evaluate(
             self.policy,
             rows,
-            greedy=args.eval_greedy,
-            temperature=args.eval_temperature,
-            top_p=args.eval_top_p,
-            batch_size=args.eval_batch_size,
-            max_new_tokens=args.max_new_tokens,
-            metrics=validation_metrics(args.best_metric),
-            intervals=True,
+            Decoding.of_recipe(args, greedy=args.eval_greedy),
+            Scoring(validation_metrics(args.best_metric), intervals=True),
             progress=lambda count: self.stop.check(),
             processes=self.processes,
         )

@@ -1,0 +1,223 @@
+"""Evaluate several systems, adapters of one model, with the recipe's model, task and decoding, one file for each.
+
+What a folder of prediction files already has is not decoded again. So an evaluation that was interrupted continues,
+passes are added, and other metrics are computed without the model.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from leaf.config import LeafConfig
+from leaf.errors import AudioError, ConfigError, RunError, some_of
+from leaf.evaluation.evaluate import Evaluation, checked_rows, score_predictions
+from leaf.evaluation.predict import Decoding, predict
+from leaf.evaluation.predictions import Predictions, Unfinished, kept_items, meta_path, read_predictions
+from leaf.evaluation.registry import Scoring
+from leaf.files import file_sha256
+from leaf.model.demo import resolve_model
+from leaf.model.device import pick_device, pick_dtype
+from leaf.model.from_recipe import projector_of
+from leaf.model.policy import Policy
+from leaf.model.usable import unusable_audio
+from leaf.runs.directory import bring_back
+
+
+def name_systems(model: str, adapters: Sequence[str], *, with_base: bool) -> dict[str, Path | None]:
+    """Map names to adapter directories, given as `DIR` or `NAME=DIR`, and the bare model's name to None.
+
+    A directory is named after its last two parts. The bare model comes first where it is wanted; without adapters it is
+    the only system. An adapter that a kill caught between two renames is brought back.
+
+    Raises:
+        ConfigError: a directory without an adapter, or two systems of one name.
+        RunError: the process that writes an adapter is alive; try again in a moment.
+    """
+    systems: list[tuple[str, Path | None]] = []
+    if with_base or not adapters:
+        systems.append((Path(model).name, None))
+    for given in adapters:
+        name, equals, directory = given.partition("=")
+        if not equals or Path(given).exists():  # a path may have = in it
+            directory = given
+            name = "-".join(Path(given).absolute().parts[-2:])
+        bring_back(Path(directory))
+        if not (Path(directory) / "adapter_config.json").is_file():
+            raise ConfigError(f"{directory} holds no adapter (adapter_config.json); give a folder such as runs/x/best.")
+        systems.append((name, Path(directory)))
+    named = {re.sub(r"[^\w.-]+", "-", name): path for name, path in systems}
+    if len(named) < len(systems):
+        raise ConfigError("Two systems would have one name. Give them different names, as `--adapter NAME=DIR`.")
+    return named
+
+
+def evaluate_systems(
+    config: LeafConfig,
+    systems: Mapping[str, Path | None],
+    load: Callable[[Path | None], Policy],
+    rows: Sequence[dict[str, Any]],
+    out: Path,
+    *,
+    split: str,
+    decoding: Decoding,
+    scoring: Scoring,
+    say: Callable[[str], None] = print,
+) -> dict[str, Evaluation]:
+    """Evaluate several systems, and write one prediction file for each.
+
+    A system's passes are decoded together, and each batch is kept in `NAME.unfinished` until the file is written.
+    Passes that a file has are not decoded again, and all of them count.
+
+    Recordings are checked before anything is decoded: by their headers, or decoded where the recipe's `tolerate` is
+    `skip`. In that case rows without usable audio are left out, and listed in the meta data.
+
+    Args:
+        config: the recipe.
+        systems: name → adapter directory, None for the bare model; see `name_systems`.
+        load: adapter directory → policy; called only where a pass is missing.
+        rows: rows of the split.
+        out: folder for `NAME.jsonl` and `NAME.meta.json`.
+        split: the split's name.
+        decoding: how to decode, see `Decoding.of_recipe`.
+        scoring: how to score; without metrics for predictions alone, as for rows without references.
+        say: takes lines about the progress.
+
+    Raises:
+        AudioError: rows whose audio is unreadable or longer than the model takes, and that may not be left out.
+        RunError: a prediction file in `out` was made with something else.
+    """
+    scoring = replace(scoring, intervals=True)
+    rows = checked_rows(rows, scoring)
+    items = kept_items(rows)
+    shared = _describe(config, items, split, decoding)
+    results = {}
+    for name, adapter in systems.items():
+        file = out / f"{name}.jsonl"
+        if (projector := projector_of(config, adapter)) != config.projector:
+            say(f"{name}: with {projector}, the projector that was trained with the adapter")
+        known = _read_or_begin(file, name, items, _describe_system(shared, projector, adapter))
+        by_id = {item["id"]: row for item, row in zip(items, rows, strict=True)}
+        if missing := tuple(seed for seed in decoding.passes if seed not in known.seeds):
+            # The policy has no name here, so that it is gone before the next one is loaded.
+            _add_passes(known, file, load(adapter), by_id, replace(decoding, seeds=missing), config, say)
+        seeds = ", ".join(map(str, decoding.seeds))
+        say(f"{name}: {'greedy pass' if decoding.greedy else f'passes with seeds {seeds}'} in {file}")
+        if left_out := known.meta.get("left_out"):
+            count = f"{len(left_out)} of {len(rows)} rows"
+            say(f"{name}: {count} are left out for their audio, {some_of(left_out)}; {meta_path(file)} lists all")
+        results[name] = score_predictions(known, [by_id[item["id"]] for item in known.items], scoring)
+        results[name].write(file)
+    return results
+
+
+def _add_passes(
+    known: Predictions,
+    file: Path,
+    policy: Policy,
+    by_id: Mapping[str, dict[str, Any]],
+    decoding: Decoding,
+    config: LeafConfig,
+    say: Callable[[str], None],
+) -> None:
+    """Decode the passes that a prediction file lacks, and write it."""
+    rows = [by_id[item["id"]] for item in known.items]
+    if bad := unusable_audio(policy, rows, decode=config.tolerate == "skip"):
+        _leave_out(known, bad, may_skip=config.tolerate == "skip", say=say)
+        rows = [by_id[item["id"]] for item in known.items]
+    about = {
+        "made_with": known.meta["made_with"],
+        "seeds": list(decoding.passes),
+        "left_out": known.meta.get("left_out", []),
+    }
+    unfinished = Unfinished(file, about, say)
+    known.add(decoding.passes, predict(policy, rows, decoding, unfinished=unfinished))
+    known.kept = {}  # has an entry for each pass; computed again now that there are more
+    known.meta.pop("metrics", None)
+    known.write(file)
+    unfinished.remove()
+
+
+def _leave_out(known: Predictions, bad: Mapping[int, str], *, may_skip: bool, say: Callable[[str], None]) -> None:
+    """Take the items without usable audio out of predictions that have no pass yet, or refuse them.
+
+    Args:
+        known: predictions, without a pass yet unless they are refused.
+        bad: number of the item → why its audio is not usable.
+        may_skip: whether the recipe lets rows be left out.
+        say: takes a line for each.
+
+    Raises:
+        AudioError: the rows may not be left out, have predictions already, or are all there is.
+    """
+    ids = [known.items[i]["id"] for i in bad]
+    if not may_skip:
+        advice = (
+            "Leave such rows out of the data set (by length: `leaf data prepare ... --max-seconds`), or set "
+            "tolerate=skip, which leaves them out of the evaluation and counts them."
+        )
+    elif known.passes:
+        advice = "Earlier passes have them, so further ones need them. Restore them, or choose another --out."
+    elif len(bad) == len(known.items):
+        advice = "No row is left to evaluate. Check the recordings."
+    else:
+        for reason in bad.values():
+            say(f"left out: {reason}")
+        known.items = [item for i, item in enumerate(known.items) if i not in bad]
+        known.meta["left_out"] = ids
+        return
+    first = next(iter(bad.values()))
+    raise AudioError(
+        f"{len(bad)} of {len(known.items)} rows have no usable audio: {some_of(ids)}. The first: {first} {advice}"
+    )
+
+
+# -- what predictions were made with -----------------------------------------------------------------------------------
+def _describe(config: LeafConfig, items: Sequence[Mapping[str, Any]], split: str, decoding: Decoding) -> dict[str, Any]:
+    """Describe what decides the predictions of all systems, without a path of this machine: model, items, decoding.
+
+    A model in a folder is known by the checksum of its files, and a name of the hub stands for itself.
+    """
+    asked = json.dumps([[item["id"], item["prompt"], item.get("reference")] for item in items], ensure_ascii=False)
+    return {
+        "model": _identity(Path(resolve_model(config.model)), config.model),
+        "task": Path(config.task).name,
+        "split": split,
+        "items": {"count": len(items), "sha256": sha256(asked.encode()).hexdigest()},
+        "decoding": decoding.as_meta() | {"dtype": pick_dtype(config.dtype, pick_device(config.device))},
+    }
+
+
+def _describe_system(shared: Mapping[str, Any], projector: str | None, adapter: Path | None) -> dict[str, Any]:
+    """Describe what decides one system's predictions: adapter and projector too."""
+    model = dict(shared["model"])
+    if projector is not None:
+        model["projector_sha256"] = file_sha256(Path(projector))
+    return {**shared, "model": model, "adapter": None if adapter is None else _identity(adapter, str(adapter))}
+
+
+def _identity(folder: Path, name: str) -> dict[str, Any]:
+    """Name a model or adapter folder and compute its checksum; of a name of the hub, the name alone."""
+    if not folder.is_dir():
+        return {"name": name}
+    files = sorted(f for f in folder.iterdir() if f.suffix == ".safetensors" or f.name.endswith("config.json"))
+    digest = sha256("".join(f"{f.name} {file_sha256(f)}\n" for f in files).encode()).hexdigest()
+    return {"name": Path(name).name, "sha256": digest}
+
+
+def _read_or_begin(file: Path, name: str, items: list[dict[str, Any]], made_with: dict[str, Any]) -> Predictions:
+    """Read a prediction file, or begin predictions where there is none; one made with something else is refused."""
+    if not file.exists():
+        return Predictions(name, items, meta={"predictions": 1, "made_with": made_with})
+    known = read_predictions(file)
+    was = known.meta.get("made_with", {})
+    other = [key for key, value in made_with.items() if was.get(key) != value]
+    if other:
+        raise RunError(
+            f"{file} exists and was made with another {other[0]}: {was.get(other[0])}, now {made_with[other[0]]}. "
+            "Choose another folder with --out, or remove it."
+        )
+    return known
