@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from leaf.commands.main import app
-from leaf.config import STAGES, RunConfig
+from leaf.config import GROUPS, STAGES, RunConfig
 
 ROOT = Path(__file__).parents[1]
 # Where the site has pages from outside docs/. Their links work in the repository; `_link` changes them for the site.
@@ -45,15 +45,18 @@ def _link(file: File, target: str) -> str:
 
 
 def _keys(stage: str) -> str:
-    """Write a table of a stage's own keys, or of those that every stage has (`all`)."""
+    """Write a table of a stage's own keys, or of those that every stage has (`all`), by group."""
     shared = {field.name for field in dataclasses.fields(RunConfig)}
+    fields = dataclasses.fields(RunConfig if stage == "all" else STAGES[stage])
     lines = ["| key | default | meaning |", "|---|---|---|"]
-    for field in dataclasses.fields(RunConfig if stage == "all" else STAGES[stage]):
-        if stage == "all" or field.name not in shared:
+    for group in GROUPS:
+        rows = [field for field in fields if field.metadata["group"] == group]
+        rows = [field for field in rows if stage == "all" or field.name not in shared]
+        lines += [f"| **{group}** | | |"] if rows else []
+        for field in rows:
             value = field.default_factory() if callable(field.default_factory) else field.default
-            lines.append(
-                f"| `{field.name}` | `{'null' if value is None else value}` | {_cell(field.metadata['help'])} |"
-            )
+            shown = "null" if value is None else value
+            lines.append(f"| `{field.name}` | `{shown}` | {_cell(field.metadata['help'])} |")
     return "\n".join(lines)
 
 

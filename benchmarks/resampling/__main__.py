@@ -7,8 +7,8 @@
 
 Prompts come from the validation split (the same ones for one seed), sampling and reward are those of recipes/qa.yaml.
 Every command appends to benchmarks/results/resampling_*.jsonl, a line per prompt (`forkability`: per group), so a run
-that is stopped loses one prompt; `table` prints what docs/results.md shows. `--adapter` names a saved adapter, its
-absence the starting model; `--minutes` ends a run after the prompt at hand.
+that is stopped loses one prompt. `table` prints what benchmarks/notebooks/results.md shows. `--adapter` names a saved
+adapter; without it the starting model is used. `--minutes` ends a run after the current prompt.
 """
 
 import argparse
