@@ -20,6 +20,7 @@ from leaf.files import read_rows
 from leaf.model.policy import Policy
 from leaf.model.sampling import sample
 from tests.helpers import tiny
+from tests.helpers.wordnet import write_wordnet
 
 
 @pytest.fixture(scope="module")
@@ -308,9 +309,8 @@ def test_rows_without_usable_audio_are_left_out_where_the_recipe_says_so(policy,
 
 def test_metrics_that_take_data_are_kept_for_those_without_it(policy, rows, recipe, tmp_path, monkeypatch):
     from leaf.evaluation import model_metrics
-    from tests.evaluation.test_metrics import _wordnet
 
-    paths = {"meteor": str(_wordnet(tmp_path / "dict"))}
+    paths = {"meteor": str(write_wordnet(tmp_path / "dict"))}
     result, _ = evaluated(recipe, policy, rows, tmp_path / "out", metrics=("meteor",), paths=paths)
     # Another metric is asked for: what took data stays.
     evaluated(recipe, policy, rows, tmp_path / "out", metrics=("wer",))

@@ -27,6 +27,7 @@ from leaf.evaluation.bootstrap import Scored, _draws, _resampled, mean_interval,
 from leaf.evaluation.metrics import METRICS
 from leaf.evaluation.registry import bootstrap, metric, paired_bootstrap, score, statistics
 from leaf.text import exact_match, normalise, token_f1
+from tests.helpers.wordnet import write_wordnet
 
 OURS = ["Press one to leave.", "You have two new messages", "", "It is Monday, March third.", "zero"]
 THEIRS = [
@@ -298,24 +299,8 @@ def test_passes_are_averaged_and_drawn_together():
 
 
 # -- metrics with data or a model --------------------------------------------------------------------------------------
-def _wordnet(folder):
-    """Write a WordNet of one synset {car, auto, automobile} in its real format (wndb(5WN)); offsets are bytes."""
-    folder.mkdir()
-    licence = "  1 This is a hand-made test dictionary.  \n  2 WordNet 3.0 Copyright 2006 by Princeton University.  \n"
-    for part in ("adj", "adv", "verb", "noun"):
-        data = index = licence
-        if part == "noun":
-            offset = len(data)
-            data += f"{offset:08d} 06 n 03 car 0 auto 0 automobile 0 000 | a motor vehicle  \n"
-            index += "".join(f"{word} n 1 0 1 1 {offset:08d}  \n" for word in ("auto", "automobile", "car"))
-        (folder / f"data.{part}").write_text(data)
-        (folder / f"index.{part}").write_text(index)
-        (folder / f"{part}.exc").write_text("")
-    return folder
-
-
 def test_meteor_is_that_of_nltk(tmp_path):
-    folder = _wordnet(tmp_path / "dict")
+    folder = write_wordnet(tmp_path / "dict")
     paths = {"meteor": str(folder)}
     # Three of three words match (car by synonym) in one chunk: F = 1, penalty 0.5 (1/3)^3.
     got = score(["the Auto stops"], ["the car stops"], ["meteor"], paths=paths)["meteor"]
@@ -345,7 +330,7 @@ def test_meteor_without_wordnet_says_how_to_get_it(tmp_path, monkeypatch):
         metric("meteor")
     with pytest.raises(ConfigError, match=r"does not hold WordNet: data.adj"):
         metric("meteor", {"meteor": str(tmp_path)})
-    folder = _wordnet(tmp_path / "wordnet")
+    folder = write_wordnet(tmp_path / "wordnet")
     assert metric("meteor", {"meteor": str(tmp_path)}).is_kept  # the folder above will do
     (tmp_path / "corpora").mkdir()
     folder.rename(tmp_path / "corpora/wordnet")

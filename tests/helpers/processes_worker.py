@@ -1,6 +1,6 @@
 """What test_processes.py runs in one process and in two: training runs on the tiny model, and what they leave.
 
-python -m torch.distributed.run --nproc_per_node 2 tests/helpers/processes_worker.py FOLDER
+python -m torch.distributed.run --nproc_per_node 2 -m tests.helpers.processes_worker FOLDER
 """
 
 import json
@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: for `tests.helpers`
 
 from leaf.config import LeafConfig
 from leaf.errors import LeafError
@@ -89,7 +87,7 @@ def run_out_once(one):
             if len(forwards) == 2:
                 raise torch.OutOfMemoryError("as if")
 
-    one.policy.register_forward_pre_hook(hook)
+    one.policy.language_model.register_forward_pre_hook(hook)
     return forwards
 
 

@@ -1,6 +1,6 @@
 """What test_sharding.py runs in two processes whose launcher asks for FSDP2.
 
-python -m accelerate.commands.launch --config_file recipes/accelerate/fsdp2.yaml tests/helpers/sharding_worker.py FOLDER
+python -m accelerate.commands.launch --config_file recipes/accelerate/fsdp2.yaml -m tests.helpers.sharding_worker FOLDER
 """
 
 import json
@@ -10,8 +10,6 @@ from pathlib import Path
 
 import torch
 from torch.distributed.tensor import DTensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: for `tests.helpers`
 
 from tests.helpers import processes_worker as worker
 

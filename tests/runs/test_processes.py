@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
-import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,38 +15,14 @@ from typer.testing import CliRunner
 from leaf.commands.main import app
 from leaf.data.audio import load_audio
 from leaf.errors import ConfigError
+from leaf.files import read_rows
 from leaf.runs.processes import Processes
 from tests.helpers import processes_worker as worker
+from tests.helpers.processes import ROOT, begin_alone, launch
 from tests.helpers.tiny import rows, tiny_model
 
-HELPERS = Path(__file__).parents[1] / "helpers"
-DDP = str(HELPERS.parents[1] / "recipes/accelerate/ddp.yaml")
+DDP = str(ROOT / "recipes/accelerate/ddp.yaml")
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def launch(command, cwd):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return done
-
-
-def begin_alone(folder):
-    """Take two steps of `on_policy` in one process and save them in FOLDER/begun_alone."""
-    begun = replace(worker.SCENARIOS["on_policy"], save_every=1)
-    first = worker.trainer(folder, "begun_alone", worker.letters, begun)
-    first.start()
-    for step in (1, 2):  # as `train` does, but no further
-        record = first.rollout(step)
-        statistics = record.gathered(first.processes)
-        first._log(step, {"step": step, "reward_mean": 0.0, **first.update(record)}, statistics)
-        first.done, first.validation_due = step, False
-        first._save()
-    first.run.release()
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +31,14 @@ def runs(tmp_path_factory):
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     worker.run(one)
     begin_alone(two)
-    launch([*LAUNCH, str(HELPERS / "processes_worker.py"), str(two)], two)
+    launch([*LAUNCH, "-m", "tests.helpers.processes_worker", str(two)])
     return one, two
 
 
 @pytest.mark.parametrize("name", worker.SCENARIOS)
 def test_two_processes_train_as_one(runs, name):
     one, two = (folder / name for folder in runs)
-    ours, theirs = lines(one / "metrics.jsonl"), lines(two / "metrics.jsonl")
+    ours, theirs = read_rows(one / "metrics.jsonl"), read_rows(two / "metrics.jsonl")
     assert [record["step"] for record in theirs] == [1, 2, 3]
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.keys() == other.keys()
@@ -73,11 +46,11 @@ def test_two_processes_train_as_one(runs, name):
             if not key.startswith(("seconds/", "memory/")):
                 wanted = None if mine[key] is None else pytest.approx(mine[key], rel=1e-5, abs=1e-6)
                 assert other[key] == wanted, key
-    assert [r["completions"] for r in lines(one / "groups.jsonl")] == [
-        r["completions"] for r in lines(two / "groups.jsonl")
+    assert [r["completions"] for r in read_rows(one / "groups.jsonl")] == [
+        r["completions"] for r in read_rows(two / "groups.jsonl")
     ]
-    assert [r["id"] for r in lines(one / "groups.jsonl")] == [r["id"] for r in lines(two / "groups.jsonl")]
-    assert lines(one / "validation.jsonl") == lines(two / "validation.jsonl")
+    assert [r["id"] for r in read_rows(one / "groups.jsonl")] == [r["id"] for r in read_rows(two / "groups.jsonl")]
+    assert read_rows(one / "validation.jsonl") == read_rows(two / "validation.jsonl")
     mine, other = (load_file(folder / "last/adapter_model.safetensors") for folder in (one, two))
     assert mine.keys() == other.keys()
     moved = 0.0
@@ -90,11 +63,11 @@ def test_two_processes_train_as_one(runs, name):
 
 def test_the_scenarios_are_what_they_are_meant_to_be(runs):
     one, _ = runs
-    unscored = [record["unscored"] for record in lines(one / "one_sided/metrics.jsonl")]
+    unscored = [record["unscored"] for record in read_rows(one / "one_sided/metrics.jsonl")]
     assert max(unscored) >= 12  # of 16: three of four prompts, all those of a process
-    assert any(record["clip_fraction"] > 0 for record in lines(one / "off_policy/metrics.jsonl"))
-    assert all(record["kl"] is None for record in lines(one / "constant/metrics.jsonl"))
-    assert [record["skipped_steps"] for record in lines(one / "not_finite/metrics.jsonl")] == [0, 1, 0]
+    assert any(record["clip_fraction"] > 0 for record in read_rows(one / "off_policy/metrics.jsonl"))
+    assert all(record["kl"] is None for record in read_rows(one / "constant/metrics.jsonl"))
+    assert [record["skipped_steps"] for record in read_rows(one / "not_finite/metrics.jsonl")] == [0, 1, 0]
 
 
 def test_a_process_that_runs_out_of_memory_tries_again_alone(runs):
@@ -106,14 +79,14 @@ def test_a_process_that_runs_out_of_memory_tries_again_alone(runs):
     assert failed > 0  # gradients of the first micro-batch were there
     assert again == 0  # and were dropped
     assert facts["token_budget"] < 80
-    assert all(record["token_budget"] == 80 for record in lines(two / "short_of_memory/metrics.jsonl"))
+    assert all(record["token_budget"] == 80 for record in read_rows(two / "short_of_memory/metrics.jsonl"))
 
 
 def test_two_processes_go_on_where_one_stopped(runs):
     one, two = runs
-    records = lines(two / "begun_alone/metrics.jsonl")
+    records = read_rows(two / "begun_alone/metrics.jsonl")
     assert [record["step"] for record in records] == [1, 2, 3]
-    uninterrupted = lines(one / "on_policy/metrics.jsonl")[2]
+    uninterrupted = read_rows(one / "on_policy/metrics.jsonl")[2]
     assert records[2]["loss"] == pytest.approx(uninterrupted["loss"], rel=1e-5, abs=1e-6)
     assert records[2]["reward_mean"] == pytest.approx(uninterrupted["reward_mean"])
 
@@ -122,9 +95,9 @@ def test_a_signal_to_one_process_saves_and_stops_both_and_they_go_on(runs):
     one, two = runs
     assert (two / "asked-0.txt").read_text().startswith("RunInterrupted: Another process asked to stop: the run is sav")
     assert (two / "asked-1.txt").read_text().startswith("RunInterrupted: SIGTERM asked to stop: the run is saved after")
-    records = lines(two / "asked/metrics.jsonl")
+    records = read_rows(two / "asked/metrics.jsonl")
     assert [record["step"] for record in records] == [1, 2, 3]
-    uninterrupted = lines(one / "on_policy/metrics.jsonl")[2]
+    uninterrupted = read_rows(one / "on_policy/metrics.jsonl")[2]
     for key in ("loss", "grad_norm", "reward_mean"):
         assert records[2][key] == pytest.approx(uninterrupted[key], rel=1e-5, abs=1e-6)
 
@@ -195,7 +168,7 @@ def test_the_launcher_trains_from_the_shell_as_one_process_does(tmp_path, monkey
     assert sorted(path.name for path in Path().glob("process-*")) == ["process-0", "process-1", "process-alone"]
     assert said.stdout.count("step 2/2  reward") == 1  # one process speaks
     assert said.stdout.count("the run is in two") == 1
-    for mine, other in zip(lines(Path("one/metrics.jsonl")), lines(Path("two/metrics.jsonl")), strict=True):
+    for mine, other in zip(read_rows(Path("one/metrics.jsonl")), read_rows(Path("two/metrics.jsonl")), strict=True):
         for key in ("loss", "reward_mean", "kl", "grad_norm", "length_mean"):
             assert other[key] == pytest.approx(mine[key], rel=1e-5, abs=1e-6)
 

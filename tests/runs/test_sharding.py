@@ -2,19 +2,18 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from leaf.commands.doctor import _sharded
+from leaf.files import read_rows
 from tests.helpers import processes_worker as worker
 from tests.helpers import sharding_worker
-from tests.runs.test_processes import begin_alone, launch, lines
+from tests.helpers.processes import ROOT, begin_alone, launch
 
-HELPERS = Path(__file__).parents[1] / "helpers"
-CONFIGURATION = str(HELPERS.parents[1] / "recipes/accelerate/fsdp2.yaml")
+CONFIGURATION = str(ROOT / "recipes/accelerate/fsdp2.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -24,20 +23,20 @@ def runs(tmp_path_factory):
     worker.run(one, (*sharding_worker.NAMES, "on_policy"))
     begin_alone(two)
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGURATION]
-    launch([*accelerate, "--main_process_port", "0", str(HELPERS / "sharding_worker.py"), str(two)], two)
+    launch([*accelerate, "--main_process_port", "0", "-m", "tests.helpers.sharding_worker", str(two)])
     return one, two
 
 
 @pytest.mark.parametrize("name", sharding_worker.NAMES)
 def test_sharded_layers_train_as_whole_ones(runs, name):
     one, two = (folder / name for folder in runs)
-    ours, theirs = lines(one / "metrics.jsonl"), lines(two / "metrics.jsonl")
+    ours, theirs = read_rows(one / "metrics.jsonl"), read_rows(two / "metrics.jsonl")
     assert [record["step"] for record in theirs] == [1, 2, 3]
     for mine, other in zip(ours, theirs, strict=True):
         for key in mine:
             if not key.startswith(("seconds/", "memory/")):
                 assert other[key] == pytest.approx(mine[key], rel=1e-5, abs=1e-6), key
-    assert lines(one / "validation.jsonl") == lines(two / "validation.jsonl")
+    assert read_rows(one / "validation.jsonl") == read_rows(two / "validation.jsonl")
     mine, other = (load_file(folder / "last/adapter_model.safetensors") for folder in (one, two))
     assert mine.keys() == other.keys()
     for key in mine:
@@ -55,7 +54,7 @@ def test_a_process_that_ran_out_of_memory_tried_again_alone(runs):
 
 def test_two_processes_with_shares_go_on_where_one_with_the_whole_stopped(runs):
     one, two = runs
-    mine, other = lines(one / "on_policy/metrics.jsonl")[2], lines(two / "begun_alone/metrics.jsonl")[2]
+    mine, other = read_rows(one / "on_policy/metrics.jsonl")[2], read_rows(two / "begun_alone/metrics.jsonl")[2]
     assert other["loss"] == pytest.approx(mine["loss"], rel=1e-5, abs=1e-6)
     assert other["reward_mean"] == pytest.approx(mine["reward_mean"])
 
