@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from leaf import grpo_advantages, leaf_advantages
-from leaf.credit import policy_loss
+from leaf.credit import policy_loss, token_weights
 
 WORDS = ["leaf", "tree", "branch", "twig"]
 LETTERS = sorted(set("".join(WORDS)))
@@ -82,7 +82,9 @@ def train(credit: str, steps: int, seed: int, completions: int = 8) -> list[floa
                 advantages = nn.functional.pad(grpo_advantages(rewards, lengths), (0, LONGEST - int(lengths.max())))
             mask = torch.arange(LONGEST) < lengths[:, None]
             new = model.log_probs(prompt, tokens)
-            part, _ = policy_loss(new, new.detach(), advantages, mask)  # on-policy: old and new are the same
+            (weights,) = token_weights([mask])  # every completion counts the same, whatever its length
+            # On-policy: the policy that sampled is this one, so old and new are the same.
+            part, _ = policy_loss(new, new.detach(), advantages, mask, weights=weights)
             loss = loss + part / len(WORDS)
             earned.append(float(rewards.mean()))
         optimizer.zero_grad()

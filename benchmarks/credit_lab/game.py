@@ -28,7 +28,7 @@ from torch import Tensor
 
 from benchmarks.credit_lab.rules import even_leaf, faded, out, own, random_leaf, rescaled_leaf
 from benchmarks.records import RESULTS
-from leaf.credit import CREDIT_RULES, PrefixTree, credit_mass, credit_rule, policy_loss, token_weights
+from leaf.credit import PrefixTree, credit_mass, credit_rule, policy_loss, token_weights
 from leaf.evaluation.bootstrap import mean_interval, seeds_for
 from leaf.evaluation.registry import score
 from leaf.rewards.functions import REWARDS
@@ -38,12 +38,12 @@ UNITS, LONGEST, MOST = 48, 7, 10
 EVERY = 50
 FILE = RESULTS / "credit_lab_game.json"
 RULES = {
-    "grpo": CREDIT_RULES["grpo"],
-    "leaf": CREDIT_RULES["leaf"],
+    "grpo": credit_rule("grpo"),
+    "leaf": credit_rule("leaf"),
     "leaf B=0": credit_rule("leaf", max_boundaries=0),
     "leaf no root": credit_rule("leaf", sqrt_count=False),
-    "dr_grpo": CREDIT_RULES["dr_grpo"],
-    "tempo": CREDIT_RULES["tempo"],
+    "dr_grpo": credit_rule("dr_grpo"),
+    "tempo": credit_rule("tempo"),
     "shrunken own out": out(1.0),
     "shrunken own in": own(1.0),
     "rloo faded": faded,
@@ -58,8 +58,8 @@ ABLATIONS = {
     "leaf ended not grouped": credit_rule("leaf", group_ended=False),
     "leaf random boundaries": random_leaf(),
     "leaf even boundaries": even_leaf,
-    "leaf entropy boundaries": CREDIT_RULES["leaf"],  # is given entropy in the place of surprisal, see BY_ENTROPY
-    **{name: CREDIT_RULES[name] for name in ("rloo", "treerl", "spo", "treepo")},
+    "leaf entropy boundaries": credit_rule("leaf"),  # is given entropy in the place of surprisal, see BY_ENTROPY
+    **{name: credit_rule(name) for name in ("rloo", "treerl", "spo", "treepo")},
 }
 BY_ENTROPY = {"leaf entropy boundaries"}
 RULES |= {name: rule for name, rule in ABLATIONS.items() if name not in RULES}

@@ -2,7 +2,7 @@
 
 import torch
 
-from leaf.credit import CREDIT_RULES, credit_rule, even_boundaries, random_boundaries
+from leaf.credit import CREDIT_RULES, credit, credit_rule, even_boundaries, random_boundaries
 from leaf.credit.spans import cut_spans
 from leaf.credit.values import (
     group_means,
@@ -35,7 +35,7 @@ def faded(tree, rewards, *, surprisal=None):
 
 
 def out_faded(tree, rewards, *, surprisal=None):
-    return CREDIT_RULES["shrunken"](tree, rewards, kappa=1.0) * fade(tree)
+    return credit(CREDIT_RULES["shrunken"], tree, rewards, kappa=1.0) * fade(tree)
 
 
 def by_length(kappas, leave_one_out):
@@ -58,9 +58,9 @@ def rescaled_leaf(centre, scale, floor=1e-6):
 
     def rule(tree, rewards, *, surprisal=None):
         table = cut_spans(tree, rewards, surprisal=surprisal, normalize=False)
-        credit = table.raw[table.kept]
-        shifted = table.raw - credit.mean() if centre else table.raw
-        spread = credit.std().clamp_min(floor) if scale else 1.0
+        kept = table.raw[table.kept]
+        shifted = table.raw - kept.mean() if centre else table.raw
+        spread = kept.std().clamp_min(floor) if scale else 1.0
         advantage = torch.where(table.kept, shifted / spread, 0.0)
         return type(table)(**{**vars(table), "advantage": advantage}).paint(tree.tokens.shape[1])
 
@@ -69,7 +69,7 @@ def rescaled_leaf(centre, scale, floor=1e-6):
 
 def even_leaf(tree, rewards, *, surprisal=None):
     """LEAF with boundaries that cut the shortest completion evenly."""
-    return CREDIT_RULES["leaf"](tree, rewards, surprisal=surprisal, boundaries=even_boundaries(tree.lengths))
+    return credit(CREDIT_RULES["leaf"], tree, rewards, surprisal, boundaries=even_boundaries(tree.lengths))
 
 
 def random_leaf(seed=0):
@@ -78,7 +78,7 @@ def random_leaf(seed=0):
 
     def rule(tree, rewards, *, surprisal=None):
         cuts = random_boundaries(tree.lengths, generator=generator)
-        return CREDIT_RULES["leaf"](tree, rewards, surprisal=surprisal, boundaries=cuts)
+        return credit(CREDIT_RULES["leaf"], tree, rewards, surprisal, boundaries=cuts)
 
     return rule
 
@@ -86,7 +86,7 @@ def random_leaf(seed=0):
 def all_rules():
     return {
         **{f"leaf B={b}": credit_rule("leaf", max_boundaries=b) for b in (0, 1, 2, 4)},
-        **{name: CREDIT_RULES[name] for name in ("grpo", "dr_grpo", "rloo", "treerl", "tempo", "spo", "treepo")},
+        **{name: credit_rule(name) for name in ("grpo", "dr_grpo", "rloo", "treerl", "tempo", "spo", "treepo")},
         "r - V(prefix), own in": own(0.0),
         **{f"shrunken own in, kappa={k}": own(float(k)) for k in (1, 2, 4)},
         "r - V(prefix), own out": out(0.0),
@@ -98,7 +98,7 @@ def all_rules():
 
 def ablations():
     """LEAF (B = 2) taken apart; `global` alone is Dr. GRPO's credit, painted span by span."""
-    result = {"dr_grpo": CREDIT_RULES["dr_grpo"]}
+    result = {"dr_grpo": credit_rule("dr_grpo")}
     for terms in ("global", "local", "both"):
         for root in (False, True):
             for z in (False, True):

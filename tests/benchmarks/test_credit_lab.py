@@ -61,7 +61,7 @@ def test_estimates_are_the_gradients_that_autograd_finds():
                 moved = (world.flat_probs.clamp_min(1e-300).log() + world.to_logits(parameters)).log_softmax(-1)
                 new = moved[groups.prefix[g], groups.tokens[g]]
                 mask = torch.arange(world.setting.depth) < groups.lengths[g][:, None]
-                loss, _ = policy_loss(new, new.detach(), advantage[g], mask)
+                loss, _ = policy_loss(new, new.detach(), advantage[g], mask, weights=token_weights([mask])[0])
                 loss.backward()
                 assert float(parameters.grad.square().sum()) == pytest.approx(float(squares[g]), rel=1e-5, abs=1e-12)
                 along = -float((parameters.grad * world.gradient).sum())

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import leaf
-from leaf.credit import CREDIT_RULES, PrefixTree, credit_rule, leaf_spans, select_boundaries
+from leaf.credit import CREDIT_RULES, PrefixTree, credit, credit_rule, leaf_spans, select_boundaries
 from leaf.credit.boundaries import even_boundaries, random_boundaries
 from leaf.errors import ConfigError, DataError
 from tests.helpers import oracle
@@ -42,7 +42,7 @@ def test_a_group_worked_by_hand():
     std = math.sqrt(sum((x - mean) ** 2 for x in raw) / 5)
     tokens, lengths, _, reward = as_tensors(completions, rewards, [[0.0] * 3] * 4)
     tree = PrefixTree.build(tokens, lengths)
-    got = CREDIT_RULES["leaf"](tree, reward, boundaries=torch.tensor([2]))
+    got = credit(CREDIT_RULES["leaf"], tree, reward, boundaries=torch.tensor([2]))
     want = [[(x - mean) / std for x in row] for row in ([node, node, 0.75], [node, node, -0.25], [0.0] * 3, [-1.0] * 3)]
     assert torch.allclose(got, torch.tensor(want, dtype=torch.float64))
 
@@ -150,7 +150,7 @@ def test_relatives_by_hand(name):
 )
 def test_degenerate_groups_are_exactly_zero(name, completions, rewards):
     tokens, lengths, surprisal, reward = as_tensors(completions, rewards, [[1.0] * len(c) for c in completions])
-    got = CREDIT_RULES[name](PrefixTree.build(tokens, lengths), reward, surprisal=surprisal)
+    got = credit(CREDIT_RULES[name], PrefixTree.build(tokens, lengths), reward, surprisal=surprisal)
     assert got.shape == tokens.shape
     assert bool((got == 0).all())
 
@@ -158,8 +158,8 @@ def test_degenerate_groups_are_exactly_zero(name, completions, rewards):
 @pytest.mark.parametrize("name", [name for name in CREDIT_RULES if name != "leaf"])
 def test_an_unscored_completion_changes_nothing_for_the_others(name):
     completions, rewards = [[1, 2, 3], [1, 2, 4], [1, 5, 6], [7, 8]], [1.0, 0.25, 0.5, 0.0]
-    alone = CREDIT_RULES[name](*_called(completions, rewards))
-    with_nan = CREDIT_RULES[name](*_called([*completions, [1, 2, 3]], [*rewards, NAN]))
+    alone = credit(CREDIT_RULES[name], *_called(completions, rewards))
+    with_nan = credit(CREDIT_RULES[name], *_called([*completions, [1, 2, 3]], [*rewards, NAN]))
     assert torch.equal(alone, with_nan[:4])
     assert bool((with_nan[4] == 0).all())
 
@@ -223,7 +223,7 @@ def test_leaf_equals_the_oracle(seed, budget, terms, normalize, group_ended):
 def test_relatives_equal_the_oracle(seed, name):
     completions, rewards, surprisal = random_group(seed)
     tokens, lengths, _, reward = as_tensors(completions, rewards, surprisal)
-    got = CREDIT_RULES[name](PrefixTree.build(tokens, lengths), reward)
+    got = credit(CREDIT_RULES[name], PrefixTree.build(tokens, lengths), reward)
     want = torch.tensor(oracle.per_token(name, completions, rewards, tokens.shape[1]), dtype=torch.float64)
     assert torch.allclose(got, want.reshape(got.shape), atol=1e-9)
 
@@ -256,7 +256,7 @@ def test_order_and_padding_do_not_matter(seed, name, rng, extra):
     tokens, lengths, nats, reward = as_tensors(completions, rewards, surprisal)
     cuts = select_boundaries(nats, lengths)
     given_cuts = {"boundaries": cuts} if name == "leaf" else {}
-    plain = CREDIT_RULES[name](PrefixTree.build(tokens, lengths), reward, **given_cuts)
+    plain = credit(CREDIT_RULES[name], PrefixTree.build(tokens, lengths), reward, **given_cuts)
     order = list(range(len(completions)))
     rng.shuffle(order)
     mixed = as_tensors(
@@ -265,7 +265,7 @@ def test_order_and_padding_do_not_matter(seed, name, rng, extra):
     tokens, lengths, nats, reward = mixed
     if name == "leaf" and len({s for row in surprisal for s in row}) == sum(map(len, surprisal)):
         assert torch.equal(select_boundaries(nats, lengths), cuts)
-    got = CREDIT_RULES[name](PrefixTree.build(tokens, lengths), reward, **given_cuts)
+    got = credit(CREDIT_RULES[name], PrefixTree.build(tokens, lengths), reward, **given_cuts)
     assert torch.allclose(got[:, : plain.shape[1]], plain[order], atol=1e-9)
     assert bool((got[:, plain.shape[1] :] == 0).all())
 
@@ -309,7 +309,7 @@ def test_advantages_can_hold_fractions_whatever_the_surprisal_is():
 # -- refusals and ablations --------------------------------------------------------------------------------------------
 @pytest.mark.usefixtures("unchecked")
 def test_refusals():
-    with pytest.raises(ConfigError, match="allowed are leaf, grpo"):
+    with pytest.raises(ConfigError, match=r"'gpro' is unknown\. Did you mean 'grpo'\? Allowed are leaf, grpo"):
         credit_rule("gpro")
     tree = PrefixTree.build(torch.tensor([[1]]), torch.tensor([1]))
     with pytest.raises(ConfigError, match="terms"):

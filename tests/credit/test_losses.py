@@ -20,6 +20,11 @@ def random_batch(seed, size=4, width=6):
     return new, old, ref, advantages, torch.arange(width) < lengths[:, None]
 
 
+def alone(mask, **options):
+    """Return the weights of a batch that is one group."""
+    return token_weights([mask], **options)[0]
+
+
 def plain_loss(new, old, ref, advantages, mask, *, low=0.2, high=0.2, beta=0.02):
     """Write the formula down token by token: mean over each completion's tokens, then over non-empty completions."""
     completions = []
@@ -41,7 +46,7 @@ def plain_loss(new, old, ref, advantages, mask, *, low=0.2, high=0.2, beta=0.02)
 def test_loss_and_gradient_equal_the_formula(seed, low, high):
     new, old, ref, advantages, mask = random_batch(seed)
     a, b = new.clone().requires_grad_(), new.clone().requires_grad_()
-    loss, _ = policy_loss(a, old, advantages, mask, clip=low, clip_high=high, ref_logp=ref)
+    loss, _ = policy_loss(a, old, advantages, mask, weights=alone(mask), clip=low, clip_high=high, ref_logp=ref)
     want = plain_loss(b, old, ref, advantages, mask, low=low, high=low if high is None else high)
     assert torch.allclose(loss, want, atol=1e-7)
     (got,), (expected,) = torch.autograd.grad(loss, a), torch.autograd.grad(want, b)
@@ -56,7 +61,7 @@ def test_one_token_by_hand():
 
     def gradient(ratio, advantage, **options):
         new = (one * math.log(ratio)).requires_grad_()
-        loss, stats = policy_loss(new, old, one * advantage, mask, **options)
+        loss, stats = policy_loss(new, old, one * advantage, mask, weights=alone(mask), **options)
         loss.backward()
         return loss.item(), new.grad.item(), stats
 
@@ -84,11 +89,11 @@ def test_k3_is_zero_at_equality_and_never_negative():
 @pytest.mark.parametrize("where", [(0,), (1,), (2,), (3,), (0, 1, 2, 3)])
 def test_padding_has_no_effect_whatever_stands_there(garbage, where):
     new, old, ref, advantages, mask = random_batch(3)
-    want, stats = policy_loss(new, old, advantages, mask, ref_logp=ref)
+    want, stats = policy_loss(new, old, advantages, mask, weights=alone(mask), ref_logp=ref)
     inputs = (new, old, advantages, ref)
     dirty = [x.masked_fill(~mask, garbage if i in where else 0.0) for i, x in enumerate(inputs)]
     policy = dirty[0].requires_grad_()
-    loss, dirty_stats = policy_loss(policy, dirty[1], dirty[2], mask, ref_logp=dirty[3])
+    loss, dirty_stats = policy_loss(policy, dirty[1], dirty[2], mask, weights=alone(mask), ref_logp=dirty[3])
     assert torch.equal(loss, want)
     assert all(torch.equal(stats[key], dirty_stats[key]) for key in stats)
     loss.backward()
@@ -101,7 +106,7 @@ def test_padding_has_no_effect_whatever_stands_there(garbage, where):
 def test_no_gap_between_policies_makes_a_nan(gap, advantage):
     new = torch.full((1, 2), gap, requires_grad=True)
     zeros, mask = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
-    loss, stats = policy_loss(new, zeros, zeros + advantage, mask, ref_logp=zeros)
+    loss, stats = policy_loss(new, zeros, zeros + advantage, mask, weights=alone(mask), ref_logp=zeros)
     loss.backward()
     assert bool(loss.isfinite())
     assert bool(new.grad.isfinite().all())
@@ -114,7 +119,7 @@ def test_micro_batches_add_up_to_the_whole_batch(reduction):
     mask[4] = False
     options = {"reduction": reduction, "constant_length": 5}
     whole = new.clone().requires_grad_()
-    total, _ = policy_loss(whole, old, advantages, mask, ref_logp=ref, **options)
+    total, _ = policy_loss(whole, old, advantages, mask, weights=alone(mask, **options), ref_logp=ref)
     total.backward()
     # Parts of unlike size and width, as packed groups are.
     cuts, widths = [slice(0, 1), slice(1, 4), slice(4, 5), slice(5, 9)], [5, int(mask[1:4].sum(1).max()), 5, 5]
@@ -146,7 +151,7 @@ def test_nothing_real_gives_a_loss_of_zero():
     for shape in ((2, 3), (2, 0)):
         new = torch.full(shape, NAN, requires_grad=True)
         mask = torch.zeros(shape, dtype=torch.bool)
-        loss, stats = policy_loss(new, new.detach(), new.detach(), mask, ref_logp=new.detach())
+        loss, stats = policy_loss(new, new.detach(), new.detach(), mask, weights=alone(mask), ref_logp=new.detach())
         loss.backward()
         assert loss.item() == 0.0
         assert bool((new.grad == 0).all())
@@ -157,7 +162,7 @@ def test_statistics_are_detached_means_over_real_tokens():
     new = torch.log(torch.tensor([[1.5, 1.0, 0.5], [2.0, 9.0, 9.0]])).requires_grad_()
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]], dtype=torch.bool)
     advantages = torch.tensor([[1.0, 1.0, -1.0], [-1.0, 5.0, 5.0]])
-    _, stats = policy_loss(new, torch.zeros(2, 3), advantages, mask)
+    _, stats = policy_loss(new, torch.zeros(2, 3), advantages, mask, weights=alone(mask))
     assert {key: round(value.item(), 6) for key, value in stats.items()} == {
         "clip_fraction": 0.5,
         "ratio_mean": 1.25,
@@ -168,19 +173,18 @@ def test_statistics_are_detached_means_over_real_tokens():
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"clip": -0.1},
-        {"clip": 1.0},
-        {"clip_high": -1.0},
-        {"kl_coef": -0.1},
-        {"clip": NAN},
-        {"reduction": "sum"},
-        {"reduction": "constant"},
-        {"reduction": "constant", "constant_length": 0},
-    ],
+    "options", [{"clip": -0.1}, {"clip": 1.0}, {"clip_high": -1.0}, {"kl_coef": -0.1}, {"clip": NAN}]
 )
 def test_refusals(options):
-    x = torch.zeros(1, 1)
+    x, mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
+    with pytest.raises(ConfigError, match="allowed"):
+        policy_loss(x, x, x, mask, weights=alone(mask), **options)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "options", [{"reduction": "sum"}, {"reduction": "constant"}, {"reduction": "constant", "constant_length": 0}]
+)
+def test_reductions_that_are_refused(options):
     with pytest.raises(ConfigError, match=r"allowed|at least 1"):
-        policy_loss(x, x, x, torch.ones(1, 1, dtype=torch.bool), **options)
+        alone(torch.ones(1, 1, dtype=torch.bool), **options)

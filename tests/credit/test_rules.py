@@ -13,13 +13,13 @@ import leaf
 from leaf.credit import (
     CREDIT_RULES,
     PrefixTree,
+    credit,
     credit_rule,
     entropy_boundaries,
     even_boundaries,
     leaf_spans,
     select_boundaries,
 )
-from leaf.credit.registry import rule as register
 from leaf.errors import ConfigError, DataError
 from tests.helpers import oracle
 from tests.helpers.groups import as_tensors, random_group
@@ -36,20 +36,16 @@ def built(completions, rewards, extra=0):
 # -- registry ----------------------------------------------------------------------------------------------------------
 def test_the_rules_by_name():
     assert list(CREDIT_RULES) == ["leaf", "grpo", "dr_grpo", "rloo", "tempo", "spo", "treerl", "treepo", "shrunken"]
-    assert credit_rule("rloo") is CREDIT_RULES["rloo"]
+    assert {name: rule.__name__ for name, rule in CREDIT_RULES.items()} == {name: name for name in CREDIT_RULES}
 
 
-def test_unknown_options_are_refused_when_bound_and_when_called():
-    tree, rewards = built([[1, 2], [1, 3]], [0.0, 1.0])
-    for act in (
-        lambda **bad: credit_rule("leaf", **bad),
-        lambda **bad: CREDIT_RULES["leaf"](tree, rewards, surprisal=torch.zeros(2, 2), **bad),
-    ):
-        with pytest.raises(ConfigError, match=r"leaf does not take the option boundries; allowed are .*max_boundaries"):
-            act(boundries=3)
-    with pytest.raises(ConfigError, match="rloo does not take the option max_boundaries; it takes none"):
+def test_unknown_options_are_refused_when_bound():
+    wanted = r"leaf does not take the option boundries\. Did you mean 'boundaries'\? Allowed are .*max_boundaries"
+    with pytest.raises(ConfigError, match=wanted):
+        credit_rule("leaf", boundries=3)
+    with pytest.raises(ConfigError, match=r"rloo does not take the option max_boundaries\. It takes none"):
         credit_rule("rloo", max_boundaries=2)
-    with pytest.raises(ConfigError, match="allowed are std_floor"):
+    with pytest.raises(ConfigError, match="Allowed are std_floor"):
         credit_rule("grpo", floor=0.5)
 
 
@@ -87,17 +83,35 @@ def test_option_values_out_of_range_are_refused_when_bound(rule, options, messag
         credit_rule(rule, **options)
 
 
-def test_only_a_rule_that_asks_for_it_is_called_when_bound(monkeypatch):
+def test_a_rule_is_tried_on_a_group_of_two_when_options_are_bound():
     called = []
 
     def own(tree, rewards, *, surprisal=None, scale: float = 1.0):
         called.append(tree.lengths.tolist())
+        if scale < 0:
+            raise ValueError("no negative scale")
         return torch.full(tree.node.shape, scale)
 
-    for bare, tried, expected in ((True, False, []), (False, False, []), (False, True, [[2, 2]])):
-        monkeypatch.setattr("leaf.credit.registry.CREDIT_RULES", {})
-        credit_rule(own if bare else register(tried=tried)(own), scale=2.0)
-        assert called == expected
+    credit_rule(own)
+    assert called == []
+    credit_rule(own, scale=2.0)
+    assert called == [[2, 2]]
+    with pytest.raises(ConfigError, match=r"own fails on a group of two .*\{'scale': -1.0\}: ValueError: no negative"):
+        credit_rule(own, scale=-1.0)
+
+
+def test_a_rule_of_ones_own_keeps_the_guarantees_and_is_named_where_it_breaks_them():
+    tree, rewards = built([[1, 2], [1, 3], [4], [], [5]], [0.5, 0.25, NAN, 1.0, 0.0])
+
+    def per_completion(tree, rewards, *, surprisal=None):
+        return rewards[:, None]  # NaN where unscored
+
+    assert credit(per_completion, tree, rewards).tolist() == [[0.5, 0.5], [0.25, 0.25], [0, 0], [0, 0], [0, 0]]
+    for wrong, came in ((rewards, r"a tensor of shape \(5,\)"), (None, "None"), ([[0.0] * 2] * 5, r"\[\[0.0")):
+        with pytest.raises(ConfigError, match=rf"The credit rule <lambda> gave {came}.*; it must return a tensor of"):
+            credit(lambda *_, wrong=wrong, **__: wrong, tree, rewards)
+    with pytest.raises(ConfigError, match=r"not finite in float32 for the rewards \[0\.5, "):
+        credit(lambda *_, **__: torch.full((5, 1), 1e39, dtype=torch.float64), tree, rewards)
 
 
 def test_options_as_a_recipe_may_give_them():
@@ -125,9 +139,9 @@ def test_a_rule_of_ones_own_is_a_function():
         return grid.scatter(1, tree.lengths[:, None] - 1, scale * rewards[:, None].float())
 
     tree, rewards = built([[1, 2], [1, 3]], [0.5, 0.25])
-    assert credit_rule(last_token_only) is last_token_only
+    assert credit_rule(last_token_only)(tree, rewards).tolist() == [[0.0, 0.5], [0.0, 0.25]]
     assert credit_rule(last_token_only, scale=2.0)(tree, rewards, surprisal=None).tolist() == [[0.0, 1.0], [0.0, 0.5]]
-    with pytest.raises(ConfigError, match="last_token_only does not take the option size; allowed are scale"):
+    with pytest.raises(ConfigError, match=r"last_token_only does not take the option size\. Allowed are scale"):
         credit_rule(last_token_only, size=2)
 
 
@@ -239,7 +253,7 @@ def test_the_statistics_count_each_span_once_and_no_empty_one():
     assert [[s.raw for s in each] for each in spans] == [pytest.approx(each) for each in raw]
     flat = [x for each in raw for x in each]
     mean, std = statistics.mean(flat), statistics.stdev(flat)
-    got = CREDIT_RULES["leaf"](tree, rewards, boundaries=cuts)
+    got = credit(CREDIT_RULES["leaf"], tree, rewards, boundaries=cuts)
     assert got[0].tolist() == pytest.approx([(raw[0][0] - mean) / std] * 2 + [0.0] * 4)
     assert got[2].tolist() == pytest.approx([(raw[2][0] - mean) / std] * 3 + [(raw[2][1] - mean) / std] * 3)
     assert [s.advantage for s in spans[3]] == pytest.approx([(x - mean) / std for x in raw[3]])
@@ -250,7 +264,7 @@ def test_the_statistics_count_each_span_once_and_no_empty_one():
 def test_the_deviation_is_floored():
     """Rewards that differ by 2e-9 have credits ±2e-9 and a deviation below 1e-6, which then divides."""
     tree, rewards = built([[1], [2]], [0.0, 2e-9])
-    got = CREDIT_RULES["leaf"](tree, rewards, boundaries=torch.tensor([1]))
+    got = credit(CREDIT_RULES["leaf"], tree, rewards, boundaries=torch.tensor([1]))
     assert got.flatten().tolist() == pytest.approx([-2e-3, 2e-3], rel=1e-6)
 
 
@@ -358,7 +372,7 @@ def test_no_completions_or_no_tokens():
         assert tree.subtree_end.shape == tree.is_leaf.shape == (0,)
         for name, rule in CREDIT_RULES.items():
             options = {"boundaries": torch.tensor([1])} if name == "leaf" else {}
-            assert rule(tree, torch.zeros(shape[0]), **options).shape == shape
+            assert credit(rule, tree, torch.zeros(shape[0]), **options).shape == shape
 
 
 @pytest.mark.usefixtures("unchecked")

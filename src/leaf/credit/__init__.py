@@ -1,5 +1,17 @@
-"""The algorithm: pure functions on tensors. A prefix tree goes in with rewards, an advantage per token comes out."""
+"""The algorithm: pure functions on tensors. A prefix tree goes in with rewards, an advantage per token comes out.
 
+Nothing here knows a model, a tokenizer or a trainer. These letters name the shapes:
+
+    K  completions of a group     T  tokens of the longest one: the width to which all are padded on the right
+    N  nodes of its prefix tree   B  boundaries of the group       J  columns of a span table, B + 1
+
+Positions are token indices from 0, and spans are half-open: a boundary t splits a completion into tokens [0, t) and
+[t, length). Surprisal is in nats. A NaN reward means that the completion could not be scored.
+
+Reading order: tree, values, boundaries, spans, rules, advantages, losses.
+"""
+
+from leaf.credit.advantages import credit, grpo_advantages, leaf_advantages
 from leaf.credit.boundaries import entropy_boundaries, even_boundaries, random_boundaries, select_boundaries
 from leaf.credit.forks import (
     Fork,
@@ -11,8 +23,8 @@ from leaf.credit.forks import (
     wilson,
 )
 from leaf.credit.losses import k3, policy_loss, token_weights
-from leaf.credit.registry import CREDIT_RULES, CreditRule, credit_rule
-from leaf.credit.rules import grpo_advantages, leaf_advantages
+from leaf.credit.registry import credit_rule
+from leaf.credit.rules import CREDIT_RULES, CreditRule
 from leaf.credit.spans import Span, leaf_spans
 from leaf.credit.tree import PrefixTree
 
@@ -22,6 +34,7 @@ __all__ = [
     "Fork",
     "PrefixTree",
     "Span",
+    "credit",
     "credit_mass",
     "credit_mass_by_position",
     "credit_rule",

@@ -1,4 +1,8 @@
-"""Choose the boundaries of a group: token positions just before which its completions are likely to part."""
+"""Choose the boundaries of a group: token positions just before which its completions are likely to part.
+
+Surprisal is high where the policy hesitated, so a boundary just before a surprising token tends to have completions
+that agree up to it and differ after it. The other choices are ablations.
+"""
 
 from numbers import Integral
 
@@ -59,11 +63,11 @@ def random_boundaries(
 
 
 def even_boundaries(lengths: Int[Tensor, " K"], *, max_boundaries: int = 2, min_prefix: int = 1) -> Int[Tensor, " B"]:
-    """Cut the shortest non-empty completion into B + 1 stretches of like length (ablation).
+    """Cut the shortest non-empty completion into B + 1 parts of about the same length (ablation).
 
     A cut that is no candidate, or nearer than 2 tokens to the one before, is left out.
     """
-    _check(max_boundaries, min_prefix)
+    _check_budget(max_boundaries, min_prefix)
     shortest = _shortest(lengths)
     taken: list[int] = []
     for i in range(1, max_boundaries + 1):
@@ -76,10 +80,11 @@ def even_boundaries(lengths: Int[Tensor, " K"], *, max_boundaries: int = 2, min_
 def _greedy(score: Tensor, lengths: Tensor, max_boundaries: int, min_prefix: int) -> Tensor:
     """Take the best positions of a (K, T) score under the spacing rule.
 
-    Only positions are chosen, so each stands for its best completion. Equal scores at different positions are ordered
-    by the completion that reaches them first, as in the pool of all candidates.
+    The pool holds all candidates (completion, position), but only positions are chosen, and once one is taken its other
+    completions are too near to it. So T positions are ranked by their best score, not K · T candidates; ties follow the
+    order of the pool.
     """
-    _check(max_boundaries, min_prefix)
+    _check_budget(max_boundaries, min_prefix)
     lengths = lengths.to(score.device)
     if score.ndim != 2 or lengths.shape != score.shape[:1] or bool((lengths > score.shape[1]).any()):
         raise DataError(
@@ -96,12 +101,14 @@ def _greedy(score: Tensor, lengths: Tensor, max_boundaries: int, min_prefix: int
     best = pool.amax(0)
     if bool(best.isnan().any()):
         raise DataError("A surprisal (or score) inside a completion is NaN; every sampled token needs a number.")
-    # From `low` to the longest completion's last, every position has a candidate. Stable sorts: lower position first.
+    # Every position from `low` on has a candidate, in the longest completion at least. The sort is stable, so that of
+    # equal scores the lower position comes first.
     order = position[low:]
     order = order[best[order].argsort(descending=True, stable=True)]
     ranked = best[order]
     if bool((ranked[1:] == ranked[:-1]).any()):
-        # Equal scores go to the lowest completion that reaches them (max() itself does not promise the lowest index).
+        # Of equal scores the one of the lower completion comes first: sort by completion, then by score, stably. argmax
+        # promises the first of several, max does not; so `first` is the lowest completion that has the best score.
         first = ((pool == best) & candidate).byte().argmax(0)
         order = order[first[order].argsort(stable=True)]
         order = order[best[order].argsort(descending=True, stable=True)]
@@ -116,12 +123,12 @@ def _greedy(score: Tensor, lengths: Tensor, max_boundaries: int, min_prefix: int
 
 
 def _shortest(lengths: Tensor) -> int:
-    """Return ℓ_min, the length of the shortest non-empty completion; 0 if all are empty."""
+    """Find ℓ_min, the length of the shortest non-empty completion; 0 if all are empty."""
     alive = lengths[lengths > 0]
     return int(alive.min()) if alive.numel() else 0
 
 
-def _check(max_boundaries: int, min_prefix: int) -> None:
+def _check_budget(max_boundaries: int, min_prefix: int) -> None:
     if not all(isinstance(value, Integral) and value >= 0 for value in (max_boundaries, min_prefix)):
         raise ConfigError(
             f"max_boundaries is {shown(max_boundaries)} and min_prefix {shown(min_prefix)}; both must be whole numbers "

@@ -8,17 +8,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from leaf.credit.tree import PrefixTree, Rewards
+from leaf.credit.tree import GroupRewards, PrefixTree
 from leaf.credit.values import scored_completions
 from leaf.errors import DataError
 
 
 @dataclass(frozen=True)
 class Fork:
-    """Hold what happened at one boundary of one group.
+    """What happened at one boundary of one group.
 
-    `fires`: some prefix there is shared by two or more scored completions; `usable`: such a group's rewards differ too.
-    `sizes` and `spreads` (highest minus lowest reward) are those of the shared groups.
+    Attributes:
+        position: the boundary.
+        fires: some prefix there is shared by two or more scored completions.
+        usable: the rewards of such completions differ too.
+        sizes: how many scored completions share each such prefix.
+        spreads: highest minus lowest reward of each.
     """
 
     position: int
@@ -28,8 +32,8 @@ class Fork:
     spreads: tuple[float, ...]
 
 
-def forks(tree: PrefixTree, rewards: Rewards, boundaries: Int[Tensor, " B"]) -> list[Fork]:
-    """Return one Fork per boundary of a group (arXiv 2606.07610, forkability).
+def forks(tree: PrefixTree, rewards: GroupRewards, boundaries: Int[Tensor, " B"]) -> list[Fork]:
+    """Describe what happened at each boundary of a group (arXiv 2606.07610, forkability).
 
     Args:
         tree: prefix tree of the group.
@@ -50,7 +54,7 @@ def forks(tree: PrefixTree, rewards: Rewards, boundaries: Int[Tensor, " B"]) -> 
 
 
 def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the Wilson score interval of a rate (Wilson 1927); (0, 1) without trials."""
+    """Compute the Wilson score interval of a rate (Wilson 1927); (0, 1) without trials."""
     if not 0 <= successes <= trials:
         raise DataError(f"A rate of {successes} out of {trials} is impossible; give 0 ≤ successes ≤ trials.")
     if trials == 0:
@@ -62,7 +66,7 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
 
 
 def fork_rates(found: Iterable[Fork]) -> dict[str, float | int | tuple[float, float]]:
-    """Return how often forks fire and are usable, with Wilson 95 % intervals, and what the shared groups look like.
+    """Count how often forks fire and are usable, with Wilson 95 % intervals, and describe the shared groups.
 
     Returns:
         boundaries (their number), fire_rate, fire_interval, usable_rate, usable_interval, groups (number of shared
@@ -87,7 +91,7 @@ def fork_rates(found: Iterable[Fork]) -> dict[str, float | int | tuple[float, fl
 def fork_rates_by_position(
     found: Iterable[Fork], *, edges: Sequence[int] = (1, 5, 10, 20, 50, 100)
 ) -> dict[tuple[int, int | None], dict[str, float | int | tuple[float, float]]]:
-    """Return `fork_rates` of the boundaries in each stretch of positions [edge, next edge); the last one is open."""
+    """Compute `fork_rates` of the boundaries in each range of positions [edge, next edge); the last one is open."""
     _check_edges(edges)
     found = list(found)
     ends = [*edges[1:], None]
@@ -100,10 +104,10 @@ def fork_rates_by_position(
 def credit_mass(
     advantages: Float[Tensor, "K T"], lengths: Int[Tensor, " K"], *, bins: int = 5
 ) -> Float[Tensor, " bins"]:
-    """Return the share of Σ|A| that lies in each fifth (or bin) of the completions' relative positions.
+    """Compute the share of Σ|A| in each fifth (or bin) of the completions' relative positions.
 
-    Token t of ℓ lies in bin ⌊t · bins / ℓ⌋. Zeros if there is no credit at all. A group of one-token completions has
-    all its mass in the first bin, so read this beside `credit_mass_by_position`.
+    Token t of ℓ is in bin ⌊t · bins / ℓ⌋. Zeros if there is no credit at all. A group of one-token completions has all
+    its mass in the first bin, so read this beside `credit_mass_by_position`.
     """
     if bins < 1:
         raise DataError(f"bins is {bins}; at least 1 is needed.")
@@ -115,10 +119,10 @@ def credit_mass(
 def credit_mass_by_position(
     advantages: Float[Tensor, "K T"], lengths: Int[Tensor, " K"], *, edges: Sequence[int] = (0, 5, 10, 20, 50, 100)
 ) -> Float[Tensor, " bins"]:
-    """Return the share of Σ|A| that lies in each stretch of token positions [edge, next edge); the last one is open.
+    """Compute the share of Σ|A| in each range of token positions [edge, next edge); the last one is open.
 
-    The objection to prefix-tree credit is that completions part early, so that only early tokens gain: hold the rule's
-    shares against GRPO's on the same group. Zeros if there is no credit at all.
+    The objection to prefix-tree credit is that completions part early, so that only early tokens gain: compare the
+    rule's shares with GRPO's on the same group. Zeros if there is no credit at all.
     """
     _check_edges(edges)
     if edges[0] != 0:
@@ -130,6 +134,7 @@ def credit_mass_by_position(
 
 
 def _shares(advantages: Tensor, lengths: Tensor, index: Tensor, bins: int) -> Tensor:
+    """Sum |A| of the real tokens by bin; `index` (K, T) is the bin of each."""
     real = torch.arange(advantages.shape[1], device=advantages.device) < lengths.to(advantages.device)[:, None]
     mass = torch.zeros(bins, dtype=torch.float64, device=advantages.device)
     mass.index_add_(0, index[real], advantages.abs().double()[real])

@@ -1,4 +1,8 @@
-"""The clipped policy loss with the k3 divergence, per token, and its reductions."""
+"""The clipped policy loss with the k3 divergence, and the weight of every token in it.
+
+The weights are computed once over the whole batch of an update, the loss group by group: so the losses of micro-batches
+add up to the loss of the batch, however it is cut.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,7 +19,7 @@ _LOG_LIMIT = 60.0
 
 
 def k3(new_logp: Float[Tensor, "K T"], ref_logp: Float[Tensor, "K T"]) -> Float[Tensor, "K T"]:
-    """Return the k3 estimate of KL(π_new ‖ π_ref) per token: e^d − d − 1 with d = log π_ref − log π_new, at least 0.
+    """Compute the k3 estimate of KL(π_new ‖ π_ref) per token: e^d − d − 1 with d = log π_ref − log π_new, at least 0.
 
     Source: Schulman, "Approximating KL divergence" (2020). Inputs in nats.
     """
@@ -29,10 +33,10 @@ def token_weights(
     reduction: Reduction = "completion_mean",
     constant_length: int | None = None,
 ) -> list[Float[Tensor, "_ _"]]:
-    """Return the weight of every token in the loss of one update, so that micro-batches may be summed.
+    """Compute the weight of every token in the loss of one update.
 
-    Weights are taken over the whole update batch; `policy_loss` of each part with its own weights then adds up to the
-    loss of the whole, however the parts are cut.
+    The weights belong to the whole batch: `policy_loss` of each part with its own weights adds up to the loss of the
+    whole, however the parts are cut.
 
     Args:
         masks: per group (K, T), True at real tokens, for all groups of the update. K and T may differ.
@@ -66,43 +70,38 @@ def policy_loss(
     advantages: Float[Tensor, "K T"],
     mask: Bool[Tensor, "K T"],
     *,
-    weights: Float[Tensor, "K T"] | None = None,
-    reduction: Reduction = "completion_mean",
-    constant_length: int | None = None,
+    weights: Float[Tensor, "K T"],
     clip: float = 0.2,
     clip_high: float | None = None,
     ref_logp: Float[Tensor, "K T"] | None = None,
     kl_coef: float = 0.02,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Return Σ weight · [−min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) + β k3] and its statistics (arXiv 2606.07610).
+    """Compute Σ weight · [−min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) + β k3] and its statistics (arXiv 2606.07610).
 
     Args:
         new_logp: (K, T) log-probabilities under the policy, with graph.
         old_logp: (K, T) the same when the completions were sampled.
         advantages: (K, T).
-        mask: (K, T) True at real tokens; whatever stands elsewhere has no effect, not on the gradient either.
-        weights: (K, T) from `token_weights` over a whole update; default this batch alone under `reduction`.
-        reduction, constant_length: see `token_weights`; only without weights.
+        mask: (K, T) True at real tokens; values elsewhere have no effect, not on the gradient either.
+        weights: (K, T) of every token, from `token_weights` over the whole batch of the update.
         clip, clip_high: ε below and above; `clip_high` defaults to `clip`.
         ref_logp: (K, T) log-probabilities under the reference model; None leaves the divergence out.
         kl_coef: β.
 
     Returns:
         The scalar loss, and detached over the real tokens: mean kl (only with `ref_logp`), clip_fraction, ratio_mean,
-        and ratio_max. clip_fraction counts tokens where the clipped term is the smaller one, so that their gradient is
-        cut off.
+        and ratio_max. clip_fraction counts tokens where the clipped term is the smaller one, so that they have no
+        gradient.
 
     Raises:
-        ConfigError: clip, clip_high or kl_coef is out of range, or the reduction is unknown.
+        ConfigError: clip, clip_high or kl_coef is out of range.
     """
     if not (0 <= clip < 1 and (clip_high is None or clip_high >= 0) and kl_coef >= 0):
         raise ConfigError(
             f"clip is {clip}, clip_high {clip_high} and kl_coef {kl_coef}; allowed are 0 ≤ clip < 1, clip_high ≥ 0 and "
             "kl_coef ≥ 0."
         )
-    if weights is None:
-        weights = token_weights([mask], reduction=reduction, constant_length=constant_length)[0]
-    # Padding is blanked before any exp, so that garbage there reaches neither the loss nor a gradient.
+    # Padding is blanked before any exp: 0 times the gradient of an inf there would be NaN.
     new, old, advantage = (x.masked_fill(~mask, 0.0) for x in (new_logp, old_logp, advantages))
     ratio = torch.exp((new - old).clamp_max(_LOG_LIMIT))
     high = clip if clip_high is None else clip_high

@@ -1,21 +1,20 @@
-"""Credit rules by name, and what all of them guarantee."""
+"""Credit rules by name, with their options bound and checked before a model is loaded."""
 
 import inspect
-from collections.abc import Callable
-from functools import partial, wraps
+from collections.abc import Mapping
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from leaf.credit.advantages import credit, rule_name
+from leaf.credit.rules import CREDIT_RULES, CreditRule
 from leaf.credit.tree import PrefixTree
-from leaf.credit.values import nothing_to_learn, scored_completions
-from leaf.errors import ConfigError, shown
+from leaf.errors import ConfigError, LeafError, did_you_mean, shown
 
-CreditRule = Callable[..., Tensor]
-CREDIT_RULES: dict[str, CreditRule] = {}
-_TYPES: dict[Any, tuple[type, str]] = {  # annotation of an option → what its value must be, in Python and in words
+# Type of an option's default → what its value must be, in Python and in words. Defaults of other types promise nothing.
+_KINDS: dict[type, tuple[type, str]] = {
     bool: (bool, "true or false"),
     int: (Integral, "a whole number"),
     float: (Real, "a number"),
@@ -23,90 +22,62 @@ _TYPES: dict[Any, tuple[type, str]] = {  # annotation of an option → what its 
 
 
 def credit_rule(rule: str | CreditRule, **options: Any) -> CreditRule:
-    """Return the rule of a name, or the callable itself, with `options` bound.
+    """Look up a credit rule and bind its options.
 
-    A rule is called as `rule(tree, rewards, surprisal=surprisal, **options)` and returns (K, T) advantages.
+    The result is called as `rule(tree, rewards, surprisal=surprisal)` and returns (K, T) advantages with the guarantees
+    of `credit`. With options, the rule is tried on a group of two completions, so that values out of range are refused
+    before a model is loaded.
+
+    Args:
+        rule: a name in `CREDIT_RULES`, or a function like those.
+        options: of the rule, by name.
 
     Raises:
         ConfigError: the name is unknown, or the rule does not take one of the options or its value.
     """
     if isinstance(rule, str):
         if rule not in CREDIT_RULES:
-            raise ConfigError(f"The credit rule {rule!r} is unknown; allowed are {', '.join(CREDIT_RULES)}.")
+            raise ConfigError(
+                f"The credit rule {shown(rule)} is unknown.{did_you_mean(rule, CREDIT_RULES)} Allowed are "
+                f"{', '.join(CREDIT_RULES)}."
+            )
         rule = CREDIT_RULES[rule]
-    if not options:
-        return rule
-    _check_options(rule, _option_names(rule), options)
-    bound = partial(rule, **options)
-    if getattr(rule, "tried_when_bound", False):
+    bound = partial(credit, rule, **options)
+    if options:
+        _check_names_and_types(rule, options)
         tree = PrefixTree.build(torch.tensor([[0, 0], [0, 1]]), torch.tensor([2, 2]))
-        bound(tree, torch.tensor([0.0, 1.0]), surprisal=torch.ones(2, 2))
+        try:
+            bound(tree, torch.tensor([0.0, 1.0]), surprisal=torch.ones(2, 2))
+        except LeafError:
+            raise
+        except Exception as error:  # a rule of the user's own may raise anything
+            raise ConfigError(
+                f"The credit rule {rule_name(rule)} fails on a group of two completions with the options "
+                f"{shown(options)}: {type(error).__name__}: {str(error)[:500]}"
+            ) from error
     return bound
 
 
-def rule(*, options_of: Callable[..., Any] | None = None, tried: bool = False) -> Callable[[CreditRule], CreditRule]:
-    """Register a credit rule under its function's name; a decorator.
-
-    The registered rule returns float64 (K, T) that is exactly 0 at padding, for unscored completions, and everywhere in
-    a group whose scored rewards are all equal or fewer than two. An unknown option is a ConfigError.
-
-    Args:
-        options_of: the function that owns the options, where the rule passes its own on to it.
-        tried: call the rule on a group of two when options are bound, so that it refuses values out of range (with a
-            ConfigError) before a model is loaded and anything is sampled.
-    """
-
-    def register(formula: CreditRule) -> CreditRule:
-        @wraps(formula)
-        def checked(tree: PrefixTree, rewards: Tensor, *, surprisal: Tensor | None = None, **options: Any) -> Tensor:
-            _check_options(checked, allowed, options)
-            scored = scored_completions(tree, rewards)
-            advantages = formula(tree, rewards, surprisal=surprisal, **options)
-            cells = (tree.node >= 0) & scored[:, None] & (not nothing_to_learn(rewards, scored))
-            return torch.where(cells, advantages, 0.0)
-
-        checked.__signature__ = _signature(formula, options_of)  # type: ignore[attr-defined]
-        allowed = _option_names(checked)
-        checked.tried_when_bound = tried  # type: ignore[attr-defined]
-        CREDIT_RULES[formula.__name__] = checked
-        return checked
-
-    return register
-
-
-def _signature(formula: CreditRule, options_of: Callable[..., Any] | None) -> inspect.Signature:
-    """Return the formula's signature with the parameters of `options_of` in place of its ** parameter."""
-    own = inspect.signature(formula)
-    if options_of is None:
-        return own
-    named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    taken = {p.name for p in named}
-    more = [p for p in inspect.signature(options_of).parameters.values() if p.name not in taken]
-    return own.replace(parameters=[*named, *more])
-
-
-def _option_names(rule: CreditRule) -> list[str] | None:
-    """Return the options a rule takes, or None if it takes any."""
-    parameters = inspect.signature(rule).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "surprisal"]
-
-
-def _check_options(rule: CreditRule, allowed: list[str] | None, options: dict[str, Any]) -> None:
-    """Refuse options that a rule does not take, and values that are not of the type its signature names."""
-    unknown = [] if allowed is None else [option for option in options if option not in allowed]
-    if unknown:
-        takes = f"allowed are {', '.join(allowed)}" if allowed else "it takes none"
-        name = getattr(rule, "__name__", repr(rule))
-        raise ConfigError(f"The credit rule {name} does not take the option {', '.join(unknown)}; {takes}.")
-    parameters = inspect.signature(rule).parameters
+def _check_names_and_types(rule: CreditRule, options: Mapping[str, Any]) -> None:
+    """Refuse options that a rule does not take, and values of another type than the option's default."""
+    name = rule_name(rule)
+    beyond_tree_and_rewards = list(inspect.signature(rule).parameters.values())[2:]
+    if any(p.kind is p.VAR_KEYWORD for p in beyond_tree_and_rewards):
+        return  # it takes any
+    defaults = {p.name: p.default for p in beyond_tree_and_rewards if p.name != "surprisal"}
     for option, value in options.items():
-        hint = parameters[option].annotation if option in parameters else Any
-        for kind, (wanted, words) in _TYPES.items():
-            if hint is kind and (not isinstance(value, wanted) or (kind is not bool and isinstance(value, bool))):
-                name = getattr(rule, "__name__", repr(rule))
-                raise ConfigError(
-                    f"The option {option} of the credit rule {name} is {shown(value)}, a {type(value).__name__}; it "
-                    f"must be {words}."
-                )
+        if option not in defaults:
+            allowed = f"Allowed are {', '.join(defaults)}." if defaults else "It takes none."
+            raise ConfigError(
+                f"The credit rule {name} does not take the option {option}.{did_you_mean(option, defaults)} {allowed}"
+            )
+        kind = type(defaults[option])
+        if kind not in _KINDS:
+            continue
+        wanted, words = _KINDS[kind]
+        # To Python True is a whole number, and "false" would count as true.
+        if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+            raise ConfigError(
+                f"The option {option} of the credit rule {name} is {shown(value)}, a {type(value).__name__}; it must "
+                f"be {words}."
+            )

@@ -3,28 +3,32 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from leaf.credit.boundaries import select_boundaries
-from leaf.credit.tree import PrefixTree, Rewards
+from leaf.credit.tree import GroupRewards, PrefixTree
 from leaf.credit.values import group_means, known_rewards, nothing_to_learn, root_mean, scored_completions
 from leaf.errors import ConfigError, shown
 
 Terms = Literal["both", "global", "local"]
-# Weights of GA and LA.
-_TERMS = {"both": (1.0, 1.0), "global": (1.0, 0.0), "local": (0.0, 1.0)}
+_TERM_WEIGHTS = {"both": (1.0, 1.0), "global": (1.0, 0.0), "local": (0.0, 1.0)}  # of GA and LA
 
 
 @dataclass(frozen=True)
 class Span:
-    """Hold one stretch of tokens [start, end) of a completion and its credit.
+    """One stretch of tokens [start, end) of a completion and its credit.
 
-    `node` is the node of the prefix tree at its end (−1 for a tail), `size` its n, the scored completions through it,
-    `value` its V̂, `raw` the credit before and `advantage` after the z-score.
+    Attributes:
+        start, end: token positions.
+        node: the node of the prefix tree at its end, −1 for a tail.
+        size: n of that node, the scored completions through it.
+        value: its V̂; of a tail the completion's own reward.
+        raw: the credit before the z-score.
+        advantage: the credit after it.
     """
 
     start: int
@@ -38,10 +42,10 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class SpanTable:
-    """Hold the spans of a group, one row per completion and in order, with the fields of `Span` as (K, J) columns.
+    """The spans of a group, one row per completion and in order, with the fields of `Span` as (K, J) columns.
 
-    J is B + 1. Where `kept` is False there is no span: start and end mean nothing and the advantage is 0. Together the
-    spans of a scored completion cover exactly its tokens; unscored and empty completions have none.
+    Where `kept` is False there is no span: start and end mean nothing and the advantage is 0. Together the spans of a
+    scored completion cover exactly its tokens; unscored and empty completions have none.
     """
 
     boundaries: Int[Tensor, " B"]
@@ -55,17 +59,31 @@ class SpanTable:
     advantage: Float[Tensor, "K J"]
 
     def paint(self, width: int) -> Float[Tensor, "K width"]:
-        """Return (K, width) every token with its span's advantage, 0 elsewhere."""
+        """Give every token its span's advantage, (K, width), 0 elsewhere."""
         size = self.kept.shape[0]
+        # The spans of a row follow each other without a gap, so a row is its advantages, each repeated for as many
+        # tokens as its span has, and a 0 repeated for the padding.
         covered = torch.where(self.kept, self.end - self.start, 0)
         widths = torch.cat([covered, width - covered.sum(1, keepdim=True)], 1)
         values = torch.nn.functional.pad(self.advantage, (0, 1))
         return values.flatten().repeat_interleave(widths.flatten(), output_size=size * width).reshape(size, width)
 
 
+class _Paths(NamedTuple):
+    """The spans of a group before they have credit: columns (K, J) as in `SpanTable`, and V̂ of each one's parent."""
+
+    kept: Tensor
+    start: Tensor
+    end: Tensor
+    node: Tensor
+    size: Tensor
+    value: Tensor
+    parent: Tensor
+
+
 def cut_spans(
     tree: PrefixTree,
-    rewards: Rewards,
+    rewards: GroupRewards,
     *,
     surprisal: Float[Tensor, "K T"] | None = None,
     boundaries: Int[Tensor, " B"] | Sequence[int] | None = None,
@@ -79,10 +97,10 @@ def cut_spans(
     """Cut each completion at its retained nodes and credit each span (LEAF, arXiv 2606.07610).
 
     A node v at boundary t is retained when two or more completions share it; its path parent is the retained node
-    before it, the root v₀ holding all. With GA(v) = V̂(v) − V̂(v₀) and LA(v) = V̂(v) − V̂(parent), the span that ends at
-    v gets (GA + LA) / √n(v), the tail (r − V̂(v₀)) + (r − V̂(last node)); then a z-score over all spans of the group
-    (ddof 1, floor 1e-6), each span once. A span never has zero tokens: where a duplicate ended before the boundary its
-    node ends with it, and a second such node is dropped (the authors' code counts it).
+    before it, at first the root v₀, which holds all. With GA(v) = V̂(v) − V̂(v₀) and LA(v) = V̂(v) − V̂(parent), the span
+    that ends at v gets (GA + LA) / √n(v), the tail (r − V̂(v₀)) + (r − V̂(last node)); then a z-score over all spans of
+    the group (ddof 1, floor 1e-6), each span once. A span never has zero tokens: where a duplicate ended before the
+    boundary its node ends with it, and a second such node is dropped (the authors' code counts it).
 
     Args:
         tree: prefix tree of the group.
@@ -100,66 +118,79 @@ def cut_spans(
         ConfigError: neither surprisal nor boundaries, or an option out of range.
         DataError: rewards or surprisal do not fit the group.
     """
-    if not isinstance(terms, str) or terms not in _TERMS:
-        raise ConfigError(f"terms is {shown(terms)}; allowed are {', '.join(_TERMS)}.")
-    if boundaries is None:
-        boundaries = _choose(tree, surprisal, max_boundaries, min_prefix)
+    if not isinstance(terms, str) or terms not in _TERM_WEIGHTS:
+        raise ConfigError(f"terms is {shown(terms)}; allowed are {', '.join(_TERM_WEIGHTS)}.")
+    if boundaries is not None:
+        cuts = _given_boundaries(boundaries)
+    elif surprisal is not None:
+        cuts = select_boundaries(surprisal, tree.lengths, max_boundaries=max_boundaries, min_prefix=min_prefix)
     else:
-        boundaries = _checked_boundaries(boundaries)
-    scored = scored_completions(tree, rewards)
-    reward = known_rewards(rewards, scored)
-    root = root_mean(reward, scored)
-    start, above = torch.zeros_like(tree.lengths), root.expand_as(reward)
-    columns = []
-    for t in boundaries.tolist():
-        node = tree.prefix_group(t)
-        part = scored if group_ended else scored & (tree.lengths > t)
-        size, value = group_means(node, reward, part)
-        end = tree.lengths.clamp_max(t)
-        kept = part & (size >= 2) & (end > start)
-        columns.append((kept, start, end, node, size, value, above))
-        start, above = torch.where(kept, end, start), torch.where(kept, value, above)
-    tail = scored & (start < tree.lengths)
-    no_node, one = torch.full_like(start, -1), torch.ones_like(reward)
-    columns.append((tail, start, tree.lengths, no_node, one, reward, above))
-
-    kept, start, end, node, size, value, above = (torch.stack(column, 1) for column in zip(*columns, strict=True))
-    of_root, of_parent = _TERMS[terms]
-    raw = of_root * (value - root) + of_parent * (value - above)
-    if sqrt_count:
-        raw = raw / size.clamp_min(1).sqrt()
-    if nothing_to_learn(rewards, scored):
-        raw = torch.zeros_like(raw)
-        advantage = raw
-    else:
-        credit = raw[kept]
-        # Two scored completions have at least two spans, so the deviation exists.
-        advantage = (raw - credit.mean()) / credit.std().clamp_min(1e-6) if normalize else raw
-    advantage = advantage.masked_fill(~kept, 0.0)
-    return SpanTable(boundaries, kept, start, end, node, size, value, raw, advantage)
+        raise ConfigError("LEAF needs the surprisal of the sampled tokens, or boundaries of your own; got neither.")
+    paths = _walk(tree, rewards, cuts, group_ended=group_ended)
+    raw, advantage = _credit_spans(tree, rewards, paths, terms, sqrt_count=sqrt_count, normalize=normalize)
+    return SpanTable(cuts, *paths[:-1], raw, advantage)
 
 
 def leaf_spans(
     tree: PrefixTree,
-    rewards: Rewards,
+    rewards: GroupRewards,
     *,
     surprisal: Float[Tensor, "K T"] | None = None,
     **options: Any,
 ) -> tuple[Int[Tensor, " B"], list[list[Span]]]:
-    """Return the boundaries used and, for every completion, its spans in order; for options see `cut_spans`."""
+    """List the spans of every completion in order, after the boundaries used; for options see `cut_spans`."""
     table = cut_spans(tree, rewards, surprisal=surprisal, **options)
     fields = (table.start, table.end, table.node, table.size.long(), table.value, table.raw, table.advantage)
     flat = zip(*(column[table.kept].tolist() for column in fields), strict=True)
     return table.boundaries, [[Span(*next(flat)) for _ in range(n)] for n in table.kept.sum(1).tolist()]
 
 
-def _choose(tree: PrefixTree, surprisal: Tensor | None, max_boundaries: int, min_prefix: int) -> Tensor:
-    if surprisal is None:
-        raise ConfigError("LEAF needs the surprisal of the sampled tokens, or boundaries of your own; got neither.")
-    return select_boundaries(surprisal, tree.lengths, max_boundaries=max_boundaries, min_prefix=min_prefix)
+def _walk(tree: PrefixTree, rewards: GroupRewards, cuts: Tensor, *, group_ended: bool) -> _Paths:
+    """Follow the completions from boundary to boundary, all at once, and note the span that each one ends there."""
+    scored = scored_completions(tree, rewards)
+    reward = known_rewards(rewards, scored)
+    # Where the current span of each completion began, and V̂ of the node there: at first the root's.
+    start, parent = torch.zeros_like(tree.lengths), root_mean(reward, scored).expand_as(reward)
+    columns = []
+    for t in cuts.tolist():
+        node = tree.prefix_group(t)
+        part = scored if group_ended else scored & (tree.lengths > t)
+        size, value = group_means(node, reward, part)
+        end = tree.lengths.clamp_max(t)
+        # A completion that ended before the last boundary already has end = start: it gets no second, empty span.
+        kept = part & (size >= 2) & (end > start)
+        columns.append((kept, start, end, node, size, value, parent))
+        start, parent = torch.where(kept, end, start), torch.where(kept, value, parent)
+    # What is left after the last node is the tail: a group of one, worth the completion's own reward.
+    tail = scored & (start < tree.lengths)
+    no_node, one = torch.full_like(start, -1), torch.ones_like(reward)
+    columns.append((tail, start, tree.lengths, no_node, one, reward, parent))
+    return _Paths(*(torch.stack(column, 1) for column in zip(*columns, strict=True)))
 
 
-def _checked_boundaries(boundaries: Tensor | Sequence[int]) -> Tensor:
+def _credit_spans(
+    tree: PrefixTree, rewards: GroupRewards, paths: _Paths, terms: Terms, *, sqrt_count: bool, normalize: bool
+) -> tuple[Tensor, Tensor]:
+    """Compute the raw credit and the advantage of every span, (K, J) each."""
+    scored = scored_completions(tree, rewards)
+    root = root_mean(known_rewards(rewards, scored), scored)
+    of_root, of_parent = _TERM_WEIGHTS[terms]
+    # A tail has value r and n = 1, so the formula of a node is its formula too.
+    raw = of_root * (paths.value - root) + of_parent * (paths.value - paths.parent)
+    if sqrt_count:
+        raw = raw / paths.size.clamp_min(1).sqrt()
+    if nothing_to_learn(rewards, scored):
+        # Rounding could leave 1e-17 here, which the z-score would blow up.
+        zero = torch.zeros_like(raw)
+        return zero, zero
+    credit = raw[paths.kept]
+    # Two scored completions have at least two spans, so the deviation exists.
+    advantage = (raw - credit.mean()) / credit.std().clamp_min(1e-6) if normalize else raw
+    return raw, advantage.masked_fill(~paths.kept, 0.0)
+
+
+def _given_boundaries(boundaries: Tensor | Sequence[int]) -> Tensor:
+    """Check boundaries of the caller's own and convert them to (B,) int64."""
     positions = boundaries.tolist() if isinstance(boundaries, Tensor) else boundaries
     whole = isinstance(positions, Sequence) and all(type(t) is int for t in positions)
     if not whole or any(t < 1 for t in positions) or any(b <= a for a, b in pairwise(positions)):

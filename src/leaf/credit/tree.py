@@ -12,15 +12,12 @@ from torch import Tensor
 from leaf.errors import DataError
 
 # One per completion; True and False count as 1 and 0. Only floating point can say NaN, "could not be scored".
-Rewards: TypeAlias = Real[Tensor, " K"] | Bool[Tensor, " K"]
+GroupRewards: TypeAlias = Real[Tensor, " K"] | Bool[Tensor, " K"]
 
 
 @dataclass(frozen=True, eq=False)
 class PrefixTree:
-    """Hold the trie of K completions: one node per distinct prefix, N nodes in depth-first order.
-
-    Completions are sorted as rows, and the common prefix of neighbours is found; a token opens a new node exactly where
-    it lies beyond the prefix shared with the row above. Numbering these cells row by row is a depth-first preorder.
+    """The trie of K completions: one node per distinct prefix, N nodes in depth-first order.
 
     Trees are compared and hashed by identity: they hold tensors.
 
@@ -46,8 +43,12 @@ class PrefixTree:
     def build(cls, tokens: Int[Tensor, "K T"], lengths: Int[Tensor, " K"]) -> "PrefixTree":
         """Build the tree of a group's completions.
 
+        The completions are sorted as rows, so that those with a common prefix are neighbours. Then a token opens a new
+        node exactly where it is beyond the prefix shared with the row above, and numbering these tokens row by row is a
+        depth-first preorder. Rows 1 3, 1 2 9 and 1 sort to 1, 1 2 9, 1 3 and open the nodes 0, then 1 2, then 3.
+
         Args:
-            tokens: (K, T) token ids of at least 0, right-padded; whatever stands in the padding is ignored.
+            tokens: (K, T) token ids of at least 0, right-padded; the padding may hold anything.
             lengths: (K,) tokens per completion, 0 ≤ length ≤ T.
 
         Raises:
@@ -62,28 +63,9 @@ class PrefixTree:
         ids = tokens.detach().cpu().numpy()
         ends = lengths.detach().cpu().numpy().astype(np.int64)
         if size and (ends.min() < 0 or ends.max() > width):
-            raise DataError(f"Lengths must lie in 0..{width}, the width of tokens; got {ends.min()}..{ends.max()}.")
+            raise DataError(f"Lengths must be in 0..{width}, the width of tokens; got {ends.min()}..{ends.max()}.")
         order, common = _sort_rows(ids, ends)
-
-        # Row r opens its tokens from common[r] on; before them it shares the nodes of the row above.
-        opened = ends[order] - common
-        first = np.cumsum(opened) - opened
-        total = int(opened.sum())
-        node = np.full((size, width), -1, dtype=np.int64)
-        number = np.arange(total, dtype=np.int64)
-        above = number[:0]  # the first row shares nothing
-        for row, shared, end, start in zip(
-            order.tolist(), common.tolist(), ends[order].tolist(), first.tolist(), strict=True
-        ):
-            node[row, :shared] = above[:shared]
-            node[row, shared:end] = number[start : start + end - shared]
-            above = node[row]
-
-        depth = number - np.repeat(first - common, opened)
-        parent = number - 1
-        opens = opened > 0
-        parent[first[opens]] = np.where(common[opens] > 0, node[order[opens], np.maximum(common[opens] - 1, 0)], -1)
-        opener = np.repeat(order, opened)
+        node, parent, depth, opener = _number_nodes(order, common, ends, width)
 
         def tensor(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(tokens.device)
@@ -95,24 +77,24 @@ class PrefixTree:
             token=tensor(ids[opener, depth]),
             parent=tensor(parent),
             depth=tensor(depth),
-            count=tensor(np.bincount(node[node >= 0], minlength=total)),
+            count=tensor(np.bincount(node[node >= 0], minlength=len(depth))),
         )
 
     @property
     def num_nodes(self) -> int:
-        """Return N."""
+        """Count the nodes: N."""
         return self.token.shape[0]
 
     @cached_property
     def is_leaf(self) -> Bool[Tensor, " N"]:
-        """Return (N,) True where a node has no children."""
+        """Mark (N,) the nodes without children."""
         leaf = torch.ones(self.num_nodes, dtype=torch.bool, device=self.parent.device)
         leaf[self.parent[self.parent >= 0]] = False
         return leaf
 
     @cached_property
     def subtree_end(self) -> Int[Tensor, " N"]:
-        """Return (N,) the exclusive end of each subtree in preorder: j descends from i or is i iff i ≤ j < end[i].
+        """Find (N,) the exclusive end of each subtree in preorder: j descends from i or is i iff i ≤ j < end[i].
 
         The end is the next node that is not deeper.
         """
@@ -120,8 +102,9 @@ class PrefixTree:
         size = len(depth)
         if size == 0:
             return torch.zeros_like(self.depth)
-        # Nodes of one row's run have rising depth, so only run starts close subtrees: depth d is closed by the first
-        # later run that starts at depth ≤ d. Runs are at most K, so this loop is over completions, not tokens.
+        # The nodes that one row opened form a run of rising depth, so only the start of a run can close subtrees: the
+        # subtree of a node at depth d ends at the first later run that starts at depth ≤ d. `closes` has that start for
+        # every depth, from the last run to the first. There are at most K runs, so this loop is short.
         starts = np.flatnonzero(np.concatenate([[True], depth[1:] <= depth[:-1]]))
         closes = np.full(int(depth.max()) + 1, size, dtype=np.int64)
         end = np.empty(size, dtype=np.int64)
@@ -131,7 +114,7 @@ class PrefixTree:
         return torch.from_numpy(end).to(self.depth.device)
 
     def prefix_group(self, boundary: int) -> Int[Tensor, " K"]:
-        """Return (K,) ids of the groups of completions whose first `boundary` tokens are equal, exactly.
+        """Group the completions whose first `boundary` tokens are exactly equal, and return (K,) ids of the groups.
 
         A completion that ended at or before the boundary takes part with its whole token sequence. Ids are node
         numbers (of the prefix's last token); −1 is the empty prefix.
@@ -141,11 +124,11 @@ class PrefixTree:
         return torch.where(last >= 0, node, torch.full_like(node, -1))
 
     def node_count(self, scored: Bool[Tensor, " K"]) -> Float[Tensor, " N"]:
-        """Return (N,) how many of the `scored` completions pass through each node, as float64."""
+        """Count (N,) the `scored` completions through each node, as float64."""
         return self._sum(scored.double())
 
-    def node_mean(self, rewards: Rewards) -> Float[Tensor, " N"]:
-        """Return (N,) V̂, the mean reward of the completions through each node, in float64.
+    def node_mean(self, rewards: GroupRewards) -> Float[Tensor, " N"]:
+        """Compute (N,) V̂, the mean reward of the completions through each node, in float64.
 
         A NaN reward leaves its completion out; a node with no scored completion has NaN.
         """
@@ -153,6 +136,7 @@ class PrefixTree:
         return self._sum(torch.where(scored, rewards.double(), 0.0)) / self.node_count(scored)
 
     def _sum(self, values: Float[Tensor, " K"]) -> Float[Tensor, " N"]:
+        """Sum a value per completion over the completions through each node."""
         total = torch.zeros(self.num_nodes, dtype=torch.float64, device=self.node.device)
         real = self.node >= 0
         spread = values.to(self.node.device)[:, None].expand_as(self.node)
@@ -160,10 +144,13 @@ class PrefixTree:
 
 
 def _sort_rows(ids: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a stable order in which rows that share a prefix are neighbours, and what each shares with the row above.
+    """Sort the rows lexicographically, and count the tokens that each shares with the row above.
 
-    Rows are compared as big-endian bytes of id + 1, which is their lexicographic order; padding is 0, so a row that
-    ended comes before those that go on from it, whatever ids stand in its padding.
+    Rows are compared as bytes of id + 1: big-endian, because then the order of the bytes is the order of the numbers.
+    Padding is 0, so a row that ended comes before those that continue it, whatever its padding holds.
+
+    Returns:
+        (K,) the stable order of the rows, and (K,) the length of the common prefix, 0 for the first.
     """
     size, width = ids.shape
     real = np.arange(width) < ends[:, None]
@@ -180,3 +167,33 @@ def _sort_rows(ids: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarra
     differs = rows[1:] != rows[:-1]
     common = np.where(differs.any(1), differs.argmax(1), ends[order[1:]])
     return order, np.concatenate([[0], common])
+
+
+def _number_nodes(
+    order: np.ndarray, common: np.ndarray, ends: np.ndarray, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Number the nodes in the order of the sorted rows.
+
+    Returns:
+        (K, T) the node of every token, −1 at padding; and for the nodes (N,) their parent, their depth, and the
+        completion that opened each.
+    """
+    # Row r opens its tokens from common[r] on; before them it shares the nodes of the row above.
+    opened = ends[order] - common
+    first = np.cumsum(opened) - opened  # the first node that each row opens
+    number = np.arange(int(opened.sum()), dtype=np.int64)
+    node = np.full((len(order), width), -1, dtype=np.int64)
+    above = number[:0]  # the first row shares nothing
+    for row, shared, end, start in zip(
+        order.tolist(), common.tolist(), ends[order].tolist(), first.tolist(), strict=True
+    ):
+        node[row, :shared] = above[:shared]
+        node[row, shared:end] = number[start : start + end - shared]
+        above = node[row]
+
+    depth = number - np.repeat(first - common, opened)
+    # Within a row the parent is the node before; the first node continues the prefix shared with the row above.
+    parent = number - 1
+    opens = opened > 0
+    parent[first[opens]] = np.where(common[opens] > 0, node[order[opens], np.maximum(common[opens] - 1, 0)], -1)
+    return node, parent, depth, np.repeat(order, opened)

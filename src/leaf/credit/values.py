@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from leaf.credit.tree import PrefixTree, Rewards
+from leaf.credit.tree import GroupRewards, PrefixTree
 from leaf.errors import DataError
 
 
-def scored_completions(tree: PrefixTree, rewards: Rewards) -> Bool[Tensor, " K"]:
-    """Return (K,) True where a completion has a reward and at least one token.
+def scored_completions(tree: PrefixTree, rewards: GroupRewards) -> Bool[Tensor, " K"]:
+    """Mark (K,) the completions that have a reward and at least one token.
 
     Raises:
         DataError: not one reward per completion, or an infinite one.
@@ -30,16 +30,16 @@ def scored_completions(tree: PrefixTree, rewards: Rewards) -> Bool[Tensor, " K"]
     return ~rewards.isnan().to(tree.lengths.device) & (tree.lengths > 0)
 
 
-def known_rewards(rewards: Rewards, scored: Bool[Tensor, " K"]) -> Float[Tensor, " K"]:
-    """Return (K,) the rewards in float64 on the device of `scored`, 0 where unscored."""
+def known_rewards(rewards: GroupRewards, scored: Bool[Tensor, " K"]) -> Float[Tensor, " K"]:
+    """Convert the rewards (K,) to float64 on the device of `scored`, 0 where unscored."""
     return rewards.to(scored.device).double().masked_fill(~scored, 0.0)
 
 
-def nothing_to_learn(rewards: Rewards, scored: Bool[Tensor, " K"]) -> bool:
-    """Return whether fewer than two completions are scored or all scored rewards are equal.
+def nothing_to_learn(rewards: GroupRewards, scored: Bool[Tensor, " K"]) -> bool:
+    """Check whether fewer than two completions are scored or all scored rewards are equal.
 
-    Such a group gets exactly 0. This is asked of the rewards themselves, because a mean in floating point may differ
-    from its equal terms in the last bit.
+    Such a group gets exactly 0. The rewards themselves are compared, because a mean in floating point may differ in the
+    last bit from the equal terms it is the mean of.
     """
     known = rewards.to(scored.device)[scored]
     return known.numel() < 2 or bool((known == known[0]).all())
@@ -48,7 +48,7 @@ def nothing_to_learn(rewards: Rewards, scored: Bool[Tensor, " K"]) -> bool:
 def group_means(
     group: Int[Tensor, " K"], reward: Float[Tensor, " K"], part: Bool[Tensor, " K"]
 ) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
-    """Return n and V̂ of every completion's group: how many of its members are in `part`, and their mean reward.
+    """Compute n and V̂ of every completion's group: how many of its members are in `part`, and their mean reward.
 
     Args:
         group: (K,) group ids, e.g. from `PrefixTree.prefix_group`.
@@ -62,17 +62,17 @@ def group_means(
 
 
 def root_mean(reward: Float[Tensor, " K"], scored: Bool[Tensor, " K"]) -> Float[Tensor, ""]:
-    """Return V̂ of the root, the mean over all scored completions; 0 without any."""
+    """Compute V̂ of the root, the mean over all scored completions; 0 without any."""
     return reward.sum() / scored.sum().clamp_min(1)
 
 
 def prefix_values(
     tree: PrefixTree, reward: Float[Tensor, " K"], scored: Bool[Tensor, " K"]
 ) -> tuple[Float[Tensor, "K L"], Float[Tensor, "K L"]]:
-    """Return n and V̂ of every prefix of every completion, (K, T + 1) by prefix length; column 0 is the root.
+    """Compute n and V̂ of every prefix of every completion, (K, T + 1) by prefix length; column 0 is the root.
 
     So column t belongs to the prefix before token t and column t + 1 to the prefix through it. Beyond a completion's
-    end, and for prefixes nobody scored shares, the values mean nothing.
+    end, and for prefixes that no scored completion has, the values mean nothing.
     """
     count, value = tree.node_count(scored), tree.node_mean(reward.masked_fill(~scored, torch.nan))
     total, mean = scored.sum().double(), root_mean(reward, scored)
@@ -92,7 +92,7 @@ def shrunken_values(
     *,
     leave_one_out: bool,
 ) -> Float[Tensor, "K L"]:
-    """Return Ṽ of every prefix of every completion: V̂ shrunk towards Ṽ of the prefix one token shorter.
+    """Compute Ṽ of every prefix of every completion: V̂ shrunk towards Ṽ of the prefix one token shorter.
 
     Ṽ(v) = (n V̂(v) + κ Ṽ(parent)) / (n + κ), and Ṽ(v₀) = V̂(v₀). With `leave_one_out`, n and V̂ are those of the other
     completions; a prefix that no other completion has keeps its parent's Ṽ.
@@ -102,15 +102,19 @@ def shrunken_values(
         reward: (K,) from `known_rewards`.
         kappa: κ ≥ 0, the weight of the parent in completions, for all prefixes or by prefix length. 0 gives V̂.
     """
-    total = count * value
+    total = count * value  # Σ r of the completions that have the prefix
     if leave_one_out:
+        # All prefixes of row k are k's own, so k itself is among the n of each.
         count, total = (count - 1).clamp_min(0), total - reward[:, None]
     weight = count + kappa
+    # Where nobody else has the prefix, Ṽ stays the parent's: κ / κ = 1. With κ = 0 both quotients would be 0 / 0.
     keep = torch.where(weight > 0, kappa / weight, 1.0)
     step = torch.where(count > 0, total / weight, 0.0)
+    # The root has no parent; Ṽ(v₀) is the plain mean.
     keep[:, 0], step[:, 0] = 0.0, total[:, 0] / count[:, 0].clamp_min(1)
-    # Ṽ_t = keep_t Ṽ_{t−1} + step_t. Each round composes every such map with the one `reach` tokens before it, so after
-    # log₂ L rounds all of them start from the root.
+    # Ṽ_t = keep_t Ṽ_{t−1} + step_t runs down each completion. A loop over tokens would take L rounds; a scan takes
+    # log₂ L: each round composes every map x → keep x + step with the one `reach` tokens before it. In the end all of
+    # them reach back to the root, whose keep is 0, so step is Ṽ.
     reach = 1
     while reach < keep.shape[1]:
         step[:, reach:] = step[:, reach:] + keep[:, reach:] * step[:, :-reach]
