@@ -32,7 +32,7 @@ demo-model: $(STAMP)
 
 # The report's tests open it in a real browser. Without one, and without the rights to install it, they are skipped and say so.
 browser:
-	@command -v chromium chromium-browser google-chrome >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 	  && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || echo "no Chromium: the tests of the report skip"
 
 test: $(STAMP) browser
@@ -48,10 +48,15 @@ test-slow: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-lint: $(STAMP)
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+# The hooks of a commit on every file: they format, fix what they can, and fail if anything is left or was changed.
+lint: $(STAMP) node_modules
+	$(BIN)/pre-commit run --all-files
+
+# The formatter and linter of the report's JavaScript; nothing else needs Node.
+node_modules: package-lock.json
+	npm ci --silent
+	@touch $@
 
 # Removes the environment, everything built, and runs/ with all trained adapters.
 clean:
-	rm -rf $(VENV) build runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) node_modules build runs .pytest_cache .ruff_cache .hypothesis
