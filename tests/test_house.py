@@ -1,6 +1,7 @@
 """The rooms of src/leaf: imports run one way, and modules and functions stay short enough to read at once."""
 
 import ast
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -92,3 +93,10 @@ def test_no_function_is_longer_than_60_lines():
         and (node.end_lineno or 0) - node.lineno >= FUNCTION_LINES  # from `def` on, decorators left out
     }
     assert long == LONG_FUNCTIONS
+
+
+def test_every_file_beside_the_code_is_in_the_package():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["leaf"]
+    files = [file for file in SOURCE.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")]
+    assert [file.name for file in files if file.name not in patterns and f"**/*{file.suffix}" not in patterns] == []
