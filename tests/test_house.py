@@ -18,14 +18,10 @@ LONG_MODULES = {
     "commands/main.py",
     "config.py",
     "data/asterisk/templates.py",
-    "evaluation/evaluate.py",
     "train/trainer.py",
 }
 LONG_FUNCTIONS = {
-    "credit/losses.py:policy_loss",
-    "credit/spans.py:cut_spans",
     "data/corpora/prepare.py:prepare",
-    "evaluation/evaluate.py:evaluate_systems",
     "evaluation/judge_file.py:judge_file",
     "model/sampling.py:sample",
     "report/evaluation.py:_set",
