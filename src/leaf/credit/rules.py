@@ -157,7 +157,7 @@ def shrunken(
 ) -> Float[Tensor, "K T"]:
     """Give token t A = r − Ṽ(prefix before t), Ṽ(v) = (n V̂(v) + κ Ṽ(parent)) / (n + κ), Ṽ(v₀) = V̂(v₀).
 
-    Ours, and a hypothesis; docs/credit_lab.md has the evidence for and against. Every token is a step down the tree.
+    Ours, and a hypothesis; benchmarks/notebooks/credit_lab.md has the evidence. Every token is a step down the tree.
     Not divided by a deviation.
 
     Reason: V̂ of the prefix is the best baseline where many completions share it and the noisiest where few do, so it is
