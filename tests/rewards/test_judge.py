@@ -120,7 +120,7 @@ def test_a_cache_that_cannot_be_written_is_one_sentence_and_what_it_holds_stays(
         client.complete([body("says=1;")])
         client._cache._db.execute("PRAGMA busy_timeout = 10")
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(JudgeError, match=r"c.sqlite cannot be read or written: database is locked. .* goes on"):
+        with pytest.raises(JudgeError, match=r"c.sqlite cannot be read or written: database is locked. .* continues"):
             client.complete([body("says=2;")])
         other.rollback()
         other.execute("CREATE TRIGGER full BEFORE INSERT ON replies BEGIN SELECT RAISE(ABORT, 'no room'); END")
@@ -218,7 +218,7 @@ def test_templates_are_filled_once(template):
 
 
 def test_settings_that_do_not_fit(tmp_path, template):
-    with pytest.raises(ConfigError, match="allowed are direct, rubric, pairwise"):
+    with pytest.raises(ConfigError, match="Allowed are direct, rubric, pairwise"):
         JudgeSettings.of("best")
     with pytest.raises(ConfigError, match="for pairwise 1"):
         JudgeSettings.of("pairwise", samples=3)
@@ -302,7 +302,7 @@ def test_a_file_is_judged_goes_on_after_a_failure_and_says_what_it_did(url, tmp_
     how = JudgeSettings.of("direct", template=template, samples=1)
     answers = ["says=50;", "says=100;", "fault=dead; says=0;"]
     file = predictions(tmp_path / "a.jsonl", "a", [answers, ["says=1;"] * 3])
-    with pytest.raises(JudgeError, match="goes on from there"):
+    with pytest.raises(JudgeError, match="continues from there"):
         judge_file(file, endpoint(url, retries=0, concurrency=1), how)
     answers[2] = "says=none;"
     predictions(file, "a", [answers, ["says=1;"] * 3])

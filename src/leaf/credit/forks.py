@@ -107,13 +107,13 @@ def credit_mass(
     """Compute the share of Σ|A| in each fifth (or bin) of the completions' relative positions.
 
     Token t of ℓ is in bin ⌊t · bins / ℓ⌋. Zeros if there is no credit at all. A group of one-token completions has all
-    its mass in the first bin, so read this beside `credit_mass_by_position`.
+    its mass in the first bin, so read this together with `credit_mass_by_position`.
     """
     if bins < 1:
         raise DataError(f"bins is {bins}; at least 1 is needed.")
     position = torch.arange(advantages.shape[1], device=advantages.device)[None]
     length = lengths.to(advantages.device).clamp_min(1)[:, None]
-    return _shares(advantages, lengths, (position * bins // length).clamp_max(bins - 1), bins)
+    return _mass_by_bin(advantages, lengths, (position * bins // length).clamp_max(bins - 1), bins)
 
 
 def credit_mass_by_position(
@@ -130,10 +130,10 @@ def credit_mass_by_position(
     inner = torch.tensor(list(edges[1:]), device=advantages.device, dtype=torch.long)
     position = torch.arange(advantages.shape[1], device=advantages.device)
     index = torch.bucketize(position, inner, right=True)[None].expand(advantages.shape)
-    return _shares(advantages, lengths, index, len(edges))
+    return _mass_by_bin(advantages, lengths, index, len(edges))
 
 
-def _shares(advantages: Tensor, lengths: Tensor, index: Tensor, bins: int) -> Tensor:
+def _mass_by_bin(advantages: Tensor, lengths: Tensor, index: Tensor, bins: int) -> Tensor:
     """Sum |A| of the real tokens by bin; `index` (K, T) is the bin of each."""
     real = torch.arange(advantages.shape[1], device=advantages.device) < lengths.to(advantages.device)[:, None]
     mass = torch.zeros(bins, dtype=torch.float64, device=advantages.device)

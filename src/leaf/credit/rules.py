@@ -140,7 +140,7 @@ def treepo(tree: PrefixTree, rewards: GroupRewards, *, surprisal: Tensor | None 
     """
     deviation, _, n = _deviations(tree, rewards)
     cut = stretches(tree, rewards)
-    # The first token of a stretch stands for its group, so that each distinct group counts once.
+    # Only the first token of a stretch has a weight, so that each distinct group counts once.
     weight = torch.where(cut.opens & (cut.count >= 2), cut.count, 0.0)
     reward = deviation + cut.root
     inner = torch.where(weight > 0, weight * (reward[:, None] - cut.value), 0.0).sum(1)

@@ -1,6 +1,6 @@
-"""A client for OpenAI-compatible chat endpoints: retries with back-off, a cache by content, requests side by side.
+"""A client for OpenAI-compatible chat endpoints: it retries, caches replies by content and sends several at a time.
 
-The API key comes from an environment variable that the user names; it goes into a header and nowhere else.
+The API key comes from an environment variable that the user names. It goes into a header and nowhere else.
 """
 
 import json
@@ -21,22 +21,25 @@ import httpx2 as httpx
 
 from leaf.errors import ConfigError, JudgeError
 
-_LONGEST_WAIT = 120.0
-_REPORT_EVERY = 200
+_LONGEST_WAIT = 120.0  # seconds between two tries, whatever the server asks for
+_SAY_EVERY = 200  # replies
+_RETRIED = (408, 409, 429)  # status codes below 500 that may pass
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Name an endpoint.
+    """Where an LLM judge answers, and how patiently it is asked.
 
     Attributes:
-        url: up to and with the version, as http://localhost:8000/v1.
+        url: the address up to the version, such as http://localhost:8000/v1.
         model: name of the model there.
         key_env: environment variable with the API key, None for no key.
         concurrency: requests at a time.
         timeout_s: seconds a reply may take.
-        retries: after the first try, on 408, 409, 429, 5xx, time-outs, broken connections and replies that are no JSON.
-        wait_s: seconds before the first retry; doubled each time, with jitter; a Retry-After of the server counts more.
+        retries: tries after the first one, on status 408, 409, 429 or 5xx, time-outs, broken connections and replies
+            that are no chat completion.
+        wait_s: seconds before the first retry, give or take half; doubled for each further one. A server's Retry-After
+            is respected.
     """
 
     url: str
@@ -48,11 +51,11 @@ class Endpoint:
     wait_s: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse an address that is none, credentials in it, and numbers out of range."""
+        """Refuse an unusable address, credentials in it, and numbers out of range."""
         try:
             parsed = httpx.URL(self.url)
         except (TypeError, httpx.InvalidURL) as error:
-            raise ConfigError(f"The endpoint is {self.url!r}, which is no address: {error}.") from error
+            raise ConfigError(f"The endpoint is {self.url!r}, which is not an address: {error}.") from error
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise ConfigError(f"The endpoint is {self.url!r}; give an address such as http://localhost:8000/v1.")
         for name in ("concurrency", "timeout_s", "retries", "wait_s"):
@@ -60,9 +63,9 @@ class Endpoint:
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise ConfigError(f"{name} of the endpoint is {value!r}; give a number.")
         if not isinstance(self.model, str) or not isinstance(self.key_env, str | None):
-            raise ConfigError("The model of an endpoint and the variable with its key are names; give texts.")
+            raise ConfigError("The model of an endpoint and the variable with its key are names; give text.")
         if parsed.userinfo:
-            raise ConfigError("The endpoint's address holds a user or password; give a key by --key-env instead.")
+            raise ConfigError("The endpoint's address contains a user or password; give a key by --key-env instead.")
         if self.concurrency < 1 or not self.timeout_s > 0 or self.retries < 0:
             raise ConfigError(
                 f"concurrency {self.concurrency}, timeout {self.timeout_s} and retries {self.retries}: allowed are "
@@ -70,7 +73,7 @@ class Endpoint:
             )
 
     def key(self) -> str | None:
-        """Return the API key, or refuse a variable that is not set."""
+        """Read the API key from its variable."""
         if self.key_env is None:
             return None
         key = os.environ.get(self.key_env)
@@ -81,7 +84,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Reply:
-    """Hold a reply: its text, and per token {token, logprob, top: [{token, logprob}]} where the server gave them."""
+    """A reply: its text, and per token {token, logprob, top: [{token, logprob}]} if the server gave them."""
 
     text: str
     tokens: list[dict[str, Any]] | None = None
@@ -91,9 +94,9 @@ class Client:
     """Send requests to an endpoint; a context manager.
 
     Args:
-        endpoint: where to.
-        cache: SQLite file of replies by SHA-256 of the request, None for none. The address is no part of a request: a
-            server that gives the same name to another model needs a file of its own.
+        endpoint: the server.
+        cache: SQLite file of replies by SHA-256 of the request, None for none. The address is no part of a request, so
+            a server that gives the same name to another model needs a file of its own.
         say: takes lines about the progress.
     """
 
@@ -120,13 +123,16 @@ class Client:
             self._cache.close()
 
     def complete(self, bodies: Sequence[Mapping[str, Any]], numbers: Sequence[int] | None = None) -> list[Reply]:
-        """Return the reply to each request body, in order; equal ones are sent once, known ones not at all.
+        """Get the reply to each request body, in order; equal ones are sent once, cached ones not at all.
 
-        `numbers` tells equal bodies apart that are to be sent all the same, as samples without a seed; default all 0.
+        Args:
+            bodies: the requests.
+            numbers: one for each; equal bodies with different numbers are all sent, such as samples without a seed.
+                Default all 0.
 
         Raises:
             JudgeError: the endpoint refuses a request, one fails after all retries, or the cache cannot be read or
-                written; what came before is cached.
+                written. Replies that came before are in the cache.
         """
         keys = [request_key(body, number) for body, number in zip(bodies, numbers or [0] * len(bodies), strict=True)]
         replies: dict[str, Reply] = self._cache.known(set(keys)) if self._cache is not None else {}
@@ -137,24 +143,28 @@ class Client:
             futures = {pool.submit(self._ask, body): key for key, body in wanted.items()}
             try:
                 for done, future in enumerate(as_completed(futures), 1):
-                    replies[futures[future]] = self._kept(futures[future], future.result())
-                    if self.say is not None and done % _REPORT_EVERY == 0:
+                    replies[futures[future]] = self._cached_reply(futures[future], future.result())
+                    if self.say is not None and done % _SAY_EVERY == 0:
                         self.say(f"{done} of {len(wanted)} replies")
             except BaseException:
-                self._stop.set()  # those that wait for a retry stop waiting
+                # Ctrl-C as well. End the waits for a retry and drop what was not sent; then cache the replies to what
+                # was, since they are paid for.
+                self._stop.set()
                 pool.shutdown(cancel_futures=True)
-                for future, key in futures.items():  # what was under way has been paid for
+                for future, key in futures.items():
                     if key not in replies and not future.cancelled() and future.exception() is None:
-                        self._kept(key, future.result())
+                        self._cached_reply(key, future.result())
                 raise
         return [replies[key] for key in keys]
 
-    def _kept(self, key: str, reply: Reply) -> Reply:
+    def _cached_reply(self, key: str, reply: Reply) -> Reply:
+        """Add a reply to the cache, if there is one, and hand it on."""
         if self._cache is not None:
             self._cache.add(key, reply)
         return reply
 
     def _ask(self, body: Mapping[str, Any]) -> Reply:
+        """Send one request until a usable reply comes."""
         url = self.endpoint.url.rstrip("/") + "/chat/completions"
         reason = ""
         for attempt in range(self.endpoint.retries + 1):
@@ -167,36 +177,37 @@ class Client:
                 reason = f"{type(error).__name__}: {error}"
             else:
                 if response.status_code == 200:
-                    reply = _reply(response)
+                    reply = _read_reply(response)
                     if reply is not None:
                         return reply
                     reason = "the answer is not a chat completion: " + response.text[:200]
-                elif response.status_code in (408, 409, 429) or response.status_code >= 500:
+                elif response.status_code in _RETRIED or response.status_code >= 500:
                     reason = f"status {response.status_code}: {response.text[:200]}"
                     wait = max(wait, _retry_after(response))
                 else:
                     raise JudgeError(
-                        self._safe(
+                        self._without_key(
                             f"The endpoint {url} refused a request with status {response.status_code}: "
                             f"{response.text[:300]}"
                         )
                     )
+            # wait() returns True if another request has failed for good meanwhile.
             if attempt < self.endpoint.retries and self._stop.wait(min(wait, _LONGEST_WAIT)):
                 break
         raise JudgeError(
-            self._safe(
-                f"The endpoint {url} gave no usable answer in {self.endpoint.retries + 1} tries; last: {reason}. What "
-                "came before is kept where there is a cache: the same command goes on from there."
+            self._without_key(
+                f"The endpoint {url} gave no usable answer in {self.endpoint.retries + 1} tries; last: {reason}. "
+                "Replies that came before are in the cache, if there is one: the same command continues from there."
             )
         )
 
-    def _safe(self, text: str) -> str:
-        """Return text without the API key, which some servers repeat."""
+    def _without_key(self, text: str) -> str:
+        """Remove the API key, which some servers repeat in their messages."""
         return text.replace(self._key, "***") if self._key else text
 
 
 class Cache:
-    """Keep replies in a SQLite file, each as soon as it came."""
+    """Replies in a SQLite file. Each is written as soon as it came, so that an interruption loses none."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -210,9 +221,9 @@ class Cache:
             ) from error
 
     def known(self, keys: set[str]) -> dict[str, Reply]:
-        """Return the replies that are there."""
+        """Read the replies that are there for these keys."""
         found = {}
-        with self._working():
+        with self._explained():
             for key in keys:
                 row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
                 if row is not None:
@@ -220,20 +231,20 @@ class Cache:
         return found
 
     def add(self, key: str, reply: Reply) -> None:
-        """Add one reply and bring it to the disk."""
-        with self._working(), self._db:
+        """Write one reply to the disk."""
+        with self._explained(), self._db:
             text = json.dumps({"text": reply.text, "tokens": reply.tokens}, ensure_ascii=False)
             self._db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, text))
 
     @contextmanager
-    def _working(self) -> Iterator[None]:
+    def _explained(self) -> Iterator[None]:
         """Turn a failure of SQLite (a locked or damaged file, a full disk) into an error that says what helps."""
         try:
             yield
         except sqlite3.Error as error:
             raise JudgeError(
-                f"The cache {self.path} cannot be read or written: {error}. Replies that are in it are kept: end what "
-                "else uses it, or free some space, and the same command goes on from there."
+                f"The cache {self.path} cannot be read or written: {error}. Its replies are safe. End other programs "
+                "that use it, or free some space; then the same command continues from there."
             ) from error
 
     def close(self) -> None:
@@ -242,13 +253,13 @@ class Cache:
 
 
 def request_key(body: Mapping[str, Any], number: int = 0) -> str:
-    """Return the SHA-256 of a request body in canonical JSON, and of its number among equal ones."""
+    """Compute the SHA-256 of a request body in canonical JSON, and of its number among equal ones."""
     text = json.dumps(body, sort_keys=True, ensure_ascii=False)
     return sha256((f"{text} {number}" if number else text).encode()).hexdigest()
 
 
-def _reply(response: httpx.Response) -> Reply | None:
-    """Return text and log-probabilities of a chat completion; None if it is none."""
+def _read_reply(response: httpx.Response) -> Reply | None:
+    """Read text and log-probabilities of a chat completion; None if it is none."""
     try:
         choice = response.json()["choices"][0]
         text = choice["message"]["content"]
@@ -260,7 +271,7 @@ def _reply(response: httpx.Response) -> Reply | None:
             ]
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
-    if text is None:  # a reasoning model that spent all its tokens: an answer, and an empty one
+    if text is None:  # a reasoning model that spent all its tokens on thinking: an empty answer
         text = ""
     return Reply(text, tokens) if isinstance(text, str) else None
 
@@ -270,7 +281,7 @@ def _token(one: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Return the seconds of a Retry-After header, 0 where there is none or it is a date."""
+    """Read the seconds of a Retry-After header; 0 if there is none or it is a date."""
     try:
         return max(0.0, float(response.headers.get("retry-after", "0")))
     except ValueError:

@@ -1,4 +1,7 @@
-"""Reward functions in TRL's signature: `(completions, reference, **columns) -> one float or None per completion`."""
+"""The built-in reward functions, in TRL's signature: `(completions, reference, **columns) -> one float per completion`.
+
+They compare each completion with its reference. TRL's GRPOTrainer takes them as they are.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +22,7 @@ _CHRF = CHRF()
 
 
 def _built_in(name: str, score: Callable[[str, str], float]) -> RewardFunction:
-    """Return the reward function that scores each completion against its reference, white space folded on both."""
+    """Make the reward function that scores each completion against its reference, white space folded in both."""
 
     def function(completions: Sequence[str], reference: Sequence[str], **columns: Any) -> list[float]:
         if len(completions) != len(reference):
@@ -39,11 +42,12 @@ def _sacrebleu(metric: BLEU | CHRF, completion: str, reference: str) -> float:
 
 
 def _accuracy(completion: str, reference: str, *, characters: bool) -> float:
+    """Compute 1 minus the error rate, at least 0: a completion may need more edits than its reference has words."""
     wrong, length = edits(completion, reference, characters=characters)
     return max(0.0, 1.0 - wrong / length)
 
 
-# All lie in [0, 1]. `wer` and `cer` are 1 minus the error rate, clipped at 0: more is better, as for the others.
+# All are in [0, 1]. `wer` and `cer` are 1 minus the error rate, at least 0: more is better, as for the others.
 REWARDS: dict[str, RewardFunction] = {
     name: _built_in(name, score)
     for name, score in {

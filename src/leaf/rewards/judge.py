@@ -1,7 +1,7 @@
 """LLM judges: 0-100 direct assessment, 1-5 rubric, pairwise comparison; on prediction files or as a reward function.
 
-What a judge is asked and how its reply is read is in `leaf.rewards.judge_prompts`; replies that cannot be read are
-counted. Requests go through `leaf.rewards.endpoint`, which retries, caches and runs them side by side.
+`leaf.rewards.judge_prompts` has what a judge is asked and how its reply is read; replies that cannot be read are
+counted. `leaf.rewards.endpoint` sends the requests, retries them and caches the replies.
 """
 
 import statistics
@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass
 class Tally:
-    """Count what came of a judge's replies."""
+    """Counts of a judge's replies: all, unreadable ones, scores from log-probabilities, and those from the cache."""
 
     replies: int = 0
     unreadable: int = 0
@@ -39,7 +39,7 @@ class Tally:
     cached: int = 0
 
     def line(self) -> str:
-        """Return the counts as a phrase."""
+        """Write the counts as a phrase."""
         share = 100 * self.unreadable / self.replies if self.replies else 0.0
         return f"{self.unreadable} of {self.replies} replies ({share:.1f} %) could not be read"
 
@@ -47,7 +47,7 @@ class Tally:
 def score_items(
     client: Client, settings: JudgeSettings, items: Sequence[Mapping[str, str]], tally: Tally
 ) -> list[dict[str, Any]]:
-    """Return per item its score (None where no reply could be read), the score of each sample and the replies.
+    """Have items judged: per item its score (None if no reply could be read), each sample's score, and the replies.
 
     Args:
         client: an open client of the judge's endpoint.
@@ -55,15 +55,16 @@ def score_items(
         items: texts by name, as in `FIELDS`.
         tally: counts are added to it.
     """
-    has_reference = _check(settings, items)
+    has_reference = _check_items(settings, items)
     requests = [settings.bodies(item, client.endpoint.model, has_reference=has_reference) for item in items]
-    # Samples differ in their seed; where the user has taken it out, in how many came before.
+    # Samples differ in their seed. If the user has removed it they are equal, and only a number tells the cache that
+    # each is to be asked for.
     numbers = [bodies[:i].count(body) for bodies in requests for i, body in enumerate(bodies)]
     replies = iter(client.complete([body for bodies in requests for body in bodies], numbers))
     results = []
     for bodies in requests:
         ours = [next(replies) for _ in bodies]
-        values = [_value(settings.kind, reply, tally) for reply in ours]
+        values = [_read_score(settings.kind, reply, tally) for reply in ours]
         read = [value for value in values if value is not None]
         middle = statistics.median if settings.kind == "direct" else statistics.fmean
         score = float(middle(read)) if read else None
@@ -74,11 +75,12 @@ def score_items(
 def compare_items(
     client: Client, settings: JudgeSettings, items: Sequence[Mapping[str, str]], tally: Tally
 ) -> list[dict[str, Any]]:
-    """Return per item the verdict for `answer_a`: win, loss or tie where both orders agree; inconsistent or failed.
+    """Have pairs compared: per item the verdict for `answer_a`, which is win, loss, tie, inconsistent or failed.
 
-    Arguments are those of `score_items`, for settings of kind pairwise.
+    Judges prefer the answer that they see first, so each pair is shown in both orders, and only verdicts that agree
+    count. Arguments are those of `score_items`, for settings of kind pairwise.
     """
-    has_reference = _check(settings, items)
+    has_reference = _check_items(settings, items)
     swapped = [{**item, "answer_a": item["answer_b"], "answer_b": item["answer_a"]} for item in items]
     model = client.endpoint.model
     bodies = [settings.bodies(item, model, has_reference=has_reference)[0] for item in [*items, *swapped]]
@@ -106,21 +108,23 @@ def judge_reward(
     retries: int = 6,
     **settings: Any,
 ) -> Callable[..., list[float | None]]:
-    """Return a judge as a reward function: direct / 100 or (rubric − 1) / 4, in [0, 1]; None where nothing is readable.
+    """Make a reward function of a judge: direct / 100 or (rubric − 1) / 4, in [0, 1]; None if no reply can be read.
 
     Args:
-        url: of the endpoint, as http://localhost:8000/v1.
+        url: of the endpoint, such as http://localhost:8000/v1.
         model: name of the judge there.
         kind: direct or rubric.
-        cache: file of replies; None asks again for what was asked before.
+        cache: file of replies; without one, equal requests are sent again in every rollout.
         key_env: environment variable with the API key.
         concurrency: requests at a time.
         timeout_s: seconds a reply may take.
         retries: after the first try.
-        settings: further ones of `JudgeSettings.of`.
+        settings: those of `JudgeSettings.of`.
 
     Raises:
-        ConfigError: settings out of range; TypeError unknown ones; on calling it, JudgeError where the endpoint fails.
+        ConfigError: settings are out of range.
+        TypeError: there is no such setting.
+        JudgeError: when the function is called, and the endpoint fails.
     """
     if kind == "pairwise":
         raise ConfigError(
@@ -143,8 +147,8 @@ def judge_reward(
     return judge
 
 
-def _value(kind: str, reply: Reply, tally: Tally) -> float | None:
-    """Return the score of one reply, None if it cannot be read."""
+def _read_score(kind: str, reply: Reply, tally: Tally) -> float | None:
+    """Read the score of one reply, None if it cannot be read; count it."""
     tally.replies += 1
     found = parse(kind, reply.text)
     if found is None:
@@ -155,8 +159,8 @@ def _value(kind: str, reply: Reply, tally: Tally) -> float | None:
     return float(found) if expected is None else expected
 
 
-def _check(settings: JudgeSettings, items: Sequence[Mapping[str, str]]) -> bool:
-    """Return whether all items have a reference; refuse items that lack what the template shows."""
+def _check_items(settings: JudgeSettings, items: Sequence[Mapping[str, str]]) -> bool:
+    """Refuse items that lack what the template shows, and say whether all have a reference."""
     has_reference = all(item["reference"].strip() for item in items)
     template = settings.prompt(has_reference=has_reference)
     columns = {"passage": "text", "question": "prompt", "reference": "reference"}

@@ -1,7 +1,7 @@
 """What an LLM judge is asked, and how its reply is read: templates, settings, and the forms of a reply.
 
-A judge sees transcript, question, reference and answer in a prompt of ours or the user's and has to reply in one form;
-a reply in another form is a failure, never guessed at. `leaf.rewards.judge` does the asking.
+A judge sees transcript, question, reference and answer in a prompt, ours or the user's. It has to reply in one form. A
+reply in another form is counted as a failure: nothing is guessed. `leaf.rewards.judge` does the asking.
 """
 
 import json
@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from leaf.errors import ConfigError
+from leaf.errors import ConfigError, did_you_mean
 from leaf.rewards.endpoint import Reply
 
 KINDS = ("direct", "rubric", "pairwise")
@@ -72,6 +72,7 @@ Verdict: A
 Verdict: B
 Verdict: tie""",
 }
+# The forms of a reply: the line that was asked for, or what it says alone.
 _LINES = {
     "direct": re.compile(r"score:\s*(\d{1,3})(?:\s*/\s*100)?\.?", re.IGNORECASE),
     "rubric": re.compile(r"score:\s*([1-5])(?:\s*/\s*5)?\.?", re.IGNORECASE),
@@ -87,15 +88,15 @@ _DIGITS = {"1", "2", "3", "4", "5"}
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """Say how a judge is asked.
+    """How a judge is asked.
 
     Attributes:
         kind: direct (0-100), rubric (1-5) or pairwise.
-        template: its prompt with `FIELDS` in braces; None for ours, without the reference where rows have none.
+        template: its prompt with `FIELDS` in braces; None for ours, without the reference if rows have none.
         samples: replies per item; direct takes their median, rubric their mean, pairwise one per order.
         temperature: of the judge.
         max_tokens: length limit of a reply.
-        extra: further keys of the request; None takes a key out, as {"max_tokens": None}.
+        extra: further keys of the request; None removes a key, as in {"max_tokens": None}.
     """
 
     kind: str = "direct"
@@ -130,41 +131,37 @@ class JudgeSettings:
             ConfigError: an unknown kind, a number out of range, or a template that lacks an answer.
         """
         if kind not in KINDS:
-            raise ConfigError(f"The kind of judge is {kind!r}; allowed are {', '.join(KINDS)}.")
-        if samples is None:
-            samples = 5 if kind == "direct" else 1
-        for name, value in {"samples": samples, "max_tokens": max_tokens, "temperature": temperature}.items():
-            number = int if name != "temperature" else int | float
-            if value is not None and (not isinstance(value, number) or isinstance(value, bool)):
+            raise ConfigError(
+                f"The kind of judge is {kind!r}.{did_you_mean(kind, KINDS)} Allowed are {', '.join(KINDS)}."
+            )
+        samples = (5 if kind == "direct" else 1) if samples is None else samples
+        # Several samples at temperature 0 would all be the same.
+        temperature = (1.0 if samples != 1 else 0.0) if temperature is None else temperature
+        max_tokens = 64 if max_tokens is None else max_tokens
+        for name, value, kinds in (
+            ("samples", samples, int),
+            ("max_tokens", max_tokens, int),
+            ("temperature", temperature, int | float),
+        ):
+            if not isinstance(value, kinds) or isinstance(value, bool):
                 raise ConfigError(f"{name} of the judge is {value!r}; give a number.")
         if samples < 1 or (kind == "pairwise" and samples > 1):
             raise ConfigError(f"samples is {samples}; allowed is 1 or more, for pairwise 1 (in both orders).")
-        temperature = (1.0 if samples > 1 else 0.0) if temperature is None else temperature
-        max_tokens = 64 if max_tokens is None else max_tokens
         if temperature < 0 or max_tokens < 1:
             raise ConfigError(
                 f"temperature {temperature} and max_tokens {max_tokens}: allowed are 0 or more and 1 or more."
             )
-        text = None
-        if template is not None:
-            try:
-                text = Path(template).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"The template {template} cannot be read: {error}.") from error
-            needed = ("answer_a", "answer_b") if kind == "pairwise" else ("answer",)
-            missing = [name for name in needed if f"{{{name}}}" not in text]
-            if missing:
-                raise ConfigError(f"The template {template} lacks {{{missing[0]}}}, which a {kind} judge has to see.")
-        return cls(kind, text, samples, temperature, max_tokens, _mapping(extra))
+        text = None if template is None else _read_template(template, kind)
+        return cls(kind, text, samples, temperature, max_tokens, _request_keys(extra))
 
     def prompt(self, *, has_reference: bool = True) -> str:
-        """Return the template: the user's, or ours with or without a reference."""
+        """Choose the template: the user's, or ours with or without a reference."""
         if self.template is not None:
             return self.template
         return _MATERIAL + (_REFERENCE if has_reference else "") + _TASKS[self.kind]
 
     def bodies(self, values: Mapping[str, str], model: str, *, has_reference: bool = True) -> list[dict[str, Any]]:
-        """Return the requests for one item, one per sample, differing in their seed unless `extra` sets or drops it."""
+        """Write the requests for one item: one per sample, each with a seed unless `extra` has its own."""
         template = self.prompt(has_reference=has_reference)
         # One pass over the template: braces in an answer stay what they are.
         text = re.sub(r"\{(" + "|".join(FIELDS) + r")\}", lambda found: values[found[1]], template)
@@ -176,7 +173,7 @@ class JudgeSettings:
         return [{key: value for key, value in one.items() if value is not None} for one in requests]
 
     def describe(self, model: str, *, has_reference: bool = True) -> dict[str, Any]:
-        """Return what decides a judgement, with a checksum and a signature; the endpoint's address is no part of it."""
+        """Describe what decides a judgement, with a checksum and a signature, without the endpoint's address."""
         model = Path(model).name if Path(model).is_absolute() else model  # a server may know it by its folder
         about = {
             "kind": self.kind,
@@ -194,10 +191,10 @@ class JudgeSettings:
 
 
 def parse(kind: str, text: str) -> str | None:
-    """Return the number or verdict (a, b, tie) of a reply, None if it is not in the form that was asked for.
+    """Read the number or verdict (a, b, tie) of a reply; None if it is not in the form that was asked for.
 
-    The reply is one line of that form, bare or after `Score:` or `Verdict:`; more text may stand around exactly one
-    labelled line. What a reasoning model thought (up to `</think>`) is left out.
+    The reply is one line of that form, bare or after `Score:` or `Verdict:`. There may be more text around a labelled
+    line if there is exactly one. The thoughts of a reasoning model (up to `</think>`) are left out.
     """
     answer = text.rpartition("</think>")[2].replace("*", "").strip()
     whole = _BARE[kind].fullmatch(answer)
@@ -209,9 +206,9 @@ def parse(kind: str, text: str) -> str | None:
 
 
 def expected_score(reply: Reply, digit: str) -> float | None:
-    """Return Σ d p(d) / Σ p(d) over the digits 1-5 at the one token that is the judge's digit.
+    """Compute Σ d p(d) / Σ p(d) over the digits 1-5 at the one token that is the judge's digit.
 
-    None where there are no log-probabilities, or more tokens than one could be the digit.
+    None if there are no log-probabilities, or more than one token could be the digit.
     """
     places = [token for token in reply.tokens or [] if token["token"].strip() == digit]
     if len(places) != 1 or not places[0]["top"]:
@@ -221,7 +218,21 @@ def expected_score(reply: Reply, digit: str) -> float | None:
     return sum(score * chance for score, chance in digits) / sum(chance for _, chance in digits)
 
 
-def _mapping(extra: str | Mapping[str, Any] | None) -> dict[str, Any]:
+def _read_template(template: str | Path, kind: str) -> str:
+    """Read a prompt of the user's, and refuse one that does not show the judge what it has to judge."""
+    try:
+        text = Path(template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The template {template} cannot be read: {error}.") from error
+    needed = ("answer_a", "answer_b") if kind == "pairwise" else ("answer",)
+    missing = [name for name in needed if f"{{{name}}}" not in text]
+    if missing:
+        raise ConfigError(f"The template {template} lacks {{{missing[0]}}}, which a {kind} judge has to see.")
+    return text
+
+
+def _request_keys(extra: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Read further keys of a request from a mapping or JSON text."""
     if isinstance(extra, str):
         try:
             extra = json.loads(extra)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from leaf.config import LeafConfig
-from leaf.errors import ConfigError, DataError, RewardError, shown
+from leaf.errors import ConfigError, DataError, RewardError, did_you_mean, shown
 from leaf.model.sampling import Group
 from leaf.rewards.finding import BESIDE_COLUMNS, find_reward, required_columns
 from leaf.rewards.functions import RewardFunction
@@ -51,7 +51,7 @@ class Rewards:
 
     Args:
         functions: names of `REWARDS`, import paths ("package.module:function" or "path/to/file.py:function") or
-            callables; a single callable stands for a list of it.
+            callables; a single callable may come without a list.
         weights: one finite number per function; default all 1.
         on_error: `stop` raises what goes wrong in a function. `skip` leaves the completions unscored that the failure
             concerns: one completion if its value is no number, the whole batch if the function raised or returned a
@@ -80,7 +80,10 @@ class Rewards:
         options = options or {}
         unknown = [name for name in options if name not in functions]
         if unknown:
-            raise ConfigError(f"There are reward options for {unknown[0]!r}, which is none of the rewards {functions}.")
+            hint = did_you_mean(unknown[0], [name for name in functions if isinstance(name, str)])
+            raise ConfigError(
+                f"There are reward options for {unknown[0]!r}, which is none of the rewards {shown(functions)}.{hint}"
+            )
         if on_error not in ("stop", "skip"):
             raise ConfigError(f"on_error is {on_error!r}; allowed are stop and skip.")
         self.on_error = on_error
