@@ -2,8 +2,9 @@
 
 import jaxtyping
 
-# Shapes in leaf.credit are checked in tests only; users pay nothing for the annotations.
-jaxtyping.install_import_hook("leaf.credit", "beartype.beartype")
+# Shapes in these modules are checked in tests only; users pay nothing for the annotations.
+CHECKED = ["leaf.credit", "leaf.model.packing", "leaf.model.head", "leaf.model.attention"]
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

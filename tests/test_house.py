@@ -23,7 +23,6 @@ LONG_MODULES = {
 LONG_FUNCTIONS = {
     "data/corpora/prepare.py:prepare",
     "evaluation/judge_file.py:judge_file",
-    "model/sampling.py:sample",
     "report/evaluation.py:_set",
     "train/align.py:align",
     "train/sft.py:sft",

@@ -21,7 +21,7 @@ from leaf.config import LeafConfig
 from leaf.credit import PrefixTree
 from leaf.errors import ModelError
 from leaf.model.checks import check_policy
-from leaf.model.families import families
+from leaf.model.families import families, family_of
 from leaf.model.policy import Policy
 from leaf.model.projector import audio_features, project
 from leaf.model.sampling import sample
@@ -302,6 +302,18 @@ def test_a_refused_class_says_why():
     model.config.model_type = "voxtral_realtime"
     with pytest.raises(ModelError, match=r"not supported\. It adds audio to every generated token"):
         Policy.wrap(model, processor)
+
+
+def test_mistyped_names_are_answered_with_the_name_that_was_meant():
+    model, processor = qwen2_audio.build()
+    with pytest.raises(ModelError, match=r"called q_prj; .* Did you mean 'q_proj'\?"):
+        Policy.wrap(model, processor, lora=peft.LoraConfig(target_modules=["q_prj"]))
+    mistyped = dataclasses.replace(family_of(model.config), projector="model.multi_modal_projektor")
+    with pytest.raises(ModelError, match=r"expects a submodule .* Did you mean 'model\.multi_modal_projector'\?"):
+        mistyped.module(model, mistyped.projector)
+    model.config.model_type = "qwen2_adio"
+    with pytest.raises(ModelError, match=r"'qwen2_adio' is not a speech family .* Did you mean 'qwen2_audio'\?"):
+        family_of(model.config)
 
 
 def test_every_registered_family_is_tested():

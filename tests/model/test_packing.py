@@ -1,8 +1,12 @@
+import jaxtyping
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leaf.credit import PrefixTree
+from leaf.model.attention import Attention
+from leaf.model.head import read_log_probs
 from leaf.model.packing import collate, micro_batches, pack, unpack
 from tests.helpers.groups import as_tensors, random_group
 
@@ -43,6 +47,19 @@ def test_micro_batches_hold_every_group_once_within_the_budget(lengths, budget):
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+
+
+def test_shapes_are_checked():
+    tree = PrefixTree.build(torch.tensor([[1, 2, 3]]), torch.tensor([3]))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        unpack(torch.zeros(3, 1), tree)
+    row, token = torch.zeros(3, dtype=torch.long), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        read_log_probs(torch.nn.Linear(4, 5), torch.zeros(1, 4), row, token, scale=1.0, rows=1)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        Attention({"full_attention": None}, "sdpa", frozenset()).masks(
+            torch.ones(1, 2, 3, dtype=torch.bool), row[None, :2], row[None, :2], torch.float32
+        )
 
 
 def test_padding_rows_see_only_themselves():

@@ -102,6 +102,7 @@ USED = (
     "leaf.data.rows",
     "leaf.model.checks",
     "leaf.model.families",
+    "leaf.model.family",
     "leaf.model.own_adapter",
     "leaf.model.policy",
     "leaf.model.sampling",

@@ -17,7 +17,7 @@ from leaf.errors import LeafError
 from leaf.memory import available_bytes
 from leaf.model.demo import resolve_model
 from leaf.model.device import pick_device, pick_dtype
-from leaf.model.families import Family
+from leaf.model.family import Family
 from leaf.model.footprint import Estimate, footprint_of
 from leaf.model.from_recipe import recipe_lora
 from leaf.model.loading import lacks_package, look_up

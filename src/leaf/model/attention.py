@@ -1,9 +1,9 @@
-"""What a language model's layers attend to, and the masks that make them honour a prefix tree.
+"""Read what a language model's layers attend to, and build the masks that make them honour a prefix tree.
 
 The tree-packed forward and the tree decoder are right for attention layers that take a dense mask, with or without a
-sliding window. Recurrent layers (state-space, linear attention, convolution) carry state from one position to the
-next whatever a mask says, chunked attention depends on where a chunk starts, and flash or flex kernels take no dense
-mask: for these the policy goes another way (`Attention.packable` is False).
+sliding window. They are wrong for others (`Attention.packable` is False): recurrent layers (state-space, linear
+attention, convolution) carry state from one position to the next whatever a mask says, chunked attention depends on
+where a chunk starts, and flash or flex kernels take no dense mask.
 """
 
 from collections.abc import Iterable
@@ -21,17 +21,18 @@ _ATTENTION = ("full_attention", "sliding_attention")
 
 
 def refuse_long(text_config: Any, lengths: Iterable[tuple[int, int]]) -> None:
-    """Refuse sequences that change the rotary frequencies of a whole batch; sampling and scoring both ask.
+    """Refuse sequences that change the rotary frequencies of a whole batch.
 
     LongRoPE (Phi-4-multimodal) takes other frequencies for all rows of a batch as soon as one of them is longer than
-    `original_max_position_embeddings`: what is drawn and what is scored would depend on the batch mates.
+    `original_max_position_embeddings`. What is drawn and what is scored would then depend on the rest of the batch, so
+    sampling and scoring both ask here first.
 
     Args:
         text_config: configuration of the language model.
         lengths: tokens of each prompt, and of the longest completion behind it.
 
     Raises:
-        ModelError: a prompt and its completion together are longer than that.
+        ModelError: a prompt and its completion are longer than that together.
     """
     rope = getattr(text_config, "rope_parameters", None) or {}
     longest = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
@@ -40,20 +41,20 @@ def refuse_long(text_config: Any, lengths: Iterable[tuple[int, int]]) -> None:
     prompt, completion = max(lengths, key=sum, default=(0, 0))
     if prompt + completion > longest:
         raise ModelError(
-            f"A prompt of {prompt} tokens and {completion} new ones exceed {longest} positions, where this model "
-            "(LongRoPE) changes its frequencies for the whole batch. Lower max_new_tokens, shorten the references of a "
-            "supervised stage, or set max_prompt_tokens so that both fit."
+            f"A prompt of {prompt} tokens and {completion} new ones exceed {longest} positions, beyond which this "
+            "model (LongRoPE) changes its frequencies for the whole batch. Lower max_new_tokens, shorten the "
+            "references of a supervised stage, or set max_prompt_tokens so that both fit."
         )
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Describe the layers of a language model.
+    """What the layers of a language model attend to.
 
     Attributes:
-        windows: per layer type the sliding window in positions, None for all of the past.
-        implementation: `sdpa`, `eager`, `flash_attention_2`, ... as transformers names it.
-        types: all layer types there are, attention or not.
+        windows: per type of attention layer its sliding window in positions, None for all of the past.
+        implementation: the kernel, as transformers names it: `sdpa`, `eager`, `flash_attention_2`, ...
+        types: all types of layers, attention or not.
     """
 
     windows: dict[str, int | None]
@@ -62,10 +63,10 @@ class Attention:
 
     @classmethod
     def of(cls, text_config: Any) -> "Attention":
-        """Read a language model's configuration."""
+        """Read them from a language model's configuration."""
         named = getattr(text_config, "layer_types", None)
         window = getattr(text_config, "sliding_window", None)
-        # Without layer types a model has one kind of layer, and its window, if it has one, holds for all.
+        # Without layer types a model has one kind of layer, and its window, if it has one, is that of all layers.
         types = frozenset(named or ["sliding_attention" if window else "full_attention"])
         if "sliding_attention" in types and window is None:
             raise ModelError("The language model has sliding-window layers, but its configuration names no window.")
@@ -94,17 +95,19 @@ class Attention:
         key: Int[Tensor, "R S"],
         dtype: torch.dtype,
     ) -> Tensor | dict[str, Tensor]:
-        """Return the attention mask(s) that `language_model(attention_mask=...)` takes.
+        """Build the attention mask(s) that `language_model(attention_mask=...)` takes.
 
         Args:
-            visible: True where a query may see a key if its window reaches so far.
+            visible: (R, Q, S) for R rows of Q queries and S keys, True where a query may see a key if its window
+                reaches that far.
             query, key: position ids.
-            dtype: of the hidden states. Masks are 0 and the minimum of it, to be added to the scores: the eager kernel
-                takes no other, and sdpa would turn a boolean one into this afresh in every layer.
+            dtype: of the hidden states. Masks are 0 or its minimum, to be added to the scores: the eager kernel takes
+                no other kind, and sdpa would turn a boolean mask into this one again in every layer.
 
         Returns:
             One (R, 1, Q, S) mask of `dtype`, or one per layer type where windows differ.
         """
+        # Windows count positions, not slots: siblings in a packed tree share a position, however far apart they are.
         distance = query[:, :, None] - key[:, None, :]
         made: dict[int | None, Tensor] = {}
         for window in set(self.windows.values()):

@@ -1,4 +1,7 @@
-"""Start-up checks that refuse to train: prompt, sampler and scorer agree with the stock model; the audio is heard."""
+"""Check a policy at start-up, and refuse to train where it is wrong.
+
+Prompts, scorer and sampler have to agree with the model's own forward, and the audio has to move the completions.
+"""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -14,68 +17,46 @@ from leaf.data.audio import load_audio
 from leaf.errors import ModelError
 from leaf.model.policy import Policy, Prompt
 from leaf.model.prompts import audio_of
-from leaf.model.sampling import sample
+from leaf.model.sampling import Group, sample
 from leaf.model.scoring import layout_for, score
 
 # Largest mean difference in log-probability (nats per token) between the packed and the plain forward.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-# Replacing the recording by noise must move log-probabilities by at least this many nats per token on average.
+# Replacing the recording by noise has to move log-probabilities by at least this many nats per token on average.
 AUDIO_EFFECT = 1e-3
 
 
 @torch.no_grad()
 def check_policy(policy: Policy, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Check a policy on real rows and return lines that say what is trained and what was checked.
+    """Check a policy on real rows and write lines that say what is trained and what was checked.
 
     Raises:
-        ModelError: packed log-probabilities differ from one plain copy, or the audio does not move them.
+        ModelError: prompts, scorer or sampler differ from the stock model, or the audio does not move the completions.
     """
     policy.eval()
-    counts = policy.describe()
-    lines = [
-        f"trainable {counts['trainable']:,} of {counts['total']:,} parameters: the adapter on the language model "
-        f"({counts['language_model']:,}); frozen: audio tower ({counts['audio_tower']:,}), "
-        f"projector ({counts['projector']:,}); {str(policy.base.dtype).removeprefix('torch.')}"
-    ]
+    lines = [_trained(policy)]
     if policy.family.note:
         lines.append(policy.family.note)
-    allowed = TOLERANCE[policy.base.dtype]
     _refuse(
         stock_difference(policy, rows[0]),
-        allowed,
+        TOLERANCE[policy.base.dtype],
         "The model's own forward and the prompt as this library embeds it",
         f"The family {policy.family.model_type!r} does not describe this checkpoint: check its paths.",
     )
     prompts = policy.embed(rows)
-    generator = torch.Generator().manual_seed(0)
     groups = sample(
         policy,
         prompts,
         num_completions=4,
         max_new_tokens=12,
         temperature=policy.temperature,
-        generator=generator,
+        generator=torch.Generator().manual_seed(0),
     )
-    trees, layout = [group.tree for group in groups], layout_for(policy).name
-    scores = score(policy, prompts, trees).log_probs
-    plain = [plain_log_probs(policy, g.prompt, g.tokens, g.lengths) for g in groups]
-    worst = max(_difference(a, b, g.lengths) for a, b, g in zip(scores, plain, groups, strict=True))
-    _refuse(
-        worst,
-        allowed,
-        f"The scorer (layout {layout}) and plain copies",
-        "This model's attention does not honour the tree mask, so training on it would be wrong; "
-        "layout='copies' is slower and always right.",
-    )
-    drawn = max(_difference(g.surprisal.to(b.device), -b, g.lengths) for b, g in zip(plain, groups, strict=True))
-    _refuse(drawn, allowed, "The sampler and plain copies", "This model's cache does not work as the sampler expects.")
-    lines.append(
-        f"packed forward (layout {layout}) equals plain copies: {worst:.1e} nats per token, "
-        f"sampler {drawn:.1e} (allowed {allowed:g})"
-    )
-    # Of the reference: a policy may learn to do without the audio, and a resumed run has to start all the same.
+    lines.append(_check_log_probs(policy, groups))
+    # On the reference: a policy may learn to do without the audio, and its run has to resume all the same.
     with policy.reference() if isinstance(policy.model, peft.PeftModel) else nullcontext():
-        moved = audio_effect(policy, rows, prompts, trees, score(policy, prompts, trees).log_probs)
+        trees = [group.tree for group in groups]
+        moved = audio_effect(policy, rows, trees, score(policy, prompts, trees).log_probs)
     if not moved >= AUDIO_EFFECT:
         raise ModelError(
             f"Replacing the audio by noise moves the log-probabilities by only {moved:.2g} nats per token: the audio "
@@ -85,12 +66,43 @@ def check_policy(policy: Policy, rows: Sequence[Mapping[str, Any]]) -> list[str]
     return lines
 
 
+def _trained(policy: Policy) -> str:
+    """Say what is trained and what is frozen."""
+    counts = policy.describe()
+    return (
+        f"trainable {counts['trainable']:,} of {counts['total']:,} parameters: the adapter on the language model "
+        f"({counts['language_model']:,}); frozen: audio tower ({counts['audio_tower']:,}), "
+        f"projector ({counts['projector']:,}); {str(policy.base.dtype).removeprefix('torch.')}"
+    )
+
+
+def _check_log_probs(policy: Policy, groups: Sequence[Group]) -> str:
+    """Compare what scorer and sampler say of completions with plain copies of the prompt."""
+    allowed, layout = TOLERANCE[policy.base.dtype], layout_for(policy).name
+    scores = score(policy, [group.prompt for group in groups], [group.tree for group in groups]).log_probs
+    plain = [plain_log_probs(policy, g.prompt, g.tokens, g.lengths) for g in groups]
+    scored = max(_difference(a, b, g.lengths) for a, b, g in zip(scores, plain, groups, strict=True))
+    _refuse(
+        scored,
+        allowed,
+        f"The scorer (layout {layout}) and plain copies",
+        "This model's attention does not honour the tree mask, so training on it would be wrong; "
+        "layout='copies' is slower and always right.",
+    )
+    drawn = max(_difference(g.surprisal.to(b.device), -b, g.lengths) for b, g in zip(plain, groups, strict=True))
+    _refuse(drawn, allowed, "The sampler and plain copies", "This model's cache does not work as the sampler expects.")
+    return (
+        f"packed forward (layout {layout}) equals plain copies: {scored:.1e} nats per token, "
+        f"sampler {drawn:.1e} (allowed {allowed:g})"
+    )
+
+
 def _difference(a: Tensor, b: Tensor, lengths: Tensor) -> float:
     return float((a - b).abs().sum() / lengths.sum())
 
 
 def _refuse(difference: float, allowed: float, what: str, consequence: str) -> None:
-    if not difference <= allowed:
+    if not difference <= allowed:  # true of NaN as well
         raise ModelError(
             f"{what} differ by {difference:.2g} nats per token; at most {allowed:g} is allowed. {consequence}"
         )
@@ -98,9 +110,10 @@ def _refuse(difference: float, allowed: float, what: str, consequence: str) -> N
 
 @torch.no_grad()
 def stock_difference(policy: Policy, row: Mapping[str, Any]) -> float:
-    """Return the mean absolute difference in nats between the model's own next-token log-probabilities and ours.
+    """Compute the mean absolute difference in nats between the model's own next-token log-probabilities and ours.
 
-    The head's scale is left out on both sides: some classes of transformers forget it (Granite Speech).
+    The temperature is taken out of ours. The family's scale of the logits may be missing from the model's own, because
+    some classes of transformers forget it (Granite Speech): the smaller difference of the two counts.
     """
     inputs = policy.inputs([row])
     last = inputs["attention_mask"][0].nonzero()[-1, 0]
@@ -116,7 +129,7 @@ def stock_difference(policy: Policy, row: Mapping[str, Any]) -> float:
 
 @torch.no_grad()
 def plain_log_probs(policy: Policy, prompt: Prompt, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Return (K, T) log-probabilities from K right-padded copies of the prompt, without packing; padding is 0."""
+    """Compute log-probabilities (K, T) from K right-padded copies of the prompt, without packing; padding is 0."""
     tokens = tokens.to(policy.device)
     copies = prompt.embeddings[None].expand(tokens.shape[0], -1, -1)
     embedded = policy.embed_tokens(tokens[:, :-1]).to(copies.dtype)
@@ -129,12 +142,18 @@ def plain_log_probs(policy: Policy, prompt: Prompt, tokens: Tensor, lengths: Ten
 def audio_effect(
     policy: Policy,
     rows: Sequence[Mapping[str, Any]],
-    prompts: Sequence[Prompt],
     trees: Sequence[PrefixTree],
     scores: Sequence[Tensor],
 ) -> float:
-    """Return the mean absolute change of log-probability (nats per token) when noise takes the audio's place."""
-    rate = getattr(policy.processor, policy.family.feature_extractor).sampling_rate
+    """Compute how much log-probabilities change (mean, nats per token) when noise takes the audio's place.
+
+    Args:
+        policy: the model.
+        rows: the rows that completions were drawn for.
+        trees: their completions.
+        scores: log-probabilities (K, T) of these with the audio.
+    """
+    rate = policy.family.sampling_rate(policy.processor)
     noise = np.random.default_rng(0)
     swapped = []
     for row in rows:

@@ -4,8 +4,8 @@ A decoder holds rows, one for every distinct prefix that still grows. `advance(p
 continues row parent[i] by token[i]. So completions that agree so far share one row until they part, and rows whose
 completions have all ended are simply not continued.
 
-TreeDecoder keeps one cache line per prompt: the prompt once, and behind it every node decoded so far; a tree mask lets
-a row see its own prefix only. RowDecoder keeps a line of cache per row, for models that take no such mask.
+TreeDecoder keeps one line of the cache per prompt: the prompt once, and behind it every node decoded so far. A tree
+mask lets a row see its own prefix only. RowDecoder keeps a line of the cache per row, for models without such a mask.
 """
 
 from collections.abc import Sequence
@@ -22,25 +22,30 @@ class Decoder(Protocol):
     """What the sampler needs: logits of the first rows (one per prompt), and of every further generation of rows."""
 
     def start(self) -> Tensor:
-        """Run the prompts and return float32 logits (P, V) at the policy's temperature."""
+        """Run the P prompts and compute float32 logits (P, V) at the policy's temperature."""
         ...
 
     def advance(self, parent: Tensor, token: Tensor) -> Tensor:
-        """Continue rows parent (F,), ascending, by token (F,) and return the new rows' logits (F, V)."""
+        """Continue the rows `parent` (F,), ascending, by `token` (F,) and compute the new rows' logits (F, V)."""
         ...
 
 
 def decoder(policy: Policy, prompts: Sequence[Prompt]) -> Decoder:
-    """Return the decoder that suits the policy's layers."""
+    """Choose the decoder that suits the policy's layers."""
     return TreeDecoder(policy, prompts) if policy.attention.packable else RowDecoder(policy, prompts)
 
 
 class TreeDecoder:
-    """Decode with one cache line per prompt and a tree mask: P lines, Q new slots per line and step, S slots so far."""
+    """Decode with one line of the cache per prompt and a tree mask: P lines of S slots, up to Q new slots a step.
+
+    A slot holds keys and values of one prompt position or one node. Slots are in order of time, so a row's prefix is
+    spread over its line and `visible` says where.
+    """
 
     def __init__(self, policy: Policy, prompts: Sequence[Prompt]):
         self.policy, self.prompts = policy, prompts
-        # Without a configuration all layers keep everything: windows are in the mask, by position, not by slot.
+        # Without a configuration the cache keeps every slot of every layer. One with windows would drop the oldest
+        # slots, but a window reaches back by position, and the mask already sees to it.
         self.cache = DynamicCache()
         self.device = prompts[0].embeddings.device
 
@@ -54,7 +59,7 @@ class TreeDecoder:
         own = torch.eye(len(slots), dtype=torch.bool, device=self.device)
         visible = (slots[:, None] >= slots) & real[:, None, :] | own  # padding sees itself, so no softmax is empty
         hidden = self._run(embeddings, self.position, visible)
-        self.line = torch.arange(len(self.prompts), device=self.device)  # cache line of every row
+        self.line = torch.arange(len(self.prompts), device=self.device)  # (F,) line of every row
         self.visible = real  # (F, S) slots that a row's successor sees
         self.depth = lengths  # (F,) position of a row's successor
         return self.policy.logits(hidden[self.line, lengths - 1])
@@ -65,12 +70,15 @@ class TreeDecoder:
         if len(lines) < self.position.shape[0]:
             self.cache.reorder_cache(lines)  # type: ignore[arg-type]
             self.position = self.position[lines]
+        # Lay the new rows out as (lines, Q), Q being the most that one line has. `line` ascends, so a row's column is
+        # its number less the number of rows on the lines before its own.
         counts = torch.bincount(line)
         column = torch.arange(len(line), device=self.device) - (counts.cumsum(0) - counts)[line]
         width = int(counts.max())
         shape = (len(lines), width)
         tokens = torch.zeros(shape, dtype=torch.long, device=self.device).index_put((line, column), token)
         depth = torch.zeros(shape, dtype=torch.long, device=self.device).index_put((line, column), self.depth[parent])
+        # A new row sees what its parent's successor sees, and its own slot among the new ones: not its siblings'.
         own = torch.eye(width, dtype=torch.bool, device=self.device)
         past = torch.zeros(*shape, self.position.shape[1], dtype=torch.bool, device=self.device)
         past[line, column] = self.visible[parent]
@@ -92,7 +100,10 @@ class TreeDecoder:
 
 
 class RowDecoder:
-    """Decode with a cache line per row and transformers' own masks: for recurrent layers and mask-free kernels."""
+    """Decode with a line of the cache per row and transformers' own masks.
+
+    It is for recurrent layers, whose state belongs to one prefix, and for kernels without masks.
+    """
 
     def __init__(self, policy: Policy, prompts: Sequence[Prompt]):
         self.policy, self.prompts = policy, prompts
@@ -110,12 +121,13 @@ class RowDecoder:
         )
         slots = torch.arange(longest, device=embeddings.device)
         self.mask = (slots >= torch.tensor(pads, device=embeddings.device)[:, None]).long()
-        position = (self.mask.cumsum(-1) - 1).clamp_min(0)
+        position = (self.mask.cumsum(-1) - 1).clamp_min(0)  # counts real slots; padding has any position
         self.depth = position[:, -1]
         return self._run(embeddings, position)
 
     def advance(self, parent: Tensor, token: Tensor) -> Tensor:
-        """Continue rows by one token each; cache lines are copied where rows part and dropped where they end."""
+        """Continue rows by one token each; lines of the cache are copied where rows part and dropped where they end."""
+        # Moving the cache copies all of it, so it stays where every row simply continues.
         if len(parent) != len(self.depth) or not torch.equal(parent, torch.arange(len(parent), device=parent.device)):
             self.cache.reorder_cache(parent)  # type: ignore[arg-type]
         self.mask = torch.nn.functional.pad(self.mask[parent], (0, 1), value=1)

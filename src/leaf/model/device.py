@@ -8,7 +8,7 @@ from leaf.errors import ConfigError
 
 
 def pick_dtype(name: str, device: str | torch.device) -> str:
-    """Return the precision a recipe names; `auto` is bfloat16 where the device computes in it, otherwise float32.
+    """Choose the precision a recipe names; `auto` is bfloat16 where the device computes in it, otherwise float32.
 
     A CPU without instructions for bfloat16 emulates it, at an eighth of the speed of float32 (products, AVX2).
     """
@@ -23,7 +23,11 @@ def pick_dtype(name: str, device: str | torch.device) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device a recipe names; `auto` is CUDA where there is one."""
+    """Choose the device a recipe names; `auto` is CUDA where there is one.
+
+    Raises:
+        ConfigError: there is no such device, or leaf does not run on it.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -41,10 +45,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def take_device(name: str) -> torch.device:
-    """Return the device a recipe names; a GPU named by number becomes the current one, which Accelerate trains on.
+    """Choose the device a recipe names, and make a GPU that is named by number the current one.
+
+    Accelerate trains on the current one.
 
     Raises:
-        ConfigError: a number under a launcher of several processes, each of which has a GPU of its own.
+        ConfigError: a number came under a launcher of several processes, each of which has a GPU of its own.
     """
     device = pick_device(name)
     if device.type != "cuda" or device.index is None:

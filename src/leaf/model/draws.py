@@ -1,4 +1,4 @@
-"""Make the random generators of a step."""
+"""Make random generators that need no state to resume a run."""
 
 import random
 
@@ -6,7 +6,8 @@ import torch
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """Return the random generator of one step: a function of seed, step and stream, so that resuming needs no state."""
+    """Make the random generator of one step, a function of seed, step and stream."""
     generator = torch.Generator()
+    # Python hashes a seed that is a string, so that no two triples share one, as sums of their numbers would.
     generator.manual_seed(random.Random(f"{seed}/{step}/{stream}").getrandbits(63))
     return generator

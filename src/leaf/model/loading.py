@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor
 
 from leaf.errors import LeafError, ModelError
-from leaf.model.families import Family, family_of
+from leaf.model.families import family_of
+from leaf.model.family import Family
 from leaf.model.own_adapter import load_own_adapter, merge_own_adapter, refuse_pickle
 
 

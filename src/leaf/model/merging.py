@@ -1,4 +1,4 @@
-"""Write an adapter into the weights it adapts: a checkpoint to train on from, or to serve without peft."""
+"""Write an adapter into the weights it adapts, as a checkpoint to train further or to serve without peft."""
 
 import json
 from pathlib import Path
@@ -16,13 +16,14 @@ CARD = "leaf_merged.json"
 def write_merged(policy: Policy, out: str | Path, card: dict[str, Any] | None = None) -> Path:
     """Write a policy's model with its adapter merged, and its processor, as a checkpoint directory.
 
-    The weights keep the precision they were loaded in, to which the sum is rounded. Trained further, the merged model
-    is the reference that the divergence term holds to. The policy's own model is changed and not to be used afterwards.
+    The weights keep the precision they were loaded in; the sum is rounded to it. When the merged model is trained
+    further, it is the reference that the divergence is measured from. The policy's own model is changed, so do not use
+    the policy afterwards.
 
     Args:
-        policy: with an adapter.
+        policy: has an adapter.
         out: directory to write, which must not exist; it appears whole or not at all.
-        card: what to write beside the weights, as leaf_merged.json, about where they come from.
+        card: where the weights come from; written beside them as leaf_merged.json.
 
     Raises:
         ModelError: there is no adapter, a merged weight is not finite, or `out` exists.
@@ -37,9 +38,10 @@ def write_merged(policy: Policy, out: str | Path, card: dict[str, Any] | None = 
         model: Any = policy.model.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]
     except ValueError as error:
         raise ModelError(f"The adapter cannot be merged: {error}") from error
-    if getattr(model.config, "has_lora_adapter", False):  # Granite Speech 3.3: its own is in the weights by now
+    if getattr(model.config, "has_lora_adapter", False):  # Granite Speech 3.3: its own is already in the weights
         model.config.has_lora_adapter = False
-    # transformers would undo the renaming of the last file it read, which may have been the checkpoint's own adapter.
+    # On saving, transformers would undo the renaming that it did for the last file it read, which may have been the
+    # checkpoint's own adapter.
     model._weight_conversions = None
 
     def fill(new: Path) -> None:

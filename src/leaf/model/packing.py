@@ -1,8 +1,8 @@
 """Pack groups for one forward: each prompt once, then the prefix tree of its completions, each shared prefix once.
 
-Row layout of a group: the P prompt embeddings, then the tree's inner nodes in depth-first order. A node sits at
-position P + depth and sees the prompt and its ancestors. A node without children (a leaf) is left out: its own
-log-probability is read at its parent. Siblings share one row of logits.
+The row of a group holds the L prompt embeddings, then the tree's inner nodes in depth-first order. A node is at
+position L + depth and sees the prompt and its ancestors. A node without children (a leaf) is left out, since a node's
+own log-probability is read at its parent. Siblings share one row of logits.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from leaf.credit.tree import PrefixTree
 
 @dataclass(frozen=True)
 class PackedGroup:
-    """The row of one group: prompt of P tokens, M inner nodes, N nodes in all, row length S = P + M.
+    """The row of one group: prompt of L positions, M inner nodes, N nodes in all, row length S = L + M.
 
     Attributes:
-        prompt_length: P.
+        prompt_length: L.
         tree: the prefix tree of the completions.
         node: (M,) the inner nodes, ascending.
         position: (S,) position ids.
-        parents: (Q,) rows whose logits are needed, ascending.
+        parents: (Q,) positions in the row whose logits are needed, ascending.
         parent_of: (N,) index into `parents` for every tree node.
     """
 
@@ -48,12 +48,12 @@ class PackedGroup:
 
     @cached_property
     def mask(self) -> Bool[Tensor, "S S"]:
-        """Compute where a position (query) sees another (key); S² values, so only for whoever needs them."""
+        """Where a position (query) sees another (key). It has S² values, so only the layout `tree` asks for it."""
         start, end = self.node, self.tree.subtree_end[self.node]
         mask = torch.ones(self.length, self.length, dtype=torch.bool, device=start.device).tril_()
         # In preorder, i is an ancestor of j (or j itself) exactly when j is in i's subtree interval.
-        among = (start[None, :] <= start[:, None]) & (start[:, None] < end[None, :])
-        mask[self.prompt_length :, self.prompt_length :] = among
+        inside = (start[None, :] <= start[:, None]) & (start[:, None] < end[None, :])
+        mask[self.prompt_length :, self.prompt_length :] = inside
         return mask
 
 
@@ -61,39 +61,51 @@ def pack(prompt_length: int, tree: PrefixTree) -> PackedGroup:
     """Lay the prefix tree of one group out behind its prompt (see the module's text)."""
     device = tree.token.device
     inner = ~tree.is_leaf
-    row = torch.full_like(tree.parent, -1)
-    row[inner] = prompt_length + torch.arange(int(inner.sum()), device=device)
-    node = inner.nonzero().squeeze(1)  # (M,) preorder ids of the nodes that are fed
+    node = inner.nonzero().squeeze(1)  # preorder numbers, so ascending is depth-first
+    place = torch.full_like(tree.parent, -1)  # of every inner node in the row
+    place[inner] = prompt_length + torch.arange(node.shape[0], device=device)
     position = torch.cat([torch.arange(prompt_length, device=device), prompt_length + tree.depth[node]])
-    parent_row = torch.where(tree.parent < 0, prompt_length - 1, row[tree.parent.clamp_min(0)])
-    parents, parent_of = torch.unique(parent_row, sorted=True, return_inverse=True)
+    # A first token has no parent in the tree (−1): the prompt's last position predicts it.
+    parent = torch.where(tree.parent < 0, prompt_length - 1, place[tree.parent.clamp_min(0)])
+    parents, parent_of = torch.unique(parent, sorted=True, return_inverse=True)
     return PackedGroup(prompt_length, tree, node, position, parents, parent_of)
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Hold several packed groups as right-padded rows (R rows of length S, width D).
+    """The rows of P groups, right-padded to one length S, with embeddings of width D.
 
     Attributes:
-        embeddings: (R, S, D) prompt embeddings followed by token embeddings; 1 at padding, where 0 would give some
-            models a norm of nothing (NaN in the gradient).
-        position: (R, S) position ids.
-        visible: (R, S, S) True where a row sees another; a padding row sees only itself, so that no softmax is empty.
-        parents: (Q,) flat indices into R·S of the rows whose logits are needed, group after group.
+        embeddings: (P, S, D) prompt embeddings followed by token embeddings. They are 1 at padding, because some models
+            would divide by the norm of a 0 and make the gradient NaN.
+        position: (P, S) position ids.
+        visible: (P, S, S) True where a position sees another. Padding sees only itself, so that no softmax is empty.
+        parents: (Q,) flat indices into P·S of the positions whose logits are needed, group after group.
     """
 
-    embeddings: Float[Tensor, "R S D"]
-    position: Int[Tensor, "R S"]
-    visible: Bool[Tensor, "R S S"]
+    embeddings: Float[Tensor, "P S D"]
+    position: Int[Tensor, "P S"]
+    visible: Bool[Tensor, "P S S"]
     parents: Int[Tensor, " Q"]
 
 
-def collate(prompts: list[Tensor], groups: list[PackedGroup], embed_tokens: Callable[[Tensor], Tensor]) -> PackedBatch:
-    """Right-pad packed groups to one batch; `prompts[i]` is the (P, D) embedding matrix of group i's prompt."""
+def collate(
+    prompts: list[Float[Tensor, "_ D"]],
+    groups: list[PackedGroup],
+    embed_tokens: Callable[[Int[Tensor, " _"]], Float[Tensor, "_ D"]],
+) -> PackedBatch:
+    """Right-pad packed groups to one batch.
+
+    Args:
+        prompts: the embeddings (L, D) of each group's prompt.
+        groups: the packed groups.
+        embed_tokens: embeds token ids.
+    """
     size = max(group.length for group in groups)
     device = prompts[0].device
     if device.type == "cuda":
-        size = -(-size // 8) * 8  # attention kernels copy a mask whose rows are not aligned in every layer
+        size = -(-size // 8) * 8  # attention kernels copy a mask whose rows are not aligned, and do so in every layer
+    # One call for all groups: embedding them one by one would start as many kernels.
     tokens = embed_tokens(torch.cat([group.token.to(device) for group in groups]))
     tokens = tokens.to(prompts[0].dtype).split([group.token.shape[0] for group in groups])
     embeddings = torch.stack(
@@ -113,10 +125,17 @@ def collate(prompts: list[Tensor], groups: list[PackedGroup], embed_tokens: Call
 
 
 def micro_batches(lengths: list[int], token_budget: int) -> list[list[int]]:
-    """Split groups (given by row length) into batches whose padded size rows × longest stays within the budget.
+    """Split rows into batches whose padded size, rows × longest row, stays within the budget.
 
-    Longest first, so that rows of like length share a batch; a single row longer than the budget gets a batch of its
-    own. Returns lists of indices; every group occurs exactly once.
+    Longest first, so that rows of like length share a batch and little is padding. A single row over the budget gets a
+    batch of its own.
+
+    Args:
+        lengths: of the rows.
+        token_budget: the largest padded size of a batch.
+
+    Returns:
+        Lists of indices of rows; every row is in exactly one.
     """
     batches: list[list[int]] = []
     current: list[int] = []
@@ -130,7 +149,7 @@ def micro_batches(lengths: list[int], token_budget: int) -> list[list[int]]:
     return batches
 
 
-def unpack(log_probs: Float[Tensor, " N"], tree: PrefixTree) -> Float[Tensor, "K T"]:
-    """Spread per-node values over the (K, T) grid of a group's completions; padding is 0."""
-    # Padding is node −1: the 0 that is put behind the nodes, of which there may be none.
-    return torch.nn.functional.pad(log_probs, (0, 1))[tree.node.to(log_probs.device)]
+def unpack(values: Float[Tensor, " N"], tree: PrefixTree) -> Float[Tensor, "K T"]:
+    """Spread one value per node over the grid of a group's completions; padding is 0."""
+    # Padding is node −1, which indexes the 0 that is put behind the nodes, of which there may be none.
+    return torch.nn.functional.pad(values, (0, 1))[tree.node.to(values.device)]

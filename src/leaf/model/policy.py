@@ -22,7 +22,8 @@ from leaf.memory import in_parts
 from leaf.model import prompts as prompting
 from leaf.model.attention import Attention
 from leaf.model.device import pick_dtype
-from leaf.model.families import Family, family_of
+from leaf.model.families import family_of
+from leaf.model.family import Family
 from leaf.model.head import read_log_probs
 from leaf.model.loading import load_model, with_adapter
 

@@ -1,7 +1,7 @@
-"""From rows to the processor's tensors: prompts in the ecosystem's shapes, audio checked before and after.
+"""Turn rows into the processor's tensors, and refuse what would lose audio.
 
-A prompt is a plain instruction, a string with the family's audio placeholder in it, or messages whose content holds an
-audio part. The audio is the row's `audio`, or else what the message's audio part carries (`audio`, `path`, `url`).
+A prompt is a plain instruction, a string with the family's audio placeholder in it, or messages with an audio part in
+their content. The audio is the row's `audio`, or else what the audio part names (`audio`, `path`, `url`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +14,11 @@ from torch import Tensor
 from leaf.data.audio import audio_seconds, load_audio
 from leaf.data.rows import Example, row_name
 from leaf.errors import AudioError, DataError, ModelError, shown
-from leaf.model.families import Family, encode_text
+from leaf.model.family import Family, encode_text
 
 
 def conversation(family: Family, prompt: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return a prompt as messages, content as a list of parts; a plain instruction follows its audio."""
+    """Write a prompt as messages whose content is a list of parts; a plain instruction follows its audio."""
     if isinstance(prompt, str):
         text = prompt if family.audio_token in prompt else family.audio_token + prompt
         return [{"role": "user", "content": _parts(text, family.audio_token)}]
@@ -34,9 +34,12 @@ def conversation(family: Family, prompt: str | Sequence[Mapping[str, Any]]) -> l
 
 
 def _messages(prompt: Any) -> list[dict[str, Any]]:
-    """Return a prompt's messages without the keys that have no value, or raise DataError for what is none.
+    """Check a prompt's messages and leave out the keys that have no value.
 
-    `datasets` gives all parts of a column the same keys, None where a part had none, and templates ask which are there.
+    `datasets` gives all parts of a column the same keys, None where a part had none, and templates ask which exist.
+
+    Raises:
+        DataError, ModelError: the prompt is no list of messages.
     """
     if not isinstance(prompt, list | tuple):
         raise DataError(f"A prompt is {shown(prompt)}; give a string, or a list of messages.")
@@ -79,7 +82,7 @@ def _parts(text: str, placeholder: str) -> list[dict[str, str]]:
 
 
 def render(family: Family, processor: Any, prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    """Render a prompt as model input text, the audio placeholder in it once; ready-made text stays as it is."""
+    """Render a prompt as model input text with one audio placeholder; a string that has one stays as it is."""
     if isinstance(prompt, str) and family.audio_token in prompt:
         return prompt
     messages = conversation(family, prompt)
@@ -96,14 +99,18 @@ def render(family: Family, processor: Any, prompt: str | Sequence[Mapping[str, A
 
 
 def _flat(content: Any, placeholder: str) -> str:
-    """Join a content's parts into the string that templates without parts take."""
+    """Join the parts of a message into the string that templates without parts take."""
     if isinstance(content, str):
         return content
     return "".join(placeholder if part.get("type") == "audio" else part["text"] for part in content)
 
 
 def audio_of(example: Example) -> Any:
-    """Return a row's audio: its column, or the audio part of its messages."""
+    """Find a row's audio: its column, or the audio part of its messages.
+
+    Raises:
+        DataError, ModelError: the row has no prompt, or not exactly one recording.
+    """
     prompt = example.get("prompt")
     if prompt is None:
         raise DataError(f"A row has no prompt; it has the columns {shown(sorted(map(str, example)))}.")
@@ -128,14 +135,14 @@ def audio_of(example: Example) -> Any:
 def encode(
     family: Family, processor: Any, examples: Sequence[Example], max_prompt_tokens: int | None
 ) -> dict[str, Tensor]:
-    """Turn rows with `prompt` and `audio` into the processor's tensors; refuse what would lose audio.
+    """Turn rows with `prompt` and `audio` into the processor's tensors.
 
     Raises:
-        AudioError: audio that cannot be used or is longer than the model takes; the row is named.
-        DataError: a row without prompt or audio, or a prompt that is neither a string nor messages.
-        ModelError: not exactly one audio placeholder, a prompt over the limit.
+        AudioError: audio cannot be used or is longer than the model takes; the row is named.
+        DataError: a row has no prompt or no audio, or its prompt is neither a string nor messages.
+        ModelError: a prompt has not exactly one audio placeholder, or is over the limit.
     """
-    rate = getattr(processor, family.feature_extractor).sampling_rate
+    rate = family.sampling_rate(processor)
     waves = [waveform(family, processor, example) for example in examples]
     if family.encode is encode_text:
         prompts: list[Any] = [render(family, processor, example["prompt"]) for example in examples]
@@ -155,7 +162,7 @@ def encode(
         worst = examples[int(lengths.argmax())]
         raise ModelError(
             f"The prompt of {row_name(worst)!r} has {int(lengths.max())} tokens, audio included; at most "
-            f"{max_prompt_tokens} are allowed (max_prompt_tokens). Nothing is cut: raise the limit or shorten the row."
+            f"{max_prompt_tokens} are allowed (max_prompt_tokens). Raise the limit or shorten the row."
         )
     return {key: value for key, value in batch.items() if isinstance(value, Tensor)}
 
@@ -166,32 +173,32 @@ def _audio_parts(messages: Sequence[Mapping[str, Any]]) -> int:
 
 
 def waveform(family: Family, processor: Any, example: Example) -> np.ndarray:
-    """Return a row's audio as the model takes it; its length is looked at before anything is decoded.
+    """Load a row's audio as the model takes it; a file that is too long is refused before it is decoded.
 
     Raises:
         AudioError: the audio cannot be used, or is longer than the model takes; the row is named.
     """
     check_length(family, processor, example)
-    rate = getattr(processor, family.feature_extractor).sampling_rate
+    rate = family.sampling_rate(processor)
     longest = family.max_seconds(processor)
     with _named(example):
         wave = load_audio(audio_of(example), sampling_rate=rate)
-        if len(wave) > longest * rate:  # a header may promise less than there is
+        if len(wave) > longest * rate:  # a header may state less than there is
             raise _too_long(len(wave) / rate, longest)
     return wave
 
 
 def check_length(family: Family, processor: Any, example: Example) -> None:
-    """Refuse a row by what the headers of its audio say; nothing is decoded.
+    """Refuse a row whose audio is too long by its header; nothing is decoded.
 
     Raises:
         AudioError: a file is missing or is no audio, or the audio is longer than the model takes; the row is named.
     """
-    rate = getattr(processor, family.feature_extractor).sampling_rate
+    rate = family.sampling_rate(processor)
     longest = family.max_seconds(processor)
     with _named(example):
         seconds = audio_seconds(audio_of(example))
-        if seconds - 1 / rate > longest:  # resampling may round one sample away
+        if seconds - 1 / rate > longest:  # one sample may be lost in resampling
             raise _too_long(seconds, longest)
 
 

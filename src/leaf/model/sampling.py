@@ -1,11 +1,12 @@
 """Sample a group of completions per prompt: prefill each prompt once, decode every distinct prefix once.
 
-Completions that agree so far share their computation until they part, which changes no probability: each draws its
-own token from the shared distribution. Finished completions leave the batch. The surprisal of each sampled token is
-read as it is drawn.
+Completions that agree so far share their computation until they part. This changes no probability: each draws its own
+token from the distribution they share. Finished completions leave the batch. The surprisal of each token is recorded as
+the token is drawn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,19 +21,25 @@ from leaf.model.decoding import decoder
 from leaf.model.packing import micro_batches
 from leaf.model.policy import Policy, Prompt
 
-# A nucleus almost never holds more tokens than this; where one does, the whole row is sorted.
+# A nucleus almost never has more tokens than this, and finding the largest 256 is much cheaper than sorting the
+# vocabulary. Where one has more, the whole row is sorted after all.
 _NUCLEUS = 256
+
+_TOO_MUCH = (
+    "Memory ran out while the completions of a single prompt were sampled. Use fewer num_completions, a smaller "
+    "max_new_tokens, shorter audio, dtype: bfloat16 or a larger device."
+)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Hold the K completions of one prompt.
+    """The K completions of one prompt.
 
     Attributes:
         prompt: the embedded prompt they continue.
         tokens: (K, T) int64, right-padded with 0; the end-of-sequence token counts as the last one.
         lengths: (K,) int64.
-        surprisal: (K, T) −log p in nats under the distribution sampled from (after temperature and top-p); padding 0.
+        surprisal: (K, T) −log p in nats under the distribution drawn from (after temperature and top-p); padding 0.
         truncated: (K,) True where the length limit came before an end-of-sequence token.
     """
 
@@ -44,11 +51,11 @@ class Group:
 
     @cached_property
     def tree(self) -> PrefixTree:
-        """Return the prefix tree, built once; it serves credit, the packed forward and the report."""
+        """The prefix tree, built once; it serves credit, the packed forward and the report."""
         return PrefixTree.build(self.tokens, self.lengths)
 
     def select(self, indices: list[int]) -> "Group":
-        """Return the group of some of its completions, width unchanged."""
+        """Make a group of some of the completions, width unchanged."""
         parts = (self.tokens, self.lengths, self.surprisal, self.truncated)
         return Group(self.prompt, *(part[indices] for part in parts))
 
@@ -56,6 +63,10 @@ class Group:
         """Decode the completions without special tokens."""
         rows = [row[:length].tolist() for row, length in zip(self.tokens, self.lengths.tolist(), strict=True)]
         return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+# Where draws come from: one source for all, one for each prompt, or one for each completion of a prompt.
+Generators = torch.Generator | Sequence[torch.Generator | Sequence[torch.Generator]] | None
 
 
 @torch.no_grad()
@@ -68,28 +79,27 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     greedy: bool | Sequence[bool] = False,
-    generator: torch.Generator | Sequence[torch.Generator | Sequence[torch.Generator]] | None = None,
+    generator: Generators = None,
     token_budget: int | None = None,
 ) -> list[Group]:
     """Sample `num_completions` (K) completions per prompt, dropout off.
 
+    Where memory runs out, fewer prompts at a time are sampled, from then on too (`policy.sampled_at_once`). What they
+    draw stays the same.
+
     Args:
-        policy: the model; its adapter is used as it stands (wrap in `policy.reference()` for the base model).
+        policy: the model, with its adapter on (inside `policy.reference()`: off).
         prompts: embedded prompts of any lengths.
         num_completions: K ≥ 1.
         max_new_tokens: length limit T ≥ 1; completions that reach it without an end token are marked truncated.
-        temperature: in (0, inf), divides the logits; independent of `policy.temperature`.
+        temperature: divides the logits, in (0, inf); independent of `policy.temperature`.
         top_p: in (0, 1]; the smallest set of most likely tokens whose probability reaches it is kept.
-        greedy: take the most likely token instead; the surprisal is then the unwarped one. One for all completions, or
-            one for each of the K.
-        generator: source of randomness on the CPU, or one for each prompt: what a prompt draws then depends on its own
-            alone; instead of a prompt's generator there may be one for each of its completions. One uniform number per
-            completion and step is drawn beforehand, so a draw depends neither on the batch nor on how it shrinks.
+        greedy: take the most likely token instead; the surprisal is then that of the whole distribution. One value for
+            all completions, or one for each of the K.
+        generator: source of randomness on the CPU. With one for each prompt, what a prompt draws depends on its own
+            alone. In place of a prompt's there may be one for each of its completions.
         token_budget: largest padded size (prompts × longest prompt) sampled at once, prompts of like length together;
-            None for four times the policy's scoring budget (no gradient is kept).
-
-    Where memory runs out, fewer prompts at a time are sampled, now and from then on (`policy.sampled_at_once`); what
-    they draw stays the same.
+            None for four times the policy's scoring budget, since no gradient is kept.
 
     Returns:
         One Group per prompt, tensors on the CPU.
@@ -102,35 +112,39 @@ def sample(
     each = [greedy] * num_completions if isinstance(greedy, bool) else list(greedy)
     if len(each) != num_completions:
         raise ConfigError(f"greedy has {len(each)} values for {num_completions} completions; give one for each.")
-    was_training = policy.training
-    policy.eval()
     groups: dict[int, Group] = {}
-    try:
-        with policy.precision():  # around all steps, so that autocast casts the adapters' weights once and keeps them
-            for batch in micro_batches([prompt.length for prompt in prompts], token_budget or 4 * policy.token_budget):
-                batch.sort()
-                chosen = in_parts(
-                    policy,
-                    "sampled_at_once",
-                    batch,
-                    lambda part: _sample(policy, [prompts[i] for i in part], draws[:, part], temperature, top_p, each),
-                    weight=max(prompts[i].length for i in batch) + num_completions * max_new_tokens,
-                    alone="Memory ran out while the completions of a single prompt were sampled. Use fewer "
-                    "num_completions, a smaller max_new_tokens, shorter audio, dtype: bfloat16 or a larger device.",
-                )
-                groups.update(zip(batch, chosen, strict=True))
-    finally:
-        policy.train(was_training)
+    # Precision is set around all steps, so that autocast casts the adapters' weights once and keeps them.
+    with _evaluating(policy), policy.precision():
+        for batch in micro_batches([prompt.length for prompt in prompts], token_budget or 4 * policy.token_budget):
+            batch.sort()
+            chosen = in_parts(
+                policy,
+                "sampled_at_once",
+                batch,
+                lambda part: _sample(policy, [prompts[i] for i in part], draws[:, part], temperature, top_p, each),
+                weight=max(prompts[i].length for i in batch) + num_completions * max_new_tokens,
+                alone=_TOO_MUCH,
+            )
+            groups.update(zip(batch, chosen, strict=True))
     return [groups[i] for i in range(len(prompts))]
 
 
-def _draws(
-    generator: torch.Generator | Sequence[torch.Generator | Sequence[torch.Generator]] | None,
-    steps: int,
-    prompts: int,
-    completions: int,
-) -> Tensor:
-    """Return uniform numbers (T, P, K)."""
+@contextmanager
+def _evaluating(policy: Policy) -> Iterator[None]:
+    """Switch dropout off inside the block."""
+    was_training = policy.training
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(was_training)
+
+
+def _draws(generator: Generators, steps: int, prompts: int, completions: int) -> Tensor:
+    """Draw a uniform number for every token to come, (T, P, K).
+
+    They are drawn ahead, so a token depends neither on how prompts are batched nor on which completions have ended.
+    """
     if isinstance(generator, Sequence):
         if len(generator) != prompts:
             raise ConfigError(f"{len(generator)} generators came for {prompts} prompts; give one for each.")
@@ -140,7 +154,7 @@ def _draws(
 
 
 def _draws_of(generator: torch.Generator | Sequence[torch.Generator], steps: int, completions: int) -> Tensor:
-    """Return the uniform numbers (T, K) of one prompt."""
+    """Draw the uniform numbers of one prompt, (T, K)."""
     if isinstance(generator, torch.Generator):
         return torch.rand(steps, completions, generator=generator, dtype=torch.float64)
     if len(generator) != completions:
@@ -151,12 +165,18 @@ def _draws_of(generator: torch.Generator | Sequence[torch.Generator], steps: int
 def _sample(
     policy: Policy, prompts: Sequence[Prompt], draws: Tensor, temperature: float, top_p: float, greedy: Sequence[bool]
 ) -> list[Group]:
-    """Sample one batch; `draws` (T, P, K) are uniform numbers, `greedy` says which of the K completions draw none."""
+    """Sample one batch.
+
+    Args:
+        draws: (T, P, K) uniform numbers.
+        greedy: which of the K completions take the most likely token instead.
+        policy, prompts, temperature, top_p: as in `sample`.
+    """
     device = prompts[0].embeddings.device
     limit, _, completions = draws.shape
     draws = draws.flatten(1).to(device)
     count = draws.shape[1]
-    greediest = torch.tensor(greedy, device=device).repeat(len(prompts))
+    is_greedy = torch.tensor(greedy, device=device).repeat(len(prompts))
     eos = torch.tensor(policy.eos_token_ids, device=device)
     scale = policy.temperature / temperature  # the decoder's logits are divided by the policy's own temperature
 
@@ -164,27 +184,29 @@ def _sample(
     surprisal = torch.zeros(count, limit, device=device)
     lengths = torch.zeros(count, dtype=torch.long, device=device)
     truncated = torch.ones(count, dtype=torch.bool, device=device)
-    active = torch.arange(count, device=device)  # completions that still grow, in order of prompt
-    row = active // completions  # the decoder's row of each of them, ascending from prompt to prompt
+    active = torch.arange(count, device=device)  # (A,) completions that still grow, in order of prompt
+    row = active // completions  # (A,) the decoder's row of each, ascending from prompt to prompt
     decode = decoder(policy, prompts)
     logits = decode.start() * scale
     for step in range(limit):
         chosen, nats = _choose(logits, row, top_p, all(greedy), draws[step, active])
         if any(greedy) and not all(greedy):
             best, its_nats = _choose(logits, row, top_p, True, draws[step, active])
-            chosen = torch.where(greediest[active], best, chosen)
-            nats = torch.where(greediest[active], its_nats, nats)
+            chosen = torch.where(is_greedy[active], best, chosen)
+            nats = torch.where(is_greedy[active], its_nats, nats)
         tokens[active, step], surprisal[active, step], lengths[active] = chosen, nats, step + 1
         ended = torch.isin(chosen, eos)
         truncated[active[ended]] = False
         if step + 1 == limit or bool(ended.all()):
             break
         active = active[~ended]
-        # Completions with the same prefix and the same token go on as one row.
-        branch, row = torch.unique(row[~ended] * logits.shape[-1] + chosen[~ended], return_inverse=True)
-        logits = decode.advance(branch // logits.shape[-1], branch % logits.shape[-1]) * scale
+        # Completions with the same prefix and the same token continue as one row. row · V + token numbers such pairs,
+        # and unique sorts them, so that rows stay in order of their parents, as the decoder expects.
+        vocabulary = logits.shape[-1]
+        branch, row = torch.unique(row[~ended] * vocabulary + chosen[~ended], return_inverse=True)
+        logits = decode.advance(branch // vocabulary, branch % vocabulary) * scale
 
-    # To the CPU in one go: from here on everything is bookkeeping, group by group.
+    # To the CPU once for all groups: what follows is bookkeeping, group by group.
     tokens, lengths, surprisal, truncated = (part.cpu() for part in (tokens, lengths, surprisal, truncated))
     groups = []
     for i, prompt in enumerate(prompts):
@@ -195,12 +217,13 @@ def _sample(
 
 
 def _choose(logits: Tensor, row: Tensor, top_p: float, greedy: bool, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw one token per completion by inverse CDF.
+    """Draw one token per completion: the first whose cumulative probability exceeds the uniform number.
 
     Args:
         logits: (F, V) float32, one row per distinct prefix.
         row: (A,) the prefix of each completion.
-        top_p, greedy: as in `sample`.
+        top_p: as in `sample`.
+        greedy: whether to take the most likely tokens instead.
         draws: (A,) uniform numbers in [0, 1).
 
     Returns:
@@ -211,6 +234,8 @@ def _choose(logits: Tensor, row: Tensor, top_p: float, greedy: bool, draws: Tens
         best = logits.max(-1)
         return best.indices[row], (normaliser.squeeze(1) - best.values)[row]
     if top_p >= 1.0:
+        # In float64, because float32 sums near 1 would lose tokens rarer than 6e-8. The last sum is not quite 1, so the
+        # draw is stretched to it.
         cumulative = (logits - normaliser).double().exp_().cumsum(-1)
         index = _search(cumulative, row, draws * cumulative[row, -1])
         index = index.clamp_max(logits.shape[-1] - 1)
@@ -220,6 +245,7 @@ def _choose(logits: Tensor, row: Tensor, top_p: float, greedy: bool, draws: Tens
     if float(probability.sum(-1).min()) < top_p:
         top = logits.sort(dim=-1, descending=True)
         probability = (top.values - normaliser).double().exp()
+    # A token is in the nucleus if those likelier than it do not reach top_p; so the first always is.
     before = probability.cumsum(-1) - probability
     probability = probability.masked_fill(before >= top_p, 0.0)
     cumulative = probability.cumsum(-1)
@@ -231,12 +257,17 @@ def _choose(logits: Tensor, row: Tensor, top_p: float, greedy: bool, draws: Tens
 
 
 def _search(cumulative: Tensor, row: Tensor, values: Tensor) -> Tensor:
-    """Return for each value (A,) where it falls in its row of `cumulative` (F, V), without a copy of that row."""
-    # One column per completion of the fullest row; what stays empty looks up 0.
+    """Find for each value (A,) its place in its row of `cumulative` (F, V).
+
+    searchsorted takes as many values for every row, so values are laid out as a table (F, most values of a row). The
+    plain way, `cumulative[row]`, would copy a row of V numbers for every completion.
+    """
+    # Numbering the values of a row: their rank in order of row, less the number of values in the rows before.
     counts = torch.bincount(row, minlength=cumulative.shape[0])
     order = torch.argsort(row, stable=True)
     column = torch.empty_like(row)
     column[order] = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row[order]]
+    # What stays empty looks up 0, and nobody reads it.
     wanted = values.new_zeros(cumulative.shape[0], int(counts.max()))
     wanted[row, column] = values
     return torch.searchsorted(cumulative, wanted, right=True)[row, column]

@@ -103,7 +103,7 @@ class Layout:
     Attributes:
         name: `tree`, `prompt_once` or `copies`.
         hidden: runs a batch, (policy, prompts, packed groups) → hidden states (Q, D) at all groups' parents in turn.
-        size: positions that a group costs, (P, tree) → int.
+        size: positions that a group costs, (L, tree) → int.
     """
 
     name: str
@@ -219,7 +219,7 @@ def _branches(group: PackedGroup, device: torch.device) -> tuple[Tensor, Tensor,
     place = torch.zeros(tree.num_nodes, dtype=torch.long, device=home)
     slots = torch.arange(tokens.numel(), device=home).view(tokens.shape)
     place[tree.node[chosen, : tokens.shape[1]][fed]] = 1 + slots[fed]
-    rows = group.parents - group.prompt_length  # packed row P + i is inner node i; −1 is the prompt's last position
+    rows = group.parents - group.prompt_length  # the packed row has inner node i at L + i; −1 is the prompt's end
     places = torch.where(rows < 0, 0, place[group.node[rows.clamp_min(0)]] if len(group.node) else 0)
     return tokens.masked_fill(~fed, 0).to(device), lengths.to(device), places.to(device)
 

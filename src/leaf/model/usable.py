@@ -1,4 +1,4 @@
-"""Find rows whose audio the model can take."""
+"""Find the rows whose audio the model can take."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,13 +8,22 @@ from leaf.errors import AudioError, DataError
 from leaf.model.policy import Policy
 from leaf.model.prompts import check_length, waveform
 
-MOST_UNUSABLE = 100  # rows in a row without usable audio; then it is the data set, not a row
+MOST_UNUSABLE = 100  # rows one after the other; if none of so many has usable audio, the data set is at fault
 
 
 def rows_with_audio(
     policy: Policy, rows: Any, indices: Sequence[int], say: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], int]:
-    """Return rows by index, each without usable audio replaced by the next one that has it, and how many were replaced.
+    """Take rows by index; the next row with usable audio replaces one without.
+
+    Args:
+        policy: whose model has to take the audio.
+        rows: the data set.
+        indices: of the rows wanted.
+        say: called with a line for every row left out.
+
+    Returns:
+        The rows, and how many of them are replacements.
 
     Raises:
         DataError: too many rows, one after the other, are unusable.
@@ -34,14 +43,17 @@ def rows_with_audio(
         else:
             (row,) = take(rows, [index])
             raise DataError(
-                f"From row {row_name(row)!r} on {min(len(rows), MOST_UNUSABLE)} rows, one after the other, have no "
-                "usable audio. Check where the manifest points."
+                f"{min(len(rows), MOST_UNUSABLE)} rows, one after the other, have no usable audio, from "
+                f"{row_name(row)!r} on. Check where the manifest points."
             )
     return chosen, replaced
 
 
 def unusable_audio(policy: Policy, rows: Sequence[dict[str, Any]], *, decode: bool) -> dict[int, str]:
-    """Return why rows, by number, have no usable audio: as their headers say or, with `decode`, as all of it says."""
+    """Say why rows have no usable audio, by number of the row.
+
+    Only the headers of files are read; with `decode` all of the audio.
+    """
     look, found = waveform if decode else check_length, {}
     for number, row in enumerate(rows):
         try:

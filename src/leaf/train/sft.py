@@ -20,7 +20,7 @@ from leaf.evaluation.evaluate import evaluate
 from leaf.evaluation.predict import Decoding
 from leaf.evaluation.registry import Scoring, validation_metrics
 from leaf.memory import within_memory
-from leaf.model.families import encode_text
+from leaf.model.family import encode_text
 from leaf.model.policy import Policy
 from leaf.model.projector import save_projector, unfreeze_projector
 from leaf.model.prompts import audio_of
