@@ -253,7 +253,7 @@ def test_models_and_what_goes_with_them(tmp_path):
         (policy, {"peft_config": peft.LoraConfig(r=4)}, "A Policy brings its adapter and its processor"),
         (policy, {"processing_class": processor}, "A Policy brings its adapter and its processor"),
         (frozen, {}, "no trainable parameters"),
-        (wrapped, {"processing_class": processor}, "A PeftModel came as the model"),
+        (wrapped, {"processing_class": processor}, "The model is a PeftModel"),
         ("some/path", {"processing_class": processor}, "processing_class goes with a model object"),
     ):
         with pytest.raises(ConfigError, match=message):
