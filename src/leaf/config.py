@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from leaf.errors import ConfigError, did_you_mean, shown
+from leaf.text import fold_whitespace
 
 # What a resumed run may change. `free`: where, how often and how patiently it runs, which teaches it nothing else;
 # what was done under `tolerate: stop` met no failure, so `skip` would have done the same. `bits`: the order in which
@@ -349,7 +350,7 @@ def _yaml(text: str, what: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: of what looks like a date and is none
-        raise ConfigError(f"Cannot parse {what} as YAML: {' '.join(str(error).split())[:500]}.") from error
+        raise ConfigError(f"Cannot parse {what} as YAML: {fold_whitespace(str(error))[:500]}.") from error
 
 
 def _check(key: str, value: Any, hint: Any, metadata: Any) -> Any:

@@ -11,6 +11,7 @@ from leaf.data.asterisk import rows as asterisk
 from leaf.data.leaks import check_leakage
 from leaf.data.manifest import manifest_splits, read_manifest
 from leaf.errors import DataError, did_you_mean
+from leaf.text import fold_whitespace
 
 __all__ = ["TASKS", "Task", "check_leakage", "load", "splits_of"]
 
@@ -77,7 +78,7 @@ def load(name: str, split: str, *, limit: int | None = None, columns: dict[str, 
     except UnicodeEncodeError as error:
         raise DataError(f"A column of {name} holds half a character (a lone surrogate): {error}.") from error
     except (ArrowException, OverflowError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = fold_whitespace(str(error))[:300]
         raise DataError(f"A column of {name} mixes kinds of values: {reason}. Make each column one kind.") from error
 
 

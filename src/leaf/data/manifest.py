@@ -13,6 +13,7 @@ from typing import Any
 
 from leaf.data.audio import file_problem
 from leaf.errors import DataError, shown
+from leaf.text import fold_whitespace
 
 REQUIRED = ("prompt", "audio", "reference")
 SPLITS = ("train", "validation", "test")
@@ -143,7 +144,7 @@ def _line(path: str) -> str:
 
 
 def _listed(names: Any) -> str:
-    return ", ".join([" ".join(str(name)[:40].split()) for name in names][:20])
+    return ", ".join([fold_whitespace(str(name)[:40]) for name in names][:20])
 
 
 def _named_split(row: dict[str, Any], number: int, path: Path) -> str:

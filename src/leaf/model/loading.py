@@ -19,6 +19,7 @@ from leaf.errors import LeafError, ModelError
 from leaf.model.families import family_of
 from leaf.model.family import Family
 from leaf.model.own_adapter import load_own_adapter, merge_own_adapter, refuse_pickle
+from leaf.text import fold_whitespace
 
 
 def look_up(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Family, Any]:
@@ -141,5 +142,5 @@ def _joined(excluded: str | Collection[str] | None, expression: str) -> str:
 
 def _one_line(error: Exception) -> str:
     """Put an error's message on one line that ends like a sentence."""
-    text = " ".join(str(error).split())[:500]
+    text = fold_whitespace(str(error))[:500]
     return text if text.endswith((".", "!", "?")) else f"{text}."

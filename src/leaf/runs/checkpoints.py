@@ -24,6 +24,7 @@ from leaf.config import Resume, RunConfig, from_dict, of_version_0_1, to_dict
 from leaf.errors import RunError
 from leaf.files import file_sha256, remove_directory
 from leaf.runs.directory import LOGS, RunDirectory
+from leaf.text import fold_whitespace
 
 FORMAT = 1
 _FILES = ("tensors.safetensors", "state.json")
@@ -277,7 +278,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (KeyError, TypeError):
         reason = "manifest.json is not a manifest"
     except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+        reason = fold_whitespace(str(error))
     raise RunError(f"The checkpoint {path} is damaged: {reason}.")
 
 

@@ -21,6 +21,7 @@ from leaf import files
 from leaf.config import RunConfig, from_dict, of_version_0_1, to_dict
 from leaf.errors import RunError
 from leaf.files import writing
+from leaf.text import fold_whitespace
 
 LOGS = ("metrics.jsonl", "validation.jsonl", "groups.jsonl")
 _WRITTEN = ("recipe.yaml", "versions.json", "projector.safetensors", *LOGS)
@@ -103,7 +104,7 @@ class RunDirectory:
         try:
             values = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise RunError(f"{file} cannot be read: {' '.join(str(error).split())}.") from error
+            raise RunError(f"{file} cannot be read: {fold_whitespace(str(error))}.") from error
         if not isinstance(values, dict):
             raise RunError(f"{file} holds no recipe. Restore it from a copy.")
         return from_dict(of_version_0_1(values))
