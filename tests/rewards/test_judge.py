@@ -70,7 +70,7 @@ def test_a_slow_answer_is_given_up_and_asked_again(url):
     assert seen(url)["requests"] == 2
 
 
-def test_what_does_not_pass_after_all_tries_is_an_error_and_the_rest_is_kept(url, tmp_path):
+def test_a_request_that_fails_in_all_tries_is_an_error_and_the_other_replies_are_kept(url, tmp_path):
     bodies = [body(f"says={i};") for i in range(6)]
     with Client(endpoint(url, concurrency=1), tmp_path / "c.sqlite") as client:
         with pytest.raises(JudgeError, match="no usable answer in 4 tries; last: status 503"):
@@ -298,7 +298,7 @@ def predictions(path, system, answers, **columns):
     return path
 
 
-def test_a_file_is_judged_goes_on_after_a_failure_and_says_what_it_did(url, tmp_path, template):
+def test_a_file_is_judged_continues_after_a_failure_and_says_what_it_did(url, tmp_path, template):
     how = JudgeSettings.of("direct", template=template, samples=1)
     answers = ["says=50;", "says=100;", "fault=dead; says=0;"]
     file = predictions(tmp_path / "a.jsonl", "a", [answers, ["says=1;"] * 3])

@@ -3,7 +3,8 @@
 Nothing here knows a model, a tokenizer or a trainer. These letters name the shapes:
 
     K  completions of a group     T  tokens of the longest one: the width to which all are padded on the right
-    N  nodes of its prefix tree   B  boundaries of the group       J  columns of a span table, B + 1
+    N  nodes of its prefix tree   L  prefix lengths, T + 1: column 0 is the empty prefix
+    B  boundaries of the group    J  columns of a span table, B + 1: a span before each boundary, and the tail
 
 Positions are token indices from 0, and spans are half-open: a boundary t splits a completion into tokens [0, t) and
 [t, length). Surprisal is in nats. A NaN reward means that the completion could not be scored.

@@ -103,8 +103,8 @@ class PrefixTree:
         if size == 0:
             return torch.zeros_like(self.depth)
         # The nodes that one row opened form a run of rising depth, so only the start of a run can close subtrees: the
-        # subtree of a node at depth d ends at the first later run that starts at depth ≤ d. `closes` has that start for
-        # every depth, from the last run to the first. There are at most K runs, so this loop is short.
+        # subtree of a node at depth d ends at the first later run that starts at depth ≤ d. The loop goes from the last
+        # run to the first, so closes[d] is that start. There are at most K runs.
         starts = np.flatnonzero(np.concatenate([[True], depth[1:] <= depth[:-1]]))
         closes = np.full(int(depth.max()) + 1, size, dtype=np.int64)
         end = np.empty(size, dtype=np.int64)
