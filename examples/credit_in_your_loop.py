@@ -1,9 +1,9 @@
-"""LEAF's credit in a loop of one's own: any model that samples tokens, plain PyTorch, no speech.
+"""Use LEAF's credit in your own training loop: any model that samples tokens, plain PyTorch, no speech.
 
     python examples/credit_in_your_loop.py
 
-A small recurrent network learns to spell: for each of four prompts there is a word, and a completion earns the share
-of its letters that stand in the right place. It runs in seconds and checks itself.
+A small recurrent network learns to spell. Each of four prompts asks for one word, and a completion earns the share of
+its letters that are in the right place. The script runs in seconds and checks its own result.
 """
 
 import argparse
@@ -21,7 +21,7 @@ LONGEST = 8
 
 
 class Speller(nn.Module):
-    """Give the logits of the next letter from the prompt and the letters so far."""
+    """Predicts the next letter from the prompt and the letters so far."""
 
     def __init__(self, width: int = 48):
         super().__init__()
@@ -31,7 +31,7 @@ class Speller(nn.Module):
         self.head = nn.Linear(width, len(LETTERS) + 1)
 
     def log_probs(self, prompt: int, tokens: Tensor) -> Tensor:
-        """Return (K, T) log-probabilities of given tokens, with graph."""
+        """Compute log-probabilities (K, T) of given tokens, with a graph."""
         state = self.start.weight[prompt].expand(tokens.shape[0], -1)
         steps = []
         for t in range(tokens.shape[1]):
@@ -41,7 +41,7 @@ class Speller(nn.Module):
 
     @torch.no_grad()
     def sample(self, prompt: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return tokens (K, T), lengths (K,) with the end token counted, and surprisal (K, T) in nats."""
+        """Sample tokens (K, T), their lengths (K,) with the end token counted, and their surprisal (K, T) in nats."""
         state = self.start.weight[prompt].expand(count, -1)
         tokens = torch.zeros(count, LONGEST, dtype=torch.long)
         surprisal = torch.zeros(count, LONGEST)
@@ -52,11 +52,14 @@ class Speller(nn.Module):
             surprisal[:, t] = -logp.gather(1, tokens[:, t : t + 1]).squeeze(1)
             lengths = torch.where((tokens[:, t] == END) & (lengths == LONGEST), t + 1, lengths)
             state = self.cell(self.letter(tokens[:, t]), state)
-        return tokens, lengths, surprisal  # what stands behind a completion's end is ignored everywhere
+        return tokens, lengths, surprisal  # whatever follows a completion's end is ignored everywhere
 
 
 def reward(prompt: int, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Return (K,) the share of letters in place, the end included; a completion too long or too short loses by it."""
+    """Compute the share of letters in the right place (K,), the end included.
+
+    The share is of the longer of word and completion, so a wrong length costs reward.
+    """
     wanted = [*map(LETTERS.index, WORDS[prompt]), END]
     earned = []
     for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True):
@@ -66,7 +69,7 @@ def reward(prompt: int, tokens: Tensor, lengths: Tensor) -> Tensor:
 
 
 def train(credit: str, steps: int, seed: int, completions: int = 8) -> list[float]:
-    """Train a fresh model with a credit rule and return the mean reward of every step."""
+    """Train a fresh model with a credit rule, and return the mean reward of every step."""
     torch.manual_seed(seed)
     model = Speller()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -76,14 +79,14 @@ def train(credit: str, steps: int, seed: int, completions: int = 8) -> list[floa
         for prompt in range(len(WORDS)):
             tokens, lengths, surprisal = model.sample(prompt, completions)
             rewards = reward(prompt, tokens, lengths)
-            if credit == "leaf":
+            if credit == "leaf":  # one advantage per token, (K, T): tokens of one span share theirs
                 advantages = leaf_advantages(tokens, lengths, surprisal, rewards)
-            else:
+            else:  # one advantage per completion, repeated over its tokens and padded to T
                 advantages = nn.functional.pad(grpo_advantages(rewards, lengths), (0, LONGEST - int(lengths.max())))
             mask = torch.arange(LONGEST) < lengths[:, None]
             new = model.log_probs(prompt, tokens)
             (weights,) = token_weights([mask])  # every completion counts the same, whatever its length
-            # On-policy: the policy that sampled is this one, so old and new are the same.
+            # There is one update a rollout, so the policy that sampled is this one: old and new are the same.
             part, _ = policy_loss(new, new.detach(), advantages, mask, weights=weights)
             loss = loss + part / len(WORDS)
             earned.append(float(rewards.mean()))
@@ -107,7 +110,7 @@ def main() -> None:
         first, last = sum(history[:tenth]) / tenth, sum(history[-tenth:]) / tenth
         print(f"{credit}: mean reward {first:.3f} in the first tenth of the steps, {last:.3f} in the last")
         if last < first + 0.3:
-            raise SystemExit(f"{credit} should have gained at least 0.3 in {options.steps} steps; something is broken")
+            raise SystemExit(f"{credit} should gain at least 0.3 in {options.steps} steps; something is broken")
 
 
 if __name__ == "__main__":

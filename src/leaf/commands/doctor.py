@@ -18,8 +18,8 @@ from leaf.memory import available_bytes
 from leaf.model.demo import resolve_model
 from leaf.model.device import pick_device, pick_dtype
 from leaf.model.family import Family
-from leaf.model.footprint import Estimate, footprint_of
-from leaf.model.from_recipe import recipe_lora
+from leaf.model.footprint import SHARE, Estimate, footprint_of
+from leaf.model.from_recipe import planned_prompt, recipe_lora
 from leaf.model.loading import lacks_package, look_up
 from leaf.model.policy import Policy
 from leaf.plugins import load_plugins
@@ -32,7 +32,6 @@ from leaf.train.schedule import check_stage
 State = Literal["ok", "unsure", "fails"]
 GB = 1e9
 _LOOKED_AT = 50  # rows whose audio headers are read; of others, where they state to be too long
-_SHARE = 0.8  # of free memory, as the automatic token budget takes
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def _shape(
 def _memory(config: RunConfig, shape: Estimate, layers: list[int], device: torch.device) -> Iterator[Finding]:
     """Say what the run needs by part: one prompt with its completions at the longest, and the sampler's cache."""
     available = available_bytes(device)
-    prompt = config.max_prompt_tokens or 1024
+    prompt = planned_prompt(config)
     completions, length, prompts = 1, 256, 1
     if isinstance(config, LeafConfig):
         completions, length = config.num_completions, config.max_new_tokens
@@ -145,7 +144,7 @@ def _memory(config: RunConfig, shape: Estimate, layers: list[int], device: torch
     found = ", ".join(f"{name} {size / GB:.2f} GB" for name, size in parts.items())
     if completions > 1:
         found += f", sampler's cache {cache / GB:.2f} GB (all {prompts} prompts at once, nothing shared)"
-    room = _SHARE * available
+    room = SHARE * available
     if need <= room:
         yield Finding("memory", "ok", f"{found}: {need / GB:.1f} of {available / GB:.1f} GB")
         return

@@ -89,6 +89,7 @@ class TreeDecoder:
         return self.policy.logits(hidden[line, column])
 
     def _run(self, embeddings: Tensor, position: Tensor, visible: Tensor) -> Tensor:
+        """Decode new slots (P, Q, D) behind those in the cache and return their hidden states."""
         policy = self.policy
         return policy.decode(
             embeddings,
@@ -135,6 +136,7 @@ class RowDecoder:
         return self._run(self.policy.embed_tokens(token[:, None]), self.depth[:, None])
 
     def _run(self, embeddings: Tensor, position: Tensor) -> Tensor:
+        """Decode new slots behind those in the cache and compute logits at the last one of each row."""
         policy = self.policy
         hidden = policy.decode(
             embeddings,

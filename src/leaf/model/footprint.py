@@ -1,8 +1,8 @@
 """Estimate how much memory an update takes, and the token budget that fits.
 
 Everything is in bytes. The estimate counts tensors: what autograd keeps of decoder layers with frozen weights, float32
-LoRA on linear layers, RMSNorm, a gated MLP and the sdpa kernel with a dense mask, and what is alive beside it for a
-moment.
+LoRA on linear layers, RMSNorm, a gated MLP and the sdpa kernel with a dense mask, and what a layer needs besides while
+it works.
 
 With D hidden size, I intermediate size, H heads of width h, G key-value heads, A = H·h, L layers, b bytes per frozen
 value and r the rank, autograd keeps of one layer per token:
@@ -19,10 +19,10 @@ only its input, D b, and is computed again in the backward pass, one layer at a 
 additive mask of b bytes for every window that layers have, shared by them, and two boolean ones. (On CUDA sdpa copies
 the mask in every layer unless S is a multiple of 8.)
 
-Measured, not derived: what is alive while a layer works, 8 I bytes per token, 3 I more in bfloat16 and 3 I more with
-dropout and without checkpointing; and what the heap loses on the CPU, 1.75 b bytes (1.5 b with checkpointing, 1 more
-with dropout) per layer and output value of its linear layers, 2 D + 2 I + A + 2 G h. glibc 2.36 reuses aligned blocks
-of up to 32 MiB badly, by a tenth more or less from run to run; larger ones lose nothing.
+Measured, not derived: what a layer needs besides while it works, 8 I bytes per token, 3 I more in bfloat16 and 3 I more
+with dropout and without checkpointing; and what the heap loses on the CPU, 1.75 b bytes (1.5 b with checkpointing, 1
+more with dropout) per layer and output value of its linear layers, 2 D + 2 I + A + 2 G h. glibc 2.36 reuses aligned
+blocks of up to 32 MiB badly, by a tenth more or less from run to run; larger ones lose nothing.
 
 Not covered: layouts other than `tree`, attention other than sdpa, norms of queries and keys, what experts copy, the
 several streams of Gemma 3n (it keeps 1.7 times as much), trained projectors, DDP's buckets.
@@ -39,6 +39,7 @@ from leaf.errors import ConfigError, ModelError, RunError
 from leaf.model.attention import Attention
 from leaf.model.policy import Policy
 
+SHARE = 0.8  # of the free memory that an update may fill; the rest is for what no estimate sees
 _FLOAT = 4  # float32: adapters, their gradients, AdamW's moments, logits
 _BOOL = 1
 # Float32 copies of a chunk of logits alive at once in `leaf.model.head`: logits, their probabilities and one between.
@@ -208,7 +209,7 @@ def _lora_token(
     return total + size * (shared + own)
 
 
-def token_budget(estimate: Estimate, available: int, *, longest: int, share: float = 0.8) -> int:
+def token_budget(estimate: Estimate, available: int, *, longest: int, share: float = SHARE) -> int:
     """Find the largest padded token count of one update that fits.
 
     This is the largest n with estimate.update(n, longest) ≤ share · (available − gradient − optimizer).
@@ -219,7 +220,7 @@ def token_budget(estimate: Estimate, available: int, *, longest: int, share: flo
             moments are still to come.
         longest: tokens of the longest row to expect, at least 1. A smaller result means that such a row alone does not
             fit.
-        share: of the memory to fill, in (0, 1]; the rest is for what no estimate sees.
+        share: of the memory to fill, in (0, 1].
 
     Raises:
         ConfigError: `share` or `longest` out of range.

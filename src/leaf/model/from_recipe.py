@@ -140,6 +140,11 @@ def has_dropout(policy: Policy) -> bool:
     )
 
 
+def planned_prompt(config: RunConfig) -> int:
+    """Name the longest prompt to plan memory for: the recipe's limit, or 1,024 tokens where it sets none."""
+    return config.max_prompt_tokens or 1024
+
+
 def set_token_budget(policy: Policy, config: RunConfig, behind_prompt: int) -> Policy:
     """Give a policy the token budget of its recipe, or one that the memory left beside the weights allows.
 
@@ -149,7 +154,7 @@ def set_token_budget(policy: Policy, config: RunConfig, behind_prompt: int) -> P
         behind_prompt: the most tokens to expect behind a prompt in one row, where completions share nothing.
     """
     if config.token_budget is None:
-        longest = (config.max_prompt_tokens or 1024) + behind_prompt
+        longest = planned_prompt(config) + behind_prompt
         fits = token_budget(footprint_of(policy), available_bytes(policy.device), longest=longest)
         policy.token_budget = min(fits, AUTOMATIC_BUDGET[policy.device.type])
     else:

@@ -2,7 +2,7 @@
 
 A second adapter on top of one that transformers has injected would silently switch the first off, and `generate`
 switches Granite's off whenever it gets no features. Once merged, the checkpoint's own adapter is simply part of the
-base model: `disable_adapter` then gives the model as published, which is the reference that training is held to.
+base model: `disable_adapter` then gives the model as published, which is the reference model of training.
 """
 
 from pathlib import Path

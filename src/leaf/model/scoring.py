@@ -1,4 +1,4 @@
-"""Score completions: what the policy says of tokens that were sampled, with a graph for the update.
+"""Score completions: compute the log-probabilities of tokens that were sampled, with a graph for the update.
 
 There are three ways to run the completions of a group through the language model. All give the same numbers.
 
@@ -45,7 +45,7 @@ class Scores:
 def score(policy: Policy, prompts: Sequence[Prompt], trees: Sequence[PrefixTree]) -> Scores:
     """Score the completions of each prompt's group, in as many forwards as the token budget asks for.
 
-    The numbers do not depend on how groups are batched. Wrap the call in `policy.reference()` for the reference model
+    How groups are batched changes only the last bits. Wrap the call in `policy.reference()` for the reference model,
     and in `torch.no_grad()` where no gradient is needed.
 
     Raises:
@@ -158,7 +158,7 @@ def _behind_prompt(policy: Policy, prompt: Prompt, group: PackedGroup) -> Tensor
     cache = DynamicCache(config=policy.text_config)
     hidden = policy.decode(prompt.embeddings[None], past_key_values=cache, use_cache=True)[0, -1:]
     if tokens.shape[1] > 0:
-        # Index 0 for every completion: each gets the prompt's line of the cache, and its gradient returns there.
+        # Index 0 for every completion: each gets the prompt's line of the cache, and all their gradients return to it.
         cache.reorder_cache(torch.zeros(len(lengths), dtype=torch.long, device=policy.device))  # type: ignore[arg-type]
         slots = torch.arange(prompt.length + tokens.shape[1], device=policy.device)
         behind = policy.decode(
@@ -187,7 +187,7 @@ def _copied_prompt(policy: Policy, prompt: Prompt, group: PackedGroup) -> Tensor
         position_ids=slots.expand(len(lengths), -1),
         use_cache=False,
     )
-    # The prompt's last position is the same in every copy; the first one stands for all.
+    # The prompt's last position is the same in every copy, so the first copy's is read.
     return torch.cat([hidden[0, prompt.length - 1 : prompt.length], hidden[:, prompt.length :].flatten(0, 1)])[places]
 
 
