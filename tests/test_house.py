@@ -23,7 +23,6 @@ LONG_MODULES = {
 LONG_FUNCTIONS = {
     "data/corpora/prepare.py:prepare",
     "evaluation/judge_file.py:judge_file",
-    "report/evaluation.py:_set",
     "train/align.py:align",
     "train/sft.py:sft",
     "train/trainer.py:__init__",

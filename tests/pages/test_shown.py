@@ -161,7 +161,7 @@ def test_without_boundaries_leaf_is_grpo_without_a_floor():
 
 def test_the_tree_on_the_method_page_is_what_is_drawn():
     from leaf.report.terminal import group_view
-    from tests.report.test_terminal import REWARDS, SURPRISAL, WORDS, record, shown, tree_of
+    from tests.helpers.recorded import REWARDS, SURPRISAL, WORDS, record, shown, tree_of
 
     drawn = tree_of(shown(group_view(record(WORDS, REWARDS, SURPRISAL), LeafConfig(), "leaf")))
     assert blocks("method.md", "text")[1].splitlines() == drawn

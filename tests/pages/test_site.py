@@ -122,6 +122,7 @@ USED = (
     "leaf.train.rollout",
     "leaf.train.sft",
     "leaf.train.trainer",
+    "leaf.report.live",
     "leaf.report.terminal",
 )
 

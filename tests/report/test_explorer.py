@@ -16,8 +16,8 @@ from leaf.report.audio import Recordings
 from leaf.report.explorer import RULES, even, explorer_section, group_data
 from leaf.report.page import page
 from leaf.runs.directory import RunDirectory
+from tests.helpers.recorded import REWARDS, SURPRISAL, WORDS, record, write_run
 from tests.helpers.waits import until
-from tests.report.test_terminal import REWARDS, SURPRISAL, WORDS, record, write_run
 
 GRPO = [1.3056, 0.2611, -0.7833, -0.7833]  # (r - 0.5) / (0.38297 + 1e-6)
 
@@ -71,7 +71,7 @@ def test_surprisal_of_a_shared_token_is_the_mean_and_nothing_is_nan():
     data = group_data(record([["a", "b"], ["a", "c"]], [None, None], nats), LeafConfig())
     assert data["stretches"][0]["nats"] == [0.3]
     assert data["stretches"][0]["value"] is None
-    assert data["idle"]
+    assert data["idle"] == "fewer than two completions have a reward"
     json.dumps(data, allow_nan=False)
 
 
@@ -96,7 +96,7 @@ def test_too_many_groups_are_sampled_evenly_and_the_page_says_so(tmp_path, opene
     assert [group["number"] for group in shown["groups"]] == [0, 1] * len(steps)
     tab = opened(page("a run", [section]))
     said = tab.locator("#trees .sample").text_content()
-    assert said == f"{2 * len(steps)} of 200 recorded groups: {len(steps)} of 100 recorded steps, evenly"
+    assert said == f"{2 * len(steps)} of 200 recorded groups: {len(steps)} of 100 recorded steps, evenly spaced"
     assert explorer_section([run], audio=False, text_bytes=10).data["runs"][0]["groups"][0]["step"] == 990
 
 
@@ -133,7 +133,7 @@ def test_recordings_are_found_again_played_and_missing_ones_named(tmp_path, open
     section = explorer_section([run])
     groups = section.data["runs"][0]["groups"]
     assert [group["clip"] for group in groups] == [0, 1, None]
-    assert groups[2]["silence"].endswith("rows.jsonl has no such row any more.")
+    assert groups[2]["silence"].endswith("rows.jsonl no longer has this row.")
     assert section.data["clips"][0]["seconds"] == 15.0  # long enough not to be over before it is looked at
     tab = opened(page("a run", [section]))
     assert tab.locator("#trees .files").text_content() == "a.wav"
@@ -144,7 +144,7 @@ def test_recordings_are_found_again_played_and_missing_ones_named(tmp_path, open
     assert not tab.evaluate("document.querySelector('#trees audio').paused")
     tab.keyboard.press("n")
     tab.keyboard.press("n")
-    assert "no such row" in tab.locator("#trees .silence").text_content()
+    assert "no longer has this row" in tab.locator("#trees .silence").text_content()
 
 
 def test_a_group_says_why_it_is_silent(tmp_path):
@@ -176,7 +176,7 @@ def test_a_row_without_a_recording_silences_its_own_groups_alone(tmp_path, monke
     groups = explorer_section([run]).data["runs"][0]["groups"]
     assert [group["clip"] for group in groups] == [None, 0, None]
     assert "'a' carries 0 recordings" in groups[0]["silence"]
-    assert "no such row" in groups[2]["silence"]
+    assert "no longer has this row" in groups[2]["silence"]
 
 
 def test_runs_of_one_task_read_its_rows_once(tmp_path, monkeypatch):
@@ -195,7 +195,7 @@ def test_plugins_of_a_run_are_run_only_for_a_task_of_their_own(tmp_path):
     run = spoken_run(tmp_path, plugins=[str(plugin)], credit="mine")
     assert explorer_section([run]).data["runs"][0]["groups"][0]["clip"] == 0
     values = to_dict(LeafConfig(task="my_task", plugins=[str(plugin)]))
-    run.write("recipe.yaml", json.dumps(values))
+    (run.path / "recipe.yaml").write_text(json.dumps(values))
     assert "was run" in explorer_section([run]).data["runs"][0]["groups"][0]["silence"]
     assert "was run" not in json.dumps(explorer_section([run], audio=False).data)
 
@@ -244,7 +244,7 @@ def test_switching_the_rule_shows_its_exact_credit(tmp_path, opened):
 
     tab.keyboard.press("3")
     assert figures(tab)[:4] == ["+0.17", "⌀ +0.26", "+0.70", "⌀ +0.78"]
-    tab.get_by_label("rule to hold against LEAF").select_option("tempo")
+    tab.get_by_label("rule to compare LEAF with").select_option("tempo")
     assert tab.locator("#trees .modes button").all_text_contents() == ["LEAF", "TEMPO", "both", "LEAF − TEMPO"]
 
 
@@ -280,7 +280,7 @@ def focused(tab):
 def test_every_token_is_reached_with_the_keyboard(tmp_path, opened):
     tab = opened(html(write_run(tmp_path / "run", [worked()])), reduced_motion="reduce")
     assert tab.locator("#trees .stage [tabindex='0']").count() == 1
-    tab.locator("#trees select[aria-label='rule to hold against LEAF']").focus()
+    tab.locator("#trees select[aria-label='rule to compare LEAF with']").focus()
     tab.keyboard.press("Tab")
     assert focused(tab) == "prompt"
     walked = []
@@ -401,7 +401,7 @@ def test_what_an_idle_group_says(tmp_path, opened):
     words, rewards = ODD["equal"]
     run = write_run(tmp_path / "run", [record(words, rewards, truncated=[True, False, False, True, False])])
     tab = opened(html(run))
-    assert "nothing is learnt from rewards that do not differ" in tab.locator("#trees .legend").text_content()
+    assert tab.locator("#trees .legend").text_content() == "advantage 0 everywhere: all rewards in this group are equal"
     assert tab.locator("#trees .tree .token.up, #trees .tree .token.down").count() == 0
     ends = dict(
         zip(tab.locator(".numbers").all_text_contents(), tab.locator(".earned").all_text_contents(), strict=True)

@@ -15,7 +15,7 @@ leaf.section("%s", (root, data) => {
 
 
 def made(*names, said=EVIL, title="a <run>"):
-    return page(title, [Section(name, name.title(), {"said": said}, DRAW % name) for name in names])
+    return page(title, [Section(name, name.title(), {"said": said}, (DRAW % name,)) for name in names])
 
 
 def test_text_stays_text_and_tabs_and_themes_switch(opened):

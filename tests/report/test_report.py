@@ -18,7 +18,7 @@ from leaf.evaluation.bootstrap import mean_interval
 from leaf.evaluation.predictions import Predictions
 from leaf.report import curves
 from leaf.report.curves import _top, band, curves_section, thinned
-from leaf.report.forks import _counted, _width, forks_section
+from leaf.report.forks import _Counts, _round_width, forks_section
 from leaf.report.runs import methods, read_runs
 from leaf.report.write import write_report
 from tests.helpers.waits import until
@@ -182,7 +182,7 @@ def test_a_row_of_the_table(tmp_path):
     assert row["reward"] == pytest.approx((19 + 20) / 2 / 20)
     assert row["scores"]["bleu"] == {"first": 50.0, "last": 70.0, "top": 70.0, "less": False}
     assert row["accidents"] == {
-        "steps skipped for a loss or gradient that is no number": 18,
+        "steps skipped because the loss or the gradient was not a number": 18,
         "rewards that failed": 20,
     }
 
@@ -228,7 +228,7 @@ def test_forks_and_credit_by_position(tmp_path):
 
 def test_reward_spreads_are_counted_to_the_last_group():
     found = [Fork(2, True, spread > 0, (2,), (spread,)) for spread in [*[0.0] * 4000, 0.3, 0.5]]
-    counted = _counted({"groups": 1, "forks": found, "credit": {}}, _width(0.5))
+    counted = _Counts(1, found).as_json(_round_width(0.5))
     assert counted["spreads"] == [[0, 4000], [3, 1], [5, 1]]
 
 

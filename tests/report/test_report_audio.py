@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 
 from leaf.errors import AudioError, ConfigError, DataError
 from leaf.report.audio import RATE, ClipStore, Recordings, clip, peaks
-from leaf.report.page import Section, asset, page
+from leaf.report.page import Section, assets, page
 from tests.helpers.waits import until
 
 DRAW = """
@@ -38,7 +38,7 @@ def decoded(made):
 
 
 def sounding(*clips):
-    return page("sound", [Section("sound", "Sound", list(clips), DRAW, libraries=(asset("audio.js"),))])
+    return page("sound", [Section("sound", "Sound", list(clips), (*assets("audio.js"), DRAW), assets("audio.css"))])
 
 
 def test_a_clip_sounds_as_what_it_was_made_from():
@@ -210,7 +210,7 @@ def test_a_cut_and_a_broken_clip_are_said(opened):
     whole = clip(given_array(1))
     tab = opened(sounding(whole | {"seconds": 90.0}, whole | {"src": "data:audio/mpeg;base64,AAAA"}))
     notes = tab.locator(".note")
-    assert notes.nth(0).text_content() == "the first 1.0 s of 1:30 were kept; the rest was cut from this page"
+    assert notes.nth(0).text_content() == "only the first 1.0 s of 1:30 are in this page"
     until(tab, "document.querySelectorAll('.note')[1].textContent !== ''")
     assert notes.nth(1).text_content() == "this browser cannot play the recording"
 

@@ -191,7 +191,7 @@ def test_what_cannot_be_scored_is_left_out_and_said(tmp_path):
     ]
     scored, judged_only = evaluation_section(predictions=files, audio=False).data["sets"]
     assert [metric["name"] for metric in scored["metrics"]] == ["wer"]
-    assert "comet is left out: a was not scored with it." in scored["notes"]
+    assert "comet is left out, because a was not scored with it." in scored["notes"]
     assert judged_only["metrics"] == []
     assert any("no reference" in note for note in judged_only["notes"])
 
@@ -272,7 +272,7 @@ def test_recordings_of_a_task_that_a_plugin_defines(plugged):
     (plugged / "recipe.yaml").write_text("stage: rl\ntask: dictation\nplugins: [nowhere.py]\n")
     assert evaluation_section([plugged], say=said.append).data["sets"][0]["lost"]["missing"] == 4
     (line,) = said
-    assert "no recordings of dictation in the report: The plugin 'nowhere.py' cannot be imported" in line
+    assert "the report has no recordings of dictation: The plugin 'nowhere.py' cannot be imported" in line
 
 
 def test_recordings_that_are_gone_are_counted_and_said(run, tmp_path, opened):
@@ -287,7 +287,7 @@ def test_recordings_that_are_gone_are_counted_and_said(run, tmp_path, opened):
     assert "does not exist" in said[1]
     assert str(tmp_path) not in json.dumps(section.data)
     tab = opened(html(section))
-    assert tab.locator(".heard").text_content().startswith("No item can be heard. For 4 items no recording was found")
+    assert tab.locator(".heard").text_content().startswith("No item can be heard. No recording was found for 4 items")
     assert tab.locator(".silent").count() == 4
 
 
@@ -364,6 +364,24 @@ def test_the_two_systems_are_chosen_and_exchanged(run, tmp_path, opened):
     assert tab.locator(".tables table").count() == 1
     assert tab.locator(".outcomes").is_hidden()
     assert tab.locator(".item .system").count() == 4
+
+
+@pytest.mark.parametrize(
+    ("metric", "interval", "verdict"),
+    [
+        ("exact_match", (10.0, 2.0, 18.0), "B is better"),
+        ("exact_match", (-10.0, -18.0, -2.0), "B is worse"),
+        ("exact_match", (10.0, -2.0, 22.0), "could be chance"),
+        ("wer", (-10.0, -18.0, -2.0), "B is better"),
+        ("wer", (10.0, 2.0, 18.0), "B is worse"),
+        ("wer", (-10.0, -22.0, 2.0), "could be chance"),
+    ],
+)
+def test_a_verdict_needs_an_interval_without_zero_and_knows_if_less_is_better(run, opened, metric, interval, verdict):
+    section = evaluation_section([run], audio=False)
+    of(section.data["sets"][0], metric)["differences"]["0-1"] = [*interval, 0.01]
+    row = opened(html(section)).locator(".tables table").nth(1).locator("tr", has_text=metric)
+    assert row.locator("td").last.text_content() == verdict
 
 
 def differences(opened, tmp_path, pairs, **options):

@@ -50,7 +50,7 @@ def main() -> None:
     try:
         app()
     except LeafError as error:
-        from leaf.report.terminal import visible
+        from leaf.report.visible import visible
 
         text = visible(f"leaf: {error}", keep="\n")
         Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
@@ -250,7 +250,7 @@ def demo(
     from leaf.evaluation.predict import Decoding
     from leaf.evaluation.registry import Scoring, paired_bootstrap
     from leaf.model.policy import Policy
-    from leaf.report import terminal
+    from leaf.report import live
 
     config = _of_stage(recipe, overrides, LeafConfig)
     began = time.perf_counter()
@@ -262,7 +262,7 @@ def demo(
     console.print(f"scoring {len(rows)} held-out recordings before training")
     with policy.reference():  # a resumed run has trained the adapter already
         before = run_evaluation(policy, rows, *how)
-    run = terminal.train(trainer, console)
+    run = live.train(trainer, console)
     after = run_evaluation(policy, rows, *how)
     for scored, name in ((before, "test_before"), (after, "test_after")):
         scored.predictions.meta["made_with"] |= {"task": Path(config.task).name, "split": "test"}
@@ -336,10 +336,10 @@ def show_families() -> None:
 def run_recipe(config: RunConfig, *, resume: bool = False) -> None:
     """Run a recipe of any stage with lines on the terminal."""
     if isinstance(config, LeafConfig):
-        from leaf.report import terminal
+        from leaf.report import live
 
         trainer = _trainer(config)
-        terminal.train(trainer, console, resume=resume)
+        live.train(trainer, console, resume=resume)
         if trainer.accelerator.is_main_process:
             console.print(f"the run is in {config.output_dir}; look at it with `leaf report {config.output_dir}`")
         return
@@ -375,7 +375,7 @@ def _of_stage(recipe: Path, overrides: list[str] | None, wanted: type) -> Any:
 
 
 def _say(line: str) -> None:
-    from leaf.report.terminal import visible
+    from leaf.report.visible import visible
 
     console.print(visible(line, keep="\n"))  # it may quote a model, or a user's function that does
 

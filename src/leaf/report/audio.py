@@ -1,8 +1,8 @@
 """Recordings inside the page: small clips with a waveform, and a store that keeps them within a budget of bytes.
 
-The page loads nothing, so a recording is in it or is not heard. Clips are mono MP3, the one format with speech at
-3 kB a second that Chromium, Firefox and Safari all play. On the page, `leaf.player(clip)` of `assets/audio.js` makes
-the element: give a section `libraries=(asset("audio.js"),)`, which brings its own style.
+The page loads nothing, so a recording is in the page or cannot be heard. Clips are mono MP3, the one format that plays
+in Chromium, Firefox and Safari and has speech at 3 kB a second. On the page, `leaf.player(clip)` of `assets/audio.js`
+makes the element; its style is `assets/audio.css`.
 """
 
 import base64
@@ -21,22 +21,22 @@ from leaf.errors import AudioError, ConfigError, DataError, ModelError
 from leaf.evaluation.predictions import kept_items
 from leaf.plugins import load_plugins
 
-RATE = 16_000  # Hz; what speech encoders are given, so what was heard
-PEAKS = 160
+RATE = 16_000  # Hz, as speech encoders get it: the page plays what the model heard
+PEAKS = 160  # bars of a waveform
 CLIP_BYTES = 96_000  # of a clip's data URI: about 25 s of speech
 SECTION_BYTES = 1_200_000  # of a section's clips together
 _QUALITY = {"bitrate_mode": "VARIABLE", "compression_level": 0.7}  # about 22 kbit/s for speech
 _TYPE = "data:audio/mpeg;base64,"
-_REFUSED = 20  # recordings in a row that did not fit: a shorter one is not looked for any longer
+_REFUSED = 20  # after so many recordings in a row that do not fit, the store looks for no shorter one
 _Split = tuple[Any, dict[str, tuple[int, dict[str, Any]]]]  # rows, and id → number and text columns
 _SHORTEST = 0.25  # seconds; a limit that leaves less is a mistake
 
 
 def clip(source: Audio, *, max_bytes: int = CLIP_BYTES) -> dict[str, Any]:
-    """Return a row's audio as JSON-able data for `leaf.player`.
+    """Encode a row's audio for `leaf.player`, as JSON values.
 
-    A list of recordings becomes one clip, joined as the model hears them. What does not fit into `max_bytes` is cut
-    off at the end, and the player says so.
+    A list of recordings becomes one clip, joined as the model hears them. If the clip is too long for `max_bytes`, its
+    end is cut off, and the player says so.
 
     Args:
         source: what `leaf.data.audio.load_audio` reads: a path, a list of paths, or a mapping with `array` and
@@ -56,10 +56,10 @@ def clip(source: Audio, *, max_bytes: int = CLIP_BYTES) -> dict[str, Any]:
     kept = wave
     src = _uri(kept)
     while len(src) > max_bytes:
-        # Bytes follow seconds nearly, so one or two turns are enough; 0.98 makes sure that every turn shortens.
+        # Bytes are nearly proportional to seconds, so one or two turns are enough. With 0.98 every turn shortens.
         kept = kept[: int(len(kept) * 0.98 * max_bytes / len(src))]
         if len(kept) < _SHORTEST * RATE:
-            raise ConfigError(f"A clip of {max_bytes} bytes holds less than {_SHORTEST} s; allow at least 10,000.")
+            raise ConfigError(f"A clip of {max_bytes} bytes holds less than {_SHORTEST} s. Allow at least 10,000.")
         src = _uri(kept)
     seconds = len(kept) / RATE
     return {
@@ -72,14 +72,14 @@ def clip(source: Audio, *, max_bytes: int = CLIP_BYTES) -> dict[str, Any]:
 
 
 def peaks(wave: np.ndarray, count: int = PEAKS) -> list[int]:
-    """Return (count,) the largest amplitude of each stretch of a waveform (samples,), the loudest as 100."""
-    edges = np.arange(count) * len(wave) // count  # every stretch has a sample where there are `count` or more
+    """Compute (count,) the largest amplitude of each stretch of a waveform (samples,), the loudest as 100."""
+    edges = np.arange(count) * len(wave) // count  # every stretch has a sample if there are `count` or more
     highest = np.maximum.reduceat(np.abs(wave), edges)
     return np.rint(100 * highest / highest.max()).astype(int).tolist()
 
 
 class ClipStore:
-    """Collect clips within a number of bytes; a file, or list of files, asked for twice is stored once.
+    """Clips within a number of bytes. A file, or a list of files, that is added twice is stored once.
 
     Attributes:
         clips: the clips, in the order of their numbers: `leaf.player(data.clips[number])`.
@@ -95,15 +95,14 @@ class ClipStore:
         self._refused = 0
 
     def add(self, source: Audio) -> int | None:
-        """Return the number of the audio's clip, or None where it does not fit any more.
+        """Store an audio as a clip, and return the clip's number; None if it does not fit any more.
 
-        Ask for what matters most first. After 20 in a row that did not fit the store counts as full, and nothing more
-        is decoded.
+        Add what matters most first. After 20 in a row that did not fit, the store is full and decodes nothing more.
 
         Raises:
             AudioError: the audio cannot be read; the store is as before.
         """
-        if isinstance(source, Mapping):  # samples have no name to be known by
+        if isinstance(source, Mapping):  # samples have no name to know them by
             return self._stored(source)
         key = str(source)
         if key not in self._known:
@@ -123,27 +122,27 @@ class ClipStore:
 
 
 class Recordings:
-    """Find the audio of a task's rows by their ids: records and prediction files hold no paths."""
+    """The audio of a task's rows, found by their ids: records and prediction files have no paths."""
 
     def __init__(self, task: str, columns: Mapping[str, str] | None = None, plugins: Sequence[str] = ()):
         """Name a task, manifest or prepared folder as a recipe does, and the plugins that may define it.
 
-        Splits are loaded when first asked for, plugins only if nothing else is known by that name.
+        Splits are loaded when they are first needed, and plugins only if nothing else has the task's name.
         """
         self.task, self.columns, self.plugins = task, dict(columns or {}), list(plugins)
         self._splits: dict[str, _Split | DataError] = {}
 
     def find(self, item: Mapping[str, Any], split: str | None = None) -> Audio | None:
-        """Return what the task's row has as audio, or None if no split has such a row.
+        """Find what the task's row has as audio; None if no split has such a row.
 
         Args:
-            item: a row of a record or prediction file: `id`, and `prompt` and `reference` where known, for a row that
-                differs in these is another one.
-            split: where the row is; None to look in all that there are, training last.
+            item: a row of a record or prediction file: its `id`, and `prompt` and `reference` if they are known. A row
+                of the task that differs in these is another one.
+            split: where the row is; None to look in all splits, the training split last.
 
         Raises:
-            AudioError: there is such a row, but it carries no recording, or several.
-            DataError: the split cannot be loaded, or none of the task's.
+            AudioError: the row has no recording, or several.
+            DataError: the split, or every split of the task, cannot be loaded.
             ConfigError: a plugin that may define the task cannot be imported.
         """
         from leaf.data import TASKS
@@ -170,13 +169,13 @@ class Recordings:
 
     @cached_property
     def _names(self) -> list[str]:
-        """Return all splits that there are, training last."""
+        """List the task's splits, the training split last."""
         from leaf.data import splits_of
 
         return sorted(splits_of(self.task, columns=self.columns), key=lambda name: (name == "train", name))
 
     def _split(self, name: str) -> _Split | DataError:
-        """Return a split's rows with their places by id, or why there are none."""
+        """Load a split's rows with their places by id, once; or keep the reason why they cannot be loaded."""
         from leaf.data import load
 
         if name not in self._splits:
@@ -186,7 +185,7 @@ class Recordings:
                 self._splits[name] = error
             else:
                 texts = rows.select_columns([column for column in rows.column_names if column != "audio"])
-                kept = kept_items(texts)  # without audio, so that nothing is decoded
+                kept = kept_items(texts)  # without the audio column, so that nothing is decoded
                 self._splits[name] = rows, {item["id"]: (i, item) for i, item in enumerate(kept)}
         return self._splits[name]
 
@@ -194,7 +193,7 @@ class Recordings:
 def _audio_of(row: dict[str, Any]) -> Audio:
     if row.get("audio") is not None:
         return row["audio"]
-    from leaf.model.prompts import audio_of  # brings the model families, which few reports need
+    from leaf.model.prompts import audio_of  # imports the model families, which few reports need
 
     try:
         return audio_of(row)
@@ -209,7 +208,7 @@ def _uri(wave: np.ndarray) -> str:
 
 
 def _joins(source: Audio) -> list[float]:
-    """Return where the second and later recordings of a list begin, in seconds."""
+    """Compute where the second and later recordings of a list begin, in seconds."""
     if isinstance(source, Mapping | str) or not isinstance(source, list | tuple):
         return []
     lengths = np.array([audio_seconds(name) + JOIN_PAUSE for name in source])

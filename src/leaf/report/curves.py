@@ -1,7 +1,7 @@
-"""The first section: what ran, how it ended, and every curve of the runs, seeds of a method together."""
+"""The first section: what ran, how it ended, and every curve of the runs, the seeds of a method together."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -9,30 +9,30 @@ from leaf.config import to_dict
 from leaf.errors import ConfigError
 from leaf.evaluation.bootstrap import mean_interval
 from leaf.evaluation.registry import less_is_better
-from leaf.report.page import Section, asset
-from leaf.report.runs import ShownRun, told_apart
+from leaf.report.page import Section, assets
+from leaf.report.runs import ShownRun, stage_seconds, told_apart
 
-POINTS = 200  # of a curve; more steps than that are averaged in stretches of like length
-# With fewer runs, Student's intervals are wider than the runs lie apart (of two: thirteen times).
+POINTS = 200  # of a curve; if a run has more steps, a point is the mean of several
+# With fewer runs, Student's intervals are wider than the runs are apart (with two: thirteen times).
 RUNS_FOR_INTERVAL = 4
-# title, what it is, columns of metrics.jsonl; several columns share a panel
-PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("Reward", "mean over a step's completions", ("reward_mean",)),
-    ("Reward spread", "standard deviation within a group, mean over groups", ("reward_std",)),
-    ("Groups without variance", "share of groups with equal rewards: they teach nothing", ("zero_variance_groups",)),
-    ("Divergence from the reference", "KL, nats per token", ("kl",)),
-    ("Entropy", "nats per token", ("entropy",)),
-    ("Clip fraction", "share of tokens whose ratio left the clip range", ("clip_fraction",)),
-    ("Gradient norm", "before clipping", ("grad_norm",)),
-    ("Loss", "", ("loss",)),
-    ("Length", "tokens a completion, mean", ("length_mean",)),
-    ("Truncated", "share of completions cut by the length limit", ("truncated",)),
-    ("Forks fire", "share of boundaries where completions share a prefix", ("fork_fire_rate",)),
-    ("Usable forks", "share of boundaries where such a group's rewards differ", ("usable_fork_rate",)),
-    ("Tokens shared", "share of completion tokens that lie on a prefix of another completion", ("tokens_shared",)),
-    ("Tokens saved", "share of what padded copies would forward", ("saved",)),
-    ("Learning rate", "", ("learning_rate",)),
-    ("Peak memory", "GB", ("memory/peak_gb",)),
+# Title, what it is, column of metrics.jsonl.
+PANELS = (
+    ("Reward", "mean over a step's completions", "reward_mean"),
+    ("Reward spread", "standard deviation within a group, mean over groups", "reward_std"),
+    ("Groups without variance", "share of groups whose rewards are equal: nothing is learned", "zero_variance_groups"),
+    ("Divergence from the reference", "KL, nats per token", "kl"),
+    ("Entropy", "nats per token", "entropy"),
+    ("Clip fraction", "share of tokens whose ratio left the clip range", "clip_fraction"),
+    ("Gradient norm", "before clipping", "grad_norm"),
+    ("Loss", "", "loss"),
+    ("Length", "mean tokens of a completion", "length_mean"),
+    ("Truncated", "share of completions cut by the length limit", "truncated"),
+    ("Forks fire", "share of boundaries at which completions share a prefix", "fork_fire_rate"),
+    ("Usable forks", "share of boundaries at which the rewards of such completions differ", "usable_fork_rate"),
+    ("Tokens shared", "share of completion tokens that are in a prefix of another completion", "tokens_shared"),
+    ("Tokens saved", "share of the tokens that padded copies would forward", "saved"),
+    ("Learning rate", "", "learning_rate"),
+    ("Peak memory", "GB", "memory/peak_gb"),
 )
 _SETTINGS = (
     "stage",
@@ -56,7 +56,7 @@ _SETTINGS = (
     "seed",
 )
 _ACCIDENTS = {
-    "skipped_steps": "steps skipped for a loss or gradient that is no number",
+    "skipped_steps": "steps skipped because the loss or the gradient was not a number",
     "reward_errors": "rewards that failed",
     "bad_audio": "recordings that could not be read",
     "unscored": "completions without a reward",
@@ -64,28 +64,30 @@ _ACCIDENTS = {
 
 
 def curves_section(runs: Sequence[ShownRun], notes: Sequence[str] = ()) -> Section:
-    """Return the section; `notes` are lines about what the page leaves out.
+    """Make the section; `notes` are sentences about what the page leaves out.
 
     Raises:
         ConfigError: the package that brings the plotting library is missing.
     """
-    names = list(dict.fromkeys(name for run in runs for row in run.validations for name in row if _is_metric(name)))
-    panels = [_panel(runs, "validations", f"Validation {name}", "", (name,)) for name in names]
-    panels += [_panel(runs, "steps", *panel) for panel in PANELS]
+    metrics = list(dict.fromkeys(name for run in runs for row in run.validations for name in _metrics_in(row)))
+    validations, steps = ([(run, run.validations) for run in runs], [(run, run.steps) for run in runs])
+    panels = [_panel(_curves(validations, name), f"Validation {name}", "") for name in metrics]
+    panels += [_panel(_curves(steps, column), title, what) for title, what, column in PANELS]
     data = {
-        "runs": [_row(run) for run in runs],
-        "metrics": names,
+        "runs": [_table_row(run) for run in runs],
+        "metrics": metrics,
         "methods": list(dict.fromkeys(run.method for run in runs)),
         "panels": [panel for panel in panels if panel["lines"]],
         "stages": _stages(runs),
         "settings": _settings(runs),
         "notes": list(notes),
     }
-    return Section("curves", "Overview", data, asset("curves.js"), asset("curves.css"), plotting(), evaluates=True)
+    scripts = (*plotting(), *assets("curves/table.js", "curves/panel.js", "curves/curves.js"))
+    return Section("curves", "Overview", data, scripts, assets("plots.css", "curves/curves.css"), evaluates=True)
 
 
 def plotting() -> tuple[str, ...]:
-    """Return the scripts with which sections plot: Vega-Lite as vl-convert brings it, and what we add.
+    """Read the scripts with which sections plot: Vega-Lite as vl-convert brings it, and what we add.
 
     Raises:
         ConfigError: vl-convert is missing.
@@ -96,57 +98,54 @@ def plotting() -> tuple[str, ...]:
         raise ConfigError(
             "The report draws its curves with Vega-Lite, which is not installed: pip install 'leaf-speech[report]'."
         ) from error
-    return _vega(), asset("plots.js")
+    return _vega(), *assets("plots.js")
 
 
-@cache
+@cache  # it takes seconds, and two sections ask for it
 def _vega() -> str:
     from vl_convert import javascript_bundle
 
-    return javascript_bundle("window.vegaEmbed = vegaEmbed;")  # takes seconds
+    return javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
-def _is_metric(name: str) -> bool:
-    return name != "step" and "/" not in name
+# -- the table ---------------------------------------------------------------------------------------------------------
+def _metrics_in(validation: dict[str, Any]) -> list[str]:
+    """List the metrics of a line of validation.jsonl; `bleu/low` and `bleu/high` are the interval of `bleu`."""
+    return [name for name in validation if name != "step" and "/" not in name]
 
 
-def _row(run: ShownRun) -> dict[str, Any]:
-    """Return a run's line of the table."""
-    best = getattr(run.recipe, "best_metric", None)
+def _table_row(run: ShownRun) -> dict[str, Any]:
     rewards = [row["reward_mean"] for row in run.steps if row.get("reward_mean") is not None]
     tail = rewards[-max(1, len(rewards) // 10) :]
     seconds = [row["seconds/step"] for row in run.steps if "seconds/step" in row]
-    # sft and align count the seconds since they began
-    since = [row["seconds"] for row in run.steps if "seconds" in row]
+    since_start = [row["seconds"] for row in run.steps if "seconds" in row]  # what sft and align write instead
+    accidents = {label: sum(row.get(key) or 0 for row in run.steps) for key, label in _ACCIDENTS.items()}
     return {
         "name": run.name,
         "method": run.method,
         "seed": run.recipe.seed,
         "steps": run.steps[-1]["step"] if run.steps else 0,
         "of": run.recipe.max_steps,
-        "minutes": (sum(seconds) or max(since, default=0.0)) / 60,
+        "minutes": (sum(seconds) or max(since_start, default=0.0)) / 60,
         "reward": sum(tail) / len(tail) if tail else None,
-        "best_metric": best,
-        "scores": {name: _scores(run, name) for name in (run.validations or [{}])[0] if _is_metric(name)},
-        "accidents": {
-            label: count for key, label in _ACCIDENTS.items() if (count := sum(row.get(key) or 0 for row in run.steps))
-        },
+        "scores": {name: _scores(run, name) for name in _metrics_in((run.validations or [{}])[0])},
+        "accidents": {label: count for label, count in accidents.items() if count},
     }
 
 
 def _scores(run: ShownRun, name: str) -> dict[str, Any]:
-    """Return a metric's first, last and best score; the best, as best/, is never that of the untrained model."""
+    """Collect the first, last and best score of a run; the best is never that of the untrained model, as in best/."""
     rows = [row for row in run.validations if name in row]
     top = _top(name, [row[name] for row in rows if row["step"] > 0])
     return {"first": rows[0][name], "last": rows[-1][name], "top": top, "less": less_is_better(name)}
 
 
-def _top(name: str, values: Sequence[float]) -> float | None:
+def _top(name: str, values: Iterable[float]) -> float | None:
     return min(values, default=None) if less_is_better(name) else max(values, default=None)
 
 
 def _settings(runs: Sequence[ShownRun]) -> dict[str, list[list[str]]]:
-    """Return by run the settings of its recipe as texts, and what it was made with."""
+    """Write the settings of each run's recipe as texts, and what it was made with."""
     recipes = [to_dict(run.recipe) for run in runs]
     texts = {key: told_apart([recipe.get(key) for recipe in recipes]) for key in _SETTINGS}
     settings = {}
@@ -160,54 +159,58 @@ def _settings(runs: Sequence[ShownRun]) -> dict[str, list[list[str]]]:
 
 
 # -- curves ------------------------------------------------------------------------------------------------------------
-def _panel(runs: Sequence[ShownRun], source: str, title: str, what: str, keys: tuple[str, ...]) -> dict[str, Any]:
-    """Return a panel: per run a thinned curve, per method of several runs the mean with its band."""
-    (key,) = keys
+def _curves(lines: Sequence[tuple[ShownRun, list[dict[str, Any]]]], column: str) -> dict[str, dict[str, Any]]:
+    """Collect a column of the runs' lines as method → run → rows (step, value, low, high), where there is a value."""
+    curves: dict[str, dict[str, Any]] = {}
+    for run, its_lines in lines:
+        rows = [
+            (row["step"], value, row.get(f"{column}/low"), row.get(f"{column}/high"))
+            for row in its_lines
+            if (value := _value(row, column)) is not None
+        ]
+        if rows:
+            curves.setdefault(run.method, {})[run.name] = rows
+    return curves
+
+
+def _panel(curves: dict[str, dict[str, Any]], title: str, what: str) -> dict[str, Any]:
+    """Draw up a panel: a thinned curve of each run, and for each method of several runs the mean with its band."""
     lines, bands, averaged = [], [], 1
-    for method in dict.fromkeys(run.method for run in runs):
-        curves = []
-        for run in runs:
-            rows = getattr(run, source)
-            points = [(row["step"], value) for row in rows if (value := _value(row, key)) is not None]
-            if run.method != method or not points:
-                continue
-            size = -(-len(points) // POINTS)
+    for method, its_runs in curves.items():
+        for run, rows in its_runs.items():
+            size = -(-len(rows) // POINTS)
             averaged = max(averaged, size)
-            thin = thinned(points, size)
-            curves.append(dict(points))
-            line = {
-                "run": run.name,
-                "method": method,
-                "step": [s for s, _ in thin],
-                "value": [_short(v) for _, v in thin],
-            }
-            spans = [(row.get(f"{key}/low"), row.get(f"{key}/high")) for row in rows if _value(row, key) is not None]
-            if size == 1 and all(low is not None for low, _ in spans):
-                line |= {"low": [_short(low) for low, _ in spans], "high": [_short(high) for _, high in spans]}
+            thin = thinned([(step, value) for step, value, _, _ in rows], size)
+            steps, values = zip(*thin, strict=True)
+            line = {"run": run, "method": method, "step": list(steps), "value": [_short(value) for value in values]}
+            # The interval of a mean is not the mean of intervals: averaged points have none.
+            if size == 1 and all(low is not None for _, _, low, _ in rows):
+                line |= {"low": [_short(row[2]) for row in rows], "high": [_short(row[3]) for row in rows]}
             lines.append(line)
-        if len(curves) > 1:
-            bands.append({"method": method, **band(curves)})
+        if len(its_runs) > 1:
+            by_step = [{step: value for step, value, _, _ in rows} for rows in its_runs.values()]
+            bands.append({"method": method, **band(by_step)})
     return {"title": title, "what": what, "lines": lines, "bands": bands, "averaged": averaged}
 
 
-def _value(row: dict[str, Any], key: str) -> float | None:
-    if key == "saved":
+def _value(row: dict[str, Any], column: str) -> float | None:
+    if column == "saved":
         plain = row.get("plain_tokens")
         return 1 - row["packed_tokens"] / plain if plain else None
-    return row.get(key)
+    return row.get(column)
 
 
 def thinned(points: Sequence[tuple[int, float]], size: int) -> list[tuple[float, float]]:
-    """Return the means of stretches of `size` points, the last one shorter."""
+    """Average each `size` points in turn; the last ones may be fewer."""
     parts = [points[at : at + size] for at in range(0, len(points), size)]
     return [(sum(s for s, _ in part) / len(part), sum(v for _, v in part) / len(part)) for part in parts]
 
 
 def band(curves: Sequence[dict[int, float]]) -> dict[str, Any]:
-    """Return mean and band over curves, at the steps they all have, thinned as curves are.
+    """Compute mean and band over curves (step → value) at the steps they all have, thinned as curves are.
 
-    The band is Student's 95 % interval of the mean (`interval` is true) from `RUNS_FOR_INTERVAL` curves on; of fewer it
-    reaches from the lowest to the highest.
+    From `RUNS_FOR_INTERVAL` curves on, the band is Student's 95 % interval of the mean, and `interval` is true. With
+    fewer curves it reaches from the lowest to the highest.
     """
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     size = max(1, -(-len(steps) // POINTS))
@@ -228,18 +231,12 @@ def band(curves: Sequence[dict[int, float]]) -> dict[str, Any]:
 
 
 def _stages(runs: Sequence[ShownRun]) -> list[dict[str, Any]]:
-    """Return per run the seconds of a step by stage, medians being for others: here the mean, which adds up."""
-    shown = []
-    for run in runs:
-        rows = [row for row in run.steps if "seconds/step" in row]
-        names = dict.fromkeys(k for row in rows for k in row if k.startswith("seconds/") and k != "seconds/step")
-        means = {name.removeprefix("seconds/"): sum(row.get(name, 0.0) for row in rows) / len(rows) for name in names}
-        if rows:
-            whole = sum(row["seconds/step"] for row in rows) / len(rows)
-            means["other"] = max(whole - sum(means.values()), 0.0)
-            shown.append({"run": run.name, "seconds": {name: _short(value) for name, value in means.items()}})
-    return shown
+    """Compute the mean seconds of a step by stage for each run; means, and not medians, add up to the whole step."""
+    stages = [(run.name, stage_seconds(run.steps)[1]) for run in runs]
+    shown = [(name, {stage: _short(value) for stage, value in seconds.items()}) for name, seconds in stages if seconds]
+    return [{"run": name, "seconds": seconds} for name, seconds in shown]
 
 
 def _short(value: float) -> float:
+    """Round to five digits, more than a plot can show: the page stays small."""
     return float(f"{value:.5g}")

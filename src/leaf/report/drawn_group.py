@@ -1,115 +1,170 @@
-"""A recorded group as a drawable tree: stretches of tokens, who shares them, boundaries, nodes, credit by any rule.
+"""A recorded group as it is drawn: stretches of tokens, who shares them, boundaries, nodes, and the credit of any rule.
 
-What `leaf tree` prints and what the report's explorer shows is taken from here.
+`leaf tree` prints it, and the report's explorer shows it.
 """
 
 import codecs
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from leaf.config import LeafConfig
-from leaf.credit import PrefixTree, credit_rule, leaf_spans, select_boundaries
+from leaf.credit import PrefixTree, Span, credit_rule, leaf_spans, select_boundaries
 from leaf.credit.values import known_rewards, nothing_to_learn, root_mean, scored_completions
 
 END = "■"  # the end-of-sequence token
 
 
-class GroupTree:
-    """Read one record of groups.jsonl: the prefix tree of its completions, cut into stretches.
+@dataclass(frozen=True)
+class Stretch:
+    """A run of tokens that the same completions share, up to the next retained node, fork or end.
 
-    A stretch is a run of tokens that the same completions share, up to the next retained node, fork or end. Boundaries
-    and retained nodes are LEAF's whatever the rule, so that rules can be compared on the same tree.
+    Attributes:
+        above: the number of the stretch that this one continues; −1 for the prompt.
+        start: position of its first token in its completions, from 0.
+        texts: text of each token; the end-of-sequence token is ■.
+        members: completions through it.
+        ends: completions whose last token is its last one.
+        further: other stretches continue it.
+        retained: its last node is one of LEAF's retained nodes.
+        size: n of the last node, its scored completions.
+        value: V̂ of the last node, NaN without scored completions.
+    """
+
+    above: int
+    start: int
+    texts: list[str]
+    members: list[int]
+    ends: list[int]
+    further: bool
+    retained: bool
+    size: int
+    value: float
+
+
+class DrawnGroup:
+    """One record of groups.jsonl: the prefix tree of its completions, cut into stretches.
+
+    Boundaries and retained nodes are LEAF's whatever the rule, so that rules can be compared on the same tree.
 
     Attributes:
         record: the line of groups.jsonl, as `leaf.train.records.group_record` makes it.
-        prefixes: the prefix tree, N nodes.
+        tree: the prefix tree.
         rewards: (K,) float64, NaN = unscored.
         surprisal: (K, T) float64 nats as recorded, 0 at padding.
         boundaries: LEAF's, ascending, by the options of the run.
-        retained: LEAF's retained nodes with a span that ends there (n in `size`, V̂ in `value`).
-        scored: (K,) True where a completion counts.
-        idle: nothing to learn: fewer than two scored completions, or equal rewards.
-        texts: text of every token by completion; the end-of-sequence token is ■.
-        children: nodes below a node; below −1 those after the prompt.
-        members: completions through a node.
-        ends: completions whose last token is a node; at −1 the empty ones.
+        size: n of the root, the scored completions.
+        value: V̂ of the root, their mean reward.
+        idle: why nothing can be learned from the group, None if something can.
+        empty: completions without a token.
+        stretches: depth first, so that a stretch comes after the one it continues; of those that continue the same one,
+            the one of most completions comes first.
     """
 
     def __init__(self, record: dict[str, Any], recipe: LeafConfig):
+        lengths = [len(ids) for ids in record["token_ids"]]
         self.record = record
-        self._lengths = [len(ids) for ids in record["token_ids"]]
-        self._width = max(self._lengths, default=0)
-        self.prefixes = PrefixTree.build(self._padded("token_ids", torch.long), torch.tensor(self._lengths).long())
+        self.tree = PrefixTree.build(_padded(record["token_ids"], torch.long), torch.tensor(lengths).long())
         self.rewards = torch.tensor([torch.nan if r is None else r for r in record["rewards"]], dtype=torch.float64)
-        self.surprisal = self._padded("surprisal", torch.float64)
-        self._options = dict(recipe.credit_options) if recipe.credit == "leaf" else {}
-        defaults = {p.name: p.default for p in inspect.signature(select_boundaries).parameters.values()}
-        chosen_by = {name: self._options[name] for name in defaults if name in self._options}
-        if all(value == defaults[name] for name, value in chosen_by.items()):
-            # Recorded from the exact surprisal, which the record holds rounded.
-            self._options["boundaries"] = torch.tensor(record["boundaries"], dtype=torch.long)
-        chosen, spans = leaf_spans(self.prefixes, self.rewards, surprisal=self.surprisal, **self._options)
-        self.boundaries: list[int] = chosen.tolist()
-        self.retained = {span.node: span for row in spans for span in row if span.node >= 0}
-        self.scored = scored_completions(self.prefixes, self.rewards)
-        self.idle = nothing_to_learn(self.rewards, self.scored)
-        self.texts = [pieces(*pair) for pair in zip(record["tokens"], record["completions"], strict=True)]
-        for text, cut in zip(self.texts, record["truncated"], strict=True):
-            if text and not cut:
-                text[-1] = END
-        self.children: dict[int, list[int]] = {}
-        for node, parent in enumerate(self.prefixes.parent.tolist()):
-            self.children.setdefault(parent, []).append(node)
-        self.members: list[list[int]] = [[] for _ in range(self.prefixes.num_nodes)]
-        self.ends: dict[int, list[int]] = {}
-        for k, path in enumerate(self.prefixes.node.tolist()):
-            length = self._lengths[k]
-            for node in path[:length]:
-                self.members[node].append(k)
-            self.ends.setdefault(path[length - 1] if length else -1, []).append(k)
+        self.surprisal = _padded(record["surprisal"], torch.float64)
+        self._leaf_options = _leaf_options(record, recipe)
+        boundaries, spans = leaf_spans(self.tree, self.rewards, surprisal=self.surprisal, **self._leaf_options)
+        self.boundaries: list[int] = boundaries.tolist()
+        scored = scored_completions(self.tree, self.rewards)
+        self.size = int(scored.sum())
+        self.value = float(root_mean(known_rewards(self.rewards, scored), scored))
+        self.idle = None
+        if nothing_to_learn(self.rewards, scored):
+            few = self.size < 2
+            self.idle = "fewer than two completions have a reward" if few else "all rewards in this group are equal"
+        self.empty = [k for k, length in enumerate(lengths) if length == 0]
+        retained = {span.node: span for row in spans for span in row if span.node >= 0}
+        self.stretches = _stretches(self.tree, self.rewards, scored, retained, token_texts(record))
 
     def advantages(self, credit: str | None = None) -> Tensor:
-        """Return (K, T) float64 advantages, 0 at padding: as recorded, or of a rule on the same rollouts.
+        """Compute the (K, T) float64 advantages of a rule on the same rollouts, 0 at padding; None: those recorded.
 
         LEAF takes the options of a run that trained with it.
         """
         if credit is None:
-            return self._padded("advantages", torch.float64)
-        rule = credit_rule(credit, **(self._options if credit == "leaf" else {}))
-        return rule(self.prefixes, self.rewards, surprisal=self.surprisal).double()
+            return _padded(self.record["advantages"], torch.float64)
+        rule = credit_rule(credit, **(self._leaf_options if credit == "leaf" else {}))
+        return rule(self.tree, self.rewards, surprisal=self.surprisal).double()
 
-    def root(self) -> tuple[int, float]:
-        """Return n and V̂ of the root."""
-        return int(self.scored.sum()), float(root_mean(known_rewards(self.rewards, self.scored), self.scored))
 
-    def below(self, node: int) -> list[int]:
-        """Return a node's children, those of most completions first; of −1, the nodes after the prompt."""
-        return sorted(self.children.get(node, []), key=lambda child: (-len(self.members[child]), self.members[child]))
+def _padded(rows: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+    width = max(map(len, rows), default=0)
+    padded = [[*row, *[0] * (width - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=dtype).reshape(len(rows), width)  # a group of empty completions too is 2-D
 
-    def stretch(self, node: int) -> list[int]:
-        """Return the nodes from this one on to the next retained node, fork or end."""
-        stretch = [node]
-        while node not in self.retained and node not in self.ends and len(self.children.get(node, [])) == 1:
-            node = self.children[node][0]
-            stretch.append(node)
-        return stretch
 
-    def position(self, node: int) -> int:
-        """Return where a node's token stands in its completions, from 0."""
-        return int(self.prefixes.depth[node])
+def _leaf_options(record: dict[str, Any], recipe: LeafConfig) -> dict[str, Any]:
+    """Choose LEAF's options on a record: those of the run, with the recorded boundaries if these fit.
 
-    def text(self, node: int) -> str:
-        """Return the text of a node's token."""
-        return self.texts[self.members[node][0]][self.position(node)]
+    Boundaries are recorded by the default options, from the exact surprisal. The record has it rounded, which can move
+    a boundary, so the recorded ones are better unless the run places boundaries in another way.
+    """
+    options = dict(recipe.credit_options) if recipe.credit == "leaf" else {}
+    defaults = {p.name: p.default for p in inspect.signature(select_boundaries).parameters.values()}
+    if all(options[name] == default for name, default in defaults.items() if name in options):
+        options["boundaries"] = torch.tensor(record["boundaries"], dtype=torch.long)
+    return options
 
-    def _padded(self, field: str, dtype: torch.dtype) -> Tensor:
-        rows = [[*row, *[0] * (self._width - len(row))] for row in self.record[field]]
-        return torch.tensor(rows, dtype=dtype).reshape(len(rows), self._width)
+
+def _stretches(
+    tree: PrefixTree, rewards: Tensor, scored: Tensor, retained: Mapping[int, Span], texts: Sequence[Sequence[str]]
+) -> list[Stretch]:
+    """Cut a tree into stretches, depth first.
+
+    Args:
+        tree: N nodes.
+        rewards: (K,) NaN = unscored.
+        scored: (K,) True where a completion counts.
+        retained: node → LEAF's span that ends there.
+        texts: text of every token by completion.
+    """
+    members: list[list[int]] = [[] for _ in range(tree.num_nodes)]
+    ends: dict[int, list[int]] = {}
+    for k, (path, length) in enumerate(zip(tree.node.tolist(), tree.lengths.tolist(), strict=True)):
+        for node in path[:length]:
+            members[node].append(k)
+        if length:
+            ends.setdefault(path[length - 1], []).append(k)
+    below: dict[int, list[int]] = {}
+    for node, parent in enumerate(tree.parent.tolist()):
+        below.setdefault(parent, []).append(node)
+    for children in below.values():
+        children.sort(key=lambda child: (-len(members[child]), members[child]))
+    depth, count, mean = tree.depth.tolist(), tree.node_count(scored).tolist(), tree.node_mean(rewards).tolist()
+
+    found: list[Stretch] = []
+    waiting = [(-1, node) for node in reversed(below.get(-1, []))]  # a stack: the last one is drawn next
+    while waiting:
+        above, first = waiting.pop()
+        last, size = first, 1
+        while last not in retained and last not in ends and len(below[last]) == 1:
+            last, size = below[last][0], size + 1
+        waiting += [(len(found), child) for child in reversed(below.get(last, []))]
+        start, through, span = depth[first], members[first], retained.get(last)
+        found.append(
+            Stretch(
+                above=above,
+                start=start,
+                texts=list(texts[through[0]][start : start + size]),
+                members=through,
+                ends=ends.get(last, []),
+                further=last in below,
+                retained=span is not None,
+                size=int(count[last]) if span is None else span.size,
+                value=mean[last] if span is None else span.value,
+            )
+        )
+    return found
 
 
 # -- tokens as text ----------------------------------------------------------------------------------------------------
@@ -119,11 +174,20 @@ _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
 
 
-def pieces(tokens: Sequence[str], completion: str) -> list[str]:
-    """Return the text of each token, from the vocabulary's spelling of it.
+def token_texts(record: dict[str, Any]) -> list[list[str]]:
+    """Spell every token of a record, by completion; the end-of-sequence token is ■."""
+    texts = [pieces(*pair) for pair in zip(record["tokens"], record["completions"], strict=True)]
+    for text, truncated in zip(texts, record["truncated"], strict=True):
+        if text and not truncated:
+            text[-1] = END
+    return texts
 
-    Vocabularies spell tokens in bytes (Ġ for a space) or as SentencePiece does (▁); the one that gives the completion
-    is right. A character cut between tokens appears at the token that completes it.
+
+def pieces(tokens: Sequence[str], completion: str) -> list[str]:
+    """Spell each token as text, from the vocabulary's spelling of it.
+
+    Vocabularies spell tokens in bytes (Ġ for a space) or as SentencePiece does (▁); the spelling that gives the
+    completion is right. A character that is cut between tokens appears at the token that completes it.
     """
     spelt = [_decoded([_byte_level(token) for token in tokens]), _decoded([_sentence_piece(token) for token in tokens])]
     return next((found for found in spelt if completion in "".join(found)), spelt[1])

@@ -14,29 +14,28 @@ from leaf.report.page import page
 from leaf.report.runs import read_runs
 
 PAGE_BYTES = 4_800_000  # of the whole page, so that it stays below 5 MB
-ROOM_BYTES = 300_000  # the least that the explorer has, however many runs there are
+ROOM_BYTES = 300_000  # the explorer has at least this much, however many runs there are
 
 
 def write_report(
     runs: Sequence[str | Path], output: str | Path, *, predictions: Sequence[str | Path] = (), audio: bool = True
 ) -> Path:
-    """Write one self-contained HTML file and return where it is.
+    """Write one self-contained HTML file, and return its path.
 
     Args:
-        runs: run directories of any stage, several seeds of one method among them.
-        output: the file; an older report there is replaced.
+        runs: run directories of any stage; several may be seeds of one method.
+        output: the file; an older report is replaced.
         predictions: further prediction files or folders for the evaluation section.
-        audio: put recordings into the page.
+        audio: add recordings to the page.
 
     Raises:
-        RunError: a run that cannot be read, or a file that cannot be written.
+        RunError: a run cannot be read, or the file cannot be written.
         ConfigError: the extra `report` is not installed.
     """
     shown = read_runs(runs)
     forks = forks_section(shown)
     evaluation = evaluation_section([run.directory for run in shown], predictions, audio=audio)
-    notes = []
-    # What there is most of, and can be chosen from, has the room that the others leave.
+    # The explorer can show fewer groups, so it gets the room that the other sections leave.
     others = [each for each in (curves_section(shown), forks, evaluation) if each is not None]
     room = max(PAGE_BYTES - len(page("", others).encode()), ROOM_BYTES)
     trained = [run for run in shown if isinstance(run.recipe, LeafConfig)]
@@ -47,10 +46,11 @@ def write_report(
         text_bytes=min(TEXT_BYTES, room // 2),
         audio_bytes=min(SECTION_BYTES, room // 2),
     )
+    notes = []
     if trees is None:
-        notes.append("No run recorded groups (record_every in the recipe), so there are no trees and no forks to show.")
+        notes.append("No run recorded groups, so there are no trees and no forks. Set record_every in the recipe.")
     if evaluation is None:
-        notes.append("No predictions were found: leaf evaluate writes them, the option --predictions names them.")
+        notes.append("No predictions were found. leaf evaluate writes them, and --predictions says where they are.")
     sections = [curves_section(shown, notes), *(each for each in (trees, forks, evaluation) if each is not None)]
     names = [run.name for run in shown]
     title = f"leaf: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,68 @@
+"use strict";
+// Two systems of a set of items, A and B, or one system alone where both are the same; and the metric that rates items.
+const Comparison = (() => {
+  const NEAR = 0.005; // scores have four decimals, and the page shows one
+
+  return class Comparison {
+    // `a` and `b` are the numbers of the systems, `metric` one of the set's metrics, or null if it has none.
+    constructor(set, a = 0, b = set.systems.length - 1, metric = set.metrics[0] || null) {
+      this.set = set;
+      this.a = a;
+      this.b = b;
+      this.metric = metric;
+    }
+
+    get two() {
+      return this.a !== this.b;
+    }
+
+    get systems() {
+      return this.two ? [this.a, this.b] : [this.a];
+    }
+
+    // An item's score, null for none.
+    score(i, system) {
+      return this.metric ? this.metric.items[system][i] : null;
+    }
+
+    // The same, such that more is better.
+    merit(i, system) {
+      const score = this.score(i, system);
+      return score === null || !this.metric.less ? score : -score;
+    }
+
+    // By how much B is better than A, null where one has no score.
+    gain(i) {
+      const [before, after] = [this.merit(i, this.a), this.merit(i, this.b)];
+      return before === null || after === null ? null : after - before;
+    }
+
+    outcome(i) {
+      const gain = this.gain(i);
+      if (gain === null) return "unscored";
+      if (gain > NEAR) return "better";
+      return gain < -NEAR ? "worse" : "same";
+    }
+
+    // The mean of the items' scores, null without any.
+    mean(items, system) {
+      const scores = items.map((i) => this.score(i, system)).filter((score) => score !== null);
+      return scores.length ? leaf.mean(scores) : null;
+    }
+
+    // B − A by a metric as [difference, low, high, p], or null. The data have one direction only.
+    difference(metric) {
+      const forward = metric.differences[`${this.a}-${this.b}`];
+      if (forward) return forward;
+      const back = metric.differences[`${this.b}-${this.a}`];
+      return back ? [-back[0], -back[2], -back[1], back[3]] : null;
+    }
+
+    // The sign A or B of a system, or an empty one of the same width.
+    mark(system) {
+      const side = !this.two ? "" : system === this.a ? "A" : system === this.b ? "B" : "";
+      if (!side) return leaf.element("b.side");
+      return leaf.element(`b.side.${side.toLowerCase()}`, { title: `system ${side} of the comparison` }, side);
+    }
+  };
+})();

@@ -1,0 +1,94 @@
+"use strict";
+// The tables of scores and of differences between two systems.
+const scoreTables = (() => {
+  const e = leaf.element;
+  const number = (value) => leaf.number(value, 1);
+  const signed = (value) => leaf.signed(value, 1);
+  const titleOf = (metric) => metric.name + (metric.less ? " ↓" : "");
+
+  function framed(label, headings, rows) {
+    const heading = (text) => e(text === "over passes" ? "th.over" : "th", { scope: "col" }, text);
+    const head = e("thead", {}, e("tr", {}, ...headings.map(heading)));
+    return leaf.scrolling(label, e("table.scores", {}, head, e("tbody", {}, ...rows)));
+  }
+
+  // A line from low to high with a dot at the value, on the scale [from, to].
+  function interval([value, low, high], [from, to], ...below) {
+    const at = (x) => `${(100 * (x - from)) / (to - from)}%`;
+    const width = `${(100 * (high - low)) / (to - from)}%`;
+    const bar = e("i.bar", { style: `left:${at(low)};width:${width}` });
+    return e("span.range", { "aria-hidden": "true" }, ...below, bar, e("i.dot", { style: `left:${at(value)}` }));
+  }
+
+  // The ends of a scale for all intervals of a metric.
+  function scale(scores) {
+    const lowest = Math.min(...scores.map((score) => score[1]));
+    const highest = Math.max(...scores.map((score) => score[2]));
+    const margin = Math.max((highest - lowest) * 0.06, 0.5);
+    return [lowest - margin, highest + margin];
+  }
+
+  // `scores` of a metric: per system [value, low, high, value of each pass], or null.
+  function scoreRows(metric, comparison, overPasses) {
+    const first = metric.scores.findIndex(Boolean);
+    const ends = scale(metric.scores.filter(Boolean));
+    return [...metric.scores.entries()].flatMap(([system, score]) => {
+      if (!score) return [];
+      const [value, low, high, ...passes] = score;
+      const name = system === first ? titleOf(metric) : e("span.again", {}, metric.name);
+      const range = passes.length > 1 ? `${number(Math.min(...passes))} to ${number(Math.max(...passes))}` : "";
+      return e(
+        system === first ? "tr.first" : "tr",
+        {},
+        e("th", { scope: "row", title: metric.signature }, name),
+        e("td.name", {}, comparison.mark(system), comparison.set.systems[system]),
+        e("td.number", {}, number(value)),
+        e("td.number.dim", {}, `${number(low)} to ${number(high)}`),
+        e("td.graph", {}, interval([value, low, high], ends)),
+        overPasses ? e("td.number.dim.over", {}, range) : null,
+      );
+    });
+  }
+
+  function scores(comparison) {
+    const { metrics, passes } = comparison.set;
+    const overPasses = passes.some((count) => count > 1);
+    const scored = metrics.filter((metric) => metric.scores.some(Boolean));
+    const rows = scored.flatMap((metric) => scoreRows(metric, comparison, overPasses));
+    const headings = ["metric", "system", "score", "95 % interval", "", ...(overPasses ? ["over passes"] : [])];
+    return framed("scores", headings, rows);
+  }
+
+  // An interval that holds 0 says nothing of which is better.
+  function verdict(low, high, less) {
+    if (low > 0) return less ? "B is worse" : "B is better";
+    if (high < 0) return less ? "B is better" : "B is worse";
+    return "could be chance";
+  }
+
+  function differenceRow(metric, [value, low, high, p]) {
+    const reach = Math.max(Math.abs(low), Math.abs(high), 0.1) * 1.08;
+    const zero = e("i.zero", { style: "left:50%" });
+    return e(
+      "tr",
+      {},
+      e("th", { scope: "row", title: metric.signature }, titleOf(metric)),
+      e("td.number", {}, signed(value)),
+      e("td.number.dim", {}, `${signed(low)} to ${signed(high)}`),
+      e("td.graph", {}, interval([value, low, high], [-reach, reach], zero)),
+      e("td.number.dim", {}, p < 0.001 ? "< 0.001" : p.toFixed(3)),
+      e("td", {}, verdict(low, high, metric.less)),
+    );
+  }
+
+  function differences(comparison) {
+    const rows = comparison.set.metrics.flatMap((metric) => {
+      const difference = comparison.difference(metric);
+      return difference ? differenceRow(metric, difference) : [];
+    });
+    if (!rows.length) return e("p.dim", {}, "No metric was computed for both systems.");
+    return framed("differences", ["metric", "B − A", "95 % interval", "", "p", "verdict"], rows);
+  }
+
+  return { scores, differences };
+})();

@@ -1,0 +1,123 @@
+"""A run while it trains, as a live view on the terminal: progress, rewards, validation, time, tokens saved."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from leaf.report.runs import stage_seconds
+from leaf.runs.directory import RunDirectory
+
+_BARS = "▁▂▃▄▅▆▇█"
+_FILLS, _COLOURS = "█▓▒░", ("cyan", "green", "yellow", "magenta", "red", "blue", "white")
+
+
+def train(trainer: Any, console: Console, *, resume: bool = False) -> RunDirectory:
+    """Train with a live view on a terminal, with plain lines elsewhere."""
+    if not console.is_interactive or not trainer.accelerator.is_main_process:
+        return trainer.train(resume_from_checkpoint=resume)
+    view = TrainingView(trainer.args.max_steps, console)
+    say = trainer.report
+
+    def on_step(record: dict[str, Any]) -> None:
+        view.add(record, trainer.run)
+
+    def on_line(line: str) -> None:
+        say(line)
+        if trainer.run is not None:
+            view.validations = list(trainer.run.lines("validation.jsonl"))
+
+    trainer.on_step, trainer.report = on_step, on_line
+    with Live(view, console=console, refresh_per_second=4):
+        return trainer.train(resume_from_checkpoint=resume)
+
+
+class TrainingView:
+    """What the live view shows of a run, and how it is drawn."""
+
+    def __init__(self, max_steps: int, console: Console):
+        self.records: list[dict[str, Any]] = []
+        self.validations: list[dict[str, Any]] = []
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=console)
+        self.bar = self.progress.add_task("", total=max_steps)
+
+    def add(self, record: dict[str, Any], run: RunDirectory) -> None:
+        """Add a step. With the first one come the steps that a resumed run took before."""
+        self.records = [*self.records, record] if self.records else list(run.lines("metrics.jsonl"))
+        self.progress.update(self.bar, completed=record["step"])
+
+    def __rich__(self) -> RenderableType:
+        if not self.records:
+            return self.progress
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True, style="dim")
+        table.add_column(overflow="fold")
+        table.add_row("reward", _trend([record["reward_mean"] for record in self.records]))
+        for name in [key for key in (self.validations or [{}])[-1] if key != "step" and "/" not in key]:
+            table.add_row(name, _trend([record[name] for record in self.validations]))
+        table.add_row("time", stage_bar(self.records[-10:]))
+        packed, padded = (sum(record[key] or 0 for record in self.records) for key in ("packed_tokens", "plain_tokens"))
+        saved = f"{1 - packed / padded:.0%} of the tokens that padded copies would forward" if padded else "none"
+        table.add_row("saved", Text(saved))
+        last = self.records[-1]
+        table.add_row(
+            "now",
+            Text(
+                f"kl {_figure(last['kl'], 4)}  grad {_figure(last['grad_norm'], 2)}  length {last['length_mean']:.1f}  "
+                f"usable forks {last['usable_fork_rate']:.2f}  memory {last['memory/peak_gb']:.1f} GB"
+            ),
+        )
+        return Group(self.progress, table)
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "none" if value is None else f"{value:.{digits}f}"
+
+
+def _trend(values: Sequence[float | None]) -> Text:
+    """Draw values as a sparkline, and write the last one, the lowest and the highest."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return Text(f"{sparkline(values)}  none scored")
+    digits = 3 if max(map(abs, known)) <= 1.5 else 2
+    low, high = min(known), max(known)
+    return Text(f"{sparkline(values)}  {known[-1]:.{digits}f}  ({low:.{digits}f} to {high:.{digits}f})")
+
+
+def sparkline(values: Sequence[float | None], width: int = 40) -> str:
+    """Draw values as a line of bars from their lowest to their highest, averaged down to `width`; None is a gap."""
+    size, columns = len(values), min(len(values), width)
+    cells: list[float | None] = []
+    for i in range(columns):
+        part = [value for value in values[i * size // columns : (i + 1) * size // columns] if value is not None]
+        cells.append(sum(part) / len(part) if part else None)
+    known = [cell for cell in cells if cell is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    top = len(_BARS) - 1
+    return "".join(
+        " " if cell is None else _BARS[round(top * (cell - low) / (high - low)) if high > low else top // 2]
+        for cell in cells
+    )
+
+
+def stage_bar(records: Sequence[dict[str, Any]], width: int = 32) -> Text:
+    """Draw the mean seconds of a step by stage as a bar, with its legend."""
+    whole, means = stage_seconds(records)
+    looks = {name: (_FILLS[i % len(_FILLS)], _COLOURS[i % len(_COLOURS)]) for i, name in enumerate(means)}
+    bar, legend = Text(), Text()
+    drawn, reached = 0, 0.0
+    for name, seconds in means.items():
+        fill, colour = looks[name]
+        # From where a stage begins and ends, and not from its length, so that the rounded parts add up to the width.
+        reached += seconds
+        cells = round(width * reached / whole) - drawn if whole else 0
+        bar.append(fill * cells, style=colour)
+        drawn += cells
+        if seconds >= 0.05:  # less would be written as 0.0
+            legend.append(f"  {fill}\u00a0", style=colour).append(f"{name}\u00a0{seconds:.1f}")
+    return bar.append(f"  {whole:.1f} s a step:").append(legend)
