@@ -1,5 +1,6 @@
 """MkDocs hook: fill the tables that are made from the code, and take pages in that are outside docs/."""
 
+import ast
 import dataclasses
 import os
 import re
@@ -30,9 +31,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Write keys for `<!-- keys: rl -->` and commands for `<!-- commands -->`, and point links into the site."""
+    """Write what `<!-- keys: rl -->`, `<!-- commands -->` and `<!-- modules -->` ask for; point links into the site."""
     markdown = re.sub(r"<!-- keys: (\w+) -->", lambda found: _keys(found[1]), markdown)
     markdown = markdown.replace("<!-- commands -->", "\n".join(_commands(typer.main.get_command(app), "leaf")))
+    markdown = markdown.replace("<!-- modules -->", _modules())
     return re.sub(r"\]\((?!\w+:)([^)#]+)", lambda found: f"]({_link(page.file, found[1])}", markdown)
 
 
@@ -42,6 +44,17 @@ def _link(file: File, target: str) -> str:
     path = Path(os.path.normpath(Path(file.abs_src_path).parent / target))
     place = OUTSIDE.get(path) or os.path.relpath(path, ROOT / "docs")
     return os.path.relpath(place, os.path.dirname(file.src_uri))
+
+
+def _modules() -> str:
+    """Write a table of all modules, room by room, with the first line of their docstrings."""
+    lines = ["| module | what it is |", "|---|---|"]
+    source = ROOT / "src/leaf"
+    for file in sorted(source.rglob("*.py"), key=lambda file: (len(file.relative_to(source).parts) > 1, file)):
+        said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+        if said and file.name != "__init__.py":
+            lines.append(f"| `{file.relative_to(source)}` | {_cell(said.splitlines()[0])} |")
+    return "\n".join(lines)
 
 
 def _keys(stage: str) -> str:

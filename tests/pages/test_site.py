@@ -56,6 +56,13 @@ def test_the_keys_of_every_stage_are_listed_with_their_defaults(site):
     assert "keys:" not in cells
 
 
+def test_every_module_is_listed_on_the_page_of_the_architecture(site):
+    shown = (site / "architecture.html").read_text(encoding="utf-8")
+    source = ROOT / "src/leaf"
+    for file in source.rglob("*.py"):
+        assert file.name == "__init__.py" or f"<code>{file.relative_to(source)}</code>" in shown, file
+
+
 def test_every_command_is_listed_with_its_options(site):
     shown = (site / "reference/commands.html").read_text(encoding="utf-8")
     waiting = [typer.main.get_command(app)]
