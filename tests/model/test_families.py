@@ -67,6 +67,16 @@ def test_log_probs_and_gradients_equal_the_stock_forward(case):
         assert torch.allclose(-group.surprisal, want.detach(), atol=1e-4)
 
 
+def test_a_prompt_is_embedded_alone_as_it_is_beside_others(case):
+    """Otherwise completions and scores depend on the batch size, the order of rows and the number of processes."""
+    policy, rows = policy_of(case), tiny.rows(3)
+    together, alone = policy.embed(rows), [policy.embed([row])[0] for row in rows]
+    assert len({prompt.length for prompt in together}) == 3
+    for one, beside in zip(alone, together, strict=True):
+        assert torch.equal(one.is_audio, beside.is_audio)
+        assert float((one.embeddings - beside.embeddings).norm() / one.embeddings.norm()) < 1e-4
+
+
 @pytest.mark.parametrize("layout", ["prompt_once", "copies"])
 def test_other_layouts_give_the_same(case, layout):
     policy = policy_of(case)

@@ -141,6 +141,7 @@ for _model_type in ("granite_speech", "granite_speech_plus"):
             extra="granite",
             # transformers 5.23 leaves this division out of the speech classes; the text class has it.
             logits_scale=lambda config: float(config.text_config.logits_scaling),
+            alone=True,  # its extractor pads waveforms with silence, and its encoder takes no mask (transformers 5.23)
         )
     )
 register(
