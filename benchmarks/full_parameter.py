@@ -9,7 +9,7 @@
 These are the runs of benchmarks/learning (recipes/qa.yaml) with more weights. The checkpoint, the prompts and their
 order, the sampling seeds, the completions of a step, the schedule, the divergence and the scoring are the same, but the
 whole language model of the embedded checkpoint is trained, embedding and head as the one matrix they are in SmolLM2.
-Audio encoder and projector stay frozen, as there. Rollout and update are `LeafTrainer`'s. SFT takes the references of
+Audio encoder and projector stay frozen, as there. Rollout and update are `RLTrainer`'s. SFT takes the references of
 the prompts that GRPO samples for, in the same order and as many a step; `--passes` goes through them again.
 
 Precision: forward and backward in bfloat16, as in the LoRA runs; AdamW works on float32 weights, which begin as the
@@ -47,7 +47,7 @@ from leaf.model.demo import resolve_model
 from leaf.model.policy import Policy, Prompt
 from leaf.train.schedule import build_schedule
 from leaf.train.sft import sft_gradient, share_audio
-from leaf.train.trainer import LeafTrainer
+from leaf.train.trainer import RLTrainer
 
 RUNS = RESULTS / "full_parameter.jsonl"
 SEARCH = RESULTS / "full_parameter_search.jsonl"
@@ -161,24 +161,26 @@ def load_full(checkpoint: str, config: LeafConfig, *, keep_start: bool) -> tuple
     return policy, [weight.detach() for weight in exact.trained()]
 
 
-def full_trainer(policy: FullPolicy, masters: list[Tensor], config: LeafConfig, **options) -> LeafTrainer:
-    """Return a `LeafTrainer` (`options` are its own) whose optimiser is AdamW on the masters."""
-    trainer = LeafTrainer(policy, args=config, **options)
+def full_trainer(
+    policy: FullPolicy, masters: list[Tensor], config: LeafConfig, train_rows, eval_rows=None, **options
+) -> RLTrainer:
+    """Make a trainer (`options` are those of `RLTrainer.from_model`) whose optimiser is AdamW on the masters."""
+    trainer = RLTrainer.from_model(policy, config, train_rows, eval_rows, **options)
     trainer.optimizer = MasterAdamW(trainer.parameters, masters, config)
     trainer.schedule = build_schedule(trainer.optimizer, config, trainer.updates_per_rollout)
     return trainer
 
 
-def rl_step(trainer: LeafTrainer, step: int, period: int) -> dict[str, float | None]:
+def rl_step(trainer: RLTrainer, step: int, period: int) -> dict[str, float | None]:
     """Take one step of the trainer, rollout and update."""
     rollout = trainer.rollout(step)
     stats = trainer.update(rollout)
     return {"reward": float(torch.stack(rollout.rewards).nanmean()), "kl": stats["kl"], "norm": stats["grad_norm"]}
 
 
-def sft_step(trainer: LeafTrainer, step: int, period: int) -> dict[str, float]:
+def sft_step(trainer: RLTrainer, step: int, period: int) -> dict[str, float]:
     """Take one step on the references of the prompts that `rl_step` samples for; they begin anew after `period`."""
-    args = trainer.args
+    args = trainer.config
     at = (step - 1) % period
     rows = take(trainer.train_rows, batch_indices(len(trainer.train_rows), args.prompts_per_rollout, at, args.seed))
     trainer.policy.train()
@@ -190,7 +192,7 @@ def sft_step(trainer: LeafTrainer, step: int, period: int) -> dict[str, float]:
     return {"nll": nll, "norm": float(norm)}
 
 
-def prepare(args, seed: int, given: Sequence[str]) -> tuple[dict, LeafTrainer, int]:
+def prepare(args, seed: int, given: Sequence[str]) -> tuple[dict, RLTrainer, int]:
     """Return the record of a run so far, its trainer, and the steps of one pass through its prompts."""
     torch.set_num_threads(args.threads)
     lora, rule = args.method.startswith("lora-"), args.method.removeprefix("lora-")
@@ -204,23 +206,22 @@ def prepare(args, seed: int, given: Sequence[str]) -> tuple[dict, LeafTrainer, i
     record = {"task": "qa", "method": args.method, "seed": seed, "steps": config.max_steps, "passes": args.passes}
     record |= {"learning_rate": config.learning_rate, "overrides": args.overrides}
     record["machine"] = machine(args.threads)
-    splits = {"train_dataset": config.train_split, "eval_dataset": config.eval_split}
-    rows = {name: load(config.task, split) for name, split in splits.items()}
-    checkpoint = resolve_model(config.model)
     if lora:
-        trainer = LeafTrainer(checkpoint, args=config, from_recipe=True, **rows)
+        trainer = RLTrainer.from_recipe(config)
     else:
         kept = rule != "sft" and config.kl_coef > 0
-        trainer = full_trainer(*load_full(checkpoint, config, keep_start=kept), config, from_recipe=True, **rows)
+        full = load_full(resolve_model(config.model), config, keep_start=kept)
+        rows = [load(config.task, split) for split in (config.train_split, config.eval_split)]
+        trainer = full_trainer(*full, config, *rows)
     record["parameters"] = sum(weight.numel() for weight in trainer.parameters)
     gc.collect()  # the checkpoint's second copy in float32
     return record, trainer, period
 
 
-def train(args, seed: int, given: Sequence[str]) -> tuple[dict, LeafTrainer]:
+def train(args, seed: int, given: Sequence[str]) -> tuple[dict, RLTrainer]:
     """Train to the last step, and return the record and the trainer."""
     record, trainer, period = prepare(args, seed, given)
-    config = trainer.args
+    config = trainer.config
     advance = sft_step if args.method.removeprefix("lora-") == "sft" else rl_step
     validation, steps, wall, busy = [], [], [], []
     if config.eval_every:
@@ -250,8 +251,8 @@ def run(args):
     given = [] if args.steps is None else [f"max_steps={args.steps}"]
     record, trainer = train(args, args.seed, given)
     for split in args.splits.split(","):
-        rows = load(trainer.args.task, split, limit=args.items).to_list()
-        scores, _ = scored(trainer.policy, trainer.args, rows, sampled=split in args.sampled.split(","))
+        rows = load(trainer.config.task, split, limit=args.items).to_list()
+        scores, _ = scored(trainer.policy, trainer.config, rows, sampled=split in args.sampled.split(","))
         print(args.method, args.seed, split, scores, flush=True)
         append_row(RUNS, record | {split: scores})  # at once: a run cut short keeps what it has
 
@@ -261,8 +262,8 @@ def search(args):
     for rate in args.rates:
         given = [f"learning_rate={rate}", f"max_steps={args.steps}", "eval_every=0"]
         record, trainer = train(args, SEARCH_SEED, given)
-        rows = load(trainer.args.task, trainer.args.eval_split, limit=args.items).to_list()
-        record["validation"], _ = scored(trainer.policy, trainer.args, rows, sampled=False)
+        rows = load(trainer.config.task, trainer.config.eval_split, limit=args.items).to_list()
+        record["validation"], _ = scored(trainer.policy, trainer.config, rows, sampled=False)
         print(args.method, rate, record["validation"], flush=True)
         append_row(SEARCH, record)
         del trainer

@@ -30,13 +30,13 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 from benchmarks.records import RESULTS
+from leaf import LeafTrainer
 from leaf.config import LeafConfig
 from leaf.data import load
 from leaf.data.audio import load_audio
 from leaf.memory import available_bytes, peak_bytes, reset_peak
 from leaf.model.demo import resolve_model
 from leaf.model.footprint import footprint_of
-from leaf.train.trainer import LeafTrainer
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"

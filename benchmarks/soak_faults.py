@@ -9,7 +9,7 @@ import random
 import torch
 
 from leaf.model.policy import Policy
-from leaf.train.trainer import LeafTrainer
+from leaf.train.trainer import RLTrainer
 
 # Share of steps that meet each fault.
 RATES = {
@@ -58,10 +58,10 @@ def vowels(completions, **columns):
 
 
 def _install():
-    rollout, read = LeafTrainer.rollout, Policy.read
+    rollout, read = RLTrainer.rollout, Policy.read
 
     def rollout_with_fault(self, step):
-        _now.update(step=step, fault=fault_of(self.args.seed, step, self.args.max_steps), memory=False)
+        _now.update(step=step, fault=fault_of(self.config.seed, step, self.config.max_steps), memory=False)
         return rollout(self, step)
 
     def read_with_fault(self, hidden, row, token):
@@ -76,7 +76,7 @@ def _install():
             log_probs.register_hook(lambda gradient: gradient * float("nan"))
         return log_probs, entropies
 
-    LeafTrainer.rollout, Policy.read = rollout_with_fault, read_with_fault
+    RLTrainer.rollout, Policy.read = rollout_with_fault, read_with_fault
 
 
 _install()

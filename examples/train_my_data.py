@@ -1,4 +1,4 @@
-"""Train on data of your own with a reward of your own: a manifest, a function, LeafTrainer.
+"""Train on data of your own with a reward of your own: a manifest, a function, RLTrainer.
 
     python examples/train_my_data.py --manifest my.jsonl --steps 20
 
@@ -10,9 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
-from leaf import LeafConfig, LeafTrainer
+from leaf import LeafConfig, RLTrainer
 from leaf.data import load
-from leaf.model.demo import resolve_model
 
 
 def brief(completions, reference, **columns):
@@ -56,10 +55,8 @@ def main() -> None:
     if manifest is None:
         manifest = Path("build/my_data.jsonl")
         write_manifest(manifest)
-    trainer = LeafTrainer(
-        resolve_model(options.model),
-        reward_funcs=["bleu", brief],  # by name, or your own
-        args=LeafConfig(
+    trainer = RLTrainer.from_recipe(
+        LeafConfig(
             model=options.model,
             task=str(manifest),
             output_dir=options.out,
@@ -79,9 +76,7 @@ def main() -> None:
             eval_greedy=True,
             record_every=5,
         ),
-        train_dataset=load(str(manifest), "train"),
-        eval_dataset=load(str(manifest), "validation"),
-        from_recipe=True,  # model and rows are those that args names
+        rewards=["bleu", brief],  # by name, or your own
     )
     run = trainer.train()
     print(f"the run is in {run.path}; look at a group with `leaf tree {run.path}`")

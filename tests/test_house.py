@@ -18,14 +18,10 @@ LONG_MODULES = {
     "commands/main.py",
     "config.py",
     "data/asterisk/templates.py",
-    "train/trainer.py",
 }
 LONG_FUNCTIONS = {
     "data/corpora/prepare.py:prepare",
     "evaluation/judge_file.py:judge_file",
-    "train/align.py:align",
-    "train/sft.py:sft",
-    "train/trainer.py:__init__",
 }
 
 

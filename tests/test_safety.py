@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import leaf
+from leaf import LeafTrainer
 from leaf.config import LeafConfig, RunConfig, _Loader, load_recipe
 from leaf.data import load
 from leaf.data.audio import load_audio
@@ -24,7 +25,6 @@ from leaf.errors import ConfigError, ModelError
 from leaf.model.own_adapter import refuse_pickle
 from leaf.model.policy import Policy
 from leaf.model.projector import load_projector, save_projector
-from leaf.train.trainer import LeafTrainer
 from tests.helpers import tiny
 
 SOURCE = Path(leaf.__file__).parent
@@ -225,7 +225,7 @@ def _run(checkpoint, tmp_path, **changes):
         "record_every": 1,
     }
     config = LeafConfig(**(values | changes))
-    trainer = LeafTrainer(checkpoint / "model", ["chrf"], config, rows, rows[:2], report=lambda line: None)
+    trainer = LeafTrainer(checkpoint / "model", ["chrf"], config, rows, rows[:2], say=lambda line: None)
     return trainer.train()
 
 

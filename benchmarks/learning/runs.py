@@ -17,7 +17,7 @@ from leaf.model.demo import resolve_model
 from leaf.model.policy import Policy
 from leaf.rewards.functions import REWARDS
 from leaf.runs.directory import RunDirectory
-from leaf.train.trainer import LeafTrainer
+from leaf.train.trainer import RLTrainer
 
 SEARCH = RESULTS / "learning_search.jsonl"
 PASSES = range(42, 47)  # seeds of the sampled passes
@@ -40,11 +40,9 @@ def train(task, credit, seed, threads, overrides, name=None, group=None):
     given = [f"task=asterisk_{task}", f"output_dir={run_directory(task, name, seed, group)}", f"seed={seed}"]
     given += [] if credit == "none" else [f"credit={credit}"]
     config = load_recipe(ROOT / "recipes/qa.yaml", given + overrides)
-    checkpoint = resolve_model(config.model)
     if credit == "none":
-        return record, Policy.load(checkpoint, dtype=config.dtype), config
-    rows = load(config.task, config.train_split), load(config.task, config.eval_split)
-    trainer = LeafTrainer(checkpoint, None, config, *rows, from_recipe=True)
+        return record, Policy.load(resolve_model(config.model), dtype=config.dtype), config
+    trainer = RLTrainer.from_recipe(config)
     directory = trainer.train(resume_from_checkpoint=(Path(config.output_dir) / "checkpoints").exists())
     steps = list(directory.lines("metrics.jsonl"))
     record["steps"] = config.max_steps

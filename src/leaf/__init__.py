@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from leaf.credit import grpo_advantages, leaf_advantages, select_boundaries
     from leaf.errors import LeafError
     from leaf.model.policy import Policy
-    from leaf.train.trainer import LeafTrainer
+    from leaf.train.leaf_trainer import LeafTrainer
+    from leaf.train.trainer import RLTrainer
 
 __all__ = [
     "LeafConfig",
@@ -32,6 +33,7 @@ __all__ = [
     "LeafTrainer",
     "Policy",
     "RLConfig",
+    "RLTrainer",
     "grpo_advantages",
     "leaf_advantages",
     "select_boundaries",
@@ -41,9 +43,10 @@ __all__ = [
 _HOME = {
     "LeafConfig": "leaf.config",
     "LeafError": "leaf.errors",
-    "LeafTrainer": "leaf.train.trainer",
+    "LeafTrainer": "leaf.train.leaf_trainer",
     "Policy": "leaf.model.policy",
     "RLConfig": "leaf.config",
+    "RLTrainer": "leaf.train.trainer",
     "grpo_advantages": "leaf.credit",
     "leaf_advantages": "leaf.credit",
     "select_boundaries": "leaf.credit",

@@ -15,7 +15,7 @@ from leaf.errors import ModelError
 from leaf.files import append_row
 from leaf.model.policy import Policy
 from leaf.model.scoring import score
-from leaf.train.trainer import LeafTrainer
+from leaf.train.trainer import RLTrainer
 from tests.helpers import tiny
 
 
@@ -39,7 +39,7 @@ def config(**given):
 
 
 def options():
-    return {"train_dataset": tiny.rows(5), "reward_funcs": [length_reward], "report": lambda line: None}
+    return {"train_rows": tiny.rows(5), "rewards": [length_reward], "say": lambda line: None}
 
 
 def full_trainer(**given):
@@ -100,7 +100,7 @@ def test_a_step_moves_the_whole_language_model_and_nothing_else():
 
 def test_the_first_rollout_is_that_of_the_lora_run():
     model, processor = tied_model()
-    lora = LeafTrainer(model, args=config(seed=3), processing_class=processor, **options()).rollout(1)
+    lora = RLTrainer.from_model(model, config(seed=3), processor=processor, **options()).rollout(1)
     mine = full_trainer(seed=3).rollout(1)
     assert [row["id"] for row in mine.rows] == [row["id"] for row in lora.rows]
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(mine.groups, lora.groups, strict=True))

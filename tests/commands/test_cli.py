@@ -22,7 +22,7 @@ from leaf.evaluation import model_metrics
 from leaf.model.from_recipe import AUTOMATIC_BUDGET
 from leaf.model.policy import Policy
 from leaf.runs.checkpoints import space_needed
-from leaf.train.trainer import LeafTrainer
+from leaf.train.trainer import RLTrainer
 from tests.helpers import tiny
 
 
@@ -134,7 +134,7 @@ def test_an_interrupted_demo_goes_on_to_the_same_table(project, monkeypatch):
     """Scores before are those of the model without the adapter, which the resumed run has trained already."""
     options = ("demo", "--recipe", "rl.yaml", "--items", "3", "save_every=1", "rewards=[cer]", "learning_rate=0.1")
     whole = run(*options, "output_dir=runs/whole")
-    update, calls = LeafTrainer.update, []
+    update, calls = RLTrainer.update, []
 
     def killed(self, rollout):
         calls.append(rollout.step)
@@ -142,7 +142,7 @@ def test_an_interrupted_demo_goes_on_to_the_same_table(project, monkeypatch):
             raise RuntimeError("killed")
         return update(self, rollout)
 
-    monkeypatch.setattr(LeafTrainer, "update", killed)
+    monkeypatch.setattr(RLTrainer, "update", killed)
     with pytest.raises(RuntimeError, match="killed"):
         run(*options, "output_dir=runs/cut")
     with pytest.raises(RunError, match=r"continue it with `--resume`"):
@@ -167,7 +167,7 @@ def test_an_interrupted_demo_goes_on_to_the_same_table(project, monkeypatch):
     ("recipe", "override", "subject", "found"),
     [
         ("rl", "track_with=wandb", "settings", "track_with is 'wandb', whose package is not installed"),
-        ("sft", "track_with=tensorboard", "settings", "trackers go with stage rl"),
+        ("sft", "track_with=tensorboard", "settings", "only stage rl has trackers"),
         ("rl", "best_metric=meteor", "settings", "WordNet"),
         ("rl", "rewards=[nosuch]", "rewards", "nosuch"),
         ("rl", "reward_weights=[1, 2]", "rewards", "came with weights"),
@@ -254,7 +254,8 @@ def test_stages_that_were_finished_resume_without_harm(project):
 
 def test_saved_adapters_call_the_base_as_the_recipe_does(project, monkeypatch):
     """The demo's is assembled in a folder of this machine; its adapters say `demo`."""
-    monkeypatch.setattr("leaf.model.demo.resolve_model", lambda name: str(project / "model"))
+    for module in ("leaf.model.demo", "leaf.train.making"):
+        monkeypatch.setattr(f"{module}.resolve_model", lambda name: str(project / "model"))
     run("train", "rl.yaml", "model=demo", "max_steps=1")
     run("sft", "sft.yaml", "model=base", "max_steps=1")
     for folder, name in (("rl", "demo"), ("sft", "base")):

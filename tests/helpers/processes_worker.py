@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
+from leaf import LeafTrainer
 from leaf.config import LeafConfig
 from leaf.errors import LeafError
 from leaf.runs.processes import leave
-from leaf.train.trainer import LeafTrainer
 from tests.helpers.tiny import rows, tiny_model
 
 BASE = LeafConfig(
@@ -72,7 +72,7 @@ def trainer(folder, name, reward, args):
     args = replace(args, output_dir=str(folder / name))
     said = []
     return LeafTrainer(
-        model, [reward], args, rows(5), rows(4), processing_class=processor, report=said.append, on_step=said.append
+        model, [reward], args, rows(5), rows(4), processing_class=processor, say=said.append, on_step=said.append
     )
 
 
@@ -154,7 +154,7 @@ def meet_accidents(folder, rank):
         args,
         data,
         processing_class=processor,
-        report=said.append,
+        say=said.append,
         on_step=lambda record: said.append(f"record {record['bad_audio']} {record['reward_errors']}"),
     ).train()
     (folder / f"said-{rank}.json").write_text(json.dumps(said))

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from safetensors import serialize_file
 
+from leaf import LeafTrainer
 from leaf.config import LeafConfig
 from leaf.errors import LeafError
 from leaf.runs.directory import RunDirectory
-from leaf.train.trainer import LeafTrainer
 from tests.helpers import tiny
 
 torch.set_num_threads(1)
@@ -61,7 +61,7 @@ def recipe(path, **changes):
 def trainer(config, say=lambda line: None):
     """Build a trainer on this process's own model: call it once."""
     return LeafTrainer(
-        MODEL, [letters], config, ROWS, ROWS[:2], PROCESSOR, report=say, on_step=lambda record: say(str(record["step"]))
+        MODEL, [letters], config, ROWS, ROWS[:2], PROCESSOR, say=say, on_step=lambda record: say(str(record["step"]))
     )
 
 
@@ -101,7 +101,7 @@ def saves_killed_everywhere(config, into):
 
     def save():
         leaf_trainer.run.replace_directory("best", leaf_trainer.policy.save_adapter)
-        leaf_trainer._save()
+        leaf_trainer.save()
 
     killed_everywhere(save, path, into)
 
@@ -131,7 +131,7 @@ def killed_everywhere(action, path, into):
 def train_killed_while_saving(config, number):
     """Train, and die at the n-th file operation between the record of step 4 and its checkpoint's being whole."""
     leaf_trainer = trainer(config)
-    log, save = leaf_trainer._log, leaf_trainer._save
+    log, save = leaf_trainer._log, leaf_trainer.save
 
     def log_and_count(step, *rest):
         if step == 4:
@@ -142,7 +142,7 @@ def train_killed_while_saving(config, number):
         save()
         sys.setprofile(None)
 
-    leaf_trainer._log, leaf_trainer._save = log_and_count, save_and_stop_counting
+    leaf_trainer._log, leaf_trainer.save = log_and_count, save_and_stop_counting
     leaf_trainer.train(resume_from_checkpoint=True)
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 
-from leaf.train.trainer import LeafTrainer
+from leaf import LeafTrainer
 from tests.helpers import resume_worker as worker
 from tests.helpers import tiny
 
@@ -18,7 +18,7 @@ def trainer(path, say=lambda line: None, rewards=worker.letters, on_step=None, *
     rows = tiny.rows(5)
     config = worker.recipe(path, **changes)
     on_step = on_step or (lambda record: None)
-    return LeafTrainer(model, [rewards], config, rows, rows[:2], processor, report=say, on_step=on_step)
+    return LeafTrainer(model, [rewards], config, rows, rows[:2], processor, say=say, on_step=on_step)
 
 
 def letters_and(action):

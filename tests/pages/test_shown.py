@@ -13,7 +13,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from leaf import leaf_advantages
+from leaf import LeafTrainer, leaf_advantages
 from leaf.commands.main import app
 from leaf.config import LeafConfig, load_recipe
 from leaf.credit import CREDIT_RULES, PrefixTree, credit_rule
@@ -23,7 +23,6 @@ from leaf.evaluation.model_metrics import BUILDERS
 from leaf.rewards.functions import REWARDS
 from leaf.rewards.judge import KINDS
 from leaf.rewards.total import Rewards
-from leaf.train.trainer import LeafTrainer
 from tests.helpers import tiny
 from tests.pages.shown import DOCS, PAGES, ROOT, blocks, commands, tables, text
 from tests.pages.worked_example import worked_example
@@ -263,7 +262,7 @@ def test_the_table_of_figures_is_the_log(tmp_path):
         device="cpu",
     )
     rows = tiny.rows(2)
-    run = LeafTrainer(model, ["chrf"], config, rows, rows, processing_class=processor, report=lambda line: None).train()
+    run = LeafTrainer(model, ["chrf"], config, rows, rows, processing_class=processor, say=lambda line: None).train()
     logged = next(iter(run.lines("metrics.jsonl")))
     assert sorted(told) == sorted(logged), set(told) ^ set(logged)
     validation = next(iter(run.lines("validation.jsonl")))

@@ -46,11 +46,11 @@ def test_the_stage_bar_is_as_long_as_the_stages_took():
 
 
 class FakeTrainer:
-    """Two steps with a validation after each, as LeafTrainer reports them."""
+    """Two steps with a validation after each, as RLTrainer reports them."""
 
     def __init__(self, path, report):
-        self.run, self.report, self.on_step = RunDirectory(path), report, None
-        self.args = SimpleNamespace(max_steps=3)
+        self.run, self.say, self.on_step = RunDirectory(path), report, None
+        self.config = SimpleNamespace(max_steps=3)
         self.accelerator = SimpleNamespace(is_main_process=True)
 
     def train(self, resume_from_checkpoint=False):
@@ -58,12 +58,12 @@ class FakeTrainer:
             with (self.run.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(metrics(step)) + "\n")
             if self.on_step is None:
-                self.report(f"step {step}/3  reward {step / 10}")
+                self.say(f"step {step}/3  reward {step / 10}")
             else:
                 self.on_step(metrics(step))
             with (self.run.path / "validation.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, "bleu": 10.0 * step}) + "\n")
-            self.report(f"step {step}/3  validation  bleu {10.0 * step:.2f}")
+            self.say(f"step {step}/3  validation  bleu {10.0 * step:.2f}")
         return self.run
 
 

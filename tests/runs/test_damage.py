@@ -25,7 +25,7 @@ def test_everything_comes_back_bit_for_bit(tmp_path):
     assert again.start(resume=True) == 4
     assert said == [f"resumed {tmp_path / 'run'} after step 4"]
     assert all(torch.equal(p, q) for p, q in zip(first.parameters, again.parameters, strict=True))
-    wanted, got = first._optimizer.state_dict(), again._optimizer.state_dict()
+    wanted, got = first.optimizer.state_dict(), again.optimizer.state_dict()
     assert got["param_groups"] == wanted["param_groups"]
     assert got["state"].keys() == wanted["state"].keys()
     assert len(got["state"]) == len(first.parameters)

@@ -54,7 +54,7 @@ def test_another_number_of_rows_is_refused(whole, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(whole[0], path)
     one = trainer(path)
-    training = (one.trained, one._optimizer, one.schedule)
+    training = (one.trained, one.optimizer, one.schedule)
     for key, was, now, why in (("training rows", 5, 6, "their order depends on how many there are"),):
         with pytest.raises(RunError, match=f"was trained with {key}: {was}, now {now}, but {why}"):
             Checkpoints(RunDirectory(path), one.args, *training, facts={key: now}).restore()
@@ -65,7 +65,7 @@ def test_a_judge_may_have_moved_but_not_have_become_another(tmp_path):
     path = tmp_path / "run"
     judge = {"url": "http://localhost:8000/v1", "model": "judge"}
     one = trainer(path, max_steps=1, eval_every=0)
-    training = (one.trained, one._optimizer, one.schedule)
+    training = (one.trained, one.optimizer, one.schedule)
     config = replace(one.args, reward_options={"judge": judge})
     Checkpoints(RunDirectory.begin(config), config, *training, facts={}).save(1, validation_due=False)
     moved = {**judge, "url": "http://elsewhere:8000/v1", "concurrency": 2}
@@ -105,7 +105,7 @@ def test_a_model_with_other_parameters_is_refused(whole, tmp_path):
     name = next(iter(one.trained))
     rest = {key: value for key, value in one.trained.items() if key != name}
     with pytest.raises(RunError, match=rf"does not fit what is trained here: {name} is None, was \(torch.float32"):
-        Checkpoints(RunDirectory(path), one.args, rest, one._optimizer, one.schedule, facts={}).restore()
+        Checkpoints(RunDirectory(path), one.args, rest, one.optimizer, one.schedule, facts={}).restore()
 
 
 def test_what_does_not_change_the_run_may_change(whole, tmp_path):

@@ -8,12 +8,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from leaf import LeafTrainer
 from leaf.commands.main import app
 from leaf.config import LeafConfig, SftConfig
 from leaf.model.policy import Policy
 from leaf.runs.directory import RunDirectory
 from leaf.train.sft import sft
-from leaf.train.trainer import LeafTrainer
 from tests.helpers import tiny
 from tests.helpers.resuming import records
 from tests.runs.version_0_1 import make

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import peft
@@ -9,16 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from leaf import LeafTrainer
 from leaf.config import LeafConfig
 from leaf.credit import CREDIT_RULES
 from leaf.errors import AudioError, ConfigError, DataError, RewardError, RunError
 from leaf.model.policy import Policy
 from leaf.rewards.total import Rewards
-from leaf.runs.skipped import SkippedSteps, diagnose
+from leaf.runs.skipped import SkippedSteps
 from leaf.train.records import rollout_statistics
 from leaf.train.rollout import unscore_unsampled
+from leaf.train.steps import take_steps
 from leaf.train.streaks import Streaks
-from leaf.train.trainer import LeafTrainer
 from tests.helpers import tiny
 
 
@@ -44,7 +46,7 @@ def trainer(tmp_path, rewards=letters, rows=None, **changes):
     model, processor = tiny.tiny_model()
     said = []
     config = LeafConfig(**(values | changes))
-    made = LeafTrainer(model, [rewards], config, rows or tiny.rows(4), None, processor, report=said.append)
+    made = LeafTrainer(model, [rewards], config, rows or tiny.rows(4), None, processor, say=said.append)
     return made, said
 
 
@@ -82,11 +84,11 @@ def test_a_step_that_is_not_finite_is_skipped_and_leaves_no_trace_in_the_weights
 
     def watched(part, count):
         before = {name: p.detach().clone() for name, p in made.trained.items()}
-        moments = {key: value.clone() for p in made.parameters for key, value in made._optimizer.state[p].items()}
+        moments = {key: value.clone() for p in made.parameters for key, value in made.optimizer.state[p].items()}
         rate = made.schedule.last_epoch
         stats, taken = step(part, count)
         same = all(torch.equal(before[name], p) for name, p in made.trained.items())
-        kept = {key: value for p in made.parameters for key, value in made._optimizer.state[p].items()}
+        kept = {key: value for p in made.parameters for key, value in made.optimizer.state[p].items()}
         seen.append((taken, same, taken or all(torch.equal(moments[k], kept[k]) for k in moments)))
         assert made.schedule.last_epoch == rate + 1  # the schedule counts updates, skipped ones too
         assert all(p.grad is None for p in made.parameters)
@@ -103,15 +105,15 @@ def test_a_step_that_is_not_finite_is_skipped_and_leaves_no_trace_in_the_weights
     lines = [line for line in said if "was skipped" in line]
     assert len(lines) == len(at)
     wanted = "the loss is nan" if kind == "loss" else "the gradient norm is"
-    assert all(wanted in line and "It comes from row" in line for line in lines)
+    assert all(wanted in line and re.search(r"This update has the rows '\d', '\d'\.", line) for line in lines)
 
 
-def test_too_many_skipped_steps_in_a_row_end_the_run_with_a_diagnosis(tmp_path):
+def test_too_many_skipped_steps_in_a_row_end_the_run_with_what_to_do(tmp_path):
     made, _ = trainer(tmp_path, max_steps=9)
     made.skips.limit = 1
     poison(made, {2, 4, 5}, "loss")
-    wanted = r"2 optimiser steps in a row .*1 are allowed: the loss is nan, with weights in float32\. It comes from "
-    with pytest.raises(RunError, match=wanted + r"row '\d', completions 0, 1, 2: .*lower learning_rate"):
+    wanted = r"2 optimiser steps in a row .*1 are allowed: the loss is nan, with weights in float32\. This update has "
+    with pytest.raises(RunError, match=wanted + r"the rows '\d', '\d'\. .*lower learning_rate"):
         made.train()
     assert [record["skipped_steps"] for record in records(tmp_path)] == [0, 1, 0, 1]
     again, _ = trainer(tmp_path, max_steps=9)
@@ -145,36 +147,20 @@ def test_supervised_steps_are_skipped_alike(tmp_path, monkeypatch):
     stage.sft(config, policy, tiny.rows(3), tiny.rows(1), RunDirectory.create(config), said.append)
     assert [record["skipped_steps"] for record in records(tmp_path)] == [1, 0, 0]
     assert [record["loss"] is None for record in records(tmp_path)] == [True, False, False]
-    assert any("the loss is nan. It met the rows '" in line for line in said)
+    assert any("the loss is nan. This update has the rows '" in line for line in said)
     assert all(bool(p.isfinite().all()) for p in policy.parameters())
 
 
-def test_half_precision_is_advised_against():
-    skips = SkippedSteps(0, torch.bfloat16, print)
-    with pytest.raises(RunError, match=r"with weights in bfloat16.*use dtype: float32"):
-        skips.skipped(1, 0.5, math.inf, "")
-    skips = SkippedSteps(1, torch.float32, lambda line: None)
-    for _ in range(3):  # a step taken in between
-        skips.skipped(1, math.nan, math.nan, "")
-        skips.taken()
-
-
-def test_the_diagnosis_names_row_and_completion(policy):
-    rows = tiny.rows(2)
-    prompts = policy.embed(rows)
-    from leaf.model.sampling import sample
-
-    groups = sample(policy, prompts, num_completions=3, max_new_tokens=4, generator=torch.Generator().manual_seed(0))
-    parameters = [p for p in policy.parameters() if p.requires_grad]
-    given = [[torch.zeros(group.tokens.shape)] for group in groups]
-    ask = [["a", "b"], prompts, groups]
-    assert diagnose(policy, *ask, given, parameters) == "None of the rows 'a', 'b' gives it alone and again."
-    given[1][0][2, 0] = math.nan
-    assert diagnose(policy, *ask, given, parameters) == (
-        "It comes from row 'b', completion 2: what the loss is made of is not finite."
-    )
-    bad = [type(prompts[0])(prompts[0].embeddings * math.inf, prompts[0].is_audio), prompts[1]]
-    assert "row 'a': its embedded prompt is not finite" in diagnose(policy, ask[0], bad, groups, given, parameters)
+def test_half_precision_is_advised_against_and_a_step_taken_begins_the_count_anew():
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    what = (optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: 1.0))
+    with pytest.raises(RunError, match=r"with weights in bfloat16.*This update has the rows 'a'.*use dtype: float32"):
+        SkippedSteps(torch.bfloat16, print, limit=0).take(*what, 1, 0.5, math.inf, lambda: "rows 'a'")
+    skips = SkippedSteps(torch.float32, lambda line: None, limit=1)
+    for _ in range(3):
+        assert not skips.take(*what, 1, math.nan, math.nan, lambda: "rows 'a'")
+        assert skips.take(*what, 1, 0.5, 0.5, lambda: "rows 'a'")
 
 
 def test_completions_drawn_from_nothing_are_unscored(policy):
@@ -197,7 +183,7 @@ def test_a_model_that_overflows_while_sampling_skips_its_steps(tmp_path):
     decode = made.policy.decode
     made.policy.decode = lambda embeddings, **arguments: decode(embeddings, **arguments) * math.nan
     with pytest.raises(RunError, match="3 optimiser steps in a row"):
-        made._steps()
+        take_steps(made)
     assert any("6 completions came from logits that are not finite" in line for line in said)
     assert [record["unscored"] for record in records(tmp_path)] == [6, 6]
 
@@ -250,7 +236,7 @@ def test_rewards_too_large_to_be_added_up_are_refused_or_left_out(tmp_path):
 def test_a_rule_of_the_users_own_is_held_to_its_shape_and_to_finite_numbers(tmp_path, rule, message):
     model, processor = tiny.tiny_model()
     config = LeafConfig(output_dir=str(tmp_path / "run"), num_completions=3, lora_r=2, device="cpu", max_new_tokens=5)
-    made = LeafTrainer(model, [letters], config, tiny.rows(4), None, processor, credit=rule, report=lambda line: None)
+    made = LeafTrainer(model, [letters], config, tiny.rows(4), None, processor, credit=rule, say=lambda line: None)
     wanted = rf"The credit rule <lambda> gave .*{message}.*; it must return a tensor of finite"
     with pytest.raises(ConfigError, match=wanted):
         made.train()
@@ -295,6 +281,27 @@ def test_a_run_says_when_it_learns_nothing():
     ]
     for line, words in zip(said, ["all equal", "without ending", "no completion was scored"], strict=True):
         assert words in line
+
+
+def test_streaks_of_a_checkpoint_of_version_0_1_go_on():
+    """Its keys are the sentences of that version."""
+    said = []
+    streaks = Streaks(said.append, patience=3)
+    old = {
+        "no completion was scored, so there is nothing to learn from. Look at what the reward functions return": 0,
+        "the rewards within every group were all equal, so there is nothing to learn from. Use a reward with finer "
+        "levels, a higher temperature or other rows": 2,
+        "every completion reached max_new_tokens without ending. Raise it, or check that the prompt's template "
+        "makes the model end its answers": 7,
+    }
+    streaks.restore(old)
+    assert streaks.lengths == {"unscored": 0, "flat": 2, "truncated": 7}
+    streaks.step({"step": 9, "reward_mean": 0.5, "zero_variance_groups": 1.0, "truncated": 1.0})
+    assert streaks.lengths == {"unscored": 0, "flat": 3, "truncated": 8}
+    assert [line[:45] for line in said] == ["step 9: for 3 steps the rewards within every "]
+    again = Streaks(said.append)
+    again.restore(streaks.lengths)
+    assert again.lengths == streaks.lengths
 
 
 @pytest.mark.parametrize("credit", sorted(CREDIT_RULES))

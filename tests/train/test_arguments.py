@@ -11,6 +11,7 @@ import soundfile
 import yaml
 from typer.testing import CliRunner
 
+from leaf import LeafTrainer
 from leaf.commands.main import app
 from leaf.config import LeafConfig, from_dict, load_recipe, to_dict
 from leaf.data import load
@@ -21,7 +22,6 @@ from leaf.rewards.total import Rewards
 from leaf.runs.checkpoints import Checkpoints
 from leaf.runs.directory import RunDirectory
 from leaf.runs.provenance import recorded_arguments
-from leaf.train.trainer import LeafTrainer
 from tests.helpers import tiny
 
 
@@ -51,7 +51,7 @@ def recipe(path, **changes):
 def trainer(path, *, credit=None, reward_funcs=("bleu", polite), lora=None, **changes):
     model, processor = tiny.tiny_model()
     given = (model, list(reward_funcs), recipe(path, **changes), tiny.rows(3), None, processor, lora)
-    return LeafTrainer(*given, credit=credit, report=lambda line: None)
+    return LeafTrainer(*given, credit=credit, say=lambda line: None)
 
 
 @pytest.fixture
@@ -145,14 +145,14 @@ def test_a_value_that_only_names_an_object_is_not_run():
 
 def test_the_commands_take_what_they_can_and_say_what_they_cannot(checkpoint):
     config = recipe("run", max_steps=1)
-    LeafTrainer(checkpoint, [polite], config, tiny.rows(3), report=lambda line: None).train()
+    LeafTrainer(checkpoint, [polite], config, tiny.rows(3), say=lambda line: None).train()
     own = ("run/recipe.yaml", "task=data.jsonl")
     scored = CliRunner().invoke(app, ["evaluate", *own, "--adapter", "run/last", "--greedy", "--out", "scores"])
     assert scored.exit_code == 0, scored.output
     merged = CliRunner().invoke(app, ["merge", "run/recipe.yaml", "--adapter", "run/last", "--out", "merged"])
     assert merged.exit_code == 0, merged.output
     for command, key in (
-        (["train", "run/recipe.yaml", "--resume"], "task is 'rows"),
+        (["train", "run/recipe.yaml", "rewards=[bleu]", "--resume"], "task is 'rows"),
         (["train", *own, "train_split=test"], "rewards is 'polite"),
         (["merge", own[0], "model=x (from Python)", "--adapter", "run/last", "--out", "other"], "model is 'x"),
     ):
@@ -188,7 +188,7 @@ def test_a_run_of_an_earlier_version_goes_on_and_tells_what_runs_from_then_on(tm
     path = tmp_path / "run"
     one = trainer(path, credit=mine)
     before = replace(one.args, model="demo", task="asterisk_qa", rewards=["bleu"], credit="leaf")
-    training = (one.trained, one._optimizer, one.schedule)
+    training = (one.trained, one.optimizer, one.schedule)
     facts = {"training rows": 3, "rewards": ["bleu", "polite"]}
     dumps = json.dumps
     with monkeypatch.context() as patch:
@@ -196,7 +196,9 @@ def test_a_run_of_an_earlier_version_goes_on_and_tells_what_runs_from_then_on(tm
             json, "dumps", lambda value, **how: dumps({k: v for k, v in value.items() if k != "given"}, **how)
         )
         extra = {"best": None, "token_budget": 512, "processes": 1, "skipped_in_a_row": 0, "streaks": {}}
-        Checkpoints(RunDirectory.begin(before), before, *training, facts=facts).save(0, validation_due=False, **extra)
+        run = RunDirectory.begin(before)
+        Checkpoints(run, before, *training, facts=facts).save(0, validation_due=False, **extra)
+        run.release()
     (state,) = path.glob("checkpoints/*/state.json")
     assert "given" not in json.loads(state.read_text())
     with pytest.raises(RunError, match="seed is 1, was 0"):

@@ -8,10 +8,10 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from leaf import LeafTrainer
 from leaf.commands.main import app
 from leaf.config import LeafConfig
 from leaf.data.audio import load_audio
-from leaf.train.trainer import LeafTrainer
 from tests.helpers import tiny
 from tests.helpers.families import CASES
 

@@ -1,5 +1,8 @@
 import json
+import os
 import re
+import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +13,13 @@ from typer.testing import CliRunner
 
 from leaf.commands.main import app
 from leaf.config import AlignConfig, SftConfig
-from leaf.errors import DataError, ModelError
+from leaf.errors import DataError, ModelError, RunInterrupted
 from leaf.model.checks import plain_log_probs
 from leaf.model.policy import Policy
 from leaf.model.projector import audio_features, load_projector, save_projector, unfreeze_projector
 from leaf.runs.directory import RunDirectory
 from leaf.train.align import CtcAligner, align, token_error_rate
 from leaf.train.sft import sft, sft_gradient, share_audio
-from leaf.train.steps import take_steps
 from tests.helpers import tiny
 
 
@@ -148,11 +150,31 @@ def test_what_would_fail_once_the_run_has_begun_is_refused_before(tmp_path, monk
 
 
 def test_a_validation_that_was_due_may_be_dropped(tmp_path):
-    calls = []
-    state = {"step": 1, "validation_due": True}
-    for every in (1, 0):
-        take_steps(SftConfig(max_steps=1, eval_every=every), state, None, calls.append, lambda step, due: None)
-    assert calls == [1]
+    """A signal came before it; the resumed run may be told not to validate."""
+    few = {"max_steps": 1, "eval_every": 1, "eval_items": 1, "lora_r": 2, "device": "cpu", "max_new_tokens": 3}
+    config = SftConfig(output_dir=str(tmp_path / "run"), **few)
+
+    def train(config, *, resume, stop=False):
+        run = RunDirectory.begin(config, resume, say=lambda line: None)
+        append = run.append
+
+        def append_and_stop(name, record):
+            append(name, record)
+            if stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        run.append = append_and_stop
+        policy = Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=2))
+        try:
+            return sft(config, policy, tiny.rows(2), tiny.rows(1), run, lambda line: None, resume=resume)
+        finally:
+            run.release()
+
+    with pytest.raises(RunInterrupted, match="after step 1 of 1"):
+        train(config, resume=False, stop=True)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert train(replace(config, eval_every=0, output_dir=str(tmp_path / "copy")), resume=True) == {}
+    assert "bleu" in train(config, resume=True)
 
 
 def test_an_empty_reference_is_refused(policy):

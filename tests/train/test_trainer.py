@@ -7,13 +7,14 @@ import peft
 import pytest
 import torch
 
+from leaf import LeafTrainer
 from leaf.config import LeafConfig
 from leaf.credit import CREDIT_RULES
 from leaf.errors import ConfigError, DataError, RewardError, RunError
 from leaf.model.decoding import TreeDecoder
 from leaf.model.policy import Policy
-from leaf.train.trainer import LeafTrainer
-from leaf.train.update import add_gradient, update_record, update_weights
+from leaf.train.rollout import reference_log_probs
+from leaf.train.update import add_gradient, update_record, weights_over_all
 from tests.helpers import tiny
 
 
@@ -46,7 +47,7 @@ def trainer(config, seed=0, **options):
     model, processor = tiny.tiny_model()
     rows = tiny.rows(5)
     options = {"reward_funcs": [length_reward], "train_dataset": rows, "eval_dataset": rows[:2]} | options
-    return LeafTrainer(model, args=config, processing_class=processor, report=lambda line: None, **options)
+    return LeafTrainer(model, args=config, processing_class=processor, say=lambda line: None, **options)
 
 
 def lines(path, name):
@@ -99,14 +100,14 @@ def test_resume_equals_uninterrupted(tmp_path):
     whole = trainer(recipe(tmp_path, output_dir=str(tmp_path / "whole"), max_steps=4)).train()
     config = recipe(tmp_path, output_dir=str(tmp_path / "cut"), max_steps=4)
     first = trainer(config)
-    save, stopped = first._save, RuntimeError("killed")
+    save, stopped = first.save, RuntimeError("killed")
 
     def save_and_die():
         save()
         if first.done == 2:
             raise stopped
 
-    first._save = save_and_die
+    first.save = save_and_die
     with pytest.raises(RuntimeError, match="killed"):
         first.train()
     cut = trainer(config).train(resume_from_checkpoint=True)
@@ -164,20 +165,20 @@ def test_ratio_max_is_the_largest_of_all_updates(tmp_path):
 def test_without_a_reference_there_is_no_divergence(tmp_path):
     said = []
     one = trainer(recipe(tmp_path, kl_coef=0.0, max_steps=1, eval_every=0))
-    one.report = said.append
+    one.say = said.append
     (record,) = lines(one.train().path, "metrics.jsonl")
     assert record["kl"] is None
     assert "seconds/reference" not in record
     assert any("kl none" in line for line in said)
 
 
-def test_on_policy_gradient_equals_that_with_stored_old_log_probs(tmp_path):
+def test_on_policy_gradient_equals_that_with_stored_old_log_probs(tmp_path, monkeypatch):
     """Leaving out the old forward changes nothing; nor do micro-batches."""
     gradients = []
     for name, on_policy, budget in (("a", True, 4096), ("b", False, 4096), ("c", True, 1)):
         one = trainer(recipe(tmp_path, output_dir=str(tmp_path / name), token_budget=budget))
         one.on_policy = on_policy
-        seen, clip = {}, one.accelerator.clip_grad_norm_
+        seen, clip = {}, torch.nn.utils.clip_grad_norm_
 
         def look(parameters, norm, one=one, seen=seen, clip=clip):
             seen.update({n: p.grad.clone() for n, p in one.policy.named_parameters() if p.requires_grad})
@@ -185,7 +186,7 @@ def test_on_policy_gradient_equals_that_with_stored_old_log_probs(tmp_path):
 
         rollout = one.rollout(1)
         assert (rollout.old_log_probs is None) == on_policy
-        one.accelerator.clip_grad_norm_ = look
+        monkeypatch.setattr("leaf.train.update.clip_grad_norm_", look)
         one.update(rollout)
         gradients.append(seen)
     for other in gradients[1:]:
@@ -219,7 +220,7 @@ def test_an_own_policy_and_an_own_credit_rule(tmp_path):
     lora = peft.LoraConfig(r=2)
     policy = Policy.wrap(model, processor, lora=lora)
     config = recipe(tmp_path, max_steps=1)
-    LeafTrainer(policy, ["bleu", length_reward], config, tiny.rows(4), credit=rule, report=lambda line: None).train()
+    LeafTrainer(policy, ["bleu", length_reward], config, tiny.rows(4), credit=rule, say=lambda line: None).train()
     assert len(calls) == 2
 
 
@@ -358,15 +359,16 @@ def test_groups_without_a_single_token_teach_nothing(tmp_path):
             rollout,
             groups=[group, rollout.groups[1]],
             advantages=[advantages, rollout.advantages[1]],
-            ref_log_probs=one._log_probs("reference", [group, rollout.groups[1]], one.policy.reference()),
+            ref_log_probs=reference_log_probs(one.policy, [group, rollout.groups[1]]),
         )
         found = []
         for positions in ([1], [0, 1], [0]):
             names = ("rows", "groups", "rewards", "advantages", "ref_log_probs", "positions")
             part = replace(mixed, **{name: [getattr(mixed, name)[i] for i in positions] for name in names})
             one.optimizer.zero_grad()
-            weights = update_weights(part, one.args, one.processes, one.policy.device)
-            sums = add_gradient(one.policy, part, weights, one.args)
+            masks = [group.tree.node >= 0 for group in part.groups]
+            weights = weights_over_all(masks, one.config, one.processes)
+            sums = add_gradient(one.policy, part, masks, weights, one.config)
             assert all(math.isfinite(value) for value in sums.values())
             found.append((sums["loss"], [torch.zeros(1) if p.grad is None else p.grad.clone() for p in one.parameters]))
         (alone, wanted), (both, got), (only, none) = found

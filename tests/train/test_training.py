@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 
+from leaf import LeafTrainer
 from leaf.config import LeafConfig
 from leaf.errors import ConfigError, ModelError
 from leaf.model.device import pick_device, take_device
@@ -14,7 +15,6 @@ from leaf.model.policy import Policy
 from leaf.model.projector import save_projector
 from leaf.train.records import group_record
 from leaf.train.schedule import build_schedule, check_tracker, in_steps, is_warm_restart
-from leaf.train.trainer import LeafTrainer
 from tests.helpers.tiny import rows, tiny_model
 
 
@@ -107,13 +107,13 @@ def test_an_epoch_begins_with_the_adapter_it_has_and_a_fresh_optimiser(tmp_path)
         learning_rate=1e-2,
         kl_coef=0.0,
     )
-    trainer = LeafTrainer(model, ["chrf"], args, rows(3), processing_class=processor, report=lambda line: None)
+    trainer = LeafTrainer(model, ["chrf"], args, rows(3), processing_class=processor, say=lambda line: None)
     counts = []
     update = trainer.update
 
     def watched(rollout):
         stats = update(rollout)
-        counts.append(next(int(state["step"]) for state in trainer._optimizer.state.values()))
+        counts.append(next(int(state["step"]) for state in trainer.optimizer.state.values()))
         return stats
 
     trainer.update = watched
@@ -136,7 +136,7 @@ SMALL = LeafConfig(
 
 
 def trainer_of(model, processor=None, lora=None, **changes):
-    return LeafTrainer(model, ["chrf"], replace(SMALL, **changes), rows(3), None, processor, lora, report=str)
+    return LeafTrainer(model, ["chrf"], replace(SMALL, **changes), rows(3), None, processor, lora, say=str)
 
 
 def test_the_projector_of_a_recipe_is_loaded_in_stage_rl(tmp_path):

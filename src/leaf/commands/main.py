@@ -416,15 +416,9 @@ def _policy(config: RunConfig, adapter: Path | None = None) -> Any:
 
 
 def _trainer(config: LeafConfig) -> Any:
-    from leaf.model.demo import resolve_model
-    from leaf.plugins import load_plugins
-    from leaf.train.trainer import LeafTrainer
+    from leaf.train.trainer import RLTrainer
 
-    load_plugins(config.plugins)  # they may register the task and the credit rule
-    rows = _rows(config)
-    trainer = LeafTrainer(resolve_model(config.model), None, config, *rows, from_recipe=True, report=_say)
-    trainer.policy.base_name = config.model
-    return trainer
+    return RLTrainer.from_recipe(config, say=_say)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ def train(trainer: Any, console: Console, *, resume: bool = False) -> RunDirecto
     """Train with a live view on a terminal, with plain lines elsewhere."""
     if not console.is_interactive or not trainer.accelerator.is_main_process:
         return trainer.train(resume_from_checkpoint=resume)
-    view = TrainingView(trainer.args.max_steps, console)
-    say = trainer.report
+    view = TrainingView(trainer.config.max_steps, console)
+    say = trainer.say
 
     def on_step(record: dict[str, Any]) -> None:
         view.add(record, trainer.run)
@@ -31,7 +31,7 @@ def train(trainer: Any, console: Console, *, resume: bool = False) -> RunDirecto
         if trainer.run is not None:
             view.validations = list(trainer.run.lines("validation.jsonl"))
 
-    trainer.on_step, trainer.report = on_step, on_line
+    trainer.on_step, trainer.say = on_step, on_line
     with Live(view, console=console, refresh_per_second=4):
         return trainer.train(resume_from_checkpoint=resume)
 

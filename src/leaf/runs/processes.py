@@ -1,11 +1,12 @@
-"""What the processes of one run do together: data parallelism, one exchange of gradients per optimiser step.
+"""What the processes of one run do together: each works on its own prompts, and gradients are added at every update.
 
-Every process works on its own prompts, with the whole model or, under FSDP2, with frozen layers in pieces that are
-gathered on demand (leaf.runs.sharding); what is trained is whole in every process. A loss is a sum over groups whose
-weights count the whole update, so gradients are added, not averaged, and one process with all the prompts would get
-the same.
-Between collectives a process works alone: the number of its micro-batches, running out of memory and trying again
-concern nobody else. With one process everything here is the identity.
+A process holds the whole model or, under FSDP2, a share of the frozen layers (leaf.runs.sharding); what is trained is
+whole in every process. The loss of an update is a sum over groups whose weights count the whole update. So gradients
+are added, not averaged, and the result is that of one process with all the prompts.
+
+All processes have to call the same collectives in the same order: one that calls another, or none, leaves the others
+waiting for ever. Between two collectives each works alone, and how many micro-batches it takes or whether it runs out
+of memory and tries again does not concern the others. With one process, everything here is the identity.
 """
 
 import gc
@@ -30,14 +31,14 @@ _BUCKET = 64 * 2**20  # bytes of gradients exchanged at once
 
 
 class Processes:
-    """Speak with the other processes of a run.
+    """Collective operations between the processes of a run.
 
     Attributes:
-        index, count: which of how many this one is.
-        sharded: whether the launcher asks for frozen layers in pieces (FSDP2).
+        index, count: which of how many processes this one is.
+        sharded: whether the launcher asks for frozen layers in pieces (FSDP2; experimental).
 
     Raises:
-        ConfigError: the launcher asks for DeepSpeed, FSDP1 or an option of FSDP2 that is not there.
+        ConfigError: the launcher asks for DeepSpeed, FSDP1 or an option of FSDP2 that leaf does not have.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -48,7 +49,7 @@ class Processes:
                 "(version 2). In place of DeepSpeed ZeRO-2 use recipes/accelerate/ddp.yaml: gradients and moments are "
                 "those of the adapter alone. In place of ZeRO-3 use recipes/accelerate/fsdp2.yaml."
             )
-        # On the CPU Accelerate says MULTI_CPU even so, and reads itself what its launcher left in the environment.
+        # On the CPU Accelerate says MULTI_CPU under FSDP too, so the launcher's own variable is read besides.
         self.sharded = kind is DistributedType.FSDP or parse_flag_from_env("ACCELERATE_USE_FSDP")
         self.sharded = self.sharded and kind not in _ALONE
         if self.sharded:
@@ -59,29 +60,37 @@ class Processes:
 
     @property
     def alone(self) -> bool:
-        """Return whether there is one process only."""
+        """Whether there is one process only."""
         return self.count == 1
 
-    def shard(self, policy: Policy) -> None:
-        """Cut the frozen layers of a policy over the processes where the launcher asks for it."""
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and speaks for all."""
+        return self.index == 0
+
+    def place(self, policy: Policy) -> None:
+        """Move a policy to this process's device; its frozen layers in pieces, where the launcher asks for that."""
         if self.sharded:
             self._shards = Shards(policy, self.device)
+        else:
+            policy.to(self.device)
 
     def _meet(self) -> None:
-        """Wait for the others ahead of a collective, and take part in gathering what they still need."""
+        """Ahead of a collective, help the others gather the layers that they still need."""
         if self._shards is not None:
             self._shards.wait()
 
     def positions(self, size: int) -> range:
-        """Return which of `size` things, in global order, are this process's."""
+        """Tell which of `size` things, in the order of all processes, are this one's."""
+        # One after the other in turn, so that the groups of a small update come from different processes.
         return range(self.index, size, self.count)
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Return the sums of numbers over all processes, in float64."""
+        """Add up numbers over all processes, in float64."""
         return self._reduced(values, distributed.ReduceOp.SUM)
 
     def max(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Return the largest of numbers over all processes, by the same names everywhere."""
+        """Find the largest of numbers over all processes, which give them the same names in the same order."""
         return dict(zip(values, self._reduced(list(values.values()), distributed.ReduceOp.MAX), strict=True))
 
     def _reduced(self, values: Sequence[float], operation: Any) -> list[float]:
@@ -93,17 +102,20 @@ class Processes:
         return tensor.tolist()
 
     def gather(self, value: T) -> list[T]:
-        """Return what every process gave, in order; values travel as Python objects, so keep them small."""
+        """Collect what every process gives, in order; values travel as Python objects, so keep them small."""
         if self.alone:
             return [value]
         self._meet()
         return gather_object([value])
 
     def together(self, action: Callable[[], T]) -> T:
-        """Run an action without collectives in every process; where it fails in one, it fails in all.
+        """Run an action in every process; where it fails in one, it fails in all.
+
+        The action has no collectives. The exchange after it is one that every process reaches, even one that failed;
+        without it the others would go on to the next collective and wait for ever.
 
         Raises:
-            RunError: it failed in another process; in the one where it did, its own error.
+            RunError: it failed in another process. The process in which it failed raises its own error.
         """
         if self.alone:
             return action()
@@ -121,26 +133,30 @@ class Processes:
                 raise RunError(f"Process {index} of {self.count} failed, so all stop. There: {text}")
         return outcome
 
+    def on_main(self, action: Callable[[], None]) -> None:
+        """Run an action in the main process while the others wait; where it fails, all stop."""
+        self.together(action if self.main else lambda: None)
+
     def agree(self, parameters: Sequence[Tensor]) -> None:
-        """Give every process the main one's values of the trained parameters."""
+        """Copy the main process's values of the trained parameters to all."""
         if not self.alone:
             self._meet()
             for parameter in parameters:
                 distributed.broadcast(parameter.detach(), 0)
 
     def add_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Replace every gradient by its sum over all processes; one that is missing counts as 0.
-
-        The gradients travel joined, some 64 MiB at once: the number of exchanges depends on the parameters alone.
-        """
+        """Replace every gradient by its sum over all processes; one that is missing counts as 0."""
         if self.alone:
             return
         self._meet()
         batch: list[Tensor] = []
         for i, parameter in enumerate(parameters):
+            # Which gradients are there differs between processes: one without completions in this part has none.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             batch.append(parameter.grad)
+            # Joined, because each exchange has a cost of its own. Where a batch ends depends on the parameters alone,
+            # so all processes exchange as often.
             if sum(gradient.nbytes for gradient in batch) >= _BUCKET or i + 1 == len(parameters):
                 joined = torch.cat([gradient.flatten() for gradient in batch])
                 distributed.all_reduce(joined)
@@ -150,20 +166,20 @@ class Processes:
 
 
 def leave() -> None:
-    """Part from the other processes at the end of a program, once nothing refers to its trainer any more.
+    """Shut down torch.distributed. Call it last, after the trainer is gone; with one process it does nothing.
 
-    gloo's threads live as long as a group does, and one that still lets go of a tensor while Python shuts down aborts
-    the process, with all work done (pytorch/pytorch#179291). With one process this does nothing. After a failure
-    the others may be in the middle of a collective: end without it.
+    gloo's threads live as long as their group. One that still frees a tensor while Python shuts down aborts the
+    process, with all work done (pytorch/pytorch#179291). Do not call it after a failure: the others may be in the
+    middle of a collective.
     """
     if distributed.is_initialized():
-        distributed.destroy_process_group()  # where a tracker has not done so already
-    _clear_sharding_prop_cache()  # torch remembers the layouts of shares, and with them the group
-    gc.collect()  # a sharded policy and its hooks refer to each other, and to a group of their own
+        distributed.destroy_process_group()  # a tracker may have done so already
+    _clear_sharding_prop_cache()  # torch caches the layouts of shares, which refer to the group
+    gc.collect()  # a sharded policy and its hooks refer to each other and to a group of their own
 
 
 def _check(plugin: FullyShardedDataParallelPlugin) -> None:
-    """Refuse what would not be done, or would be done differently, from what the launcher's configuration says."""
+    """Refuse options of the launcher's configuration that leaf does not have."""
     if plugin.fsdp_version != 2:
         raise ConfigError(f"fsdp_version is {plugin.fsdp_version}; leaf shards with version 2. Set fsdp_version: 2.")
     unmet = {
@@ -174,6 +190,6 @@ def _check(plugin: FullyShardedDataParallelPlugin) -> None:
     for name in (name for name, asked in unmet.items() if asked):
         raise ConfigError(
             f"The launcher's configuration sets {name}, which leaf does not have: every process reads the model and "
-            "keeps its share on its own device. Set it to false; recomputing activations is gradient_checkpointing in "
-            "the recipe."
+            "keeps its share on its own device. Set it to false; to recompute activations, set "
+            "gradient_checkpointing: true in the recipe."
         )

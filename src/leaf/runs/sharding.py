@@ -1,11 +1,14 @@
-"""Frozen layers in pieces: every process keeps its share of each layer and all gather a layer whenever one needs it.
+"""Experimental: frozen layers in pieces. Each process keeps a share of every layer; all gather one while it is needed.
 
-Storage and gathering are FSDP2's (torch.distributed.fsdp.fully_shard); its timing is not, since it takes for granted
-that all processes run the same layers in the same order, and here they do not: one decodes longer, another takes more
-micro-batches or tries again. So processes gather on demand. Before a gather each names the layer it needs, or none if
-it waits at a collective of the run; the largest number named is gathered by all, and whoever needed another one asks
-again. No order of work can make that hang, and processes in step gather nothing twice: where one is ahead in a forward,
-the others wait for it, and all begin the next one together.
+This was tested with processes on a CPU over gloo only, never on a GPU. Check a short run of your own against one
+without it before you rely on it.
+
+FSDP2 (torch.distributed.fsdp.fully_shard) stores and gathers the layers. Its timing is not used, because it takes for
+granted that all processes run the same layers in the same order. Here they do not: one decodes longer, another takes
+more micro-batches or tries again. So processes gather on demand, in rounds. In each round a process names the layer it
+needs, or none if it waits at a collective of the run. All gather the largest number named, and whoever needed another
+layer asks again in the next round. No order of work can make that hang. Processes in step gather nothing twice: where
+one is ahead in a forward, the others wait for it, and all begin the next forward together.
 
 Exactly one layer is whole at a time, the same in every process. What is trained, embeddings, head and whatever is not
 in a list of layers stay whole everywhere.
@@ -29,9 +32,9 @@ _NONE = -1
 
 
 class Shards:
-    """Cut the frozen layers of a policy over all processes and gather them while they are needed.
+    """Cut the frozen layers of a policy over all processes, and gather them while they are needed.
 
-    The policy may lie on the CPU: each layer goes to `device` on its own, and only a share of it stays there.
+    The policy may be on the CPU: each layer goes to `device` on its own, and only a share of it stays there.
 
     Args:
         policy: the policy, its adapter on it; changed in place.
@@ -39,7 +42,7 @@ class Shards:
 
     Attributes:
         held: the layer that is whole now, the same number in every process; -1 for none.
-        gathers: how many layers were gathered.
+        gathers: how many times a layer was gathered.
 
     Raises:
         ConfigError: the model has no list of layers with frozen weights.
@@ -49,12 +52,13 @@ class Shards:
         self.held, self.gathers = _NONE, 0
         self.layers: list[FSDPModule] = []
         self._failure: Exception | None = None
-        # Which layer comes next is agreed on the CPU, so that no GPU has to be waited for.
+        # The processes agree on the next layer on the CPU, so that none has to wait for its GPU.
         self._words = distributed.new_group(backend="gloo")
         mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
         for layer in _layers(policy):
             whole = {p for p in layer.parameters() if p.requires_grad or p.ndim == 0}  # FSDP takes no scalars
-            # Around the layer, outside the model: its forward, and with it FSDP's own timing, never runs.
+            # FSDP's timing is in the forward of the module that it wraps. This one is around the layer and outside the
+            # model, so its forward never runs.
             self.layers.append(fully_shard(nn.Sequential(layer), mesh=mesh, ignored_params=whole))
             self._watch(layer, len(self.layers) - 1)
         if not self.layers:
@@ -66,12 +70,13 @@ class Shards:
                 tensor.data = tensor.data.to(device)
 
     def _watch(self, layer: nn.Module, number: int) -> None:
-        """Have a layer gathered before its forward and before its backward."""
+        """Gather a layer before its forward and before its backward."""
 
         def before(module: nn.Module, args: Any) -> None:
             self.need(number)
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
+            # The gradient of a layer's output arrives just before the backward of the layer.
             for tensor in tree_leaves(output):
                 if isinstance(tensor, Tensor) and tensor.requires_grad:
                     tensor.register_hook(lambda gradient: self.need(number))
@@ -80,7 +85,7 @@ class Shards:
         layer.register_forward_hook(after)
 
     def need(self, number: int) -> None:
-        """Return once a layer is whole here; other layers that other processes need come first."""
+        """Take part in rounds until a layer is whole here; layers with larger numbers come first."""
         while self.held != number:
             self._round(number)
 
@@ -94,7 +99,7 @@ class Shards:
         """Agree on the layer to gather next, gather it with all the others, and return its number."""
         if self._failure is not None:
             raise self._failure
-        word = torch.tensor(wanted)
+        word = torch.tensor(wanted)  # the largest wins: _NONE is below all layers, so a layer goes before waiting
         distributed.all_reduce(word, distributed.ReduceOp.MAX, group=self._words)
         number = int(word)
         if number not in (_NONE, self.held):
@@ -102,9 +107,9 @@ class Shards:
             try:
                 self.layers[number].unshard()
             except Exception as error:
-                # The others are in the middle of it: going on would pair this gather with the next layer's.
+                # The others are in the middle of it: another try here would meet their gather of the next layer.
                 self._failure = RunError(
-                    f"Gathering layer {number} of the model failed: {error}. The run cannot go on."
+                    f"Gathering layer {number} of the model failed: {error}. The run cannot continue."
                 )
                 raise self._failure from error
             self.held, self.gathers = number, self.gathers + 1
@@ -117,7 +122,7 @@ class Shards:
 
 
 def layer_bytes(policy: Policy) -> list[int]:
-    """Return the bytes of frozen weights of every layer that would be cut over the processes."""
+    """Count the bytes of frozen weights in every layer that would be cut over the processes."""
     return [sum(p.nbytes for p in layer.parameters() if not p.requires_grad) for layer in _layers(policy)]
 
 

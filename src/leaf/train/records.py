@@ -1,4 +1,4 @@
-"""What a step leaves behind: statistics for metrics.jsonl, and whole groups with their trees for the report."""
+"""What a step leaves behind: statistics for metrics.jsonl, whole groups with their trees, and a line for a person."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,57 +14,88 @@ from leaf.model.sampling import Group
 def rollout_statistics(
     groups: Sequence[Group], rewards: Sequence[Tensor], advantages: Sequence[Tensor]
 ) -> dict[str, float | None]:
-    """Return reward, length, truncation, fork and credit statistics of one rollout; None where nothing was scored.
-
-    Forks are counted at LEAF's own boundaries (B = 2), whatever credit rule trains, so that methods can be compared.
-    """
-    reward = torch.cat(list(rewards)).double()
-    scored = reward[~reward.isnan()]
-    lengths = torch.cat([group.lengths for group in groups]).double()
-    found = [
-        fork
-        for group, r in zip(groups, rewards, strict=True)
-        for fork in forks(group.tree, r, select_boundaries(group.surprisal, group.lengths))
-    ]
-    rates = fork_rates(found)
-    within = [r[~r.isnan()] for r in rewards]
-    shares = [credit_mass(a.cpu(), group.lengths) for group, a in zip(groups, advantages, strict=True)]
-    mass = torch.stack(shares).sum(0)
-    mass = mass / mass.sum() if float(mass.sum()) > 0 else mass  # groups without credit have no say
+    """Compute reward, length, fork and credit statistics of one rollout."""
     tokens = sum(int(group.lengths.sum()) for group in groups)
     nodes = sum(group.tree.num_nodes for group in groups)
-    record: dict[str, Any] = {
-        "reward_mean": float(scored.mean()) if scored.numel() else None,
-        "reward_std": float(torch.stack([r.std() for r in within if r.numel() > 1]).mean())
-        if any(r.numel() > 1 for r in within)
-        else None,
-        "unscored": int(reward.isnan().sum()),
-        "zero_variance_groups": sum(bool((r == r[0]).all()) if r.numel() else True for r in within) / len(groups),
-        "length_mean": float(lengths.mean()),
+    return {
+        **_reward_statistics(rewards),
+        "length_mean": float(torch.cat([group.lengths for group in groups]).double().mean()),
         "truncated": float(torch.cat([group.truncated for group in groups]).double().mean()),
-        "fork_fire_rate": rates["fire_rate"],
-        "usable_fork_rate": rates["usable_rate"],
+        **_fork_statistics(groups, rewards),
+        # A token that several completions begin with is one node of the tree.
         "tokens_shared": 1 - nodes / tokens if tokens else 0.0,
+        **_credit_statistics(groups, advantages),
     }
-    return record | {f"credit_mass/{i}": float(share) for i, share in enumerate(mass)}
+
+
+def _reward_statistics(rewards: Sequence[Tensor]) -> dict[str, float | None]:
+    """Compute the mean reward, the mean deviation within a group, and the share of groups that teach nothing.
+
+    None where too few completions were scored.
+    """
+    scored = [reward[~reward.isnan()].double() for reward in rewards]  # NaN = unscored
+    every = torch.cat(scored)
+    spreads = [reward.std() for reward in scored if len(reward) > 1]
+    flat = [reward for reward in scored if len(reward) == 0 or bool((reward == reward[0]).all())]
+    return {
+        "reward_mean": float(every.mean()) if len(every) else None,
+        "reward_std": float(torch.stack(spreads).mean()) if spreads else None,
+        "unscored": sum(len(reward) for reward in rewards) - len(every),
+        "zero_variance_groups": len(flat) / len(rewards),
+    }
+
+
+def _fork_statistics(groups: Sequence[Group], rewards: Sequence[Tensor]) -> dict[str, float | None]:
+    """Count forks at LEAF's own boundaries (B = 2), whatever credit rule trains, so that methods can be compared."""
+    found = [
+        fork
+        for group, reward in zip(groups, rewards, strict=True)
+        for fork in forks(group.tree, reward, select_boundaries(group.surprisal, group.lengths))
+    ]
+    rates: dict[str, Any] = fork_rates(found)
+    return {"fork_fire_rate": rates["fire_rate"], "usable_fork_rate": rates["usable_rate"]}
+
+
+def _credit_statistics(groups: Sequence[Group], advantages: Sequence[Tensor]) -> dict[str, float]:
+    """Compute which share of all credit falls on each fifth of the completions, from the first to the last."""
+    shares = [credit_mass(one.cpu(), group.lengths) for group, one in zip(groups, advantages, strict=True)]
+    mass = torch.stack(shares).sum(0)  # a group without credit has zeros here
+    if float(mass.sum()) > 0:
+        mass = mass / mass.sum()
+    return {f"credit_mass/{i}": float(share) for i, share in enumerate(mass)}
+
+
+def step_line(record: dict[str, Any]) -> str:
+    """Write what a person wants to see of one step in a line."""
+    return (
+        f"reward {figure(record['reward_mean'])}  kl {figure(record['kl'], 4)}  "
+        f"grad {figure(record['grad_norm'], 2)}  "
+        f"len {record['length_mean']:.1f}  usable forks {record['usable_fork_rate']:.2f}  "
+        f"{record['seconds/step']:.1f} s"
+    )
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """Format a number for a person; None, which was not measured, is `none`."""
+    return "none" if value is None else f"{value:.{digits}f}"
 
 
 def group_record(
     row: dict[str, Any], group: Group, rewards: Tensor, advantages: Tensor, tokenizer: Any
 ) -> dict[str, Any]:
-    """Return one group as JSON: prompt, reference, completions, tokens, surprisal, advantages, tree and boundaries."""
+    """Describe one group in JSON: prompt, reference, completions, tokens, surprisal, advantages, tree, boundaries."""
     tree = group.tree
-    spans = [(i, length) for i, length in enumerate(group.lengths.tolist())]
+    spans = list(enumerate(group.lengths.tolist()))
     audio = row.get("audio")
     audio = audio if isinstance(audio, list) else [audio]
     return {
         "id": row.get("id"),
-        "prompt": _text_of(row["prompt"]),
-        "audio": [Path(name).name for name in audio if isinstance(name, str)],
+        "prompt": _without_audio(row["prompt"]),
+        "audio": [Path(name).name for name in audio if isinstance(name, str)],  # records do not tell where files are
         "text": row.get("text"),
         "reference": row.get("reference"),
         "completions": group.texts(tokenizer),
-        "rewards": [None if value != value else value for value in rewards.tolist()],
+        "rewards": _without_nan(rewards.tolist()),
         "truncated": group.truncated.tolist(),
         "token_ids": [group.tokens[i, :length].tolist() for i, length in spans],
         "tokens": [tokenizer.convert_ids_to_tokens(group.tokens[i, :length].tolist()) for i, length in spans],
@@ -76,13 +107,13 @@ def group_record(
             "parent": tree.parent.tolist(),
             "depth": tree.depth.tolist(),
             "count": tree.count.tolist(),
-            "value": [None if value != value else round(value, 4) for value in tree.node_mean(rewards).tolist()],
+            "value": _without_nan(_rounded(tree.node_mean(rewards))),
         },
     }
 
 
-def _text_of(prompt: Any) -> Any:
-    """Return a prompt as it may be written: messages keep their text parts; an audio part keeps its type alone."""
+def _without_audio(prompt: Any) -> Any:
+    """Copy a prompt as it may be written: messages keep their text parts; an audio part keeps its type alone."""
     if isinstance(prompt, str):
         return prompt
     return [
@@ -94,6 +125,11 @@ def _text_of(prompt: Any) -> Any:
         }
         for message in prompt
     ]
+
+
+def _without_nan(values: Sequence[float]) -> list[float | None]:
+    """Put None, which JSON has, in place of NaN, which it has not."""
+    return [None if value != value else value for value in values]
 
 
 def _rounded(values: Tensor) -> list[float]:

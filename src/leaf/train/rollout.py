@@ -1,87 +1,124 @@
-"""What one step works on: groups with what they earned, gathered from all processes or cut into updates."""
+"""A rollout: rows, prompts, groups of completions, rewards, advantages, and what the update compares itself with.
+
+`rollout` reads top to bottom and works on one process's rows; leaf.train.trainer wraps clocks, signals, unusable
+recordings and several processes around it. Shapes: K completions of a prompt, T tokens of the longest of them.
+"""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from leaf.model.policy import Prompt
-from leaf.model.sampling import Group
-from leaf.runs.processes import Processes
-
-RECORDED = 2  # groups of a step that groups.jsonl keeps
+from leaf.config import LeafConfig
+from leaf.credit import CreditRule
+from leaf.memory import within_memory
+from leaf.model.policy import Policy, Prompt
+from leaf.model.sampling import Group, sample
+from leaf.model.scoring import largest_batch, score
+from leaf.rewards.total import RewardResult, Rewards
+from leaf.train.phases import phase
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Hold one batch of groups with what they earned: rewards (K,), advantages (K, T) and log-probabilities (K, T)."""
+    """Groups of completions with all that the update needs of them; lists have one entry per group.
 
-    step: int
+    Attributes:
+        rows: the rows that the prompts come from.
+        groups: prompts and their completions.
+        rewards: (K,) float64, NaN = unscored.
+        advantages: (K, T) float32 on the policy's device.
+        old_log_probs: (K, T) under the policy that sampled; None where the update's own forward gives them.
+        ref_log_probs: (K, T) under the reference model; None without a divergence.
+        reward_errors: completions on which a reward function failed.
+        left_out: a sentence for everything that was left out.
+        step, positions, bad_audio: set by the trainer: the step, where each group is among those of all processes, and
+            how many rows without usable audio another row replaced.
+    """
+
     rows: list[dict[str, Any]]
     groups: list[Group]
     rewards: list[Tensor]
     advantages: list[Tensor]
     old_log_probs: list[Tensor] | None
     ref_log_probs: list[Tensor] | None
-    positions: list[int]  # of the groups in the rollout of all processes
-    accidents: dict[str, int]  # what was left out: completions by reward_errors, rows by bad_audio
-    unsaid: list[str]  # sentences about them that the main process has still to say
-
-    def gathered(self, processes: Processes) -> "Rollout":
-        """Return the rollout of all processes, in order, without embedded prompts and log-probabilities.
-
-        Rows are there for the groups that may be recorded, the first two.
-        """
-        if processes.alone:
-            return self
-        nothing = Prompt(torch.empty(0, 0), torch.empty(0, dtype=torch.bool))
-        # Selected, that is copied: the tensors may be views, and each would carry the storage of the whole batch along.
-        sent = [replace(group.select(list(range(group.tokens.shape[0]))), prompt=nothing) for group in self.groups]
-        mine = [
-            (position, row if position < RECORDED else {}, group, reward.clone(), advantage.cpu())
-            for position, row, group, reward, advantage in zip(
-                self.positions, self.rows, sent, self.rewards, self.advantages, strict=True
-            )
-        ]
-        everyone = sorted((one for given in processes.gather(mine) for one in given), key=lambda one: one[0])
-        positions, rows, groups, rewards, advantages = (list(part) for part in zip(*everyone, strict=True))
-        accidents = dict(zip(self.accidents, map(int, processes.sum([*self.accidents.values()])), strict=True))
-        unsaid = [line for given in processes.gather(self.unsaid) for line in given]
-        return Rollout(self.step, rows, groups, rewards, advantages, None, None, positions, accidents, unsaid)
-
-    def parts(self, size: int | None, groups: int) -> "Iterator[Rollout]":
-        """Cut a rollout into parts of `size` completions, group by group; it stays whole where they fit into one part.
-
-        Completions are counted over the `groups` of all processes: each gets its own of every part, which may be none.
-        """
-        completions = self.groups[0].tokens.shape[0]
-        if size is None or size >= groups * completions:
-            yield self
-            return
-        for at in range(0, groups * completions, size):
-            chosen: dict[int, list[int]] = {}
-            for i, position in enumerate(self.positions):
-                first = position * completions
-                mine = range(max(at - first, 0), min(at + size - first, completions))
-                if mine:
-                    chosen[i] = list(mine)
-            yield replace(
-                self,
-                rows=[self.rows[i] for i in chosen],
-                groups=[self.groups[i].select(ks) for i, ks in chosen.items()],
-                rewards=[self.rewards[i][ks] for i, ks in chosen.items()],
-                advantages=[self.advantages[i][ks] for i, ks in chosen.items()],
-                old_log_probs=_select(self.old_log_probs, chosen),
-                ref_log_probs=_select(self.ref_log_probs, chosen),
-                positions=[self.positions[i] for i in chosen],
-            )
+    reward_errors: int
+    left_out: list[str]
+    step: int = 0
+    positions: Sequence[int] = ()
+    bad_audio: int = 0
 
 
-def _select(tensors: list[Tensor] | None, chosen: dict[int, list[int]]) -> list[Tensor] | None:
-    return None if tensors is None else [tensors[i][ks] for i, ks in chosen.items()]
+def rollout(
+    policy: Policy,
+    rows: list[dict[str, Any]],
+    rule: CreditRule,
+    rewards: Rewards,
+    config: LeafConfig,
+    draws: Sequence[torch.Generator],
+    *,
+    on_policy: bool,
+) -> Rollout:
+    """Sample a group of completions for every row, reward and credit them.
+
+    Args:
+        policy: the model with the adapter that is trained.
+        rows: with `prompt`, `audio` and whatever the reward functions take.
+        rule: as `leaf.credit.credit_rule` gives it; computes the advantages (K, T) of a group.
+        rewards: the reward functions.
+        config: how to sample, and `kl_coef`.
+        draws: a random generator for each row.
+        on_policy: whether the update takes one step of the whole rollout without dropout. Its own forward then gives
+            the old log-probabilities, and the ratio is 1 by construction.
+    """
+    prompts = embed(policy, rows)  # audio is encoded once and serves sampling, scoring and the update
+    groups = draw(policy, prompts, config, draws)
+    earned, result = reward(rewards, rows, groups, policy.tokenizer)
+    groups, earned, broken = unscore_unsampled(groups, earned)
+    advantages = assign_credit(rule, groups, earned, policy.device)
+    old = None if on_policy else old_log_probs(policy, groups)
+    reference = reference_log_probs(policy, groups) if config.kl_coef else None
+    left_out = [f"left unscored: {message}" for message in result.messages]
+    if broken:
+        left_out.append(f"{broken} completions came from logits that are not finite; left unscored")
+    return Rollout(
+        rows, groups, earned, advantages, old, reference, int(result.failed.sum()), left_out, positions=range(len(rows))
+    )
+
+
+# -- its phases, in order ----------------------------------------------------------------------------------------------
+@phase("embed")
+def embed(policy: Policy, rows: Sequence[dict[str, Any]]) -> list[Prompt]:
+    """Embed prompts, audio included."""
+    return policy.embed(rows)
+
+
+@phase("sample")
+def draw(
+    policy: Policy, prompts: Sequence[Prompt], config: LeafConfig, draws: Sequence[torch.Generator]
+) -> list[Group]:
+    """Sample `num_completions` (K) completions for every prompt as the recipe says."""
+    return sample(
+        policy,
+        prompts,
+        num_completions=config.num_completions,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        generator=list(draws),
+    )
+
+
+@phase("reward")
+def reward(
+    rewards: Rewards, rows: list[dict[str, Any]], groups: list[Group], tokenizer: Any
+) -> tuple[list[Tensor], RewardResult]:
+    """Call the reward functions once on all completions; gives the rewards (K,) per group, and what failed."""
+    return rewards.of(rows, groups, tokenizer)
 
 
 def unscore_unsampled(groups: Sequence[Group], rewards: Sequence[Tensor]) -> tuple[list[Group], list[Tensor], int]:
@@ -90,12 +127,45 @@ def unscore_unsampled(groups: Sequence[Group], rewards: Sequence[Tensor]) -> tup
     Their surprisal becomes 0, so that no boundary is put where nothing is known. The others of a group keep theirs.
     """
     kept, scores, count = [], [], 0
-    for group, reward in zip(groups, rewards, strict=True):
+    for group, earned in zip(groups, rewards, strict=True):
         odd = ~group.surprisal.isfinite().all(1)
         if bool(odd.any()):
             count += int(odd.sum())
             group = replace(group, surprisal=group.surprisal.masked_fill(odd[:, None], 0.0))
-            reward = reward.masked_fill(odd, math.nan)
+            earned = earned.masked_fill(odd, math.nan)
         kept.append(group)
-        scores.append(reward)
+        scores.append(earned)
     return kept, scores, count
+
+
+@phase("credit")
+def assign_credit(
+    rule: CreditRule, groups: Sequence[Group], rewards: Sequence[Tensor], device: torch.device
+) -> list[Tensor]:
+    """Compute the advantages (K, T) of every group in float32."""
+    return [
+        rule(group.tree, earned, surprisal=group.surprisal).float().to(device)
+        for group, earned in zip(groups, rewards, strict=True)
+    ]
+
+
+@phase("old")
+def old_log_probs(policy: Policy, groups: Sequence[Group]) -> list[Tensor]:
+    """Score completions with the policy as it is now, before the update."""
+    return log_probs(policy, groups)
+
+
+@phase("reference")
+def reference_log_probs(policy: Policy, groups: Sequence[Group]) -> list[Tensor]:
+    """Score completions with the reference model: the policy with its adapter switched off."""
+    with policy.reference():
+        return log_probs(policy, groups)
+
+
+@torch.no_grad()
+def log_probs(policy: Policy, groups: Sequence[Group]) -> list[Tensor]:
+    """Score completions (K, T) per group without a graph and without dropout, in the layout of the update."""
+    policy.eval()
+    prompts, trees = [group.prompt for group in groups], [group.tree for group in groups]
+    largest = partial(largest_batch, policy, prompts, trees)
+    return within_memory(policy, lambda: score(policy, prompts, trees), largest=largest).log_probs

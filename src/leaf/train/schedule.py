@@ -1,4 +1,4 @@
-"""Pieces every stage trains with: device, optimiser, learning-rate schedule, order of the data."""
+"""Pieces that every stage trains with: start-up checks, optimiser, learning-rate schedule, seeds of dropout."""
 
 import math
 from collections.abc import Iterable
@@ -12,14 +12,15 @@ from accelerate.utils import LoggerType
 from leaf.config import LeafConfig, RunConfig, SftConfig
 from leaf.errors import ConfigError
 from leaf.evaluation.registry import metric
+from leaf.model.draws import step_generator
 
 
 def check_stage(config: RunConfig) -> None:
-    """Refuse what would show only once a run has begun: metrics that cannot run, a tracker the stage does not feed."""
+    """Refuse what would fail only once a run has begun: a metric that cannot run, a tracker that the stage has not."""
     if config.track_with is not None and not isinstance(config, LeafConfig):
         raise ConfigError(
-            f"track_with is {config.track_with!r}, and stage {config.stage} writes metrics.jsonl and validation.jsonl "
-            "only; trackers go with stage rl. Set track_with=null."
+            f"track_with is {config.track_with!r}, and stage {config.stage} writes only metrics.jsonl and "
+            "validation.jsonl; only stage rl has trackers. Set track_with=null."
         )
     if config.track_with is not None:
         check_tracker(config.track_with)
@@ -28,7 +29,7 @@ def check_stage(config: RunConfig) -> None:
 
 
 def check_tracker(name: str) -> None:
-    """Refuse a tracker that Accelerate does not know, or whose package is missing: it would be left out there."""
+    """Refuse a tracker that Accelerate does not know or whose package is missing; Accelerate would leave it out."""
     known = [one for one in LoggerType.list() if one != "all"]
     if name not in known and name not in LOGGER_TYPE_TO_CLASS:
         raise ConfigError(f"track_with is {name!r}; allowed are {', '.join(known)}.")
@@ -38,7 +39,7 @@ def check_tracker(name: str) -> None:
 
 
 def build_optimizer(parameters: Iterable[Any], config: RunConfig) -> torch.optim.AdamW:
-    """Return AdamW over parameters or parameter groups with the recipe's learning rate and weight decay."""
+    """Make AdamW over parameters or parameter groups with the recipe's learning rate and weight decay."""
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
@@ -63,16 +64,17 @@ def in_steps(config: LeafConfig, num_rows: int) -> LeafConfig:
 
 
 def is_warm_restart(config: LeafConfig, step: int) -> bool:
-    """Tell whether a step (from 1) begins an epoch after the first: the adapter stays, the optimiser begins afresh."""
+    """Tell whether a step (counted from 1) begins an epoch after the first; the optimiser then begins afresh."""
     return config.epochs is not None and step > 1 and (step - 1) % (config.schedule_steps or config.max_steps) == 0
 
 
 def build_schedule(
     optimizer: torch.optim.Optimizer, config: RunConfig, updates_per_step: int = 1, *, restarts: bool = False
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return warm-up and then cosine, linear or constant down to `min_lr_ratio` of the peak, in optimiser updates.
+    """Make the learning-rate schedule: linear warm-up, then cosine, linear or constant to `min_lr_ratio` of the peak.
 
-    With `restarts` it begins anew each time it has ended, otherwise it stays where it ends.
+    It counts optimiser updates. With `restarts` it begins again each time it has ended, otherwise it keeps its last
+    value.
     """
     total = max((config.schedule_steps or config.max_steps) * updates_per_step, 1)
 
@@ -85,3 +87,19 @@ def build_schedule(
         return config.min_lr_ratio + (1 - config.min_lr_ratio) * decay[config.schedule]
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def seed_dropout(seed: int, step: int, *, update: int = 0, process: int = 0) -> None:
+    """Seed torch, and so dropout, for one optimiser update.
+
+    The seed is a function of its arguments, so a resumed run draws what the uninterrupted one draws. Each process has
+    a stream of its own: the same mask on different completions would be noise that does not average out.
+
+    Args:
+        seed: of the recipe.
+        step: counted from 1.
+        update: number of the update in its step, counted from 0.
+        process: index of this process.
+    """
+    # The streams from 0 on are those of the prompts' samplers.
+    torch.manual_seed(step_generator(seed, step, -1 - update).initial_seed() + process)

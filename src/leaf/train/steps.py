@@ -1,46 +1,82 @@
-"""Take the steps of a run: the loop that all stages share."""
+"""The loop that all stages share: take a step, validate and save when the recipe says so, stop when asked to."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Protocol
 
 from leaf.config import RunConfig
-from leaf.runs.signals import StopSignals
+from leaf.runs.signals import StopRequested, StopSignals
 
 
-def take_steps(
-    config: RunConfig,
-    state: Mapping[str, Any] | None,
-    one_step: Callable[[int], None],
-    validate: Callable[[int], None],
-    save: Callable[[int, bool], None],
-) -> None:
-    """Take the steps that are left of a stage that runs in one process; validate and save as the recipe says.
+class Stage(Protocol):
+    """What the loop needs of a stage.
 
-    Args:
+    Attributes:
         config: the recipe.
-        state: what `Checkpoints.begin` returned.
-        one_step: takes a step (from 1) and logs it.
-        validate: scores after a step and logs it.
-        save: writes the adapter and the checkpoint of a step; its second argument is `validation_due`.
+        stop: the signals that ask the run to stop.
+        done: the last step taken, 0 for none.
+        validation_due: whether the validation after that step is still to come.
+    """
+
+    @property
+    def config(self) -> RunConfig:
+        """The recipe."""
+        ...
+
+    stop: StopSignals
+    done: int
+    validation_due: bool
+
+    def step(self, number: int) -> None:
+        """Take a step, counted from 1, and log it."""
+        ...
+
+    def validate(self) -> None:
+        """Score the validation rows and log the scores."""
+        ...
+
+    def save(self) -> None:
+        """Write the adapter and the checkpoint of the last step taken."""
+        ...
+
+    def asked_to_stop(self) -> bool:
+        """Tell whether the run is to stop; the answer is the same in all its processes."""
+        ...
+
+
+def take_steps(stage: Stage) -> None:
+    """Take the steps that are left of a run whose checkpoint has been restored or, for a new one, written.
+
+    A stage raises `StopRequested` in a step or a validation where nothing is half done yet. What was begun is then
+    given up, and the resumed run does it again.
 
     Raises:
-        RunInterrupted: a signal asked to stop, and the run is saved; a validation due is left to the resumed run.
+        RunInterrupted: a signal asked the run to stop, and it is saved.
     """
-    done = 0 if state is None else int(state["step"])
-    with StopSignals() as stop:
-        if state is None:
-            save(0, False)
-        elif state["validation_due"] and config.eval_every:
-            validate(done)
-            save(done, False)
-        for step in range(done + 1, config.max_steps + 1):
-            one_step(step)
-            last = step == config.max_steps
-            due = config.eval_every > 0 and (last or step % config.eval_every == 0)
-            if due and stop.received is None:
-                validate(step)
-                due = False
-            if last or step % config.save_every == 0 or stop.received is not None:
-                save(step, due)
-            if stop.received is not None and (due or not last):
-                raise stop.interrupted(step, config.max_steps)
+    config = stage.config
+    saved = True
+    try:
+        if stage.validation_due:
+            _validate(stage)
+            stage.save()
+        for number in range(stage.done + 1, config.max_steps + 1):
+            last = number == config.max_steps
+            stage.step(number)
+            saved = False
+            # A checkpoint written before the validation, by a signal, says that it is still due.
+            stage.done = number
+            stage.validation_due = config.eval_every > 0 and (last or number % config.eval_every == 0)
+            if stage.validation_due:
+                _validate(stage)
+            if last or number % config.save_every == 0:
+                stage.save()
+                saved = True
+            if not last and stage.asked_to_stop():
+                raise StopRequested
+    except StopRequested:
+        if not saved:
+            stage.save()
+        raise stage.stop.interrupted(stage.done, config.max_steps) from None
+
+
+def _validate(stage: Stage) -> None:
+    stage.validate()
+    stage.validation_due = False

@@ -1,0 +1,54 @@
+"""`RLTrainer` in the shape of TRL's trainers, so that a script written for TRL needs few changes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+
+from leaf.config import LeafConfig
+from leaf.credit import CreditRule
+from leaf.train.making import RewardFunctions, parts_from_model
+from leaf.train.trainer import RLTrainer
+
+
+class LeafTrainer(RLTrainer):
+    """`RLTrainer` in the shape of TRL's trainers.
+
+    recipe.yaml of the run records what ran. Arguments replace the recipe's values; objects are recorded by name only,
+    and `leaf` refuses to run such a recipe without the script.
+
+    Args:
+        model: checkpoint directory or hub id, a transformers model, or a `Policy` that carries its adapter.
+        reward_funcs: names, import paths or callables with TRL's signature, or one callable; default the recipe's.
+        args: the recipe.
+        train_dataset, eval_dataset: rows with `prompt`, `audio` and `reference`; further columns reach the rewards.
+        processing_class: the processor, where `model` is a transformers model.
+        peft_config: LoRA settings; default the recipe's.
+        credit: a credit rule in place of the recipe's name, called as `rule(tree, rewards, surprisal=..., **options)`.
+        say, on_step: see `RLTrainer`.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | torch.nn.Module,
+        reward_funcs: RewardFunctions | None = None,
+        args: LeafConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        peft_config: peft.LoraConfig | None = None,
+        *,
+        credit: str | CreditRule | None = None,
+        say: Callable[[str], None] = print,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
+    ):
+        config = LeafConfig() if args is None else args
+        parts = parts_from_model(model, config, train_dataset, reward_funcs, credit, processing_class, peft_config)
+        super().__init__(**parts, eval_rows=eval_dataset, say=say, on_step=on_step)
+
+    @property
+    def args(self) -> LeafConfig:
+        """The recipe, under TRL's name."""
+        return self.config

@@ -1,0 +1,172 @@
+"""The steps of reinforcement learning: a rollout, then updates. Which credit rule runs does not show here."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from leaf.config import LeafConfig
+from leaf.credit import CreditRule
+from leaf.data.rows import batch_indices, take
+from leaf.errors import AudioError
+from leaf.evaluation.evaluate import Evaluation, evaluate
+from leaf.evaluation.predict import Decoding
+from leaf.evaluation.registry import Scoring, validation_metrics
+from leaf.model.draws import step_generator
+from leaf.model.from_recipe import has_dropout, set_token_budget
+from leaf.model.policy import Policy
+from leaf.model.usable import rows_with_audio
+from leaf.rewards.total import Rewards
+from leaf.runs.processes import Processes
+from leaf.runs.signals import StopSignals
+from leaf.runs.skipped import SkippedSteps
+from leaf.train.parts import cut
+from leaf.train.phases import watched_by
+from leaf.train.rollout import Rollout, rollout
+from leaf.train.schedule import build_optimizer, build_schedule
+from leaf.train.update import optimizer_step, update_record
+
+T = TypeVar("T")
+
+
+class Learner:
+    """Roll out, update and validate by a recipe, with its share of the work in each process.
+
+    A learner knows no run directory: `leaf.train.trainer.RLTrainer` adds one.
+
+    Args:
+        policy: the model with the adapter that is trained; it is moved to the recipe's device.
+        rewards: the reward functions.
+        rule: the credit rule, as `leaf.credit.credit_rule` gives it: called as `rule(tree, rewards, surprisal=...)`.
+        config: the recipe.
+        train_rows, eval_rows: rows with `prompt`, `audio` and `reference`; further columns reach the rewards.
+        accelerator: Accelerate's handle on device and processes.
+        say: takes every line meant for a person, in the main process.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        rewards: Rewards,
+        rule: CreditRule,
+        config: LeafConfig,
+        train_rows: Any,
+        eval_rows: Any,
+        accelerator: Accelerator,
+        say: Callable[[str], None],
+    ):
+        self.policy, self.rewards, self.rule, self.config = policy, rewards, rule, config
+        self.train_rows, self.eval_rows = train_rows, [] if eval_rows is None else eval_rows
+        self.accelerator, self.say = accelerator, say
+        self.processes = Processes(accelerator)
+        self.processes.place(policy)
+        set_token_budget(policy, config, config.num_completions * config.max_new_tokens)
+        self.trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+        self.processes.agree(self.parameters)
+        completions = config.prompts_per_rollout * config.num_completions
+        parts = math.ceil(completions / (config.completions_per_update or completions))
+        self.updates_per_rollout = config.passes_per_rollout * parts
+        # Otherwise the update scores with another model than sampled: dropout is on, or an update has moved it.
+        self.on_policy = self.updates_per_rollout == 1 and not has_dropout(policy)
+        self.optimizer: torch.optim.Optimizer = build_optimizer(self.parameters, config)
+        self.schedule = build_schedule(
+            self.optimizer, config, self.updates_per_rollout, restarts=config.epochs is not None
+        )
+        self.skips = SkippedSteps(policy.base.dtype, self._say)
+        self.stop = StopSignals()
+        self.seconds: dict[str, float] = {}  # phase of the step → seconds
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The trained parameters."""
+        return list(self.trained.values())
+
+    def rollout(self, step: int) -> Rollout:
+        """Roll out this process's prompts of a step.
+
+        What a prompt draws depends on the seed, the step and its position among all prompts of the step, so the number
+        of processes changes no completion.
+        """
+        config = self.config
+        positions = self.processes.positions(config.prompts_per_rollout)
+        indices = batch_indices(len(self.train_rows), config.prompts_per_rollout, step - 1, config.seed)
+
+        def roll_out(rows: list[dict[str, Any]]) -> Rollout:
+            draws = [step_generator(config.seed, step, position) for position in positions]
+            return rollout(self.policy, rows, self.rule, self.rewards, config, draws, on_policy=self.on_policy)
+
+        with watched_by(self._phase):
+            made, lines, replaced = self._with_usable_audio([indices[i] for i in positions], roll_out)
+        # The main process says these lines, those of the others too.
+        who = f"step {step}" if self.processes.main else f"step {step}, process {self.processes.index}"
+        left_out = [f"{who}: {line}" for line in (*lines, *made.left_out)]
+        return replace(made, step=step, positions=positions, bad_audio=replaced, left_out=left_out)
+
+    def update(self, rollout: Rollout) -> dict[str, float | None]:
+        """Take the optimiser steps of one rollout and return what is recorded of them (`update_record`)."""
+        config = self.config
+        self.policy.train()
+        updates: list[tuple[dict[str, float], bool]] = []
+        with self._phase("update"):
+            for _ in range(config.passes_per_rollout):
+                for part in cut(rollout, config.completions_per_update, config.prompts_per_rollout):
+                    updates.append(self._optimizer_step(part, len(updates)))
+        return update_record(updates)
+
+    def _optimizer_step(self, part: Rollout, number: int) -> tuple[dict[str, float], bool]:
+        trained_by = (self.optimizer, self.schedule, self.skips, self.processes)
+        return optimizer_step(self.policy, part, self.config, *trained_by, number=number)
+
+    def evaluate(self, step: int = 0) -> Evaluation:
+        """Score the validation rows with the recipe's decoding; all processes share the work."""
+        config = self.config
+        indices = range(min(len(self.eval_rows), config.eval_items or len(self.eval_rows)))
+        rows = take(self.eval_rows, indices)
+        if config.tolerate == "skip":
+            rows, _ = rows_with_audio(
+                self.policy, self.eval_rows, indices, lambda line: self._say(f"validation: {line}")
+            )
+        return evaluate(
+            self.policy,
+            rows,
+            Decoding.of_recipe(config, greedy=config.eval_greedy),
+            Scoring(validation_metrics(config.best_metric), intervals=True),
+            progress=lambda count: self.stop.check(),
+            processes=self.processes,
+        )
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Time a phase of a step; ahead of it is a moment at which the run may stop."""
+        self.stop.check()
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def _with_usable_audio(
+        self, indices: Sequence[int], action: Callable[[list[dict[str, Any]]], T]
+    ) -> tuple[T, list[str], int]:
+        """Call `action` on training rows; where the recipe says so, the next row replaces one without usable audio.
+
+        Returns:
+            What the action gave, lines about rows that were replaced, and how many there were.
+        """
+        rows = take(self.train_rows, indices)
+        try:
+            return action(rows), [], 0
+        except AudioError:  # raised while prompts are embedded, before anything is drawn
+            if self.config.tolerate == "stop":
+                raise
+        lines: list[str] = []
+        rows, replaced = rows_with_audio(self.policy, self.train_rows, indices, lines.append)
+        return action(rows), lines, replaced
+
+    def _say(self, line: str) -> None:
+        if self.processes.main:
+            self.say(line)

@@ -1,0 +1,90 @@
+"""A rollout over several processes and several updates: gather it for the records, cut it into optimiser steps."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from leaf.model.policy import Prompt
+from leaf.runs.processes import Processes
+from leaf.train.rollout import Rollout
+
+RECORDED = 2  # groups of a step that groups.jsonl keeps
+
+
+def gathered(rollout: Rollout, processes: Processes) -> Rollout:
+    """Put the groups of all processes into their order, for statistics and records.
+
+    Embedded prompts and log-probabilities stay where they are, because they are large and nobody records them. Rows
+    come for the groups that may be recorded, the first ones.
+    """
+    if processes.alone:
+        return rollout
+    nothing = Prompt(torch.empty(0, 0), torch.empty(0, dtype=torch.bool))
+    # Tensors of a group may be views into those of the whole batch, and a view travels with all of its storage. So
+    # they are copied first; `select` copies.
+    sent = [replace(group.select(list(range(group.tokens.shape[0]))), prompt=nothing) for group in rollout.groups]
+    mine = [
+        (position, row if position < RECORDED else {}, group, reward.clone(), advantage.cpu())
+        for position, row, group, reward, advantage in zip(
+            rollout.positions, rollout.rows, sent, rollout.rewards, rollout.advantages, strict=True
+        )
+    ]
+    everyone = sorted((one for given in processes.gather(mine) for one in given), key=lambda one: one[0])
+    positions, rows, groups, rewards, advantages = (list(part) for part in zip(*everyone, strict=True))
+    reward_errors, bad_audio = map(int, processes.sum([rollout.reward_errors, rollout.bad_audio]))
+    left_out = [line for given in processes.gather(rollout.left_out) for line in given]
+    return Rollout(
+        rows,
+        groups,
+        rewards,
+        advantages,
+        None,
+        None,
+        reward_errors,
+        left_out,
+        step=rollout.step,
+        positions=positions,
+        bad_audio=bad_audio,
+    )
+
+
+def cut(rollout: Rollout, size: int | None, prompts: int) -> Iterator[Rollout]:
+    """Cut a rollout into the parts that one optimiser step each takes; it stays whole where one step takes all of it.
+
+    Parts are counted over all processes. So every process yields as many as the others, its own completions of each,
+    and meets them in the collectives of every step; a process may have no completion in a part.
+
+    Args:
+        rollout: of this process.
+        size: completions in a part, group by group and in order; None for all.
+        prompts: prompts of the rollout, over all processes.
+    """
+    completions = rollout.groups[0].tokens.shape[0]
+    total = prompts * completions
+    if size is None or size >= total:
+        yield rollout
+        return
+    for start in range(0, total, size):
+        chosen: dict[int, list[int]] = {}  # group of this process → its completions in this part
+        for i, position in enumerate(rollout.positions):
+            # Completion k of the group at `position` is number position * completions + k of the whole rollout.
+            first = position * completions
+            inside = range(max(start - first, 0), min(start + size - first, completions))
+            if inside:
+                chosen[i] = list(inside)
+        yield replace(
+            rollout,
+            rows=[rollout.rows[i] for i in chosen],
+            groups=[rollout.groups[i].select(ks) for i, ks in chosen.items()],
+            rewards=[rollout.rewards[i][ks] for i, ks in chosen.items()],
+            advantages=[rollout.advantages[i][ks] for i, ks in chosen.items()],
+            old_log_probs=_select(rollout.old_log_probs, chosen),
+            ref_log_probs=_select(rollout.ref_log_probs, chosen),
+            positions=[rollout.positions[i] for i in chosen],
+        )
+
+
+def _select(tensors: list[Tensor] | None, chosen: dict[int, list[int]]) -> list[Tensor] | None:
+    return None if tensors is None else [tensors[i][ks] for i, ks in chosen.items()]
