@@ -57,6 +57,25 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(1.5)
         if fault == "cut" and number == 1:
             return self.connection.close()
+        if fault == "echo":
+            # The key where cutting after 200 or 300 characters would leave half of it, and in the reply itself.
+            key = self.headers.get("authorization", "")
+            pad = "x" * int(re.search(r"pad=(\d+);", text)[1])
+            content = json.dumps({"error": pad + key}).replace("/", "\\/")
+            return self._send(int(re.search(r"status=(\d+);", text)[1]), content)
+        if fault == "told":
+            message = {"role": "assistant", "content": f"Score: 70\n{self.headers.get('authorization')}"}
+            return self._send(200, {"choices": [{"message": message}]})
+        if fault in ("drips", "drips_headers", "endless"):
+            return self._without_end(fault)
+        if fault == "nested":
+            return self._send(200, "[" * 200_000)
+        if fault == "surrogate":
+            return self._send(200, {"choices": [{"message": {"content": "\ud800"}}]})
+        if fault == "nan":
+            token = {"token": "4", "logprob": math.nan, "top_logprobs": []}
+            choice = {"message": {"content": "4"}, "logprobs": {"content": [token]}}
+            return self._send(200, {"choices": [choice]})
         if fault == "empty":
             return self._send(200, {"choices": []})
         if fault == "dead":
@@ -73,6 +92,19 @@ class Handler(BaseHTTPRequestHandler):
             top = [{"token": token, "logprob": math.log(chance)} for token, chance in chances.items()]
             choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
         return self._send(200, {"object": "chat.completion", "choices": [choice]})
+
+    def _without_end(self, fault):
+        """Send a byte every 0.05 s, or as many as there is room for, until the client gives up."""
+        self._finish()
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nx-long: " if fault == "drips_headers" else b"HTTP/1.1 200 OK\r\n\r\n")
+        chunk, pause = (b" " * 2**16, 0) if fault == "endless" else (b"x", 0.05)
+        self.close_connection = True
+        try:
+            while True:
+                self.wfile.write(chunk)
+                time.sleep(pause)
+        except OSError:
+            pass  # the client gave up
 
     def _send(self, status, content, headers=None):
         self._finish()

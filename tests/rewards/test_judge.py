@@ -1,8 +1,10 @@
+import asyncio
 import json
 import os
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx2
@@ -105,6 +107,88 @@ def test_a_refusal_stops_at_once_and_never_shows_the_key(url, monkeypatch, tmp_p
         Client(endpoint(url, key_env="JUDGE_KEY"))
 
 
+KEY = "sk-very/secret+key"
+
+
+@pytest.mark.parametrize("status", [401, 503, 200])
+@pytest.mark.parametrize("pad", [0, 170, 270])
+def test_no_part_of_a_key_that_a_server_repeats_is_shown(url, monkeypatch, status, pad):
+    """The message is cut after some hundred characters; a key across that border must be masked, too."""
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with Client(endpoint(url, key_env="JUDGE_KEY", retries=0)) as client, pytest.raises(JudgeError) as refused:
+        client.complete([body(f"fault=echo; status={status}; pad={pad};")])
+    assert "sk-" not in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_key_in_a_reply_reaches_no_file(url, monkeypatch, tmp_path):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with Client(endpoint(url, key_env="JUDGE_KEY"), tmp_path / "c.sqlite") as client:
+        assert client.complete([body("fault=told;")])[0].text == "Score: 70\nBearer ***"
+    assert all(b"secret" not in file.read_bytes() for file in tmp_path.iterdir())
+    monkeypatch.setenv("JUDGE_KEY", "0")  # what a local server takes is no secret, and scores contain it
+    with Client(endpoint(url, key_env="JUDGE_KEY")) as client:
+        assert client.complete([body("says=Score: 70;")])[0].text == "Score: 70"
+
+
+def test_a_key_from_a_file_is_stripped_and_what_no_header_can_carry_is_refused(url, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", f"  {KEY}\r\n")
+    with Client(endpoint(url, key_env="JUDGE_KEY")) as client:
+        client.complete([body("says=1;")])
+    assert seen(url)["keys"] == [f"Bearer {KEY}"]
+    for bad in ("sk-one\r\nsecret", "sk-secret\x7f", "sk-sécret"):
+        monkeypatch.setenv("JUDGE_KEY", bad)
+        with pytest.raises(ConfigError, match=r"JUDGE_KEY .* no HTTP header can carry") as refused:
+            Rewards(["judge"], options={"judge": {"url": url, "model": "m", "key_env": "JUDGE_KEY"}})
+        assert "cret" not in str(refused.value)
+    monkeypatch.setenv("JUDGE_KEY", " \n")
+    with pytest.raises(ConfigError, match=r"JUDGE_KEY .* is not set"):
+        endpoint(url, key_env="JUDGE_KEY").key()
+
+
+def test_a_key_in_the_wrong_place_is_not_shown():
+    for wrong in ("sk-very-secret", "very secret"):
+        with pytest.raises(ConfigError, match="not the name of an environment variable") as refused:
+            Endpoint("http://host/v1", "m", key_env=wrong)
+        assert "secret" not in str(refused.value)
+    with pytest.raises(ConfigError, match="is not set") as refused:  # such a key could be a variable's name
+        Endpoint("http://host/v1", "m", key_env="hf_verySecret").key()
+    assert "Secret" not in str(refused.value)
+    for address in ("ftp://me:secret@host", "http://me:secret@host:port/v1", "http://host/v1?api_key=secret"):
+        with pytest.raises(ConfigError, match="--key-env") as refused:
+            Endpoint(address, "m")
+        assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("fault", ["drips", "drips_headers"])
+def test_the_time_limit_is_for_the_whole_reply(url, fault):
+    began = time.perf_counter()
+    with (
+        Client(endpoint(url, timeout_s=0.4, retries=0)) as client,
+        pytest.raises(JudgeError, match=r"no answer within 0\.4 s"),
+    ):
+        client.complete([body(f"fault={fault};")])
+    assert time.perf_counter() - began < 3
+
+
+def test_replies_without_an_end_or_a_meaning_are_one_error(url, monkeypatch):
+    monkeypatch.setattr("leaf.rewards.endpoint._LARGEST_REPLY", 2**20)
+    with Client(endpoint(url, retries=0)) as client:
+        with pytest.raises(JudgeError, match="larger than 1 MiB"):
+            client.complete([body("fault=endless;")])
+        for fault in ("nested", "surrogate", "nan"):
+            with pytest.raises(JudgeError, match="is not a chat completion"):
+                client.complete([body(f"fault={fault};")])
+
+
+def test_judges_work_where_an_event_loop_runs_already(url):
+    async def in_a_notebook():
+        with Client(endpoint(url)) as client:
+            return client.complete([body("says=5;")])[0].text
+
+    assert asyncio.run(in_a_notebook()) == "5"
+
+
 def test_equal_requests_are_sent_once_and_several_at_a_time(url):
     with Client(endpoint(url, concurrency=4)) as client:
         replies = client.complete([body(f"says={i % 8};") for i in range(40)])
@@ -138,6 +222,9 @@ def test_addresses_and_numbers_that_do_not_fit():
             Endpoint(bad, "m")
     with pytest.raises(ConfigError, match="user or password"):
         Endpoint("http://me:secret@host/v1", "m")
+    for option in ({"retries": 1.5}, {"concurrency": 2.0}):
+        with pytest.raises(ConfigError, match="give a whole number"):
+            Endpoint("http://host/v1", "m", **option)
     with pytest.raises(ConfigError, match="concurrency 0"):
         Endpoint("http://host/v1", "m", concurrency=0)
 
@@ -199,6 +286,8 @@ def test_the_expected_score_by_hand():
     assert expected_score(Reply("4", [space, four]), "4") == pytest.approx(expected)
     assert expected_score(Reply("4", None), "4") is None
     assert expected_score(Reply("4", [{**four, "top": []}]), "4") is None
+    impossible = {"token": "4", "logprob": -9999.0, "top": [{"token": "4", "logprob": -9999.0}]}
+    assert expected_score(Reply("4", [impossible]), "4") is None  # no chance for any digit, as vLLM writes it
     assert expected_score(Reply("4 4", [four, four]), "4") is None  # which of the two is the verdict?
 
 

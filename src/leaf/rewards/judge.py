@@ -132,6 +132,7 @@ def judge_reward(
         )
     how = JudgeSettings.of(kind, **settings)
     endpoint = Endpoint(url, model, key_env=key_env, concurrency=concurrency, timeout_s=timeout_s, retries=retries)
+    endpoint.key()  # a missing key is an error now, not after the model is loaded and the first group is sampled
 
     def judge(completions: Sequence[str], prompts: Sequence[Any], **columns: Any) -> list[float | None]:
         names = {"text": "passage", "reference": "reference"}

@@ -208,14 +208,15 @@ def parse(kind: str, text: str) -> str | None:
 def expected_score(reply: Reply, digit: str) -> float | None:
     """Compute Σ d p(d) / Σ p(d) over the digits 1-5 at the one token that is the judge's digit.
 
-    None if there are no log-probabilities, or more than one token could be the digit.
+    None if there are no log-probabilities, they are all 0 as chances, or more than one token could be the digit.
     """
     places = [token for token in reply.tokens or [] if token["token"].strip() == digit]
     if len(places) != 1 or not places[0]["top"]:
         return None
     chances = {one["token"]: math.exp(one["logprob"]) for one in [*places[0]["top"], places[0]]}
     digits = [(int(text), chance) for text, chance in chances.items() if text.strip() in _DIGITS]
-    return sum(score * chance for score, chance in digits) / sum(chance for _, chance in digits)
+    total = sum(chance for _, chance in digits)
+    return sum(score * chance for score, chance in digits) / total if total else None
 
 
 def _read_template(template: str | Path, kind: str) -> str:
