@@ -34,7 +34,7 @@ def browser():
 
 @pytest.fixture
 def opened(browser, tmp_path):
-    """Return a function that opens HTML from disk, and fail the test on any console error or request to a network.
+    """Give a function that opens HTML from disk; a console error or a request to a network fails the test.
 
     A test that expects errors takes them out of the function's list `errors`.
     """

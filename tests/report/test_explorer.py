@@ -1,4 +1,4 @@
-"""The tree explorer: exact numbers in its data, and the page in a browser with mouse, keyboard, phone and foul text."""
+"""The tree explorer: exact numbers in its data, and the page in a browser: mouse, keyboard, phone, hostile text."""
 
 import json
 from urllib.parse import quote
@@ -117,7 +117,7 @@ def test_runs_without_groups_have_no_explorer(tmp_path):
 
 # -- recordings --------------------------------------------------------------------------------------------------------
 def spoken_run(tmp_path, *, length=1, **recipe):
-    """Two groups whose rows are in a manifest beside their recordings, and one whose row is gone."""
+    """Write a run of three groups: the rows of two are in a manifest beside their recordings, the third row is gone."""
     seconds = np.arange(16000 * length) / 16000
     rows = []
     for name, pitch in (("a", 220), ("b", 440)):
@@ -206,7 +206,7 @@ def figures(tab):
 
 
 def tint(tab, key):
-    """Direction, strength and the mark that needs no colour, of the first row's token."""
+    """Read direction and strength of a token's tint in the first row, and the mark that needs no colour."""
     token = tab.locator(f"#trees [data-token='{key}']").first
     direction = {"up", "down"} & set(token.get_attribute("class").split())
     return (
@@ -288,12 +288,12 @@ def test_every_token_is_reached_with_the_keyboard(tmp_path, opened):
         tab.keyboard.press(key)
         walked.append(focused(tab))
     assert walked == ["press", " one", " to", " leave", "■", " leave", " exit", " two", " exit", "■", "prompt"]
-    # Down from stretch to stretch and right within them, everything is met.
-    met = {focused(tab)}
+    # Down from stretch to stretch and right within them, the keys reach everything.
+    reached = {focused(tab)}
     for _ in range(6):
         tab.keyboard.press("ArrowDown")
-        met.add(tab.evaluate("document.activeElement.dataset.token"))
-    assert met == {"prompt", "0-0", "1-0", "2-0", "3-0", "4-0", "5-0"}
+        reached.add(tab.evaluate("document.activeElement.dataset.token"))
+    assert reached == {"prompt", "0-0", "1-0", "2-0", "3-0", "4-0", "5-0"}
     tab.keyboard.press("2")
     assert focused(tab) == "dial"  # and stays where it was
     assert tab.locator("#trees .stage [tabindex='0']").count() == 1
@@ -333,7 +333,7 @@ def test_groups_have_addresses_and_keys(tmp_path, opened):
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u202e&lt;b&gt;"
 
 
-def test_foul_text_stays_text(tmp_path, opened):
+def test_text_of_a_model_stays_text(tmp_path, opened):
     words = [[EVIL, " x", "</s>"], [EVIL, " y", "</s>"], ["\x1b[2J", "\u202e", "\ud800", "</s>"]]
     one = record(words, [1.0, 0.5, None], id=EVIL, prompt=EVIL, text=EVIL, reference=EVIL, audio=[EVIL])
     tab = opened(html(write_run(tmp_path / "run", [one])))

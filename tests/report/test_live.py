@@ -1,4 +1,4 @@
-"""The live view of a run that trains: what it shows, at every width, and on what it is silent."""
+"""The live view of a run that trains: what it shows, at every width, and that a pipe gets plain lines."""
 
 import io
 import json
@@ -67,7 +67,7 @@ class FakeTrainer:
         return self.run
 
 
-def test_the_live_view_stands_a_step_whose_updates_were_all_skipped(tmp_path):
+def test_the_live_view_draws_a_step_whose_updates_were_all_skipped(tmp_path):
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=100)
     view = live.TrainingView(3, console)

@@ -4,6 +4,7 @@ import pytest
 from playwright.sync_api import expect
 
 from leaf.report.page import Section, page
+from tests.helpers.waits import until
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u2028&lt;b&gt;"
 DRAW = """
@@ -33,6 +34,19 @@ def test_text_stays_text_and_tabs_and_themes_switch(opened):
     tab.locator("#theme").click()
     assert tab.locator("#one").get_attribute("data-seen") == "true"
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") != light
+
+
+def test_the_theme_follows_the_system_until_the_button_is_clicked(opened):
+    tab = opened(made("one"), color_scheme="light")
+    theme = "document.documentElement.dataset.theme"
+    assert tab.evaluate(theme) == "light"
+    tab.emulate_media(color_scheme="dark")
+    until(tab, f"{theme} === 'dark'")
+    tab.locator("#theme").click()
+    assert tab.evaluate(theme) == "light"
+    for scheme in ("light", "dark"):
+        tab.emulate_media(color_scheme=scheme)
+    assert tab.evaluate(theme) == "light"
 
 
 @pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["laptop", "phone"])

@@ -17,8 +17,8 @@ from leaf.errors import ConfigError, RunError
 from leaf.evaluation.bootstrap import mean_interval
 from leaf.evaluation.predictions import Predictions
 from leaf.report import curves
-from leaf.report.curves import _top, band, curves_section, thinned
-from leaf.report.forks import _Counts, _round_width, forks_section
+from leaf.report.curves import band, curves_section, thinned, top_score
+from leaf.report.forks import ForkCounts, forks_section, round_width
 from leaf.report.runs import methods, read_runs
 from leaf.report.write import write_report
 from tests.helpers.waits import until
@@ -188,8 +188,8 @@ def test_a_row_of_the_table(tmp_path):
 
 
 def test_the_best_error_rate_is_the_lowest():
-    assert _top("wer", [40.0, 20.0, 30.0]) == _top("token_error_rate", [20.0, 30.0]) == 20.0
-    assert _top("bleu", [40.0, 20.0, 50.0]) == 50.0
+    assert top_score("wer", [40.0, 20.0, 30.0]) == top_score("token_error_rate", [20.0, 30.0]) == 20.0
+    assert top_score("bleu", [40.0, 20.0, 50.0]) == 50.0
 
 
 def test_the_best_score_is_that_of_a_trained_model(tmp_path):
@@ -228,7 +228,7 @@ def test_forks_and_credit_by_position(tmp_path):
 
 def test_reward_spreads_are_counted_to_the_last_group():
     found = [Fork(2, True, spread > 0, (2,), (spread,)) for spread in [*[0.0] * 4000, 0.3, 0.5]]
-    counted = _Counts(1, found).as_json(_round_width(0.5))
+    counted = ForkCounts(1, found).as_json(round_width(0.5))
     assert counted["spreads"] == [[0, 4000], [3, 1], [5, 1]]
 
 
@@ -327,7 +327,7 @@ def html(tmp_path_factory):
     return write_report(paths, folder / "r.html").read_text()
 
 
-def test_plots_stand_and_follow_the_theme(opened, html):
+def test_plots_are_drawn_and_follow_the_theme(opened, html):
     tab = opened(html, color_scheme="light")
     # Bleu, reward, divergence and the stages; what does not change is told in words.
     expect(tab.locator("#curves .plot svg.marks")).to_have_count(4)
@@ -344,8 +344,8 @@ def test_plots_stand_and_follow_the_theme(opened, html):
     assert "100 % (51 % to 100 %)" in tab.locator("#forks tbody tr").first.text_content()
 
 
-def test_plots_of_a_hidden_tab_stand_when_it_is_shown_again(opened, html):
-    """Theme and size of the window change meanwhile; a hidden container has no width to draw in."""
+def test_plots_of_a_hidden_tab_are_drawn_when_it_is_shown_again(opened, html):
+    """Theme and window size change while it is hidden, and a hidden container has no width to draw in."""
     tab = opened(html, color_scheme="light", viewport={"width": 1280, "height": 800})
     count = tab.locator("#curves figure").count()
     width = "[...document.querySelectorAll('#curves .plot svg.marks')].map(one => one.getBoundingClientRect().width)"
@@ -402,7 +402,7 @@ def test_the_note_on_a_point_names_its_run(opened, html):
     assert "NaN" not in tip.text_content()
 
 
-def test_settings_stand_side_by_side_where_runs_differ(opened, html):
+def test_settings_are_side_by_side_where_runs_differ(opened, html):
     tab = opened(html)
     tab.locator("#curves summary").click()
     rows = tab.locator("#curves .settings .differs")
@@ -425,7 +425,7 @@ def test_a_rule_has_one_colour_whether_it_trained_or_not(opened, html):
     assert bars.count() >= 4
 
 
-def test_nothing_hangs_over_on_a_phone(opened, html):
+def test_no_section_is_wider_than_a_phone(opened, html):
     tab = opened(html, viewport={"width": 390, "height": 844})
     for name in ("curves", "forks"):
         tab.evaluate(f"location.hash = '#{name}'")

@@ -95,7 +95,7 @@ def test_unusable_audio_is_refused(tmp_path):
         clip(str(tmp_path / "none.wav"))
 
 
-def test_a_store_keeps_to_its_bytes_and_holds_nothing_twice(tmp_path):
+def test_a_store_keeps_to_its_bytes_and_stores_nothing_twice(tmp_path):
     names = [str(tmp_path / f"{i}.wav") for i in range(6)]
     for i, name in enumerate(names):
         soundfile.write(name, tone(1, hertz=300.0 + 100 * i), RATE)

@@ -209,7 +209,7 @@ def test_which_files_are_shown(run, tmp_path):
     made_with = {"adapter": None, "split": "test"}
     write(other / "evaluation" / "tuned.jsonl", [AFTER], made_with={"adapter": {"name": "best"}})
     write(other / "evaluation" / "z-bare.jsonl", [BEFORE], made_with=made_with)
-    # A file given twice is one; what was there before training stands first.
+    # A file given twice is one; what was there before training comes first.
     section = evaluation_section([run, other], [run / "test_after.jsonl"], audio=False)
     assert section.data["sets"][0]["systems"] == ["test_before", "test_after", "z-bare", "tuned"]
     assert section.data["audio"] is False
@@ -225,7 +225,7 @@ def test_a_long_file_is_cut_to_its_telling_items(tmp_path, monkeypatch):
     monkeypatch.setattr("leaf.report.evaluation.TEXT_BYTES", 450)
     files = [write(tmp_path / f"{name}.jsonl", [texts]) for name, texts in (("a", BEFORE), ("b", AFTER))]
     (data,) = evaluation_section(predictions=files, audio=False).data["sets"]
-    # Most improved (row3 goes from 0 to 100, as row0 does, which stands first), then most worsened (row1).
+    # Most improved (row3 goes from 0 to 100, as row0 does, which comes first), then most worsened (row1).
     assert [item["id"] for item in data["items"]] == ["row0", "row1"]
     assert data["total"] == 4
     assert of(data, "exact_match")["items"] == [[0.0, 100.0], [100.0, 0.0]]
@@ -233,7 +233,7 @@ def test_a_long_file_is_cut_to_its_telling_items(tmp_path, monkeypatch):
 
 
 # -- recordings --------------------------------------------------------------------------------------------------------
-def test_recordings_within_bytes_in_the_order_of_interest(run):
+def test_the_most_telling_items_get_their_recordings_first(run):
     (whole,) = evaluation_section([run]).data["sets"]
     assert [item["clip"] for item in whole["items"]] == [2, 1, 3, 0]  # row3 improved most, row1 worsened
     assert whole["lost"] == {"full": 0, "missing": 0, "unreadable": 0}
@@ -345,7 +345,7 @@ def test_items_can_be_filtered_sorted_and_heard(run, opened):
     until(tab, "[...document.querySelectorAll('audio')].some(audio => audio.currentTime > 0)")
 
 
-def test_the_two_systems_are_chosen_and_exchanged(run, tmp_path, opened):
+def test_the_two_systems_can_be_chosen_and_swapped(run, tmp_path, opened):
     third = write(tmp_path / "third.jsonl", [BEFORE])
     tab = opened(html(evaluation_section([run], [third], audio=False)))
     a, b = tab.locator("select[data-side=A]"), tab.locator("select[data-side=B]")
@@ -385,7 +385,7 @@ def test_a_verdict_needs_an_interval_without_zero_and_knows_if_less_is_better(ru
 
 
 def differences(opened, tmp_path, pairs, **options):
-    """Return the text of each item's prediction with [missing] and {extra} words."""
+    """Read the text of each item's prediction with [missing] and {extra} words."""
     references, said = zip(*pairs, strict=True)
     file = write(tmp_path / "a.jsonl", [list(said)], references=list(references), **options)
     tab = opened(html(evaluation_section(predictions=[file], audio=False)))

@@ -20,7 +20,7 @@ from tests.helpers.recorded import REWARDS, SURPRISAL, WORDS, record, shown, tre
 
 
 def plain(text):
-    """Without the colours that rich adds."""
+    """Take out the colours that rich adds."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
@@ -169,7 +169,8 @@ def test_a_pipe_gets_whole_lines_and_a_terminal_wrapped_ones(tmp_path):
     assert " 00001" in line
     assert line == line.rstrip()
     file = io.StringIO()
-    terminal.show_group(Console(file=file, force_terminal=True, width=40, highlight=False), tmp_path / "run")
+    console = Console(file=file, force_terminal=True, width=40, highlight=False, soft_wrap=True)  # as the command's
+    terminal.show_group(console, tmp_path / "run")
     assert max(map(len, plain(file.getvalue()).splitlines())) <= 40
 
 

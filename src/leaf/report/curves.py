@@ -136,11 +136,12 @@ def _table_row(run: ShownRun) -> dict[str, Any]:
 def _scores(run: ShownRun, name: str) -> dict[str, Any]:
     """Collect the first, last and best score of a run; the best is never that of the untrained model, as in best/."""
     rows = [row for row in run.validations if name in row]
-    top = _top(name, [row[name] for row in rows if row["step"] > 0])
+    top = top_score(name, [row[name] for row in rows if row["step"] > 0])
     return {"first": rows[0][name], "last": rows[-1][name], "top": top, "less": less_is_better(name)}
 
 
-def _top(name: str, values: Iterable[float]) -> float | None:
+def top_score(name: str, values: Iterable[float]) -> float | None:
+    """Choose the best of a metric's values; None without any."""
     return min(values, default=None) if less_is_better(name) else max(values, default=None)
 
 

@@ -138,7 +138,7 @@ def _stretches(
     below: dict[int, list[int]] = {}
     for node, parent in enumerate(tree.parent.tolist()):
         below.setdefault(parent, []).append(node)
-    for children in below.values():
+    for children in below.values():  # the largest branch is drawn on top
         children.sort(key=lambda child: (-len(members[child]), members[child]))
     depth, count, mean = tree.depth.tolist(), tree.node_count(scored).tolist(), tree.node_mean(rewards).tolist()
 
@@ -194,6 +194,7 @@ def pieces(tokens: Sequence[str], completion: str) -> list[str]:
 
 
 def _decoded(raw: Sequence[bytes]) -> list[str]:
+    # An incremental decoder keeps the first bytes of a character until its last one has come.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     return [decoder.decode(token, final=i + 1 == len(raw)) for i, token in enumerate(raw)]
 

@@ -21,7 +21,7 @@ FIFTHS = ("first", "second", "third", "fourth", "last")
 
 
 @dataclass
-class _Mass:
+class CreditMass:
     """Credit of one rule, summed over the groups that have any: each group counts as 1."""
 
     groups: int = 0
@@ -37,12 +37,12 @@ class _Mass:
 
 
 @dataclass
-class _Counts:
+class ForkCounts:
     """What is counted of the recorded groups of a method."""
 
     groups: int = 0
     forks: list[Fork] = field(default_factory=list)
-    credit: dict[str, _Mass] = field(default_factory=dict)
+    credit: dict[str, CreditMass] = field(default_factory=dict)
 
     def add(self, group: DrawnGroup, trained_with: str) -> None:
         """Count a group: its forks, and the credit of the rule that trained and of LEAF and GRPO beside it."""
@@ -50,7 +50,7 @@ class _Counts:
         self.forks += forks(group.tree, group.rewards, torch.tensor(group.boundaries, dtype=torch.long))
         others = [(rule, rule) for rule in ("leaf", "grpo") if rule != trained_with]
         for name, rule in ((f"{trained_with}, as trained", None), *others):
-            self.credit.setdefault(name, _Mass()).add(group.advantages(rule), group.tree.lengths)
+            self.credit.setdefault(name, CreditMass()).add(group.advantages(rule), group.tree.lengths)
 
     def as_json(self, width: float) -> dict[str, Any]:
         """Collect the counts for the page, reward spreads in stretches of a width."""
@@ -76,16 +76,16 @@ class _Counts:
 
 def forks_section(runs: Sequence[ShownRun]) -> Section | None:
     """Make the section of all recorded groups, the seeds of a method together; None if no run recorded any."""
-    methods: dict[str, _Counts] = {}
+    methods: dict[str, ForkCounts] = {}
     for run in runs:
         if not isinstance(run.recipe, LeafConfig):
             continue
         for record in run.directory.lines("groups.jsonl"):
-            methods.setdefault(run.method, _Counts()).add(DrawnGroup(record, run.recipe), run.recipe.credit)
+            methods.setdefault(run.method, ForkCounts()).add(DrawnGroup(record, run.recipe), run.recipe.credit)
     if not methods:
         return None
     spreads = [spread for counts in methods.values() for fork in counts.forks for spread in fork.spreads]
-    width = _round_width(max(spreads, default=0.0))
+    width = round_width(max(spreads, default=0.0))
     data = {
         "fifths": FIFTHS,
         "spreads": ["equal", *(f"to {width * number:.3g}" for number in range(1, 10))],
@@ -100,7 +100,7 @@ def _histogram(values: Sequence[int]) -> list[list[int]]:
     return [[value, count] for value, count in sorted(Counter(values).items())]
 
 
-def _round_width(largest: float) -> float:
+def round_width(largest: float) -> float:
     """Choose a round width of which about five stretches reach up to the largest spread."""
     fifth = max(largest, 1e-9) / 5
     power = 10.0 ** math.floor(math.log10(fifth))

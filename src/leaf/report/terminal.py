@@ -52,8 +52,8 @@ def show_group(
 def print_group(console: Console, view: Group) -> None:
     """Print what `group_view` made: wrapped to a terminal, in whole lines to a file or pipe."""
     if not console.is_terminal:
-        console.width = WHOLE_LINES
-    console.print(view)
+        console = Console(file=console.file, width=WHOLE_LINES)  # else rich would wrap at 80 columns
+    console.print(view, soft_wrap=False)
 
 
 def recorded_group(run: RunDirectory, step: int | None = None, group: int = 0) -> dict[str, Any]:
@@ -132,8 +132,8 @@ class _Drawing:
     def tree(self) -> Tree:
         group = self.group
         root = Tree(Text(f"root  n {group.size}  V̂ {group.value:.3f}", style="bold"), guide_style="dim")
-        if group.empty:
-            root.add(Text("(empty)").append(self.outcome(group.empty), style="bold"))
+        for k in group.empty:
+            root.add(Text("(empty)").append(self.outcome([k]), style="bold"))
         branches: list[Tree] = []
         for stretch in group.stretches:
             above = root if stretch.above < 0 else branches[stretch.above]
