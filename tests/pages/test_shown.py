@@ -102,6 +102,14 @@ def test_files_that_pages_name_exist():
         assert (ROOT / name).exists() or (ROOT / "src/leaf" / name).exists(), f"architecture.md names {name}"
 
 
+def test_the_reading_order_is_that_of_the_package():
+    import leaf
+
+    assert leaf.__doc__
+    told = re.findall(r"^    (\S+\.py) ", leaf.__doc__, flags=re.M)
+    assert told == re.findall(r"^\d+\. `(\S+\.py)`: ", text("architecture.md"), flags=re.M)
+
+
 def test_recipe_keys_that_pages_show_are_keys(tmp_path):
     shown = [block for page in PAGES for block in blocks(page.relative_to(DOCS), "yaml")]
     assert len(shown) > 4
