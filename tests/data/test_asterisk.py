@@ -9,7 +9,8 @@ import pytest
 from leaf.data import TASKS, load
 from leaf.data.asterisk.numbers import english, english_ordinal, french, italian
 from leaf.data.asterisk.rows import DATA, SPLITS, normalise, recordings, rows, split_of, utterances
-from leaf.data.asterisk.templates import HELD_OUT_TEMPLATES, HELD_OUT_VALUES, QUESTIONS, TEMPLATES
+from leaf.data.asterisk.templates import HELD_OUT_TEMPLATES, HELD_OUT_VALUES, TEMPLATES
+from leaf.data.asterisk.words import QUESTIONS
 from leaf.data.audio import load_audio
 from leaf.data.leaks import check_leakage
 from leaf.errors import DataError
@@ -280,7 +281,7 @@ def test_attribution_travels_with_the_recordings():
 def test_unknown_names_are_refused():
     with pytest.raises(DataError, match="Did you mean 'asterisk_qa'"):
         load("asterisk_aq", "train")
-    with pytest.raises(DataError, match="allowed are train, validation, test, test_heldout"):
+    with pytest.raises(DataError, match="Allowed are train, validation, test, test_heldout"):
         load("asterisk_qa", "dev")
     with pytest.raises(DataError, match=r"Did you mean 'validation'\?"):
         load("asterisk_qa", "validatoin")

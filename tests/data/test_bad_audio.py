@@ -78,7 +78,7 @@ def named(tmp_path, kind):
         ("no samples", "lasts 0.000 s; at least 0.05 s"),
         ("0.01 s", "lasts 0.010 s; at least 0.05 s"),
         ("silent", "is silent; leave the row out"),
-        ("NaN", "holds NaN or infinite samples; export it again"),
+        ("NaN", "has NaN or infinite samples; export it again"),
         ("folder", r"poor\.wav is a folder"),
         ("loop", r"poor\.wav cannot be reached \(Too many levels"),
         ("gone", r"poor\.wav does not exist"),
@@ -107,7 +107,7 @@ def test_an_hour_of_audio_is_refused_before_it_is_decoded(policy, tmp_path, monk
 
 def test_clipped_audio_is_used_and_said(tmp_path):
     soundfile.write(tmp_path / "loud.wav", np.clip(tone(0.5, level=5.0), -1, 1), 16000)
-    with pytest.warns(AudioWarning, match=r"loud\.wav is clipped: 8\d\.\d% of its samples stand at full scale"):
+    with pytest.warns(AudioWarning, match=r"loud\.wav is clipped: 8\d\.\d% of its samples are at full scale"):
         assert np.abs(load_audio(tmp_path / "loud.wav")).max() <= 1.0
 
 

@@ -15,19 +15,22 @@ def test_a_file_that_is_missing_in_the_last_row_is_found_on_reading(tmp_path):
     rows = [{"prompt": "Say", "audio": "a.wav", "reference": str(i), "split": "train"} for i in range(2000)]
     rows[-1]["audio"] = "gone.wav"
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(DataError, match=r"Row 2000 of data\.jsonl names the audio file .*gone\.wav, which does not"):
+    with pytest.raises(DataError, match=r"Row 2000 of data\.jsonl names the audio file .*gone\.wav', which does not"):
         load(str(tmp_path / "data.jsonl"), "train")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"prompt": "a", "prompt": "b"}', "Line 1 of data.jsonl has the key 'prompt' twice"),
-        (b'{"prompt": "a\\ud800", "audio": "a.wav", "reference": "x"}', "half a character"),
-        (b'{"prompt": "a", "audio": "a.wav", "reference": "x", "note": "\\ud800"}', "half a character"),
+        (
+            b'{"prompt": "a", "prompt": "b"}',
+            "Line 1 of data.jsonl cannot be read as JSON: it has the key 'prompt' twice",
+        ),
+        (b'{"prompt": "a\\ud800", "audio": "a.wav", "reference": "x"}', "surrogates not allowed"),
+        (b'{"prompt": "a", "audio": "a.wav", "reference": "x", "note": "\\ud800"}', "surrogates not allowed"),
         (b'{"prompt": "a", "audio": "a.wav", "reference": "x", "level": 99999999999999999999}', "kinds of values"),
         (b'{"prompt": "a", "audio": "a.wav", "level": ' + b"9" * 5000 + b"}", "Line 1 .* cannot be read"),
-        (b'{"a":' * 20_000, "nested too deeply"),
+        (b'{"a":' * 20_000, "recursion depth exceeded"),
         ('{"prompt": "é"}'.encode("latin-1"), r"not UTF-8 \(byte 12 is 0xe9\)"),
         ('{"prompt": "a"}'.encode("utf-16"), r"not UTF-8 \(byte 0 is 0xff\)"),
         (b'{"prompt": "a", "audio": ".", "reference": "x"}', "which is a folder"),

@@ -95,7 +95,7 @@ def test_recordings_that_a_publisher_has_on_both_sides_stop_a_preparation(tmp_pa
     one, two, three = cells(3)
     pq.write_table(rows_of([one, two], "a"), source / "train.parquet")
     pq.write_table(rows_of([three, two], "b"), source / "test.parquet")
-    with pytest.raises(DataError, match="1 uses of audio stand on both sides of a split, first sha256:"):
+    with pytest.raises(DataError, match="1 uses of audio are on both sides of a split, first sha256:"):
         run("hub", source, tmp_path / "target")
     summary = run("hub", source, tmp_path / "kept", split_by="published")
     splits = {split: load(str(tmp_path / "kept"), split).to_list() for split in summary["splits"]}

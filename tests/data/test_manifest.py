@@ -71,7 +71,7 @@ def test_without_a_split_column_rows_go_by_recording(folder):
         ({"prompt": "Say", "audio": "1.wav", "reference": "x", "split": None}, "split None"),
         ({"prompt": " ", "audio": "1.wav", "reference": "x"}, "has no prompt"),
         ({"prompt": "Say", "audio": [], "reference": "x"}, "has no audio"),
-        ({"prompt": "Say", "audio": ["1.wav", "gone.wav"], "reference": "x"}, "gone.wav, which does not exist"),
+        ({"prompt": "Say", "audio": ["1.wav", "gone.wav"], "reference": "x"}, "gone.wav', which does not exist"),
         ({"prompt": "Say", "audio": 7, "reference": "x"}, "must be a path or a list of paths"),
         ({"prompt": "Say", "audio": "1.wav", "reference": 5}, "reference 5; it must be text"),
     ],
@@ -128,7 +128,7 @@ def test_tables_from_spreadsheets(folder):
         ("prompt,audio,reference\nSay,1.wav,a,b\n", "more or fewer cells"),
         ("prompt,audio,prompt\nSay,1.wav,a\n", "has 'prompt' more than once"),
         ('prompt,audio,reference\nSay,1.wav,"a"b\n', "Line 2 of a.csv cannot be read"),
-        ("prompt,audio\nSay,1.wav\n", "has no reference; it has the columns prompt, audio"),
+        ("prompt,audio\nSay,1.wav\n", "has no reference; it has the columns 'prompt', 'audio'"),
         ("", "no rows at all"),
     ],
 )
@@ -147,14 +147,14 @@ def test_columns_of_mixed_kinds_are_refused_and_late_ones_kept(folder):
 
 def test_bad_files_are_named(folder):
     (folder / "bad.jsonl").write_text('{"prompt": "a"}\nnot json\n')
-    with pytest.raises(DataError, match=r"Line 2 of bad\.jsonl is not JSON"):
+    with pytest.raises(DataError, match=r"Line 2 of bad\.jsonl cannot be read as JSON"):
         load(str(folder / "bad.jsonl"), "train")
     (folder / "list.jsonl").write_text("[1]\n")
     with pytest.raises(DataError, match="holds a list"):
         load(str(folder / "list.jsonl"), "train")
     with pytest.raises(DataError, match="cannot be read"):
         load(str(folder / "none.jsonl"), "train")
-    with pytest.raises(DataError, match="only prompt, audio, reference and split"):
+    with pytest.raises(DataError, match="Only prompt, audio, reference, split can be mapped"):
         load(manifest(folder, [{"prompt": "a"}]), "train", columns={"sound": "x"})
     with pytest.raises(DataError, match="no rows in split 'test'"):
         load(manifest(folder, [{"prompt": "a", "audio": "1.wav", "reference": "x", "split": "train"}]), "test")

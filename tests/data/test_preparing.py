@@ -78,8 +78,8 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped_and_ends_the_same(l
     (cut / "settings.json").write_text(settings)
     (cut / "decided.jsonl").write_bytes(decided[: len(decided) // 2])  # in the middle of a line
     said = []
-    prepare("librisqa", CORPORA["librisqa"], librisqa, cut, report=said.append)
-    assert said[0].startswith("going on after ")
+    prepare("librisqa", CORPORA["librisqa"], librisqa, cut, say=said.append)
+    assert said[0].startswith("continuing after ")
     assert (cut / "decided.jsonl").read_bytes() == decided
     for split in ("train", "validation", "test"):
         assert (cut / f"{split}.arrow").read_bytes() == (whole / f"{split}.arrow").read_bytes()
@@ -174,6 +174,6 @@ def test_a_full_disk_stops_a_preparation_and_room_lets_it_go_on(tmp_path, name):
         yield from CORPORA["voicebench"].items(*arguments)
 
     with pytest.raises(RunError, match=r"cannot be written: No space left on device\. .*Free some space"):
-        prepare("voicebench", replace(CORPORA["voicebench"], items=items), source, target, report=quiet)
+        prepare("voicebench", replace(CORPORA["voicebench"], items=items), source, target, say=quiet)
     full.unlink(missing_ok=True)
     assert run("voicebench", source, target)["splits"]["test"]["rows"] == 1

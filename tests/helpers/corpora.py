@@ -12,7 +12,7 @@ def quiet(*_):
 
 
 def run(name, source, target, **options):
-    return prepare(name, CORPORA[name], source, target, report=quiet, **options)
+    return prepare(name, CORPORA[name], source, target, say=quiet, **options)
 
 
 def parquet(path, seconds):

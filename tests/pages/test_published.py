@@ -133,7 +133,7 @@ def librisqa(tmp_path_factory):
             soundfile.write(source / name, audio["array"], audio["sampling_rate"])
             entries.append({"speech_path": name, "text": "", "question": f"Who is number {speaker}?", "answer": "one"})
         (source / f"LibriSQA-PartI-{split}.json").write_text(json.dumps(entries))
-    prepare("librisqa", CORPORA["librisqa"], source, source / "prepared", report=lambda line: None)
+    prepare("librisqa", CORPORA["librisqa"], source, source / "prepared", say=lambda line: None)
     return str(source / "prepared")
 
 

@@ -92,7 +92,7 @@ def prepare(
         max_seconds=max_seconds,
         limit=limit,
         decode=decode,
-        report=lambda line: console.print(line, markup=False),
+        say=lambda line: console.print(line, markup=False),
     )
     table = Table("split", "rows", "recordings", "hours", title=f"{corpus}, licence {summary['licence']}")
     for name, counts in summary["splits"].items():

@@ -1,4 +1,4 @@
-"""Data sets: rows {prompt, audio, reference, ...} by task name, or from a user's own manifest."""
+"""Data sets: load the rows (leaf.data.rows) of a task, of a user's own manifest or of a prepared corpus."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,14 @@ __all__ = ["TASKS", "Task", "check_leakage", "load", "splits_of"]
 
 @dataclass(frozen=True)
 class Task:
-    """Describe one data set: what it is, its licence, its splits, and the function that makes the rows of a split."""
+    """One data set.
+
+    Attributes:
+        description: what it is, in a few words.
+        licence: of its recordings and texts.
+        splits: names of its splits.
+        rows: makes the rows of a split.
+    """
 
     description: str
     licence: str
@@ -39,13 +46,13 @@ TASKS: dict[str, Task] = {
 
 
 def load(name: str, split: str, *, limit: int | None = None, columns: dict[str, str] | None = None) -> Any:
-    """Return a split as a `datasets.Dataset` with at least the columns prompt, audio and reference.
+    """Load a split as a `datasets.Dataset` with at least the columns prompt, audio and reference.
 
     Args:
         name: a task's name, the path of a JSONL, CSV or TSV manifest, or a folder that `leaf data prepare` wrote.
-        split: one of the task's splits; of a manifest: its `split` column, or train/validation/test by audio file.
-        limit: keep the first rows only, at least 1.
-        columns: of a manifest: ours → theirs, e.g. {"reference": "answer"}.
+        split: one of the task's splits. A manifest has those of its `split` column, or train, validation and test.
+        limit: keep only so many rows, the first ones; at least 1.
+        columns: ours → theirs, e.g. {"reference": "answer"}, for a manifest.
 
     Raises:
         DataError: unknown task or split, a limit below 1, or a manifest that cannot be used.
@@ -60,10 +67,8 @@ def load(name: str, split: str, *, limit: int | None = None, columns: dict[str, 
     if name in TASKS:
         task = TASKS[name]
         if split not in task.splits:
-            raise DataError(
-                f"The task {name} has no split {split!r}; allowed are {', '.join(task.splits)}."
-                f"{did_you_mean(split, task.splits)}"
-            )
+            hint = did_you_mean(split, task.splits)
+            raise DataError(f"The task {name} has no split {split!r}.{hint} Allowed are {', '.join(task.splits)}.")
         rows = task.rows(split)
     elif _is_manifest(name):
         rows = read_manifest(Path(name), split, columns or {})
@@ -75,15 +80,15 @@ def load(name: str, split: str, *, limit: int | None = None, columns: dict[str, 
         raise _unknown(name)
     try:
         return Dataset.from_list(rows[:limit])
-    except UnicodeEncodeError as error:
-        raise DataError(f"A column of {name} holds half a character (a lone surrogate): {error}.") from error
     except (ArrowException, OverflowError, ValueError) as error:
         reason = fold_whitespace(str(error))[:300]
-        raise DataError(f"A column of {name} mixes kinds of values: {reason}. Make each column one kind.") from error
+        raise DataError(
+            f"A column of {name} cannot be stored: {reason}. Often it mixes kinds of values; make each column one kind."
+        ) from error
 
 
 def splits_of(name: str, *, columns: dict[str, str] | None = None) -> tuple[str, ...]:
-    """Return the splits that a task, manifest or prepared folder has; a manifest is read for it.
+    """List the splits that a task, manifest or prepared folder has; a manifest is read for it.
 
     Raises:
         DataError: unknown task, or a manifest or folder that cannot be used.

@@ -1,4 +1,4 @@
-"""Waveforms: load, join, mix down, resample, and refuse what is not usable speech audio."""
+"""Load waveforms: join files, mix down to mono, resample, and refuse what is not usable speech audio."""
 
 import os
 import stat
@@ -16,41 +16,41 @@ import soxr
 from leaf.errors import AudioError, shown
 
 JOIN_PAUSE = 0.06  # seconds of silence between recordings joined to one utterance
-SHORTEST = 0.05  # seconds; less is not speech but a broken file
-RATES = (2000, 768_000)  # Hz; outside of these a header is broken
+SHORTEST = 0.05  # seconds; shorter files are broken, not speech
+RATES = (2000, 768_000)  # Hz; a header with another rate is broken
 CLIPPED = 0.01  # share of samples at full scale above which a recording is reported as clipped
-CACHE_BYTES = 128 * 2**20  # decoded recordings kept in memory; the asterisk task holds 78 MiB at 16 kHz
+CACHE_BYTES = 128 * 2**20  # of decoded recordings kept in memory; the asterisk task has 78 MiB at 16 kHz
 _FULL_SCALE = 0.999
 _SILENT = 1e-4  # peak amplitude below which a recording counts as silent (−80 dB of full scale)
-_LOUDEST = 4.0  # peak above which floating-point samples are not in [−1, 1] but on another scale (12 dB of overshoot)
+_LOUDEST = 4.0  # peak (12 dB of overshoot) above which floating-point samples must be on another scale than [−1, 1]
 
 Audio = str | Path | Sequence[str] | Mapping[str, Any]
 
 
 class AudioWarning(UserWarning):
-    """A recording can be used and is poor."""
+    """Warns of a recording that can be used but is poor."""
 
 
 def load_audio(audio: Audio, *, sampling_rate: int = 16000) -> np.ndarray:
-    """Return a mono float32 waveform (samples,) in [−1, 1] at `sampling_rate` Hz.
+    """Load a mono float32 waveform (samples,) in [−1, 1] at `sampling_rate` Hz.
 
     Args:
-        audio: a file (any format libsndfile reads: wav, flac, ogg/opus, mp3, ...), a list of files to be joined with a
-            short pause, or {"array": (samples,) or (samples, channels), "sampling_rate": Hz}, the array int16, int32
-            or floating point in [−1, 1].
+        audio: a file (any format that libsndfile reads: wav, flac, ogg/opus, mp3, ...), a list of files to be joined
+            with a short pause, or {"array": (samples,) or (samples, channels), "sampling_rate": Hz}. The array is
+            int16, int32 or floating point in [−1, 1].
         sampling_rate: of the result, in Hz.
 
     Raises:
         AudioError: missing, unreadable, empty, shorter than 0.05 s, silent, not finite, or of an unknown scale or rate.
 
     Warns:
-        AudioWarning: clipped: more than 1 % of the samples stand at full scale.
+        AudioWarning: more than 1 % of the samples are at full scale, so the recording is clipped.
     """
     if isinstance(audio, Mapping):
-        array, rate = _array(audio)
-        return _convert(array, rate, sampling_rate, "the array given")
-    names = _names(audio)
-    parts = [_read(name, sampling_rate) for name in names]
+        array, rate = _samples_and_rate(audio)
+        return _checked_mono(array, rate, sampling_rate, "the array given")
+    names = _file_names(audio)
+    parts = [_read_file(name, sampling_rate) for name in names]
     if len(parts) == 1:
         return parts[0].copy()  # the cache's own array is read-only
     pause = np.zeros(round(JOIN_PAUSE * sampling_rate), dtype=np.float32)
@@ -58,15 +58,15 @@ def load_audio(audio: Audio, *, sampling_rate: int = 16000) -> np.ndarray:
 
 
 def audio_seconds(audio: Audio) -> float:
-    """Return the length of what `load_audio` would return, in seconds, from the file headers; nothing is decoded.
+    """Read from the file headers how long `load_audio` would be, in seconds; nothing is decoded.
 
     Raises:
         AudioError: a file is missing or its header cannot be read, or the mapping is not one.
     """
     if isinstance(audio, Mapping):
-        array, rate = _array(audio)
+        array, rate = _samples_and_rate(audio)
         return len(array) / rate
-    names = _names(audio)
+    names = _file_names(audio)
     check_files(audio)
     seconds = 0.0
     for name in names:
@@ -80,15 +80,19 @@ def audio_seconds(audio: Audio) -> float:
 
 
 def check_files(audio: Audio) -> None:
-    """Raise AudioError if a file that `audio` names does not exist or is no file; nothing is decoded."""
-    for name in [] if isinstance(audio, Mapping) else _names(audio):
+    """Check that the files which `audio` names exist; nothing is decoded.
+
+    Raises:
+        AudioError: a file does not exist or is no file.
+    """
+    for name in [] if isinstance(audio, Mapping) else _file_names(audio):
         problem = file_problem(name)
         if problem is not None:
             raise AudioError(f"The audio file {name} {problem}. Check the path, relative to the manifest.")
 
 
 def file_problem(path: str) -> str | None:
-    """Return why a path cannot be read as a file, as the end of a sentence; None if it can. One look at the disk."""
+    """Say why a path cannot be read as a file, as the end of a sentence; None if it can. One look at the disk."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -100,8 +104,8 @@ def file_problem(path: str) -> str | None:
     return None if stat.S_ISREG(mode) else "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
 
 
-def _names(audio: Any) -> list[str]:
-    """Return the files that `audio` names, at least one."""
+def _file_names(audio: Any) -> list[str]:
+    """List the files that `audio` names, at least one."""
     names = [audio] if isinstance(audio, str | Path) else audio
     if not isinstance(names, list | tuple) or not all(isinstance(name, str | Path) for name in names):
         raise AudioError(
@@ -114,7 +118,7 @@ def _names(audio: Any) -> list[str]:
 
 
 class _Cache:
-    """Keep the most recently used waveforms, up to a number of bytes; joined utterances repeat the same recordings."""
+    """Cache the most recently used waveforms, up to a number of bytes: joined utterances repeat the same recordings."""
 
     def __init__(self, limit: int):
         self.limit, self.size = limit, 0
@@ -140,7 +144,7 @@ class _Cache:
 _cache = _Cache(CACHE_BYTES)
 
 
-def _read(path: str, sampling_rate: int) -> np.ndarray:
+def _read_file(path: str, sampling_rate: int) -> np.ndarray:
     check_files(path)
     file = Path(path).stat()
     key = (path, sampling_rate, file.st_mtime_ns, file.st_size)  # a file written anew is decoded anew
@@ -154,14 +158,14 @@ def _read(path: str, sampling_rate: int) -> np.ndarray:
             raise AudioError(
                 f"The audio file {path} is not what its header says, or does not fit into memory: {error}."
             ) from error
-        wave = _convert(wave, rate, sampling_rate, f"the file {path}")
+        wave = _checked_mono(wave, rate, sampling_rate, f"the file {path}")
         wave.setflags(write=False)  # the cache hands the same array to every caller
         _cache.put(key, wave)
     return wave
 
 
-def _convert(wave: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
-    """Return mono float32 at the wanted rate, after checking that it is usable."""
+def _checked_mono(wave: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
+    """Check that a waveform is usable, and convert it to mono float32 at the wanted rate."""
     _check_rate(rate, name)
     _check_rate(wanted, "what is wanted")
     if wave.dtype in (np.int16, np.int32):
@@ -178,7 +182,7 @@ def _convert(wave: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
     if len(wave) < SHORTEST * rate:
         raise AudioError(f"The audio of {name} lasts {len(wave) / rate:.3f} s; at least {SHORTEST} s is needed.")
     if not np.isfinite(wave).all():
-        raise AudioError(f"The audio of {name} holds NaN or infinite samples; export it again.")
+        raise AudioError(f"The audio of {name} has NaN or infinite samples; export it again.")
     peak = float(np.abs(wave).max())
     if peak > _LOUDEST:
         raise AudioError(
@@ -191,7 +195,7 @@ def _convert(wave: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
     clipped = float((np.abs(wave) >= _FULL_SCALE).mean())
     if clipped > CLIPPED:
         warnings.warn(
-            f"The audio of {name} is clipped: {clipped:.1%} of its samples stand at full scale. It is used as it is.",
+            f"The audio of {name} is clipped: {clipped:.1%} of its samples are at full scale. It is used as it is.",
             AudioWarning,
             stacklevel=2,
         )
@@ -208,8 +212,8 @@ def _check_rate(rate: int, name: str) -> None:
         )
 
 
-def _array(audio: Mapping[str, Any]) -> tuple[np.ndarray, int]:
-    """Return samples and sampling rate of a mapping."""
+def _samples_and_rate(audio: Mapping[str, Any]) -> tuple[np.ndarray, int]:
+    """Read samples and sampling rate out of a mapping, checked."""
     if "array" not in audio or "sampling_rate" not in audio:
         raise AudioError(
             f"Audio came as a mapping with {shown(sorted(map(str, audio)))}; it needs 'array' and 'sampling_rate'."

@@ -1,4 +1,4 @@
-"""Stable choices: what a text decides on every machine, in every process, for ever."""
+"""Choices by hash: they depend on a text alone, so every machine and every process makes the same ones."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ T = TypeVar("T")
 
 
 def stable_fraction(key: str) -> float:
-    """Return a number in [0, 1) that depends on the text alone, on every machine."""
+    """Hash a text to a number in [0, 1)."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 def stable_choice(options: Sequence[T], key: str) -> T:
-    """Return one of the options, chosen by the text alone."""
+    """Choose one of the options by the hash of a text."""
     return options[int(stable_fraction(key) * len(options))]

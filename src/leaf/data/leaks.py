@@ -10,11 +10,10 @@ from leaf.data.manifest import sources_of
 def check_leakage(
     splits: dict[str, Sequence[dict[str, Any]]], *, key: str = "utterance", training: str = "train"
 ) -> list[str]:
-    """Return what training shares with the other splits: one line per shared key or shared whole recording.
+    """List what training shares with the other splits: one line per shared key or whole recording; empty if nothing.
 
-    A row whose audio is a single file is a recording of its own; it may be heard in no training row at all, joined
-    or alone. Recordings that `leaf data prepare` cut or unpacked are known by where it took them from. An empty list
-    means no leak.
+    A row whose audio is a single file is a recording of its own, which no training row may contain, joined or alone.
+    Recordings that `leaf data prepare` cut or unpacked are known by where it took them from.
     """
     keys = {row[key] for row in splits[training]}
     heard = {source for row in splits[training] for source in sources_of(row)}

@@ -1,4 +1,21 @@
-"""Read what one asks of a row, and choose the rows of a step."""
+"""A row: one example of a data set, what may be asked of it, and which rows make up a step.
+
+A row is a mapping with at least the columns
+
+    prompt      what the model is asked: a text, or messages as chat templates take them
+    audio       what it hears: a file, a list of files to be joined, or {"array", "sampling_rate"} (leaf.data.audio)
+    reference   the text that rewards and metrics compare a completion with
+
+and, where the data set has them,
+
+    id          what messages and prediction files call it
+    utterance   its recording: rows of one recording stay in one split, and a bootstrap draws them together
+    text        what is said in it, for judges and metrics that read the source
+    seconds     the length of its audio, a hint for batching
+    kind        what sort of question it is
+
+Reward functions are given all columns by name.
+"""
 
 import math
 import random
@@ -7,29 +24,30 @@ from typing import Any
 
 from leaf.errors import DataError
 
+Example = Mapping[str, Any]
+
+
+def row_name(example: Example) -> str:
+    """Name a row in a message: by its id, or else by how its prompt begins."""
+    return str(example.get("id", str(example["prompt"])[:40]))[:80]
+
 
 def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    """Return a prompt's text; of conversational messages, their text parts in order."""
+    """Reduce a prompt to its text: messages become their text parts in order, a line each."""
     if isinstance(prompt, str):
         return prompt
     texts = []
     for message in prompt:
         content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        texts += [part["text"] for part in parts if part.get("type") == "text"]
+        if isinstance(content, str):
+            texts.append(content)
+        else:
+            texts += [part["text"] for part in content if part.get("type") == "text"]
     return "\n".join(texts)
 
 
-Example = Mapping[str, Any]
-
-
-def row_name(example: Example) -> str:
-    """Return what a row is called in messages: its id, or else how its prompt begins."""
-    return str(example.get("id", str(example["prompt"])[:40]))[:80]
-
-
 def stated_seconds(example: Example) -> float:
-    """Return how long a row says its audio is, 0 where it does not; a hint that is never relied on."""
+    """Read how long a row says its audio is, 0 where it does not; a hint that nothing relies on."""
     try:
         seconds = float(example.get("seconds") or 0.0)
     except (TypeError, ValueError):  # a column of the user's own, in words or another unit
@@ -37,16 +55,18 @@ def stated_seconds(example: Example) -> float:
     return seconds if math.isfinite(seconds) else 0.0
 
 
+# -- the rows of a step ------------------------------------------------------------------------------------------------
 def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Return the rows of one step: epoch after epoch of seeded permutations, cut into batches.
+    """Choose the rows of one step: each epoch is a permutation of its own, and the epochs are cut into batches.
 
-    A function of its arguments alone, so that the position in the data is the step number.
+    The choice depends on the arguments alone. So the step number is the position in the data, and a resumed run needs
+    no other state to continue with the same rows.
     """
     if num_rows < 1:
         raise DataError("The training split has no rows; give it at least one.")
     indices = []
     position = step * batch_size
-    while len(indices) < batch_size:
+    while len(indices) < batch_size:  # a batch at the end of an epoch continues in the next one
         epoch, offset = divmod(position + len(indices), num_rows)
         order = list(range(num_rows))
         random.Random(f"{seed}/{epoch}").shuffle(order)
@@ -55,5 +75,5 @@ def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> list[
 
 
 def take(rows: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """Return rows of a data set (or list) as dictionaries."""
+    """Take rows out of a data set or list, as dictionaries."""
     return [dict(rows[i]) for i in indices]

@@ -1,10 +1,11 @@
-"""Task family asterisk: real recorded telephone prompts, joined to new utterances; QA, translation, transcription.
+"""Task family asterisk: real telephone prompts, joined to new utterances, for QA, translation and transcription.
 
-One professional voice in the telephone band (Allison Smith; CC-BY-SA 3.0, see asterisk_data/ATTRIBUTION.md). A test row
-is a new combination of recordings that training combines otherwise, in the same voice: it tests understanding of what
-is said, not of new speakers. Splits follow a hash of the normalised English text and are the same for every task;
-`test_heldout` keeps whole templates and slot values apart (see asterisk_templates). Natural sentences are recordings
-used nowhere else, so those of the test split are heard in no training row.
+The recordings are of one professional voice in the telephone band (Allison Smith; CC-BY-SA 3.0, see
+recordings/ATTRIBUTION.md). A test row combines recordings that training combines otherwise, in the same voice: it tests
+whether a model understands what is said, not whether it understands new speakers. Splits follow a hash of the
+normalised English text and are the same for every task. `test_heldout` keeps whole templates and slot values apart (see
+leaf.data.asterisk.templates). Natural sentences are recordings used nowhere else, so those of the test split are heard
+in no training row.
 """
 
 import csv
@@ -15,10 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from leaf.data.asterisk.templates import QUESTIONS, TEMPLATES, Utterance
+from leaf.data.asterisk.templates import TEMPLATES, Utterance
+from leaf.data.asterisk.words import QUESTIONS
 from leaf.data.audio import JOIN_PAUSE
-from leaf.data.hashing import stable_fraction
-from leaf.errors import DataError
+from leaf.data.hashing import stable_choice, stable_fraction
 
 DATA = Path(__file__).parent / "recordings"
 SPLITS = ("train", "validation", "test", "test_heldout")
@@ -35,14 +36,14 @@ PROMPTS = {
 
 
 def normalise(text: str) -> str:
-    """Return lower-case words without punctuation: the key that splits follow."""
+    """Reduce a text to lower-case words without punctuation: the key that splits follow."""
     return " ".join(re.findall(r"[a-z0-9']+", text.lower().replace("-", " ")))
 
 
 def split_of(text: str, *, held_out: bool = False, natural: bool = False) -> str:
-    """Return the split of an English text by hash; held-out ones apart.
+    """Choose the split of an English text by its hash, unless it is held out.
 
-    Composed: 4 % validation, 8 % test. Natural sentences are few, so 10 % and 25 % of them.
+    Of composed texts 4 % are validation and 8 % test; of natural sentences, which are few, 10 % and 25 %.
     """
     if held_out:
         return "test_heldout"
@@ -53,7 +54,7 @@ def split_of(text: str, *, held_out: bool = False, natural: bool = False) -> str
 
 @lru_cache(maxsize=1)
 def recordings() -> dict[str, float]:
-    """Return the shipped recordings: name → seconds."""
+    """Read which recordings are shipped: name → seconds."""
     with (DATA / "recordings.tsv").open(encoding="utf-8", newline="") as file:
         return {
             row["name"]: float(row["seconds"]) for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -61,13 +62,13 @@ def recordings() -> dict[str, float]:
 
 
 def seconds_of(parts: tuple[str, ...]) -> float:
-    """Return the length of joined recordings in seconds."""
+    """Compute the length of joined recordings, in seconds."""
     return sum(recordings()[name] for name in parts) + JOIN_PAUSE * (len(parts) - 1)
 
 
 @lru_cache(maxsize=1)
 def utterances() -> dict[str, tuple[Utterance, ...]]:
-    """Compose every split: distinct texts, at most 7.5 s, the natural sentences of the split at its end."""
+    """Compose every split from distinct texts of at most 7.5 s; its natural sentences come last."""
     rng = random.Random(_SEED)
     templates, shares = list(TEMPLATES), list(TEMPLATES.values())
     found: dict[str, list[Utterance]] = {split: [] for split in SPLITS}
@@ -99,30 +100,26 @@ def _questions(utterance: Utterance) -> Iterator[tuple[str, str, str]]:
         if kind == "natural":
             yield kind, subject, answer
         else:
-            wordings = QUESTIONS[kind]
-            at = int(stable_fraction(f"{_SEED}/wording/{kind}/{subject}/{utterance.english}") * len(wordings))
-            yield kind, wordings[at].format(subject), answer
+            wording = stable_choice(QUESTIONS[kind], f"{_SEED}/wording/{kind}/{subject}/{utterance.english}")
+            yield kind, wording.format(subject), answer
 
 
 def rows(variant: str, split: str) -> list[dict[str, Any]]:
-    """Return the rows of one task variant (qa, fr, it, asr) and split.
+    """Make the rows of one task variant (qa, fr, it, asr) and split.
 
-    Training rows of `qa` hold every question of an utterance; the other splits one per utterance, chosen by hash.
+    In `qa`, training has a row for every question of an utterance; the other splits have one, chosen by hash.
     """
-    if split not in SPLITS:
-        raise DataError(f"The split {split!r} is unknown for asterisk; allowed are {', '.join(SPLITS)}.")
     made = []
     for number, utterance in enumerate(utterances()[split]):
         pairs: list[tuple[str, str, str]]
         if variant == "qa":
             pairs = list(_questions(utterance))
             if split != "train":
-                at = int(stable_fraction(f"{_SEED}/question/{utterance.english}") * len(pairs))
-                pairs = pairs[at : at + 1]
+                pairs = [stable_choice(pairs, f"{_SEED}/question/{utterance.english}")]
         else:
-            at = int(stable_fraction(f"{_SEED}/prompt/{variant}/{utterance.english}") * len(PROMPTS[variant]))
+            prompt = stable_choice(PROMPTS[variant], f"{_SEED}/prompt/{variant}/{utterance.english}")
             target = {"asr": utterance.english, "fr": utterance.french, "it": utterance.italian}[variant]
-            pairs = [(variant, PROMPTS[variant][at], target)]
+            pairs = [(variant, prompt, target)]
         for position, (kind, prompt, reference) in enumerate(pairs):
             made.append(
                 {
