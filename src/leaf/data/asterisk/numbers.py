@@ -22,7 +22,7 @@ _IT_TENS = "zero dieci venti trenta quaranta cinquanta sessanta settanta ottanta
 
 
 def english(n: int) -> str:
-    """Return a number in English words: 21 → twenty-one, 245 → two hundred forty-five."""
+    """Write a number in English words: 21 → twenty-one, 245 → two hundred forty-five."""
     if n >= 1000:
         head = f"{english(n // 1000)} thousand"
         return head if n % 1000 == 0 else f"{head} {english(n % 1000)}"
@@ -35,14 +35,14 @@ def english(n: int) -> str:
 
 
 def english_ordinal(n: int) -> str:
-    """Return an ordinal of 1 to 31 in English words: 21 → twenty-first."""
+    """Write an ordinal of 1 to 31 in English words: 21 → twenty-first."""
     if n <= 20:
         return _EN_ORDINAL[n]
     return "thirtieth" if n == 30 else f"{_EN_TENS[n // 10]}-{_EN_ORDINAL[n % 10]}"
 
 
 def french(n: int, feminine: bool = False) -> str:
-    """Return a number in French words; `feminine` for what is counted: 21 → vingt et un / vingt et une."""
+    """Write a number in French words; `feminine` where what is counted is: 21 → vingt et un / vingt et une."""
     if n >= 1000:
         head = "mille" if n < 2000 else f"{_french_stem(n // 1000)} mille"
         return head if n % 1000 == 0 else f"{head} {french(n % 1000, feminine)}"
@@ -63,13 +63,13 @@ def french(n: int, feminine: bool = False) -> str:
 
 
 def _french_stem(n: int) -> str:
-    """Return the form before `mille`, where quatre-vingts and cents lose their s."""
+    """Write a number as it is before `mille`, where quatre-vingts and cents lose their s."""
     words = french(n)
     return words[:-1] if words.endswith(("vingts", "cents")) else words
 
 
 def italian(n: int) -> str:
-    """Return a number in Italian words: 21 → ventuno, 23 → ventitré, 28 → ventotto, 108 → centootto, 180 → centottanta.
+    """Write a number in Italian words: 21 → ventuno, 23 → ventitré, 28 → ventotto, 108 → centootto, 180 → centottanta.
 
     Cento keeps its o before uno and otto, and loses it before ottanta, as is usual.
     """
@@ -88,5 +88,5 @@ def italian(n: int) -> str:
 
 
 def _italian_rest(n: int) -> str:
-    """Return the tail of a compound number: nothing for 0, and tre takes its accent."""
+    """Write the tail of a compound number: nothing for 0, and tre takes its accent."""
     return "" if n == 0 else "tré" if n == 3 else italian(n)

@@ -1,7 +1,7 @@
 """Corpora that `leaf data prepare` reads as their publishers lay them out.
 
-Layouts and field names follow the publishers' documentation. They were tested on small corpora built in those layouts;
-the corpora themselves were not at hand.
+Layouts and field names follow the publishers' documentation. They were tested on small corpora built in those layouts,
+because the corpora themselves were not available.
 """
 
 from leaf.data.corpora import covost, hub, librisqa, longaudio, voicebench

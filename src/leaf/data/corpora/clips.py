@@ -1,4 +1,4 @@
-"""Audio of a corpus: referenced where it can stay as it is, written as FLAC where it must be cut or unpacked."""
+"""Audio of a corpus: refer to files that can stay as they are, write FLAC where they must be cut or unpacked."""
 
 import hashlib
 import io
@@ -18,11 +18,11 @@ _CONTAINERS = (".m4a", ".mp4", ".aac", ".webm")  # read with PyAV; libsndfile ca
 
 
 def place(clips: Sequence[Clip], folder: Path, *, decode: bool = False) -> tuple[list[str], float]:
-    """Return the absolute paths of an item's audio and its length in seconds, writing a file only where needed.
+    """Find or write an item's audio: absolute paths, and its length in seconds.
 
     Args:
-        clips: what the item consists of, in order.
-        folder: where cut or unpacked audio is written, 16 kHz mono FLAC, once for all items on the same clips.
+        clips: what is heard, in order.
+        folder: where cut or unpacked audio is written, as 16 kHz mono FLAC, once for all items on the same clips.
         decode: decode referenced files too, instead of trusting their headers.
 
     Raises:
@@ -34,7 +34,7 @@ def place(clips: Sequence[Clip], folder: Path, *, decode: bool = False) -> tuple
         if decode:
             return paths, len(load_audio(paths, sampling_rate=RATE)) / RATE
         return paths, audio_seconds(paths)
-    heard = "\n".join(clip.source for clip in clips)
+    heard = "\n".join(clip.source for clip in clips)  # names the file, so that items on the same clips share it
     target = folder / f"{hashlib.sha256(heard.encode()).hexdigest()[:32]}.flac"
     if target.is_file():
         return [str(target.absolute())], audio_seconds([str(target)])
@@ -51,7 +51,7 @@ def _suffix(clip: Clip) -> str:
 
 
 def _decoded(clip: Clip) -> dict:
-    """Return {"array", "sampling_rate"} of a clip."""
+    """Decode a clip to {"array", "sampling_rate"}."""
     if clip.path is not None and not clip.path.is_file():
         raise AudioError(f"The audio file {clip.path} does not exist.")
     if _suffix(clip) in _CONTAINERS:
@@ -66,12 +66,12 @@ def _decoded(clip: Clip) -> dict:
             wave = file.read(frames, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
         raise AudioError(f"{name[0].upper()}{name[1:]} cannot be read: {error}.") from error
-    _reaches(clip, len(wave) / rate, name)
+    _check_complete(clip, len(wave) / rate, name)
     return {"array": wave, "sampling_rate": rate}
 
 
 def _with_av(clip: Clip) -> dict:
-    """Decode AAC and its like with PyAV, from the start of the file to the end of the clip."""
+    """Decode AAC and similar formats with PyAV, from the start of the file to the end of the clip."""
     try:
         import av
         from av.error import FFmpegError
@@ -96,13 +96,13 @@ def _with_av(clip: Clip) -> dict:
     whole = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     end = len(whole) if clip.end is None else round(clip.end * rate)
     wave = whole[round(clip.start * rate) : end]
-    _reaches(clip, len(wave) / max(rate, 1), f"the audio file {clip.path}")
+    _check_complete(clip, len(wave) / max(rate, 1), f"the audio file {clip.path}")
     return {"array": wave, "sampling_rate": rate}
 
 
-def _reaches(clip: Clip, seconds: float, name: str) -> None:
-    """Raise if a cut came out shorter than asked for: the file ends before the clip does."""
+def _check_complete(clip: Clip, seconds: float, name: str) -> None:
+    """Refuse a cut that came out shorter than asked for: the file ends before the clip does."""
     if clip.end is not None and seconds < clip.end - clip.start - 0.1:
         raise AudioError(
-            f"A clip from {clip.start} to {clip.end} s was asked of {name}, which gave {seconds:.2f} s of it."
+            f"A clip should go from {clip.start} to {clip.end} s of {name}, which has only {seconds:.2f} s of it."
         )

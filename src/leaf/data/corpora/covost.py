@@ -38,19 +38,19 @@ PROMPTS = (
     "What does the speaker say, in {language}?",
     "Give a {language} translation of the recording.",
 )
-# The publisher's split column also keeps the splits of CoVoST 1; its training split is a part of this one's.
 _ESCAPE = "\\"  # as CoVoST's own scripts read its tables and Common Voice's
+# The publisher's split column also keeps the splits of CoVoST 1, whose training split is a part of this one's.
 _SPLITS = {"train": "train", "train_covost": "train", "dev": "validation", "test": "test"}
 
 
 def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
     """Yield the translated clips of a pair, in the publisher's splits.
 
-    Clips are found in a folder `clips` below the source, where Common Voice's `validated.tsv` lies beside it.
+    The clips are in a folder `clips` below the source, with Common Voice's `validated.tsv` beside it.
     """
     origin, _, goal = options.pair.partition("_")
     if origin not in LANGUAGES or goal not in LANGUAGES or "en" not in (origin, goal) or origin == goal:
-        raise DataError(f"pair is {options.pair!r}; give two of {', '.join(LANGUAGES)}, one of them en, as en_de.")
+        raise DataError(f"pair is {options.pair!r}; give two of {', '.join(LANGUAGES)}, one of them en, such as en_de.")
     translations = find(source, f"covost_v2.{options.pair}.tsv")
     clips = _clips(source, origin)
     voices = {
@@ -79,7 +79,7 @@ def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
 
 
 def _clips(source: Path, language: str) -> Path:
-    """Return Common Voice's folder of clips: the language's own where several lie below the source."""
+    """Find Common Voice's folder of clips: the language's own where there are several below the source."""
     folders = [path for path in sorted(source.rglob("clips")) if path.is_dir()]
     of_language = [path for path in folders if path.parent.name == language] or folders
     if len(of_language) != 1:

@@ -1,4 +1,4 @@
-"""Any data set that the library `datasets` reads: a folder of its kinds of files, by column names."""
+"""Read any data set that the library `datasets` reads, from the hub or a folder, by column names."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ import fsspec
 
 from leaf.data.corpora.items import Clip, Item, Options, Refusal
 from leaf.data.manifest import SPLITS
-from leaf.errors import DataError
+from leaf.errors import DataError, did_you_mean
 
 # Names of splits as publishers write them → ours.
 _SPLITS = {
@@ -24,24 +24,26 @@ _SPLITS = {
 _LEFT_OUT = "none"
 _SHARD = re.compile(r"[-_]\d+([-_]of[-_]\d+)?([-_][0-9a-f]{16})?$")  # train-00000-of-00004, with a hash in older sets
 _ROWS_AT_ONCE = 16
-# Files of rows that lie in a folder, by the builder that reads them. Audio files beside them are what rows name.
+# Suffixes of files with rows → the builder that reads them. Audio files beside them are what rows name.
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
 _NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # `datasets` writes them
 _OURS = ("prompt", "audio", "reference", "recording", "text")
 
 
 def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
-    """Yield the rows of every split; publishers' splits are kept, a lone split is cut by recording.
+    """Yield the rows of every split. The publisher's splits are kept; a single split is cut by recording.
 
-    `options.columns` maps prompt, audio, reference, and where there are any recording and text, to the data set's
-    names. A prompt that is no column is taken as it stands, for every row. `options.splits` maps the data set's splits
-    to ours, or to none. Without a column for it, a recording is an audio file, by path or, in a table, by name or hash.
+    `options.columns` maps prompt, audio and reference to the data set's names, and recording and text where it has
+    them. A prompt that is no column is used as it is, for every row. `options.splits` maps the data set's splits to
+    ours, or to none. Without a column for it, a recording is an audio file, known by its path or, in a table, by name
+    or hash.
     """
     from datasets import load_dataset
 
     unknown = sorted(set(options.columns) - set(_OURS))
     if unknown:
-        raise DataError(f"--columns maps {', '.join(unknown)}; allowed are {', '.join(_OURS)}.")
+        hint = did_you_mean(unknown[0], _OURS)
+        raise DataError(f"--columns maps {', '.join(unknown)}.{hint} Allowed are {', '.join(_OURS)}.")
     names = {ours: options.columns.get(ours, ours) for ours in _OURS}
     arguments = _files(source, options)
     try:
@@ -86,7 +88,7 @@ def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
 
 
 def _files(source: Path, options: Options) -> tuple[Any, ...]:
-    """Return the arguments of `load_dataset`: hub id and configuration, or builder, None, None and files by split."""
+    """Choose the arguments of `load_dataset`: hub id and configuration, or builder, None, None and files by split."""
     if not source.is_dir():
         return str(source), options.config
     if options.config is not None:
@@ -105,7 +107,7 @@ def _files(source: Path, options: Options) -> tuple[Any, ...]:
     kinds = sorted({path.suffix for path in found})
     if len(kinds) > 1:
         raise DataError(
-            f"{source} holds rows as {' and '.join(kinds)}, of which only one kind would be read; keep one kind there."
+            f"{source} holds rows as {' and '.join(kinds)}, and only one kind would be read. Keep one kind there."
         )
     names = [path.stem for path in found]
     lone = len(set(map(_bare, names))) == 1 and not options.splits
@@ -117,31 +119,33 @@ def _files(source: Path, options: Options) -> tuple[Any, ...]:
 
 
 def _sides(names: Sequence[str], options: Options, source: Path) -> dict[str, str]:
-    """Return for each of the publisher's splits, or names of files with their rows, which of ours it is."""
+    """Map each of the publisher's splits, or names of files with their rows, to one of ours."""
     allowed = (*SPLITS, _LEFT_OUT)
     if wrong := sorted(set(options.splits.values()) - set(allowed)):
-        raise DataError(f"--split maps to {', '.join(wrong)}; allowed are {', '.join(allowed)}.")
+        hint = did_you_mean(wrong[0], allowed)
+        raise DataError(f"--split maps to {', '.join(wrong)}.{hint} Allowed are {', '.join(allowed)}.")
     known = {**_SPLITS, **options.splits}
     found = {
         name: next((form for form in (name, _bare(name), _bare(name).lower()) if form in known), None) for name in names
     }
     if unknown := [_bare(name) for name, form in found.items() if form is None]:
         raise DataError(
-            f"{source} has a split {unknown[0]!r}; known are {', '.join(known)}. Map it, as "
-            f"`--split {unknown[0]}=train` or to {', '.join(allowed[1:])}."
+            f"{source} has a split {unknown[0]!r}; known are {', '.join(known)}. Map it to one of "
+            f"{', '.join(allowed)}, as `--split {unknown[0]}=train`."
         )
     if unused := sorted(set(options.splits) - set(found.values())):
-        raise DataError(f"--split maps {', '.join(unused)}, and {source} has only {', '.join(names)}.")
+        hint = did_you_mean(unused[0], names)
+        raise DataError(f"--split maps {', '.join(unused)}, but {source} has only {', '.join(names)}.{hint}")
     return {name: known[form] for name, form in found.items() if form is not None}
 
 
 def _bare(name: str) -> str:
-    """Return the name of a split without the number of a shard."""
+    """Cut the number of a shard off the name of a split."""
     return _SHARD.sub("", name)
 
 
 def _clip(cell: object, source: Path) -> Clip | None:
-    """Return the clip of an audio cell: bytes, an address that `datasets` gives, or a path that counts from the source.
+    """Read an audio cell: bytes, an address that `datasets` gives, or a path that counts from the source.
 
     Raises:
         DataError: the file at an address cannot be fetched.
@@ -157,11 +161,11 @@ def _clip(cell: object, source: Path) -> Clip | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, ImportError) as error:
-        raise DataError(f"{path} cannot be fetched: {error}. Given again, the command goes on from here.") from error
+        raise DataError(f"{path} cannot be fetched: {error}. Repeat the command to continue from here.") from error
 
 
 def _recording(cell: object, clip: Clip, side: str | None) -> str:
-    """Return what a row is a recording of; names of files inside tables count within a split of the publisher's."""
+    """Name a row's recording; names of files inside tables are unique only within a split of the publisher's."""
     path = _path(cell)
     if not path:
         return clip.source

@@ -1,4 +1,4 @@
-"""What a corpus is to `leaf data prepare`: items with their audio, refusals with their reasons, and the table entry."""
+"""What `leaf data prepare` knows of a corpus: its items, what was refused and why, and its entry in `CORPORA`."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Clip:
-    """Name a stretch of speech: seconds [start, end) of a file, or a whole encoded file held in memory.
+    """A stretch of speech: seconds [start, end) of a file, or a whole encoded file in memory.
 
     Attributes:
         path: the publisher's file; None where the publisher ships bytes inside a table.
@@ -23,17 +23,17 @@ class Clip:
 
     @property
     def whole(self) -> bool:
-        """Return whether the clip is a file as it stands on disk."""
+        """Tell whether the clip is a file as it is on the disk."""
         return self.path is not None and self.start == 0.0 and self.end is None
 
     @property
     def seconds(self) -> float:
-        """Return how long a stretch is, 0 where only the file itself says it."""
+        """Compute how long a stretch is, 0 where only the file itself says it."""
         return 0.0 if self.end is None else self.end - self.start
 
     @property
     def source(self) -> str:
-        """Return what is heard, wherever it is written to: the publisher's file and stretch, or a hash of the bytes."""
+        """Identify what is heard, wherever it is written: the publisher's file and stretch, or a hash of the bytes."""
         if self.path is None:
             return f"sha256:{hashlib.sha256(self.data or b'').hexdigest()}"
         stretch = "" if self.whole else f"#{self.start}-{'' if self.end is None else self.end}"
@@ -42,18 +42,18 @@ class Clip:
 
 @dataclass(frozen=True)
 class Item:
-    """Hold one example as the publisher gives it, before its audio was looked at.
+    """One example as the publisher gives it, before its audio was checked.
 
     Attributes:
         id: unique in the corpus.
         audio: the clips, joined in order.
         prompt: what the model is asked, in words, without an audio placeholder.
         reference: the answer or translation; empty where a corpus is for judges only.
-        recording: what a split may not cut through: a session, a speaker, a sitting.
-        split: the publisher's split where it has one, else None: decided by `recording`.
-        published: the split of the published runs or of the publisher, where that one may cut through recordings.
+        recording: what has to stay in one split: a session, a speaker, a sitting.
+        split: the publisher's split; None where there is none, and `recording` decides.
+        published: the split of the published runs or of the publisher, where recordings may be on both sides.
         text: the transcript, where there is one.
-        own_validation: the publisher has a validation split, so none is taken out of its training split.
+        own_validation: the publisher has a validation split, so none is cut out of its training split.
     """
 
     id: str
@@ -69,7 +69,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Name an entry of the corpus that cannot be used, and why; reasons are counted, so they carry no names."""
+    """An entry of the corpus that cannot be used, and why. Reasons are counted, so there are no names in them."""
 
     id: str
     reason: str
@@ -77,12 +77,12 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Options:
-    """Hold what the user may set for a corpus.
+    """What the user may set for a corpus.
 
     Attributes:
         pair: source and target language of a translation corpus, as en_de.
         columns: ours → theirs, for corpora that are read by column names.
-        splits: theirs → train, validation, test or none, for splits under other names.
+        splits: theirs → train, validation, test or none, for splits with other names.
         config: configuration of a data set on the hub.
     """
 
@@ -94,15 +94,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Describe a corpus: where its parts lie, its licence, how it is split and read.
+    """A corpus: where its parts are, its licence, how it is split and read.
 
     Attributes:
-        items: (source, options) → items and refusals, cheaply: no audio is opened.
+        items: (source, options) → items and refusals; it opens no audio, so it is fast.
         layout: what `--from` must hold, in words.
-        validation, test: shares of the recordings without a publisher's split; of the publisher's training split only
-            `validation` is taken, and only where there is no validation split.
-        max_seconds: longer audio is refused, as in the published runs; None takes all.
-        judged_only: references are missing by design.
+        validation, test: shares of the recordings without a publisher's split. Of a publisher's training split only
+            `validation` is cut out, and only where there is no validation split.
+        max_seconds: longer audio is refused, as in the published runs; None accepts all.
+        judged_only: there are no references, only judges.
         remote: the source may also be a name that `datasets` looks up on the hub.
     """
 

@@ -17,7 +17,7 @@ FILES = {"train": "LibriSQA-PartI-train.json", "test": "LibriSQA-PartI-test.json
 
 
 def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
-    """Yield the questions of both files; LibriSpeech's speakers are the recordings that splits keep whole."""
+    """Yield the questions of both files. Splits keep LibriSpeech's speakers whole."""
     found = {split: sorted(source.rglob(name)) for split, name in FILES.items()}
     if not any(found.values()):
         raise DataError(f"{source} holds neither {' nor '.join(FILES.values())}, at any depth. Copy them there.")
@@ -45,6 +45,6 @@ def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
 
 
 def _recording(path: Path) -> Path:
-    """Return the file of a recording: LibriSpeech is published as flac, and the questions may say wav of it."""
+    """Find the file of a recording: LibriSpeech is published as flac, and the questions may call it wav."""
     ways = (path, path.with_suffix(".flac"), path.with_suffix(".wav"))
     return next((way for way in ways if way.is_file()), path)

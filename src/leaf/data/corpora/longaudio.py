@@ -1,6 +1,6 @@
 """LongAudio (Ghosh et al., Audio Flamingo 2 and 3): open-ended questions on DailyTalk, Europarl-ST and VoxPopuli.
 
-Its JSON files name audio that the source corpora hold in another form: whole dialogues of DailyTalk's turns, stretches
+Its JSON files name audio that the source corpora have in another form: whole dialogues of DailyTalk's turns, stretches
 of Europarl-ST speeches (the seconds are in the name), speaker turns of VoxPopuli.
 """
 
@@ -48,7 +48,7 @@ def dailytalk(source: Path, options: Options) -> Iterator[Item | Refusal]:
 def parliament(source: Path, options: Options) -> Iterator[Item | Refusal]:
     """Yield questions on Europarl-ST and VoxPopuli together.
 
-    Both hold debates of the European Parliament, and the years 2009 to 2012 stand in both: what a split keeps whole is
+    Both have debates of the European Parliament, and both have the years 2009 to 2012. So what a split keeps whole is
     the day of the sitting, over both corpora.
     """
     found = False
@@ -79,7 +79,7 @@ def _europarl(file: Path, source: Path) -> Iterator[Item | Refusal]:
 
 
 def _speech(source: Path, speech: str) -> Path:
-    """Return the path of a Europarl-ST speech; one already converted to wav or flac is taken first."""
+    """Find a Europarl-ST speech; one that is already converted to wav or flac is preferred."""
     folder = _speeches(source, speech.split(".")[0])
     for suffix in (".wav", ".flac"):
         if (folder / f"{speech}{suffix}").is_file():
@@ -111,7 +111,7 @@ def _voxpopuli(file: Path, source: Path) -> Iterator[Item | Refusal]:
 
 
 def _cuts(cell: str) -> list[tuple[float, float]]:
-    """Return the stretches of a `vad` cell, (start, end) in seconds; none if it is no list of such."""
+    """Read the stretches of a `vad` cell, (start, end) in seconds; none if it is no list of such."""
     stretches = _literal(cell)
     try:
         cuts = [(float(start), float(end)) for start, end in stretches]
@@ -123,7 +123,7 @@ def _cuts(cell: str) -> list[tuple[float, float]]:
 def _turns(
     name: str, entry: dict[str, Any], source: Path, cuts: dict[str, list[tuple[float, float]]]
 ) -> Item | Refusal:
-    """Return the question on an entry's turns."""
+    """Make the item of an entry from the clips of its turns."""
     matches = [_TURN.fullmatch(PurePosixPath(sound).stem) for sound in _sounds(entry)]
     turns = [match for match in matches if match is not None]
     if len(turns) < len(matches):
@@ -142,12 +142,12 @@ def _turn(source: Path, match: re.Match[str], cuts: dict[str, list[tuple[float, 
     segment = source / "transcribed_data" / language / year / f"{turn}.ogg"
     session = source / "raw_audios" / language / year / f"{match['session']}_{language}.ogg"
     if segment.is_file() or turn not in cuts or not session.is_file():
-        return [Clip(segment)]  # where it is not there either, it is what the refusal names
+        return [Clip(segment)]  # where that is missing too, the refusal names it
     return [Clip(session, start, end) for start, end in cuts[turn]]
 
 
 def _item(name: str, entry: dict[str, Any], clips: tuple[Clip, ...], *, recording: str) -> Item | Refusal:
-    """Return the first question and answer of an entry; multiple choice is left out, as in the published runs."""
+    """Make an item of an entry's first question and answer; multiple choice is left out, as in the published runs."""
     turns = _conversation(entry["conversations"])
     question = next((turn["value"] for turn in turns if turn.get("from") == "human"), "")
     answer = next((turn["value"] for turn in turns if turn.get("from") == "gpt"), "").strip()
@@ -162,7 +162,7 @@ def _item(name: str, entry: dict[str, Any], clips: tuple[Clip, ...], *, recordin
 
 
 def _conversation(raw: Any) -> list[dict[str, str]]:
-    """Return the turns; some files hold them as text, in JSON or in Python's own notation."""
+    """Read the turns of a conversation; some files have them as text, in JSON or in Python's own notation."""
     turns = _literal(raw) if isinstance(raw, str) else raw
     if not isinstance(turns, list | tuple):
         return []
@@ -170,7 +170,7 @@ def _conversation(raw: Any) -> list[dict[str, str]]:
 
 
 def _literal(text: str) -> Any:
-    """Return what a text writes out, in JSON or in Python's own notation; None if it is neither."""
+    """Parse a text in JSON or in Python's own notation; None if it is neither."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

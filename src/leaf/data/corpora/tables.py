@@ -23,20 +23,20 @@ def json_list(file: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{file} cannot be read as JSON: {error}.") from error
     if not isinstance(entries, list):
-        raise DataError(f"{file} holds a {type(entries).__name__}; a list of objects was looked for.")
+        raise DataError(f"{file} holds a {type(entries).__name__}; it must be a list of objects.")
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or any(key not in entry for key in needed):
             has = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
-            raise DataError(f"Entry {number} of {file} has {has}; {', '.join(needed)} are needed.")
+            raise DataError(f"Entry {number} of {file} has {has}; it needs {', '.join(needed)}.")
         yield entry
 
 
 def table(
     file: Path, needed: Sequence[str], *, delimiter: str = "\t", escape: str | None = None
 ) -> Iterator[dict[str, str]]:
-    """Yield the rows of a delimited text file with a header, plain or gzipped; quotes mean nothing.
+    """Yield the rows of a delimited text file with a header, plain or gzipped; quotes have no meaning.
 
-    `escape` is a character that makes the next one text, a delimiter or itself too.
+    After the character `escape` the next one is text, even a delimiter or `escape` itself.
 
     Raises:
         DataError: unreadable, or a header without one of the columns.
@@ -57,7 +57,11 @@ def table(
 
 
 def find(source: Path, name: str) -> Path:
-    """Return the first file or folder of a name below a folder, or raise DataError."""
+    """Find the first file or folder of a name below a folder.
+
+    Raises:
+        DataError: there is none.
+    """
     for found in sorted(source.rglob(name)):
         return found
     raise DataError(f"{source} holds no {name}, at any depth. Copy it there.")

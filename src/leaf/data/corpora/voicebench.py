@@ -19,7 +19,7 @@ PROMPTS = (
 
 
 def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
-    """Yield the open-ended subsets that are there: `<subset>/test-*.parquet` with the columns audio and prompt."""
+    """Yield the open-ended subsets that there are: `<subset>/test-*.parquet` with the columns audio and prompt."""
     files = [(subset, file) for subset in SUBSETS for file in sorted(source.glob(f"**/{subset}/*.parquet"))]
     if not files:
         raise DataError(f"{source} holds no parquet file in {', '.join(SUBSETS)}. Download the subsets there.")
