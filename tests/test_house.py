@@ -17,10 +17,8 @@ LINES, FUNCTION_LINES = 400, 60
 LONG_MODULES = {
     "commands/main.py",
     "config.py",
-    "data/asterisk/templates.py",
 }
 LONG_FUNCTIONS = {
-    "data/corpora/prepare.py:prepare",
     "evaluation/judge_file.py:judge_file",
 }
 
