@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from leaf.config import LeafConfig
-from leaf.errors import RunError
+from leaf.files import write_text
 from leaf.report.audio import SECTION_BYTES
 from leaf.report.curves import curves_section
 from leaf.report.evaluation import evaluation_section
@@ -54,12 +54,5 @@ def write_report(
     sections = [curves_section(shown, notes), *(each for each in (trees, forks, evaluation) if each is not None)]
     names = [run.name for run in shown]
     title = f"leaf: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    output = Path(output)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(page(title, sections), encoding="utf-8")
-    except OSError as error:
-        raise RunError(
-            f"The report cannot be written to {output}: {error.strerror}. Choose another --output."
-        ) from error
-    return output
+    write_text(Path(output), page(title, sections))
+    return Path(output)
