@@ -46,10 +46,10 @@ def test_the_stage_bar_is_as_long_as_the_stages_took():
 
 
 class FakeTrainer:
-    """Two steps with a validation after each, as RLTrainer reports them."""
+    """Two steps with a validation after each, as RLTrainer tells of them."""
 
-    def __init__(self, path, report):
-        self.run, self.say, self.on_step = RunDirectory(path), report, None
+    def __init__(self, path, say):
+        self.run, self.say, self.on_step = RunDirectory(path), say, None
         self.config = SimpleNamespace(max_steps=3)
         self.accelerator = SimpleNamespace(is_main_process=True)
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from leaf.report.runs import stage_seconds
 from leaf.runs.directory import RunDirectory
+from leaf.train.records import figure
 
 _BARS = "▁▂▃▄▅▆▇█"
 _FILLS, _COLOURS = "█▓▒░", ("cyan", "green", "yellow", "magenta", "red", "blue", "white")
@@ -68,15 +69,11 @@ class TrainingView:
         table.add_row(
             "now",
             Text(
-                f"kl {_figure(last['kl'], 4)}  grad {_figure(last['grad_norm'], 2)}  length {last['length_mean']:.1f}  "
+                f"kl {figure(last['kl'], 4)}  grad {figure(last['grad_norm'], 2)}  length {last['length_mean']:.1f}  "
                 f"usable forks {last['usable_fork_rate']:.2f}  memory {last['memory/peak_gb']:.1f} GB"
             ),
         )
         return Group(self.progress, table)
-
-
-def _figure(value: float | None, digits: int) -> str:
-    return "none" if value is None else f"{value:.{digits}f}"
 
 
 def _trend(values: Sequence[float | None]) -> Text:
