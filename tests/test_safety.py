@@ -70,6 +70,21 @@ def test_a_pickled_checkpoint_is_refused_and_not_opened(checkpoint, tmp_path):
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.parametrize("shard", ["pytorch_model.bin", "x/model.safetensors.pt", 5, None])
+def test_an_index_of_safetensors_that_points_at_a_pickle_is_refused(checkpoint, tmp_path, shard):
+    poisoned = pickled(checkpoint / "model", "pytorch_model.bin", tmp_path / "model", tmp_path / "mark")
+    index = poisoned / "model.safetensors.index.json"
+    names = load_file(checkpoint / "model" / "model.safetensors")
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, shard)}))
+    with pytest.raises(ModelError, match=r"index\.json that points at .*Only safetensors are read"):
+        Policy.load(poisoned)
+    for content in ("{}", "[]", "{", '{"weight_map": []}'):
+        index.write_text(content)
+        with pytest.raises(ModelError, match="holds no weight_map"):
+            Policy.load(poisoned)
+    assert not (tmp_path / "mark").exists()
+
+
 def test_a_checkpoint_that_lacks_weights_is_refused_instead_of_drawn_at_random(checkpoint, tmp_path):
     lacking = tmp_path / "lacking"
     shutil.copytree(checkpoint / "model", lacking)

@@ -15,6 +15,7 @@ from torch import Tensor
 from leaf.credit.tree import PrefixTree
 from leaf.data.audio import load_audio
 from leaf.errors import ModelError
+from leaf.model.lora import check_frozen
 from leaf.model.policy import Policy, Prompt
 from leaf.model.prompts import audio_of
 from leaf.model.sampling import Group, sample
@@ -34,6 +35,8 @@ def check_policy(policy: Policy, rows: Sequence[Mapping[str, Any]]) -> list[str]
         ModelError: prompts, scorer or sampler differ from the stock model, or the audio does not move the completions.
     """
     policy.eval()
+    if isinstance(policy.model, peft.PeftModel):
+        check_frozen(policy)
     lines = [_trained(policy)]
     if policy.family.note:
         lines.append(policy.family.note)
@@ -52,16 +55,21 @@ def check_policy(policy: Policy, rows: Sequence[Mapping[str, Any]]) -> list[str]
         temperature=policy.temperature,
         generator=torch.Generator().manual_seed(0),
     )
-    lines.append(_check_log_probs(policy, groups))
+    scores, line = _check_log_probs(policy, groups)
+    lines.append(line)
     # On the reference: a policy may learn to do without the audio, and its run has to resume all the same.
+    trees = [group.tree for group in groups]
     with policy.reference() if isinstance(policy.model, peft.PeftModel) else nullcontext():
-        trees = [group.tree for group in groups]
-        moved = audio_effect(policy, rows, trees, score(policy, prompts, trees).log_probs)
+        reference = score(policy, prompts, trees).log_probs
+        moved = audio_effect(policy, rows, trees, reference)
     if not moved >= AUDIO_EFFECT:
         raise ModelError(
             f"Replacing the audio by noise moves the log-probabilities by only {moved:.2g} nats per token: the audio "
             "does not reach the model. Check the prompt's audio placeholder and the projector's weights."
         )
+    away = _mean([a - b for a, b in zip(scores, reference, strict=True)], trees)
+    if away > TOLERANCE[policy.base.dtype]:
+        lines[0] += f"; the policy starts {away:.2g} nats per token from its reference, so its adapter is not fresh"
     lines.append(f"audio reaches the model: noise in its place moves log-probabilities by {moved:.2f} nats per token")
     return lines
 
@@ -76,8 +84,8 @@ def _trained(policy: Policy) -> str:
     )
 
 
-def _check_log_probs(policy: Policy, groups: Sequence[Group]) -> str:
-    """Compare what scorer and sampler say of completions with plain copies of the prompt."""
+def _check_log_probs(policy: Policy, groups: Sequence[Group]) -> tuple[list[Tensor], str]:
+    """Compare what scorer and sampler say of completions with plain copies; give log-probabilities and a line."""
     allowed, layout = TOLERANCE[policy.base.dtype], layout_for(policy).name
     scores = score(policy, [group.prompt for group in groups], [group.tree for group in groups]).log_probs
     plain = [plain_log_probs(policy, g.prompt, g.tokens, g.lengths) for g in groups]
@@ -91,7 +99,7 @@ def _check_log_probs(policy: Policy, groups: Sequence[Group]) -> str:
     )
     drawn = max(_difference(g.surprisal.to(b.device), -b, g.lengths) for b, g in zip(plain, groups, strict=True))
     _refuse(drawn, allowed, "The sampler and plain copies", "This model's cache does not work as the sampler expects.")
-    return (
+    return scores, (
         f"packed forward (layout {layout}) equals plain copies: {scored:.1e} nats per token, "
         f"sampler {drawn:.1e} (allowed {allowed:g})"
     )
@@ -161,5 +169,9 @@ def audio_effect(
         array = noise.normal(0.0, float(np.sqrt(np.mean(wave**2))), len(wave)).astype(np.float32)
         swapped.append({**row, "audio": {"array": array.clip(-1, 1), "sampling_rate": rate}})
     others = score(policy, policy.embed(swapped), trees).log_probs
-    moved = sum(float((a - b).abs().sum()) for a, b in zip(scores, others, strict=True))
-    return moved / sum(int(tree.lengths.sum()) for tree in trees)
+    return _mean([a - b for a, b in zip(scores, others, strict=True)], trees)
+
+
+def _mean(differences: Sequence[Tensor], trees: Sequence[PrefixTree]) -> float:
+    """Compute the mean size of differences (K, T) per token of completions."""
+    return sum(float(one.abs().sum()) for one in differences) / sum(int(tree.lengths.sum()) for tree in trees)

@@ -125,13 +125,16 @@ class Family:
         """Read the rate in Hz at which the processor takes audio."""
         return getattr(processor, self.feature_extractor).sampling_rate
 
-    def lora_targets(self, model: nn.Module, names: Iterable[str] | None = None) -> str:
+    def lora_targets(
+        self, model: nn.Module, names: Iterable[str] | None = None, chosen: Iterable[int] | None = None
+    ) -> str:
         """Write a regular expression for linear layers inside the language model's decoder layers only.
 
         Args:
             model: the outer model.
             names: last parts of their paths, as `q_proj`; None for every linear layer of attention and MLP. Those of
                 recurrent blocks cannot be chosen: see `lora_elsewhere`.
+            chosen: numbers of the decoder's layers; None for all.
 
         Raises:
             ModelError: no linear layer of the decoder outside recurrent blocks has one of these names.
@@ -151,7 +154,8 @@ class Family:
                 f"has {', '.join(sorted(linear))}. Choose from these, or leave lora_layers out for all of them."
                 + did_you_mean(unknown[0], linear)
             )
-        return rf"{layers.replace('.', '[.]')}[.].*[.]({'|'.join(sorted(names))})"
+        numbers = "" if chosen is None else f"({'|'.join(map(str, chosen))})[.]"
+        return rf"{layers.replace('.', '[.]')}[.]{numbers}.*[.]({'|'.join(sorted(names))})"
 
     def lora_elsewhere(self, model: nn.Module) -> str:
         """Write a regular expression for where no adapter may go: outside the decoder's layers and in recurrent blocks.

@@ -3,9 +3,6 @@
 Weights are read from safetensors only; nothing is unpickled.
 """
 
-import copy
-import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,8 @@ from transformers import AutoConfig, AutoProcessor
 from leaf.errors import LeafError, ModelError
 from leaf.model.families import family_of
 from leaf.model.family import Family
-from leaf.model.own_adapter import load_own_adapter, merge_own_adapter, refuse_pickle
+from leaf.model.lora import load_lora, put_lora
+from leaf.model.own_adapter import load_own_adapter, merge_own_adapter, refuse_pickle, refuse_pickled_shards
 from leaf.text import fold_whitespace
 
 
@@ -51,6 +49,7 @@ def load_model(name: str, *, dtype: str, attention: str | None, trust_remote_cod
     try:
         _, family, processor = look_up(name, trust_remote_code=trust_remote_code)
         refuse_pickle(name)
+        refuse_pickled_shards(name)
         model, found = family.auto_model.from_pretrained(
             name,
             dtype=getattr(torch, dtype),
@@ -102,8 +101,7 @@ def with_adapter(
         decoder: Any = family.module(model, family.language_model)
         decoder.activation_checkpointing_enable({"use_reentrant": False})
     if adapter is not None:
-        refuse_pickle(adapter)
-        model = peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=lora is not None)
+        model = load_lora(model, family, adapter, trainable=lora is not None)
     elif lora is not None:
         model = put_lora(model, family, lora)
     if model.dtype in (torch.bfloat16, torch.float16):
@@ -112,32 +110,6 @@ def with_adapter(
             if isinstance(module, BaseTunerLayer):
                 module.cast_input_dtype_enabled = False  # type: ignore[assignment]
     return model
-
-
-def put_lora(model: Any, family: Family, lora: peft.LoraConfig) -> peft.PeftModel:
-    """Put a fresh LoRA on the language model's layers and nowhere else; `Policy.wrap` says what `lora` may hold.
-
-    Raises:
-        ModelError: it names a layer that the decoder does not have.
-    """
-    lora = copy.deepcopy(lora)  # peft writes into what it is given, and this is the caller's
-    names = lora.target_modules
-    if names is None or names == "all-linear":
-        lora.target_modules = family.lora_targets(model)
-    elif not isinstance(names, str):
-        lora.target_modules = family.lora_targets(model, names)
-    # peft may shorten the expression above to bare names such as q_proj, which the audio tower has as well.
-    lora.exclude_modules = _joined(lora.exclude_modules, family.lora_elsewhere(model))
-    return peft.get_peft_model(model, lora)  # type: ignore[return-value]
-
-
-def _joined(excluded: str | Collection[str] | None, expression: str) -> str:
-    """Join what a caller excludes, in any of peft's forms, with a regular expression of our own."""
-    if isinstance(excluded, str):
-        return f"{excluded}|{expression}"
-    if not excluded:
-        return expression
-    return rf"(.*[.])?({'|'.join(re.escape(name) for name in excluded)})|{expression}"
 
 
 def _one_line(error: Exception) -> str:

@@ -36,7 +36,7 @@ def write_merged(policy: Policy, out: str | Path, card: dict[str, Any] | None = 
     processor = policy.processor
     try:
         model: Any = policy.model.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # a weight that is not finite; a bias for a layer that has none
         raise ModelError(f"The adapter cannot be merged: {error}") from error
     if getattr(model.config, "has_lora_adapter", False):  # Granite Speech 3.3: its own is already in the weights
         model.config.has_lora_adapter = False
