@@ -225,7 +225,7 @@ def train(args, seed: int, given: Sequence[str]) -> tuple[dict, RLTrainer]:
     advance = sft_step if args.method.removeprefix("lora-") == "sft" else rl_step
     validation, steps, wall, busy = [], [], [], []
     if config.eval_every:
-        validation.append({"step": 0, **trainer.evaluate(0).values()})
+        validation.append({"step": 0, **trainer.evaluate().values()})
     reset_peak(trainer.policy.device)
     peak = 0
     for step in range(1, config.max_steps + 1):
@@ -237,7 +237,7 @@ def train(args, seed: int, given: Sequence[str]) -> tuple[dict, RLTrainer]:
         values = "  ".join(f"{name} {value:.4f}" for name, value in steps[-1].items() if value is not None)
         print(f"{args.method} {seed} {step}/{config.max_steps}  {values}  {wall[-1]:.1f} s", flush=True)
         if config.eval_every and (step % config.eval_every == 0 or step == config.max_steps):
-            validation.append({"step": step, **trainer.evaluate(step).values()})
+            validation.append({"step": step, **trainer.evaluate().values()})
             print(validation[-1], flush=True)
             reset_peak(trainer.policy.device)
     for name in steps[0]:

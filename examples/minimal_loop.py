@@ -1,8 +1,9 @@
-"""A complete RL loop from leaf's pieces, without its trainer: sample, score, credit, update.
+"""A complete RL loop from leaf's pieces, without its trainer: sample, reward, credit, update.
 
     python examples/minimal_loop.py --steps 10
 
-Left out, and done by `leaf train`: validation, checkpoints, start-up checks, several GPUs, several updates a rollout.
+`leaf train` also validates, saves and resumes, checks the model first, uses several GPUs and may take several updates a
+rollout. Its own steps are in leaf/train/rollout.py and leaf/train/update.py.
 """
 
 import argparse
@@ -19,10 +20,11 @@ from leaf.model.policy import Policy
 from leaf.model.sampling import sample
 from leaf.model.scoring import batches, score
 from leaf.rewards.total import Rewards
+from leaf.train.rollout import assign_credit, reference_log_probs
 
 
 def arguments() -> argparse.Namespace:
-    """Return the options of the command line."""
+    """Read the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="checkpoint directory, hub id, or demo")
     parser.add_argument("--task", default="asterisk_qa", help="task name or manifest")
@@ -42,8 +44,10 @@ def arguments() -> argparse.Namespace:
 
 def step(policy, optimizer, rule, rewards, rows, options, generator):
     """Take one step on a batch of rows and return the mean reward and the loss."""
-    # Rollout. A prompt is embedded once, audio included; its embeddings serve sampling, reference and update.
+    # Prompts: embedded once, audio included. The embeddings serve sampling, reference and update.
     prompts = policy.embed(rows)
+
+    # Groups: K completions of each prompt. Those that begin alike share their computation.
     groups = sample(
         policy,
         prompts,
@@ -54,44 +58,41 @@ def step(policy, optimizer, rule, rewards, rows, options, generator):
     )
     trees = [group.tree for group in groups]
 
-    # Reward: one call on all completions, columns repeated K times.
-    texts = [text for group in groups for text in group.texts(policy.tokenizer)]
-    references = [row["reference"] for row in rows for _ in range(options.completions)]
-    totals = torch.as_tensor(rewards(completions=texts, reference=references).totals)
-    earned = totals.reshape(len(rows), options.completions)
+    # Rewards: one call on all completions gives (K,) per group, NaN where a completion could not be scored.
+    earned, _ = rewards.of(rows, groups, policy.tokenizer)
 
     # Credit: from the tree and the rewards of a group to an advantage per token, (K, T).
-    advantages = [rule(g.tree, r, surprisal=g.surprisal).float() for g, r in zip(groups, earned, strict=True)]
+    advantages = assign_credit(rule, groups, earned, policy.device)
 
     # The reference is the same model with its adapter off.
-    with torch.no_grad(), policy.reference():
-        reference = score(policy, prompts, trees).log_probs
+    reference = reference_log_probs(policy, groups)
 
     # Update. Weights are taken over the whole batch, so the losses of micro-batches add up to the loss of the batch.
     policy.train()
-    masks = [tree.node >= 0 for tree in trees]
+    masks = [(tree.node >= 0).to(policy.device) for tree in trees]
     weights = token_weights(masks)
     total = 0.0
     for batch in batches(policy, prompts, trees):
         new = score(policy, [prompts[i] for i in batch], [trees[i] for i in batch]).log_probs
-        loss = torch.zeros((), device=policy.device)
-        for logp, i in zip(new, batch, strict=True):
-            part, _ = policy_loss(
-                logp,
-                logp.detach(),  # one update a rollout and no dropout: the policy that sampled is this one
-                advantages[i].to(logp.device),
-                masks[i].to(logp.device),
-                weights=weights[i].to(logp.device),
+        losses = []
+        for i, log_probs in zip(batch, new, strict=True):
+            loss, _ = policy_loss(
+                log_probs,
+                log_probs.detach(),  # one update a rollout and no dropout: the policy that sampled is this one
+                advantages[i],
+                masks[i],
+                weights=weights[i],
                 ref_logp=reference[i],
                 kl_coef=options.kl,
             )
-            loss = loss + part
+            losses.append(loss)
+        loss = torch.stack(losses).sum()
         loss.backward()
         total += loss.item()
     torch.nn.utils.clip_grad_norm_([p for p in policy.parameters() if p.requires_grad], 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    return float(totals.nanmean()), total
+    return float(torch.cat(earned).nanmean()), total
 
 
 def main() -> None:

@@ -35,10 +35,10 @@ def test_a_signal_in_the_middle_of_a_validation_leaves_it_for_the_resumed_run(wh
     stopped = trainer(tmp_path / "run")
     evaluate = stopped.evaluate
 
-    def evaluate_and_stop(at):
-        if at == step:
+    def evaluate_and_stop():
+        if stopped.done == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(at)
+        return evaluate()
 
     stopped.evaluate = evaluate_and_stop
     with pytest.raises(RunInterrupted, match=f"after step {saved} of 5"):

@@ -7,13 +7,15 @@ import peft
 import pytest
 import torch
 
-from leaf import LeafTrainer
+from leaf import LeafTrainer, RLTrainer
 from leaf.config import LeafConfig
-from leaf.credit import CREDIT_RULES
+from leaf.credit import CREDIT_RULES, credit_rule
 from leaf.errors import ConfigError, DataError, RewardError, RunError
 from leaf.model.decoding import TreeDecoder
+from leaf.model.draws import step_generator
 from leaf.model.policy import Policy
-from leaf.train.rollout import reference_log_probs
+from leaf.rewards.total import Rewards
+from leaf.train.rollout import reference_log_probs, rollout
 from leaf.train.update import add_gradient, update_record, weights_over_all
 from tests.helpers import tiny
 
@@ -224,6 +226,32 @@ def test_an_own_policy_and_an_own_credit_rule(tmp_path):
     assert len(calls) == 2
 
 
+def test_a_trainer_takes_finished_things(tmp_path):
+    policy = Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=2))
+    made = (policy, Rewards([length_reward]), credit_rule("grpo"))
+    run = RLTrainer(*made, recipe(tmp_path, max_steps=1), tiny.rows(4), say=lambda line: None).train()
+    assert len(lines(run.path, "metrics.jsonl")) == 1
+    with pytest.raises(DataError, match="There are no training rows"):
+        RLTrainer(*made, recipe(tmp_path), [])
+
+
+def test_a_rollout_by_itself_is_that_of_the_trainer(tmp_path):
+    one = trainer(recipe(tmp_path))
+    wanted = one.rollout(1)
+    draws = [step_generator(one.config.seed, 1, position) for position in range(2)]
+    got = rollout(one.policy, wanted.rows, one.rule, one.rewards, one.config, draws, on_policy=True)
+    assert got.old_log_probs is None
+    assert list(got.positions) == list(wanted.positions) == [0, 1]
+    assert list(one.seconds) == ["embed", "sample", "reward", "credit", "reference"]
+    for mine, theirs in zip(got.groups, wanted.groups, strict=True):
+        assert torch.equal(mine.tokens, theirs.tokens)
+    for name in ("rewards", "advantages", "ref_log_probs"):
+        for mine, theirs in zip(getattr(got, name), getattr(wanted, name), strict=True):
+            assert torch.equal(mine, theirs)
+    before = rollout(one.policy, wanted.rows, one.rule, one.rewards, one.config, draws, on_policy=False)
+    assert before.old_log_probs is not None
+
+
 def test_refusals(tmp_path):
     config = recipe(tmp_path)
     trainer(config).train()
@@ -270,10 +298,10 @@ def test_the_best_adapter_is_the_one_with_the_fewest_errors(tmp_path, monkeypatc
     one = trainer(recipe(tmp_path, max_steps=4, eval_every=1, best_metric="wer"))
     evaluate, rates, saved = one.evaluate, [50.0, 40.0, 30.0, 60.0, 35.0], []
 
-    def measured(step):
-        result = evaluate(step)
+    def measured():
+        result = evaluate()
         assert list(result.scores) == ["wer", "bleu", "exact_match", "chrf"]
-        return replace(result, scores={**result.scores, "wer": rates[step]})
+        return replace(result, scores={**result.scores, "wer": rates[one.done]})
 
     monkeypatch.setattr(one, "evaluate", measured)
     one.start()

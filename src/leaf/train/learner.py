@@ -72,7 +72,7 @@ class Learner:
         completions = config.prompts_per_rollout * config.num_completions
         parts = math.ceil(completions / (config.completions_per_update or completions))
         self.updates_per_rollout = config.passes_per_rollout * parts
-        # Otherwise the update scores with another model than sampled: dropout is on, or an update has moved it.
+        # Otherwise the update scores with another model than the one that sampled: with dropout, or after an update.
         self.on_policy = self.updates_per_rollout == 1 and not has_dropout(policy)
         self.optimizer: torch.optim.Optimizer = build_optimizer(self.parameters, config)
         self.schedule = build_schedule(
@@ -103,7 +103,7 @@ class Learner:
 
         with watched_by(self._phase):
             made, lines, replaced = self._with_usable_audio([indices[i] for i in positions], roll_out)
-        # The main process says these lines, those of the others too.
+        # The main process says all lines, so those of the others name their process.
         who = f"step {step}" if self.processes.main else f"step {step}, process {self.processes.index}"
         left_out = [f"{who}: {line}" for line in (*lines, *made.left_out)]
         return replace(made, step=step, positions=positions, bad_audio=replaced, left_out=left_out)
@@ -123,7 +123,7 @@ class Learner:
         trained_by = (self.optimizer, self.schedule, self.skips, self.processes)
         return optimizer_step(self.policy, part, self.config, *trained_by, number=number)
 
-    def evaluate(self, step: int = 0) -> Evaluation:
+    def evaluate(self) -> Evaluation:
         """Score the validation rows with the recipe's decoding; all processes share the work."""
         config = self.config
         indices = range(min(len(self.eval_rows), config.eval_items or len(self.eval_rows)))

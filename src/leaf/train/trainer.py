@@ -255,7 +255,7 @@ class RLTrainer(Learner):
         if len(self.eval_rows) == 0:
             return
         with self.stop.obeyed(self.processes.alone):
-            result = self.evaluate(self.done)
+            result = self.evaluate()
         self.processes.on_main(partial(self._log_validation, result))
 
     def save(self) -> None:

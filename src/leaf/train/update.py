@@ -107,7 +107,7 @@ def add_gradient(
         scores = score(policy, [prompts[i] for i in batch], [trees[i] for i in batch])
         loss = torch.zeros((), device=policy.device)
         for i, new, entropies in zip(batch, scores.log_probs, scores.entropies, strict=True):
-            # The first update of a rollout is on-policy: it is its own old policy, and the ratio is 1.
+            # Without stored log-probabilities this forward is that of the policy that sampled, and the ratio is 1.
             old = new.detach() if part.old_log_probs is None else part.old_log_probs[i]
             own, seen = policy_loss(
                 new,
