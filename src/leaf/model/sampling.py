@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from leaf.credit.sets import SetDraw
 from leaf.credit.tree import PrefixTree
 from leaf.errors import ConfigError
 from leaf.memory import in_parts
@@ -41,6 +42,7 @@ class Group:
         lengths: (K,) int64.
         surprisal: (K, T) −log p in nats under the distribution drawn from (after temperature and top-p); padding 0.
         truncated: (K,) True where the length limit came before an end-of-sequence token.
+        draw: what the estimators ask of distinct completions; None for independent ones.
     """
 
     prompt: Prompt
@@ -48,6 +50,7 @@ class Group:
     lengths: Tensor
     surprisal: Tensor
     truncated: Tensor
+    draw: SetDraw | None = None
 
     @cached_property
     def tree(self) -> PrefixTree:

@@ -1,0 +1,207 @@
+"""Sample K distinct completions per prompt, without replacement: stochastic beam search on the policy's own decoder.
+
+Every beam carries its log-probability φ and a perturbed one, G = φ + Gumbel noise. The K completions with the greatest
+G of all are exactly a sample without replacement (the Gumbel-top-k trick). They can be found without a look at all
+completions, because the G of a prefix is the greatest G among the completions that it begins: children draw their G
+given that the greatest of them equals the parent's. So a prefix that falls out of the K greatest begins no completion
+that belongs in. Source: Kool, van Hoof and Welling 2019, arXiv 1903.06059, algorithm 1 and appendix B.
+
+What falls out is not lost: its probability and its greatest G are exactly those of the completions outside of the set,
+which the estimators ask for (leaf.credit.sets). Letters: P prompts, K slots of a prompt, C children kept of a beam, V
+vocabulary, T tokens, L live beams.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from leaf.credit.sets import SetDraw
+from leaf.model.decoding import decoder
+from leaf.model.policy import Policy, Prompt
+from leaf.model.sampling import Group
+
+_NOTHING = -math.inf
+
+
+@dataclass
+class _Beams:
+    """The beams of P prompts in K slots each; an empty slot has log-probability −inf.
+
+    Live beams are the decoder's rows, in order of prompt and slot.
+    """
+
+    log_prob: Tensor  # (P, K) φ, float64
+    key: Tensor  # (P, K) G, float64
+    ended: Tensor  # (P, K) True where the completion has its end-of-sequence token
+    tokens: Tensor  # (P, K, T)
+    surprisal: Tensor  # (P, K, T)
+    lengths: Tensor  # (P, K)
+    log_rest: Tensor  # (P,) log-probability of all that has fallen out
+    threshold: Tensor  # (P,) the greatest G that has fallen out
+
+    @property
+    def live(self) -> Tensor:
+        return ~self.ended & (self.log_prob > _NOTHING)
+
+
+def sample_distinct_batch(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    generators: Sequence[torch.Generator],
+    *,
+    num_completions: int,
+    max_new_tokens: int,
+    temperature: float,
+) -> list[Group]:
+    """Sample one batch of prompts; see `leaf.model.sampling.sample`, which cuts prompts into batches.
+
+    What a prompt draws depends on its own generator alone. A completion that reaches the length limit is an outcome
+    like others, with the probability of what was decoded. A group has fewer than K completions where the policy has
+    fewer.
+    """
+    eos = torch.tensor(policy.eos_token_ids, device=prompts[0].embeddings.device)
+    scale = policy.temperature / temperature  # the decoder's logits are divided by the policy's own temperature
+    beams = _roots(prompts, generators, num_completions, max_new_tokens)
+    decode = decoder(policy, prompts)
+    logits = decode.start() * scale
+    for step in range(max_new_tokens):
+        parent, token = _grow(beams, logits, generators, step)
+        slot = beams.live.nonzero(as_tuple=True)  # of the new beams; none of them has been held against eos yet
+        beams.ended[slot] = torch.isin(token, eos)
+        going = ~torch.isin(token, eos)
+        if step + 1 == max_new_tokens or not bool(going.any()):
+            break
+        logits = decode.advance(parent[going], token[going]) * scale
+    return [_group(prompt, beams, i) for i, prompt in enumerate(prompts)]
+
+
+def _roots(prompts: Sequence[Prompt], generators: Sequence[torch.Generator], slots: int, limit: int) -> _Beams:
+    """Begin every prompt with the empty completion in slot 0, whose G is a Gumbel of its own."""
+    device = prompts[0].embeddings.device
+    count = len(prompts)
+    nothing = torch.full((count, slots), _NOTHING, dtype=torch.float64, device=device)
+    log_prob, key = nothing.clone(), nothing.clone()
+    log_prob[:, 0] = 0.0
+    key[:, 0] = torch.cat([_gumbel((1,), one) for one in generators]).to(device)
+    return _Beams(
+        log_prob,
+        key,
+        torch.zeros(count, slots, dtype=torch.bool, device=device),
+        torch.zeros(count, slots, limit, dtype=torch.long, device=device),
+        torch.zeros(count, slots, limit, device=device),
+        torch.zeros(count, slots, dtype=torch.long, device=device),
+        nothing[:, 0].clone(),
+        nothing[:, 0].clone(),
+    )
+
+
+def _grow(beams: _Beams, logits: Tensor, generators: Sequence[torch.Generator], step: int) -> tuple[Tensor, Tensor]:
+    """Let every live beam (L, V) have children and keep the K greatest of each prompt, ended completions among them.
+
+    Returns:
+        For every beam that is now live, in order of prompt and slot: the decoder's row of its parent, and its token.
+    """
+    live, slots = beams.live, beams.key.shape[1]
+    prompt, slot = live.nonzero(as_tuple=True)
+    children = _Children.of(logits, beams.log_prob[live], beams.key[live], _noise(live, logits, generators), slots)
+    kept = children.key.shape[1]
+
+    # Candidates of a prompt: the children of its live beams, and its ended completions as the only child of themselves.
+    key = torch.full((*live.shape, kept), _NOTHING, dtype=torch.float64, device=logits.device)
+    log_prob, token = torch.full_like(key, _NOTHING), torch.zeros_like(key, dtype=torch.long)
+    key[prompt, slot], log_prob[prompt, slot], token[prompt, slot] = children.key, children.log_prob, children.token
+    key[..., 0] = torch.where(beams.ended, beams.key, key[..., 0])
+    log_prob[..., 0] = torch.where(beams.ended, beams.log_prob, log_prob[..., 0])
+
+    key, log_prob, token = key.flatten(1), log_prob.flatten(1), token.flatten(1)
+    # In order of slot, because the decoder wants its rows ascending by parent.
+    best = key.topk(slots, dim=1).indices.sort(dim=1).values
+    chosen = torch.zeros_like(key, dtype=torch.bool).scatter_(1, best, True)
+    _drop(beams, key, log_prob, chosen, children, prompt)
+
+    row = torch.zeros_like(beams.lengths)
+    row[prompt, slot] = torch.arange(len(prompt), device=logits.device)
+    parent = best // kept
+    was_ended = beams.ended.gather(1, parent)
+    before = beams.log_prob.gather(1, parent)
+    beams.key, beams.log_prob = key.gather(1, best), log_prob.gather(1, best)
+    new_token = token.gather(1, best)
+    spread = parent[..., None].expand_as(beams.tokens)
+    beams.tokens, beams.surprisal = beams.tokens.gather(1, spread), beams.surprisal.gather(1, spread)
+    beams.lengths, beams.ended = beams.lengths.gather(1, parent), was_ended
+    new = beams.live
+    beams.tokens[..., step] = torch.where(new, new_token, beams.tokens[..., step])
+    nats = (before - beams.log_prob).clamp_min(0.0).to(beams.surprisal.dtype)
+    beams.surprisal[..., step] = torch.where(new, nats, beams.surprisal[..., step])
+    beams.lengths = beams.lengths + new.long()
+    return row.gather(1, parent)[new], new_token[new]
+
+
+@dataclass(frozen=True)
+class _Children:
+    """The C greatest children of each live beam (L, C), and what the others come to."""
+
+    key: Tensor  # (L, C) G
+    log_prob: Tensor  # (L, C) φ
+    token: Tensor  # (L, C)
+    log_rest: Tensor  # (L,) log-probability of all other children
+    threshold: Tensor  # (L,) the greatest G among them
+
+    @classmethod
+    def of(cls, logits: Tensor, log_prob: Tensor, key: Tensor, noise: Tensor, slots: int) -> "_Children":
+        """Draw the children's Gumbels given that their greatest equals the parent's `key` (L,)."""
+        conditional = logits.log_softmax(-1).double()  # (L, V)
+        perturbed = log_prob[:, None] + conditional + noise
+        top = perturbed.topk(min(slots + 1, perturbed.shape[1]), dim=1)
+        # The truncated Gumbel of the paper's appendix B.3, in the form that loses no digits:
+        # G = G_parent − max(0, v) − log(1 + e^{−|v|}),  v = G_parent − G̃ + log(1 − e^{G̃ − max G̃}).
+        below = top.values - top.values[:, :1]
+        v = key[:, None] - top.values + (-torch.expm1(below)).log()
+        drawn = key[:, None] - v.clamp_min(0.0) - torch.log1p((-v.abs()).exp())
+        drawn = torch.where(top.values > _NOTHING, drawn, _NOTHING)
+        token, keys = top.indices[:, :slots], drawn[:, :slots]
+        others = conditional.scatter(1, token, _NOTHING).logsumexp(1)
+        more = drawn[:, slots] if drawn.shape[1] > slots else torch.full_like(key, _NOTHING)
+        return cls(keys, log_prob[:, None] + conditional.gather(1, token), token, log_prob + others, more)
+
+
+def _drop(beams: _Beams, key: Tensor, log_prob: Tensor, chosen: Tensor, children: _Children, prompt: Tensor) -> None:
+    """Add up what falls out in this step: candidates that are not chosen, and children that were no candidates."""
+    lost = log_prob.masked_fill(chosen, _NOTHING).logsumexp(1)
+    beams.log_rest = torch.logaddexp(beams.log_rest, lost)
+    beams.threshold = torch.maximum(beams.threshold, key.masked_fill(chosen, _NOTHING).amax(1))
+    for index, rest, threshold in zip(prompt.tolist(), children.log_rest, children.threshold, strict=True):
+        beams.log_rest[index] = torch.logaddexp(beams.log_rest[index], rest)
+        beams.threshold[index] = torch.maximum(beams.threshold[index], threshold)
+
+
+def _noise(live: Tensor, logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draw a Gumbel for every child (L, V); a prompt's come from its own generator, in order of its live beams."""
+    counts = live.sum(1).tolist()
+    drawn = [_gumbel((n, logits.shape[1]), one) for n, one in zip(counts, generators, strict=True) if n]
+    return torch.cat(drawn).to(logits.device)
+
+
+def _gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw standard Gumbels on the CPU, so that a draw does not depend on the device."""
+    return -torch.empty(shape, dtype=torch.float64).exponential_(generator=generator).log()
+
+
+def _group(prompt: Prompt, beams: _Beams, i: int) -> Group:
+    """Take out one prompt's completions, in the order in which they were drawn: descending G."""
+    order = beams.key[i].argsort(descending=True)
+    order = order[beams.log_prob[i, order] > _NOTHING]
+    lengths = beams.lengths[i, order].cpu()
+    width = int(lengths.max())
+    draw = SetDraw(beams.log_prob[i, order].cpu(), beams.log_rest[i].cpu(), beams.threshold[i].cpu())
+    return Group(
+        prompt,
+        beams.tokens[i, order, :width].cpu(),
+        lengths,
+        beams.surprisal[i, order, :width].cpu(),
+        ~beams.ended[i, order].cpu(),
+        draw,
+    )
