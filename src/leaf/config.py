@@ -158,10 +158,17 @@ class LeafConfig(LoraFields, RunConfig):
     prompts_per_rollout: int = _sampling(6, "prompts per rollout, over all processes", low=1, common=True)
     num_completions: int = _sampling(8, "completions per prompt (K)", low=1, common=True)
     max_new_tokens: int = _sampling(200, "longest completion in tokens", low=1, common=True)
+    rollout: Literal["independent", "distinct"] = _sampling(
+        "independent",
+        "draw completions independently, or distinct ones: without replacement, weighed by their credit rule",
+    )
     temperature: float = _sampling(1.0, "sampling temperature, also of the log-probabilities in the loss", low=1e-3)
     top_p: float = _sampling(0.9, "nucleus of the sampler", low=1e-6, high=1.0)
     credit: str = _credit(
-        "leaf", "credit rule: leaf, grpo, dr_grpo, rloo, treerl, tempo, spo, treepo, shrunken", common=True
+        "leaf",
+        "credit rule: leaf, grpo, dr_grpo, rloo, treerl, tempo, spo, treepo, shrunken; for distinct completions "
+        "unordered_set, rescaled_set, importance, nbest",
+        common=True,
     )
     credit_options: dict[str, Any] = _credit({}, "options of the rule, e.g. max_boundaries: 2")
     rewards: list[str] = _credit(

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leaf.credit import PrefixTree, credit_rule
 from leaf.credit.sets import (
     ESTIMATORS,
     SetDraw,
@@ -15,8 +16,7 @@ from leaf.credit.sets import (
     importance,
     nbest,
     rescaled_set,
-    set_advantages,
-    set_weights,
+    set_shares,
     unordered_set,
 )
 from leaf.errors import ConfigError, DataError
@@ -39,6 +39,13 @@ def draw_of(p, chosen):
     rest = 1 - p[list(chosen)].sum()
     log_rest = rest.log() if len(chosen) < len(p) else torch.tensor(-math.inf, dtype=torch.float64)
     return SetDraw(p[list(chosen)].log(), log_rest, torch.tensor(-math.inf, dtype=torch.float64))
+
+
+def advantages(name, draw, rewards):
+    """Return r − b of a group of single tokens, as a trainer gets it."""
+    count = rewards.numel()
+    tree = PrefixTree.build(torch.arange(count)[:, None], torch.ones(count, dtype=torch.long))
+    return credit_rule(name)(tree, rewards, surprisal=torch.ones(count, 1), draw=draw)[:, 0]
 
 
 def policies(size):
@@ -106,11 +113,12 @@ def test_a_hand_worked_pair():
 @pytest.mark.parametrize("exponent", [-30.0, -80.0, -500.0])
 def test_improbable_completions_give_rloo_exactly(exponent):
     log_prob = exponent + torch.linspace(-1, 1, 8, dtype=torch.float64)
-    weight, baseline = unordered_set(SetDraw.of(log_prob))
+    weight, _ = unordered_set(SetDraw.of(log_prob))
     torch.testing.assert_close(weight, torch.full((8,), 1 / 8, dtype=torch.float64), rtol=1e-9, atol=0)
     rewards = torch.tensor([1.0, 0.0, 0.3, 0.2, 0.9, 0.5, 0.5, 0.1], dtype=torch.float64)
     rloo = (rewards - rewards.mean()) * 8 / 7
-    torch.testing.assert_close(set_advantages(rewards, weight, baseline), rloo, rtol=1e-9, atol=1e-12)
+    given = advantages("unordered_set", SetDraw.of(log_prob), rewards)
+    torch.testing.assert_close(given, rloo, rtol=1e-9, atol=1e-12)
 
 
 def test_a_set_of_nearly_all_mass_gives_the_exact_gradient():
@@ -136,11 +144,11 @@ def test_weights_are_finite_and_a_constant_reward_changes_nothing(name, count):
     keys = (log_prob + noise).sort(descending=True)
     chosen, threshold = keys.indices[:count], keys.values[count]
     draw = SetDraw(log_prob[chosen], log_prob[keys.indices[count:]].logsumexp(0), threshold)
-    weight, baseline = set_weights(name, draw)
     rewards = torch.rand(count, generator=generator, dtype=torch.float64)
-    share = set_advantages(rewards, weight, baseline)
-    assert share.isfinite().all()
-    torch.testing.assert_close(set_advantages(rewards + 5.0, weight, baseline), share, rtol=1e-6, atol=1e-9)
+    given = advantages(name, draw, rewards)
+    assert given.isfinite().all()
+    torch.testing.assert_close(advantages(name, draw, rewards + 5.0), given, rtol=1e-6, atol=1e-9)
+    assert float(set_shares(name, draw).sum()) == pytest.approx(count)
 
 
 def test_importance_weights_estimate_the_mean_and_need_a_threshold():
@@ -170,17 +178,20 @@ def test_the_expected_reward_is_estimated_without_bias():
 
 
 def test_degenerate_groups_get_exactly_zero():
-    weight, baseline = unordered_set(draw_of([0.5, 0.3, 0.1, 0.1], (0, 1, 2)))
+    draw = draw_of([0.5, 0.3, 0.1, 0.1], (0, 1, 2))
     nan = math.nan
     for rewards in ([0.3, 0.3, 0.3], [nan, nan, nan], [0.5, nan, nan], [nan, 0.7, 0.7]):
-        assert set_advantages(torch.tensor(rewards), weight, baseline).tolist() == [0.0, 0.0, 0.0]
-    share = set_advantages(torch.tensor([1.0, nan, 0.0]), weight, baseline)
-    assert share[1] == 0.0
-    assert share[0] > 0 > share[2]
+        assert advantages("unordered_set", draw, torch.tensor(rewards)).tolist() == [0.0, 0.0, 0.0]
+    given = advantages("unordered_set", draw, torch.tensor([1.0, nan, 0.0]))
+    assert given[1] == 0.0
+    assert given[0] > 0 > given[2]
 
 
 def test_what_cannot_be_a_set_is_refused():
     with pytest.raises(DataError, match=r"add up to 1\.2"):
         SetDraw.of(torch.tensor([0.7, 0.5]).log())
     with pytest.raises(ConfigError, match="Did you mean 'unordered_set'"):
-        set_weights("unorderd_set", SetDraw.of(torch.tensor([0.5]).log()))
+        credit_rule("unorderd_set")
+    tree = PrefixTree.build(torch.tensor([[0], [1]]), torch.tensor([1, 1]))
+    with pytest.raises(ConfigError, match="Set rollout: distinct"):
+        credit_rule("unordered_set")(tree, torch.tensor([0.0, 1.0]), surprisal=torch.ones(2, 1))

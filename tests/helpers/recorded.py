@@ -49,7 +49,11 @@ def record(words, rewards, surprisal=None, *, advantages=None, truncated=None, *
     earned = torch.tensor([torch.nan if r is None else r for r in rewards], dtype=torch.float64)
     given_ = torch.zeros(shape) if advantages is None else torch.tensor(advantages)
     # What was written and read again, not what was in memory.
-    return json.loads(json.dumps({"step": 1, **group_record(row | changes, group, earned, given_, tokenizer)}))
+    return json.loads(
+        json.dumps(
+            {"step": 1, **group_record(row | changes, group, earned, given_, torch.ones(len(earned)), tokenizer)}
+        )
+    )
 
 
 def write_run(path, records, **recipe):

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from leaf.model import distinct
-from leaf.model.distinct import sample_distinct_batch
+from leaf.model.distinct import _sample, sample_distinct
 from leaf.model.policy import Policy, Prompt
+from leaf.model.scoring import score
 from tests.helpers import tiny
 
 VOCABULARY, EOS, LIMIT = 4, 0, 3
@@ -66,7 +67,7 @@ def draw(monkeypatch):
         policy = SimpleNamespace(eos_token_ids=[EOS], temperature=1.0)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         options = {"num_completions": count, "max_new_tokens": LIMIT, "temperature": 1.0}
-        return sample_distinct_batch(policy, prompts, generators, **options)
+        return _sample(policy, prompts, generators, **options)
 
     return groups
 
@@ -149,12 +150,10 @@ def test_a_speech_model_scores_what_it_drew(layout, monkeypatch):
     prompts = policy.embed(tiny.rows(3))
     generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
     with torch.no_grad():
-        groups = sample_distinct_batch(
-            policy, prompts, generators, num_completions=6, max_new_tokens=5, temperature=0.8
-        )
+        groups = sample_distinct(policy, prompts, generators, num_completions=6, max_new_tokens=5, temperature=0.8)
     policy.temperature = 0.8
     with torch.no_grad():
-        scores = policy([group.prompt for group in groups], [group.tree for group in groups])
+        scores = score(policy, [group.prompt for group in groups], [group.tree for group in groups])
     for group, log_probs in zip(groups, scores.log_probs, strict=True):
         assert len(set(completions(group))) == 6
         torch.testing.assert_close(log_probs.sum(1).double(), group.draw.log_prob, rtol=1e-4, atol=1e-4)

@@ -332,6 +332,6 @@ def test_completions_that_are_empty_endless_equal_or_unscored_give_finite_steps(
             stats = made.update(rollout)
             assert stats["skipped_steps"] == 0
             assert all(value is not None and math.isfinite(value) for value in stats.values())
-            statistics = rollout_statistics(rollout.groups, rollout.rewards, rollout.advantages)
+            statistics = rollout_statistics(rollout.groups, rollout.rewards, rollout.advantages, rollout.shares)
             json.dumps(statistics, allow_nan=False)
     assert all(bool(p.isfinite().all()) for p in made.parameters)

@@ -185,6 +185,6 @@ def test_rows_with_audio_in_their_messages_are_recorded_without_it():
     rollout = one.rollout(1)
     parts = [{"type": "audio", "audio": torch.zeros(9)}, {"type": "text", "text": "Say it"}]
     row = {"prompt": [{"role": "user", "content": parts}], "reference": None}
-    what = (rollout.groups[0], rollout.rewards[0], rollout.advantages[0], one.policy.tokenizer)
+    what = (rollout.groups[0], rollout.rewards[0], rollout.advantages[0], rollout.shares[0], one.policy.tokenizer)
     record = group_record(row, *what)
     assert json.loads(json.dumps(record))["prompt"] == [{"role": "user", "content": [{"type": "audio"}, parts[1]]}]

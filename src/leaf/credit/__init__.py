@@ -26,14 +26,17 @@ from leaf.credit.forks import (
 from leaf.credit.losses import k3, policy_loss, token_weights
 from leaf.credit.registry import credit_rule
 from leaf.credit.rules import CREDIT_RULES, CreditRule
+from leaf.credit.sets import SET_RULES, SetDraw, set_shares
 from leaf.credit.spans import Span, leaf_spans
 from leaf.credit.tree import PrefixTree
 
 __all__ = [
     "CREDIT_RULES",
+    "SET_RULES",
     "CreditRule",
     "Fork",
     "PrefixTree",
+    "SetDraw",
     "Span",
     "credit",
     "credit_mass",
@@ -51,6 +54,7 @@ __all__ = [
     "policy_loss",
     "random_boundaries",
     "select_boundaries",
+    "set_shares",
     "token_weights",
     "wilson",
 ]

@@ -32,6 +32,7 @@ def token_weights(
     *,
     reduction: Reduction = "completion_mean",
     constant_length: int | None = None,
+    shares: Sequence[Float[Tensor, " _"]] | None = None,
 ) -> list[Float[Tensor, "_ _"]]:
     """Compute the weight of every token in the loss of one update.
 
@@ -44,6 +45,8 @@ def token_weights(
             (published); "token_mean": mean over all tokens; "constant": sum over tokens divided by the number of
             non-empty completions times `constant_length` (Dr. GRPO).
         constant_length: divisor of "constant", in tokens, e.g. the longest completion allowed.
+        shares: per group (K,), how many completions each one stands for; default 1. Means over completions and tokens
+            are weighted means. Of distinct completions it is K times the weight of the estimator (leaf.credit.sets).
 
     Returns:
         For every mask its (K, T) float32 weights, 0 at padding.
@@ -51,17 +54,22 @@ def token_weights(
     Raises:
         ConfigError: the reduction is unknown, or "constant" came without a length.
     """
-    completions = sum(int(mask.any(1).sum()) for mask in masks)
-    tokens = sum(int(mask.sum()) for mask in masks)
+    counted = [mask.float() for mask in masks]
+    if shares is not None:
+        counted = [mask * share.float()[:, None] for mask, share in zip(masks, shares, strict=True)]
+    # 1 where there is nothing to divide: all its weights are 0.
+    completions = sum(float(count.amax(1).sum()) if count.numel() else 0.0 for count in counted) or 1.0
+    tokens = sum(float(count.sum()) for count in counted) or 1.0
     if reduction == "token_mean":
-        return [mask.float() / max(tokens, 1) for mask in masks]
+        return [count / tokens for count in counted]
     if reduction == "constant":
         if not constant_length or constant_length < 1:
             raise ConfigError(f"The reduction constant needs constant_length of at least 1; got {constant_length}.")
-        return [mask.float() / (max(completions, 1) * constant_length) for mask in masks]
+        return [count / (completions * constant_length) for count in counted]
     if reduction != "completion_mean":
         raise ConfigError(f"The reduction {reduction!r} is unknown; allowed are completion_mean, token_mean, constant.")
-    return [mask.float() / (mask.sum(1, keepdim=True).clamp_min(1) * max(completions, 1)) for mask in masks]
+    lengths = [mask.sum(1, keepdim=True).clamp_min(1) for mask in masks]
+    return [count / (length * completions) for count, length in zip(counted, lengths, strict=True)]
 
 
 def policy_loss(
@@ -75,6 +83,7 @@ def policy_loss(
     clip_high: float | None = None,
     ref_logp: Float[Tensor, "K T"] | None = None,
     kl_coef: float = 0.02,
+    shares: Float[Tensor, " K"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Compute Σ weight · [−min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) + β k3] and its statistics (arXiv 2606.07610).
 
@@ -87,6 +96,7 @@ def policy_loss(
         clip, clip_high: ε below and above; `clip_high` defaults to `clip`.
         ref_logp: (K, T) log-probabilities under the reference model; None leaves the divergence out.
         kl_coef: β.
+        shares: (K,) how many completions each one stands for in the statistics; default 1. The loss has it in weights.
 
     Returns:
         The scalar loss, and detached over the real tokens: mean kl (only with `ref_logp`), clip_fraction, ratio_mean,
@@ -112,13 +122,14 @@ def policy_loss(
         per_token = per_token + kl_coef * divergence
     loss = (weights * per_token).masked_fill(~mask, 0.0).sum()
     with torch.no_grad():
-        count = mask.sum().clamp_min(1)
+        counted = mask.to(weights.dtype) if shares is None else mask * shares[:, None]
+        count = counted.sum().clamp_min(torch.finfo(counted.dtype).tiny)
         binding = (clipped * advantage < ratio * advantage) & mask
         stats = {
-            "clip_fraction": binding.sum() / count,
-            "ratio_mean": ratio.masked_fill(~mask, 0.0).sum() / count,
+            "clip_fraction": (binding * counted).sum() / count,
+            "ratio_mean": (ratio.masked_fill(~mask, 0.0) * counted).sum() / count,
             "ratio_max": ratio.masked_fill(~mask, 0.0).max() if mask.any() else ratio.new_zeros(()),
         }
         if divergence is not None:
-            stats["kl"] = divergence.masked_fill(~mask, 0.0).sum() / count
+            stats["kl"] = (divergence.masked_fill(~mask, 0.0) * counted).sum() / count
     return loss, stats

@@ -10,6 +10,7 @@ import torch
 
 from leaf.credit.advantages import credit, rule_name
 from leaf.credit.rules import CREDIT_RULES, CreditRule
+from leaf.credit.sets import SET_RULES
 from leaf.credit.tree import PrefixTree
 from leaf.errors import ConfigError, LeafError, did_you_mean, shown
 
@@ -29,19 +30,20 @@ def credit_rule(rule: str | CreditRule, **options: Any) -> CreditRule:
     before a model is loaded.
 
     Args:
-        rule: a name in `CREDIT_RULES`, or a function like those.
+        rule: a name in `CREDIT_RULES` or `SET_RULES`, or a function like those.
         options: of the rule, by name.
 
     Raises:
         ConfigError: the name is unknown, or the rule does not take one of the options or its value.
     """
     if isinstance(rule, str):
-        if rule not in CREDIT_RULES:
+        known = CREDIT_RULES | SET_RULES
+        if rule not in known:
             raise ConfigError(
-                f"The credit rule {shown(rule)} is unknown.{did_you_mean(rule, CREDIT_RULES)} Allowed are "
-                f"{', '.join(CREDIT_RULES)}."
+                f"The credit rule {shown(rule)} is unknown.{did_you_mean(rule, known)} Allowed are "
+                f"{', '.join(CREDIT_RULES)}; with rollout: distinct {', '.join(SET_RULES)}."
             )
-        rule = CREDIT_RULES[rule]
+        rule = known[rule]
     bound = partial(credit, rule, **options)
     if options:
         _check_names_and_types(rule, options)
@@ -64,7 +66,7 @@ def _check_names_and_types(rule: CreditRule, options: Mapping[str, Any]) -> None
     beyond_tree_and_rewards = list(inspect.signature(rule).parameters.values())[2:]
     if any(p.kind is p.VAR_KEYWORD for p in beyond_tree_and_rewards):
         return  # it takes any
-    defaults = {p.name: p.default for p in beyond_tree_and_rewards if p.name != "surprisal"}
+    defaults = {p.name: p.default for p in beyond_tree_and_rewards if p.name not in ("surprisal", "draw")}
     for option, value in options.items():
         if option not in defaults:
             allowed = f"Allowed are {', '.join(defaults)}." if defaults else "It takes none."

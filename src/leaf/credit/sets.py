@@ -24,7 +24,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from leaf.errors import ConfigError, DataError, did_you_mean
+from leaf.credit.tree import GroupRewards, PrefixTree
+from leaf.credit.values import known_rewards
+from leaf.errors import ConfigError, DataError
 
 # Points in τ = log t. The integrand is smooth there and vanishes doubly exponentially to the right and like e^τ to the
 # left, so that a plain sum over equal steps is exact to the last digits: 3·10⁻¹⁶ for the integrals of up to K = 64.
@@ -70,8 +72,8 @@ def unordered_set(draw: SetDraw) -> tuple[Float[Tensor, " K"], Float[Tensor, "K 
 
     w_s = p(s) R(S, s), with R(S, s) = P^{D∖s}(S∖s) / P(S): how much likelier the rest of the set becomes once s is
     known to be in it. The baseline of s is Σ_{s'} B[s, s'] r_{s'}, with B[s, s] = p(s) and elsewhere
-    B[s, s'] = p(s') R^{D∖s}(S, s'). Both w and each row of B add up to 1, and r_s − b_s is (1 − p(s)) times the distance
-    of r_s from a mean of the others. Source: Kool et al. 2020, arXiv 2002.06043, section 4.
+    B[s, s'] = p(s') R^{D∖s}(S, s'). Both w and each row of B add up to 1, and r_s − b_s is (1 − p(s)) times the
+    distance of r_s from a mean of the others. Source: Kool et al. 2020, arXiv 2002.06043, section 4.
 
     Where the set holds all there is, w = p and b = Σ p r: the exact gradient. Where every p(s) is tiny, w = 1/K and b
     is the mean of the others: RLOO.
@@ -121,48 +123,44 @@ def nbest(draw: SetDraw) -> tuple[Float[Tensor, " K"], Float[Tensor, "K K"]]:
     return weight, weight.expand(weight.numel(), -1)
 
 
+def set_rule(estimator: Estimator) -> Callable[..., Float[Tensor, "K 1"]]:
+    """Make a credit rule of an estimator: every token of completion s gets r_s − b_s.
+
+    The weight w_s is no part of it. It multiplies all terms of the loss, the divergence too; see `token_weights`.
+    """
+
+    def rule(
+        tree: PrefixTree, rewards: GroupRewards, *, surprisal: Tensor | None = None, draw: SetDraw | None = None
+    ) -> Float[Tensor, "K 1"]:
+        if draw is None:
+            raise ConfigError(
+                f"The credit rule {estimator.__name__} weighs distinct completions, and these were drawn "
+                "independently. Set rollout: distinct, or choose another rule."
+            )
+        scored = ~rewards.isnan()
+        _, baseline = estimator(draw)
+        # Each row of a baseline adds up to 1; without the unscored completions it has to do so again.
+        shares = baseline * scored
+        shares = shares / shares.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        reward = known_rewards(rewards, scored)
+        return (reward - shares @ reward)[:, None]
+
+    rule.__name__, rule.__doc__ = estimator.__name__, estimator.__doc__
+    return rule
+
+
 ESTIMATORS: dict[str, Estimator] = {
     "unordered_set": unordered_set,
     "rescaled_set": rescaled_set,
     "importance": importance,
     "nbest": nbest,
 }
+SET_RULES = {name: set_rule(estimator) for name, estimator in ESTIMATORS.items()}
 
 
-def set_weights(name: str, draw: SetDraw) -> tuple[Float[Tensor, " K"], Float[Tensor, "K K"]]:
-    """Compute weights (K,) and baseline coefficients (K, K) by the name of the estimator.
-
-    Raises:
-        ConfigError: no estimator has that name.
-    """
-    if name not in ESTIMATORS:
-        raise ConfigError(
-            f"The estimator {name!r} is unknown; allowed are {', '.join(ESTIMATORS)}.{did_you_mean(name, ESTIMATORS)}"
-        )
-    return ESTIMATORS[name](draw)
-
-
-def set_advantages(
-    rewards: Float[Tensor, " K"], weight: Float[Tensor, " K"], baseline: Float[Tensor, "K K"]
-) -> Float[Tensor, " K"]:
-    """Compute c_s = w_s (r_s − b_s) for every completion, times K.
-
-    The factor K undoes the mean over completions that the loss takes, so that distinct and independent completions are
-    trained on at the same scale: with tiny probabilities this is RLOO's advantage.
-
-    Args:
-        rewards: (K,) terminal rewards; NaN = unscored. Such a completion gets 0 and its share of the others' baselines
-            goes to those that are scored.
-        weight, baseline: of an estimator above.
-    """
-    scored = ~rewards.isnan()
-    reward = rewards.to(weight.device).double().masked_fill(~scored, 0.0)
-    if int(scored.sum()) < 2 or bool((reward[scored] == reward[scored][0]).all()):
-        return torch.zeros_like(reward)  # nothing to tell apart: exactly 0, whatever rounding says
-    shares = baseline.double() * scored
-    # Rows of a baseline add up to 1, and do so again over the scored ones.
-    shares = shares / shares.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    return (rewards.numel() * weight * (reward - shares @ reward)).masked_fill(~scored, 0.0)
+def set_shares(name: str, draw: SetDraw) -> Float[Tensor, " K"]:
+    """Compute how many of K completions each distinct one stands for, K w_s; they add up to K."""
+    return draw.log_prob.numel() * ESTIMATORS[name](draw)[0]
 
 
 def _log_set_probabilities(log_prob: Tensor, log_rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from leaf.credit.sets import SetDraw
+from leaf.model.attention import refuse_long
 from leaf.model.decoding import decoder
 from leaf.model.policy import Policy, Prompt
-from leaf.model.sampling import Group
+from leaf.model.sampling import Group, in_batches
 
 _NOTHING = -math.inf
 
@@ -47,7 +48,47 @@ class _Beams:
         return ~self.ended & (self.log_prob > _NOTHING)
 
 
-def sample_distinct_batch(
+@torch.no_grad()
+def sample_distinct(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    generators: Sequence[torch.Generator],
+    *,
+    num_completions: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    token_budget: int | None = None,
+) -> list[Group]:
+    """Sample up to `num_completions` (K) distinct completions per prompt, dropout off.
+
+    A completion that reaches the length limit is an outcome like others, with the probability of what was decoded. A
+    group has fewer than K completions where the policy has fewer.
+
+    Args:
+        policy, prompts, num_completions, max_new_tokens, temperature, token_budget: as in `leaf.model.sampling.sample`.
+        generators: sources of randomness on the CPU, one for each prompt. What a prompt draws depends on its own alone.
+
+    Returns:
+        One Group per prompt with its `draw`, completions in the order in which they were drawn, tensors on the CPU.
+
+    Raises:
+        RunError: memory does not suffice for the completions of one prompt.
+    """
+    refuse_long(policy.text_config, [(prompt.length, max_new_tokens) for prompt in prompts])
+    limits = {"num_completions": num_completions, "max_new_tokens": max_new_tokens, "temperature": temperature}
+    # Where memory runs out a part is drawn again, from the same state of its generators.
+    states = [generator.get_state() for generator in generators]
+
+    def draw(part: list[int]) -> list[Group]:
+        for i in part:
+            generators[i].set_state(states[i])
+        return _sample(policy, [prompts[i] for i in part], [generators[i] for i in part], **limits)
+
+    behind = num_completions * max_new_tokens
+    return in_batches(policy, prompts, draw, behind_prompt=behind, token_budget=token_budget)
+
+
+def _sample(
     policy: Policy,
     prompts: Sequence[Prompt],
     generators: Sequence[torch.Generator],
@@ -56,12 +97,7 @@ def sample_distinct_batch(
     max_new_tokens: int,
     temperature: float,
 ) -> list[Group]:
-    """Sample one batch of prompts; see `leaf.model.sampling.sample`, which cuts prompts into batches.
-
-    What a prompt draws depends on its own generator alone. A completion that reaches the length limit is an outcome
-    like others, with the probability of what was decoded. A group has fewer than K completions where the policy has
-    fewer.
-    """
+    """Sample one batch of prompts."""
     eos = torch.tensor(policy.eos_token_ids, device=prompts[0].embeddings.device)
     scale = policy.temperature / temperature  # the decoder's logits are divided by the policy's own temperature
     beams = _roots(prompts, generators, num_completions, max_new_tokens)

@@ -5,7 +5,7 @@ token from the distribution they share. Finished completions leave the batch. Th
 the token is drawn.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,6 +115,30 @@ def sample(
     each = [greedy] * num_completions if isinstance(greedy, bool) else list(greedy)
     if len(each) != num_completions:
         raise ConfigError(f"greedy has {len(each)} values for {num_completions} completions; give one for each.")
+    return in_batches(
+        policy,
+        prompts,
+        lambda part: _sample(policy, [prompts[i] for i in part], draws[:, part], temperature, top_p, each),
+        behind_prompt=num_completions * max_new_tokens,
+        token_budget=token_budget,
+    )
+
+
+def in_batches(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    action: Callable[[list[int]], list[Group]],
+    *,
+    behind_prompt: int,
+    token_budget: int | None,
+) -> list[Group]:
+    """Sample prompts of like length together, dropout off, fewer at a time where memory runs out.
+
+    Args:
+        policy, prompts, token_budget: as in `sample`.
+        action: samples the prompts of these indices.
+        behind_prompt: the most tokens that a prompt's completions may take.
+    """
     groups: dict[int, Group] = {}
     # Precision is set around all steps, so that autocast casts the adapters' weights once and keeps them.
     with _evaluating(policy), policy.precision():
@@ -124,8 +148,8 @@ def sample(
                 policy,
                 "sampled_at_once",
                 batch,
-                lambda part: _sample(policy, [prompts[i] for i in part], draws[:, part], temperature, top_p, each),
-                weight=max(prompts[i].length for i in batch) + num_completions * max_new_tokens,
+                action,
+                weight=max(prompts[i].length for i in batch) + behind_prompt,
                 alone=_TOO_MUCH,
             )
             groups.update(zip(batch, chosen, strict=True))

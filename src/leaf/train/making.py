@@ -12,9 +12,9 @@ import torch
 from accelerate import Accelerator
 
 from leaf.config import LeafConfig, refuse_from_python
-from leaf.credit import CreditRule, credit_rule
+from leaf.credit import CREDIT_RULES, SET_RULES, CreditRule, credit_rule
 from leaf.data import load
-from leaf.errors import ConfigError, DataError
+from leaf.errors import ConfigError, DataError, shown
 from leaf.model.demo import resolve_model
 from leaf.model.device import take_device
 from leaf.model.from_recipe import trainable_policy
@@ -84,7 +84,30 @@ def _rule_and_rewards(
     check_stage(config)
     if credit is None:
         refuse_from_python("credit", config.credit)
+    check_rollout(config, credit or config.credit)
     return credit_rule(credit or config.credit, **config.credit_options), rewards_from(config, rewards)
+
+
+def check_rollout(config: LeafConfig, credit: str | CreditRule) -> None:
+    """Refuse a rollout and a credit rule that do not go together, and what distinct completions do not allow."""
+    weighs = isinstance(credit, str) and credit in SET_RULES
+    if weighs != (config.rollout == "distinct"):
+        allowed = ", ".join(SET_RULES if config.rollout == "distinct" else CREDIT_RULES)
+        raise ConfigError(
+            f"credit is {shown(credit)} and rollout is {config.rollout}: rules for independent completions take plain "
+            f"means, those for distinct ones weigh each. With rollout: {config.rollout} use {allowed}."
+        )
+    if not weighs:
+        return
+    if config.top_p < 1:
+        raise ConfigError(
+            f"top_p is {config.top_p} and rollout is distinct: the weights are those of the whole policy. Set top_p=1."
+        )
+    if config.completions_per_update is not None:
+        raise ConfigError(
+            f"completions_per_update is {config.completions_per_update} and rollout is distinct: the weights of a set "
+            "hold for all of it together. Set completions_per_update=null."
+        )
 
 
 def check_rows(config: LeafConfig, rewards: Rewards, rows: Any) -> None:

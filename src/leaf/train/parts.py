@@ -24,15 +24,18 @@ def gathered(rollout: Rollout, processes: Processes) -> Rollout:
     nothing = Prompt(torch.empty(0, 0), torch.empty(0, dtype=torch.bool))
     # Tensors of a group may be views into those of the whole batch, and a view travels with all of its storage. So
     # they are copied first; `select` copies.
-    sent = [replace(group.select(list(range(group.tokens.shape[0]))), prompt=nothing) for group in rollout.groups]
+    sent = [
+        replace(group.select(list(range(group.tokens.shape[0]))), prompt=nothing, draw=group.draw)
+        for group in rollout.groups
+    ]
     mine = [
-        (position, row if position < RECORDED else {}, group, reward.clone(), advantage.cpu())
-        for position, row, group, reward, advantage in zip(
-            rollout.positions, rollout.rows, sent, rollout.rewards, rollout.advantages, strict=True
+        (position, row if position < RECORDED else {}, group, reward.clone(), advantage.cpu(), share.cpu())
+        for position, row, group, reward, advantage, share in zip(
+            rollout.positions, rollout.rows, sent, rollout.rewards, rollout.advantages, rollout.shares, strict=True
         )
     ]
     everyone = sorted((one for given in processes.gather(mine) for one in given), key=lambda one: one[0])
-    positions, rows, groups, rewards, advantages = (list(part) for part in zip(*everyone, strict=True))
+    positions, rows, groups, rewards, advantages, shares = (list(part) for part in zip(*everyone, strict=True))
     reward_errors, bad_audio = map(int, processes.sum([rollout.reward_errors, rollout.bad_audio]))
     left_out = [line for given in processes.gather(rollout.left_out) for line in given]
     return Rollout(
@@ -40,6 +43,7 @@ def gathered(rollout: Rollout, processes: Processes) -> Rollout:
         groups,
         rewards,
         advantages,
+        shares,
         None,
         None,
         reward_errors,
@@ -80,6 +84,7 @@ def cut(rollout: Rollout, size: int | None, prompts: int) -> Iterator[Rollout]:
             groups=[rollout.groups[i].select(ks) for i, ks in chosen.items()],
             rewards=[rollout.rewards[i][ks] for i, ks in chosen.items()],
             advantages=[rollout.advantages[i][ks] for i, ks in chosen.items()],
+            shares=[rollout.shares[i][ks] for i, ks in chosen.items()],
             old_log_probs=_select(rollout.old_log_probs, chosen),
             ref_log_probs=_select(rollout.ref_log_probs, chosen),
             positions=[rollout.positions[i] for i in chosen],

@@ -12,15 +12,22 @@ from leaf.model.sampling import Group
 
 
 def rollout_statistics(
-    groups: Sequence[Group], rewards: Sequence[Tensor], advantages: Sequence[Tensor]
+    groups: Sequence[Group], rewards: Sequence[Tensor], advantages: Sequence[Tensor], shares: Sequence[Tensor]
 ) -> dict[str, float | None]:
-    """Compute reward, length, fork and credit statistics of one rollout."""
+    """Compute reward, length, fork and credit statistics of one rollout.
+
+    Means over completions are weighted with their `shares` (K,): those of distinct completions estimate what the policy
+    does on average, not what the likely and the unlikely ones of a set do alike.
+    """
+    share = torch.cat([one.cpu().double() for one in shares])
+    share = share / share.sum()
     tokens = sum(int(group.lengths.sum()) for group in groups)
     nodes = sum(group.tree.num_nodes for group in groups)
     return {
-        **_reward_statistics(rewards),
-        "length_mean": float(torch.cat([group.lengths for group in groups]).double().mean()),
-        "truncated": float(torch.cat([group.truncated for group in groups]).double().mean()),
+        **_reward_statistics(rewards, shares),
+        "length_mean": float(share @ torch.cat([group.lengths for group in groups]).double()),
+        "truncated": float(share @ torch.cat([group.truncated for group in groups]).double()),
+        **_draw_statistics(groups),
         **_fork_statistics(groups, rewards),
         # A token that several completions begin with is one node of the tree.
         "tokens_shared": 1 - nodes / tokens if tokens else 0.0,
@@ -28,17 +35,26 @@ def rollout_statistics(
     }
 
 
-def _reward_statistics(rewards: Sequence[Tensor]) -> dict[str, float | None]:
+def _draw_statistics(groups: Sequence[Group]) -> dict[str, float]:
+    """Count different completions in a group, as a share of all; of distinct ones also add up their probability."""
+    different = [len({tuple(row) for row in group.tokens.tolist()}) / len(group.tokens) for group in groups]
+    found = {"different_completions": sum(different) / len(different)}
+    masses = [group.draw.mass for group in groups if group.draw is not None]
+    return found | ({"set_mass": sum(masses) / len(masses)} if masses else {})
+
+
+def _reward_statistics(rewards: Sequence[Tensor], shares: Sequence[Tensor]) -> dict[str, float | None]:
     """Compute the mean reward, the mean deviation within a group, and the share of groups that teach nothing.
 
     None where too few completions were scored.
     """
     scored = [reward[~reward.isnan()].double() for reward in rewards]  # NaN = unscored
     every = torch.cat(scored)
+    counted = torch.cat([one.cpu().double()[~reward.isnan()] for one, reward in zip(shares, rewards, strict=True)])
     spreads = [reward.std() for reward in scored if len(reward) > 1]
     flat = [reward for reward in scored if len(reward) == 0 or bool((reward == reward[0]).all())]
     return {
-        "reward_mean": float(every.mean()) if len(every) else None,
+        "reward_mean": float(counted @ every / counted.sum()) if len(every) else None,
         "reward_std": float(torch.stack(spreads).mean()) if spreads else None,
         "unscored": sum(len(reward) for reward in rewards) - len(every),
         "zero_variance_groups": len(flat) / len(rewards),
@@ -81,7 +97,7 @@ def figure(value: float | None, digits: int = 3) -> str:
 
 
 def group_record(
-    row: dict[str, Any], group: Group, rewards: Tensor, advantages: Tensor, tokenizer: Any
+    row: dict[str, Any], group: Group, rewards: Tensor, advantages: Tensor, share: Tensor, tokenizer: Any
 ) -> dict[str, Any]:
     """Describe one group in JSON: prompt, reference, completions, tokens, surprisal, advantages, tree, boundaries."""
     tree = group.tree
@@ -102,6 +118,7 @@ def group_record(
         "surprisal": [_rounded(group.surprisal[i, :length]) for i, length in spans],
         "advantages": [_rounded(advantages[i, :length]) for i, length in spans],
         "boundaries": select_boundaries(group.surprisal, group.lengths).tolist(),
+        **_draw_record(group, share),
         "tree": {
             "node": [tree.node[i, :length].tolist() for i, length in spans],
             "parent": tree.parent.tolist(),
@@ -110,6 +127,14 @@ def group_record(
             "value": _without_nan(_rounded(tree.node_mean(rewards))),
         },
     }
+
+
+def _draw_record(group: Group, share: Tensor) -> dict[str, Any]:
+    """Describe the draw of distinct completions: their log-probabilities and weights, and the mass of the set."""
+    if group.draw is None:
+        return {}
+    weights = [float(f"{weight:.4g}") for weight in (share / share.sum()).tolist()]
+    return {"log_prob": _rounded(group.draw.log_prob), "weight": weights, "mass": group.draw.mass}
 
 
 def _without_audio(prompt: Any) -> Any:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from leaf.config import LeafConfig
-from leaf.credit import CreditRule
+from leaf.credit import CreditRule, set_shares
 from leaf.memory import within_memory
+from leaf.model.distinct import sample_distinct
 from leaf.model.policy import Policy, Prompt
 from leaf.model.sampling import Group, sample
 from leaf.model.scoring import largest_batch, score
@@ -32,6 +33,7 @@ class Rollout:
         groups: prompts and their completions.
         rewards: (K,) float64, NaN = unscored.
         advantages: (K, T) float32 on the policy's device.
+        shares: (K,) how many completions each one stands for, 1 where they were drawn independently.
         old_log_probs: (K, T) under the policy that sampled; None where the update's own forward gives them.
         ref_log_probs: (K, T) under the reference model; None without a divergence.
         reward_errors: completions on which a reward function failed.
@@ -44,6 +46,7 @@ class Rollout:
     groups: list[Group]
     rewards: list[Tensor]
     advantages: list[Tensor]
+    shares: list[Tensor]
     old_log_probs: list[Tensor] | None
     ref_log_probs: list[Tensor] | None
     reward_errors: int
@@ -80,13 +83,23 @@ def rollout(
     earned, result = reward(rewards, rows, groups, policy.tokenizer)
     groups, earned, broken = unscore_unsampled(groups, earned)
     advantages = assign_credit(rule, groups, earned, policy.device)
+    shares = [shares_of(group, config.credit).to(policy.device) for group in groups]
     old = None if on_policy else old_log_probs(policy, groups)
     reference = reference_log_probs(policy, groups) if config.kl_coef else None
     left_out = [f"left unscored: {message}" for message in result.messages]
     if broken:
         left_out.append(f"{broken} completions came from logits that are not finite; left unscored")
     return Rollout(
-        rows, groups, earned, advantages, old, reference, int(result.failed.sum()), left_out, positions=range(len(rows))
+        rows,
+        groups,
+        earned,
+        advantages,
+        shares,
+        old,
+        reference,
+        int(result.failed.sum()),
+        left_out,
+        positions=range(len(rows)),
     )
 
 
@@ -101,15 +114,17 @@ def embed(policy: Policy, rows: Sequence[dict[str, Any]]) -> list[Prompt]:
 def draw(
     policy: Policy, prompts: Sequence[Prompt], config: LeafConfig, draws: Sequence[torch.Generator]
 ) -> list[Group]:
-    """Sample `num_completions` (K) completions for every prompt as the recipe says."""
+    """Sample `num_completions` (K) completions for every prompt as the recipe says, independent or distinct."""
+    limits = {"num_completions": config.num_completions, "max_new_tokens": config.max_new_tokens}
+    if config.rollout == "distinct":
+        return sample_distinct(policy, prompts, list(draws), temperature=config.temperature, **limits)
     return sample(
         policy,
         prompts,
-        num_completions=config.num_completions,
-        max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         top_p=config.top_p,
         generator=list(draws),
+        **limits,
     )
 
 
@@ -143,10 +158,18 @@ def assign_credit(
     rule: CreditRule, groups: Sequence[Group], rewards: Sequence[Tensor], device: torch.device
 ) -> list[Tensor]:
     """Compute the advantages (K, T) of every group in float32."""
-    return [
-        rule(group.tree, earned, surprisal=group.surprisal).float().to(device)
-        for group, earned in zip(groups, rewards, strict=True)
-    ]
+    advantages = []
+    for group, earned in zip(groups, rewards, strict=True):
+        drawn = {} if group.draw is None else {"draw": group.draw}  # only the rules of distinct completions take it
+        advantages.append(rule(group.tree, earned, surprisal=group.surprisal, **drawn).float().to(device))
+    return advantages
+
+
+def shares_of(group: Group, estimator: str) -> Tensor:
+    """Compute how many completions each one of a group stands for (K,): 1, or as the estimator weighs distinct ones."""
+    if group.draw is None:
+        return torch.ones(len(group.lengths))
+    return set_shares(estimator, group.draw).float()
 
 
 @phase("old")

@@ -236,7 +236,7 @@ class RLTrainer(Learner):
             self._say(line)
         record = {
             "step": number,
-            **rollout_statistics(whole.groups, whole.rewards, whole.advantages),
+            **rollout_statistics(whole.groups, whole.rewards, whole.advantages, whole.shares),
             "reward_errors": whole.reward_errors,
             "bad_audio": whole.bad_audio,
             **self.update(rolled_out),
@@ -275,7 +275,8 @@ class RLTrainer(Learner):
             self.accelerator.log({k: v for k, v in record.items() if v is not None and k != "step"}, step=step)
         if config.record_every and (step == 1 or step % config.record_every == 0):
             for i in range(min(RECORDED, len(rollout.groups))):
-                what = (rollout.rows[i], rollout.groups[i], rollout.rewards[i], rollout.advantages[i])
+                earned = (rollout.rewards[i], rollout.advantages[i], rollout.shares[i])
+                what = (rollout.rows[i], rollout.groups[i], *earned)
                 self.run.append("groups.jsonl", {"step": step, **group_record(*what, self.policy.tokenizer)})
         if self.on_step is not None:
             self.on_step(record)

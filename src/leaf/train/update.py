@@ -53,7 +53,7 @@ def optimizer_step(
         Statistics of the update over all processes, and whether the step was taken.
     """
     masks = [(group.tree.node >= 0).to(policy.device) for group in part.groups]  # (K, T), True at real tokens
-    weights = weights_over_all(masks, config, processes)
+    weights = weights_over_all(masks, part.shares, config, processes)
 
     def accumulate() -> dict[str, float]:
         # From the start each time: an attempt that ran out of memory leaves a part of the gradient.
@@ -78,15 +78,20 @@ def optimizer_step(
     return statistics, skips.take(optimizer, schedule, part.step, loss, norm, rows)
 
 
-def weights_over_all(masks: Sequence[Tensor], config: LeafConfig, processes: Processes) -> list[Tensor]:
+def weights_over_all(
+    masks: Sequence[Tensor], shares: Sequence[Tensor], config: LeafConfig, processes: Processes
+) -> list[Tensor]:
     """Compute the weight of every token (K, T) in the loss of one update over all processes.
 
     `token_weights` divides by what it is shown: the tokens or the non-empty completions of this process. The loss is to
     be divided by those of all.
     """
-    weights = token_weights(masks, reduction=config.reduction, constant_length=config.max_new_tokens)
+    weights = token_weights(masks, reduction=config.reduction, constant_length=config.max_new_tokens, shares=shares)
     by_token = config.reduction == "token_mean"
-    count = float(sum(int(mask.sum() if by_token else mask.any(1).sum()) for mask in masks))
+    count = sum(
+        float((share * (mask.sum(1) if by_token else mask.any(1))).sum())
+        for mask, share in zip(masks, shares, strict=True)
+    )
     (total,) = processes.sum([count])
     return weights if total == count else [weight * (count / total) for weight in weights]
 
@@ -119,9 +124,10 @@ def add_gradient(
                 clip_high=config.clip_high,
                 ref_logp=None if part.ref_log_probs is None else part.ref_log_probs[i],
                 kl_coef=config.kl_coef,
+                shares=part.shares[i],
             )
             loss = loss + own
-            tokens = int(masks[i].sum())
+            tokens = float((masks[i] * part.shares[i][:, None]).sum())
             sums["tokens"] += tokens
             sums["weight"] += float(weights[i].sum())
             sums["entropy"] += float((entropies * weights[i]).sum())

@@ -1,0 +1,120 @@
+"""Training on distinct completions, end to end on the tiny model."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from leaf import LeafConfig, LeafTrainer
+from leaf.credit import SET_RULES, set_shares
+from leaf.errors import ConfigError
+from leaf.model.policy import Policy
+from leaf.train.update import add_gradient, weights_over_all
+from tests.helpers import tiny
+
+
+def recipe(tmp_path, **fields):
+    settings = {
+        "credit": "unordered_set",
+        "rollout": "distinct",
+        "top_p": 1.0,
+        "num_completions": 4,
+        "max_new_tokens": 6,
+        "prompts_per_rollout": 2,
+        "lora_r": 2,
+        "lora_dropout": 0.0,
+        "device": "cpu",
+        "max_steps": 3,
+        "eval_every": 0,
+        "save_every": 2,
+        "record_every": 1,
+        "learning_rate": 1e-3,
+        "output_dir": str(tmp_path / "run"),
+    }
+    return LeafConfig(**settings | fields)
+
+
+def trainer(config):
+    model, processor = tiny.tiny_model()
+    said = []
+    made = LeafTrainer(model, ["chrf"], config, tiny.rows(6), processing_class=processor, say=said.append)
+    made.said = said
+    return made
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_times(records):
+    return [{k: v for k, v in record.items() if not k.startswith(("seconds", "memory"))} for record in records]
+
+
+@pytest.mark.parametrize("credit", SET_RULES)
+def test_every_estimator_trains_and_records_its_weights(tmp_path, credit):
+    run = trainer(recipe(tmp_path, credit=credit)).train()
+    metrics = lines(run.path / "metrics.jsonl")
+    assert [record["step"] for record in metrics] == [1, 2, 3]
+    for record in metrics:
+        assert record["different_completions"] == 1.0
+        assert 0 < record["set_mass"] <= 1
+        assert record["grad_norm"] > 0
+    assert metrics[0]["kl"] == pytest.approx(0.0, abs=1e-5)
+    group = lines(run.path / "groups.jsonl")[0]
+    assert len(set(map(tuple, group["token_ids"]))) == 4
+    assert sum(group["weight"]) == pytest.approx(1.0, abs=1e-3)
+    expected = sum(w * r for w, r in zip(group["weight"], group["rewards"], strict=True))
+    other = lines(run.path / "groups.jsonl")[1]
+    expected += sum(w * r for w, r in zip(other["weight"], other["rewards"], strict=True))
+    assert metrics[0]["reward_mean"] == pytest.approx(expected / 2, rel=1e-2)  # the expected reward, not the plain mean
+
+
+def test_resumed_equals_uninterrupted(tmp_path):
+    whole = trainer(recipe(tmp_path, output_dir=str(tmp_path / "whole"), max_steps=4)).train()
+    short = recipe(tmp_path, output_dir=str(tmp_path / "cut"), max_steps=2)
+    trainer(short).train()
+    cut = trainer(replace(short, max_steps=4)).train(resume_from_checkpoint=True)
+    last = -1  # the schedule of the shorter run was laid out for two steps
+    assert len(lines(cut.path / "metrics.jsonl")) == len(lines(whole.path / "metrics.jsonl")) == 4
+    assert lines(cut.path / "metrics.jsonl")[last]["different_completions"] == 1.0
+
+
+def test_the_gradient_is_that_of_the_weighted_log_probabilities(tmp_path):
+    """Σ_s w_s (r_s − b_s) ∇ log p(s), over the constant of the reduction, without divergence."""
+    made = trainer(recipe(tmp_path, kl_coef=0.0, reduction="constant"))
+    rolled = made.rollout(1)
+    policy: Policy = made.policy
+    policy.train()
+    masks = [group.tree.node >= 0 for group in rolled.groups]
+    weights = weights_over_all(masks, rolled.shares, made.config, made.processes)
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    add_gradient(policy, rolled, masks, weights, made.config)
+    got = [p.grad.clone() for p in parameters]
+    policy.zero_grad()
+
+    from leaf.model.scoring import score
+
+    scores = score(policy, [g.prompt for g in rolled.groups], [g.tree for g in rolled.groups])
+    objective = torch.zeros(())
+    for group, log_probs, earned in zip(rolled.groups, scores.log_probs, rolled.rewards, strict=True):
+        share = set_shares("unordered_set", group.draw) / 4
+        advantage = made.rule(group.tree, earned, surprisal=group.surprisal, draw=group.draw)[:, 0]
+        objective = objective - (share * advantage * log_probs.sum(1).double()).sum()
+    (objective / (2 * made.config.max_new_tokens)).backward()
+    for ours, parameter in zip(got, parameters, strict=True):
+        torch.testing.assert_close(ours, parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"credit": "leaf"}, "With rollout: distinct use unordered_set"),
+        ({"rollout": "independent"}, "With rollout: independent use leaf"),
+        ({"top_p": 0.9}, "Set top_p=1"),
+        ({"completions_per_update": 2}, "Set completions_per_update=null"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_the_model_is_touched(tmp_path, fields, said):
+    with pytest.raises(ConfigError, match=said):
+        LeafTrainer("no/model", ["chrf"], recipe(tmp_path, **fields), tiny.rows(2))
