@@ -71,13 +71,12 @@ def test_every_estimator_trains_and_records_its_weights(tmp_path, credit):
 
 
 def test_resumed_equals_uninterrupted(tmp_path):
-    whole = trainer(recipe(tmp_path, output_dir=str(tmp_path / "whole"), max_steps=4)).train()
-    short = recipe(tmp_path, output_dir=str(tmp_path / "cut"), max_steps=2)
+    whole = recipe(tmp_path, output_dir=str(tmp_path / "whole"), schedule="constant", max_steps=4)
+    short = replace(whole, output_dir=str(tmp_path / "cut"), max_steps=2)
     trainer(short).train()
     cut = trainer(replace(short, max_steps=4)).train(resume_from_checkpoint=True)
-    last = -1  # the schedule of the shorter run was laid out for two steps
-    assert len(lines(cut.path / "metrics.jsonl")) == len(lines(whole.path / "metrics.jsonl")) == 4
-    assert lines(cut.path / "metrics.jsonl")[last]["different_completions"] == 1.0
+    expected = lines(trainer(whole).train().path / "metrics.jsonl")
+    assert without_times(lines(cut.path / "metrics.jsonl")) == without_times(expected)
 
 
 def test_the_gradient_is_that_of_the_weighted_log_probabilities(tmp_path):

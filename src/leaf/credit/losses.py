@@ -121,15 +121,24 @@ def policy_loss(
     if divergence is not None:
         per_token = per_token + kl_coef * divergence
     loss = (weights * per_token).masked_fill(~mask, 0.0).sum()
-    with torch.no_grad():
-        counted = mask.to(weights.dtype) if shares is None else mask * shares[:, None]
-        count = counted.sum().clamp_min(torch.finfo(counted.dtype).tiny)
-        binding = (clipped * advantage < ratio * advantage) & mask
-        stats = {
-            "clip_fraction": (binding * counted).sum() / count,
-            "ratio_mean": (ratio.masked_fill(~mask, 0.0) * counted).sum() / count,
-            "ratio_max": ratio.masked_fill(~mask, 0.0).max() if mask.any() else ratio.new_zeros(()),
-        }
-        if divergence is not None:
-            stats["kl"] = (divergence.masked_fill(~mask, 0.0) * counted).sum() / count
-    return loss, stats
+    counted = mask.to(weights.dtype) if shares is None else mask * shares[:, None]
+    binding = clipped * advantage < ratio * advantage
+    return loss, _statistics(ratio.detach(), binding, divergence, mask, counted)
+
+
+@torch.no_grad()
+def _statistics(
+    ratio: Tensor, binding: Tensor, divergence: Tensor | None, mask: Tensor, counted: Tensor
+) -> dict[str, Tensor]:
+    """Average over the real tokens, each as often as it counts: those of a completion that stands for two, twice."""
+    count = counted.sum().clamp_min(torch.finfo(counted.dtype).tiny)
+
+    def mean(values: Tensor) -> Tensor:
+        return (values.masked_fill(~mask, 0) * counted).sum() / count
+
+    found = {
+        "clip_fraction": mean(binding),
+        "ratio_mean": mean(ratio),
+        "ratio_max": ratio.masked_fill(~mask, 0.0).max() if mask.any() else ratio.new_zeros(()),
+    }
+    return found if divergence is None else found | {"kl": mean(divergence)}
