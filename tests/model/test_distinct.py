@@ -3,6 +3,7 @@
 import itertools
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def draw(monkeypatch):
     def groups(tables, count, seeds):
         monkeypatch.setattr(distinct, "decoder", lambda policy, prompts: TableDecoder(tables))
         prompts = [Prompt(torch.zeros(1, 1), torch.zeros(1, dtype=torch.bool)) for _ in tables]
-        policy = SimpleNamespace(eos_token_ids=[EOS], temperature=1.0)
+        policy: Any = SimpleNamespace(eos_token_ids=[EOS], temperature=1.0)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         options = {"num_completions": count, "max_new_tokens": LIMIT, "temperature": 1.0}
         return _sample(policy, prompts, generators, **options)
@@ -155,6 +156,7 @@ def test_a_speech_model_scores_what_it_drew(layout, monkeypatch):
     with torch.no_grad():
         scores = score(policy, [group.prompt for group in groups], [group.tree for group in groups])
     for group, log_probs in zip(groups, scores.log_probs, strict=True):
+        assert group.draw is not None
         assert len(set(completions(group))) == 6
         torch.testing.assert_close(log_probs.sum(1).double(), group.draw.log_prob, rtol=1e-4, atol=1e-4)
         assert group.draw.mass + float(group.draw.log_rest.exp()) == pytest.approx(1.0, abs=1e-5)
