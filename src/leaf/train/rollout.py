@@ -115,7 +115,7 @@ def draw(
     policy: Policy, prompts: Sequence[Prompt], config: LeafConfig, draws: Sequence[torch.Generator]
 ) -> list[Group]:
     """Sample `num_completions` (K) completions for every prompt as the recipe says, independent or distinct."""
-    limits = {"num_completions": config.num_completions, "max_new_tokens": config.max_new_tokens}
+    limits: dict[str, Any] = {"num_completions": config.num_completions, "max_new_tokens": config.max_new_tokens}
     if config.rollout == "distinct":
         return sample_distinct(policy, prompts, list(draws), temperature=config.temperature, **limits)
     return sample(
