@@ -2,7 +2,10 @@
 
 import difflib
 import reprlib
+import sysconfig
+import traceback
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -73,3 +76,19 @@ def shown(value: Any) -> str:
         return short.repr(value)
     except ValueError:  # Python writes out no whole numbers of more than 4,300 digits
         return f"a {type(value).__name__} of {value.bit_length()} bits" if isinstance(value, int) else "a huge value"
+
+
+def raised_at(error: BaseException) -> str:
+    """Say where the user's own code raised: " (my_rewards.py, line 3, in polite: `return 1 / len(text)`)".
+
+    That is the deepest frame which is neither of leaf nor of Python or an installed package; "" if there is none.
+    """
+    foreign = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if frame.filename.startswith("<frozen") or any(file.is_relative_to(folder) for folder in foreign):
+            continue
+        shown_file = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+        code = f": `{frame.line[:120]}`" if frame.line else ""
+        return f" ({shown_file}, line {frame.lineno}, in {frame.name}{code})"
+    return ""

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from leaf.errors import ConfigError
+from leaf.errors import ConfigError, raised_at
+
+_read: dict[str, bytes] = {}  # file → its text when it was run
 
 
 def load_plugins(names: Iterable[str]) -> None:
@@ -17,22 +19,25 @@ def load_plugins(names: Iterable[str]) -> None:
             import_module(name)
         except Exception as error:  # the user's module may raise anything
             raise ConfigError(
-                f"The plugin {name!r} cannot be imported ({type(error).__name__}: {error}); give the path of a file, "
-                "or a module that Python finds."
+                f"The plugin {name!r} cannot be imported ({type(error).__name__}: {error}){raised_at(error)}; give the "
+                "path of a file, or a module that Python finds."
             ) from error
 
 
 def import_module(name: str) -> ModuleType:
-    """Import a module by name, or a file by a path that ends in .py; a file is run once."""
+    """Import a module by name, or a file by a path that ends in .py; a file is run once, and again once it changed."""
     if not name.endswith(".py"):
         return importlib.import_module(name)
     file = str(Path(name).expanduser().resolve())
-    if file in sys.modules:  # two functions of one file share its state
+    text = Path(file).read_bytes()
+    # Two functions of one file share its state. In a notebook a file may have been corrected after a run failed.
+    if file in sys.modules and _read.get(file) == text:
         return sys.modules[file]
     spec = importlib.util.spec_from_file_location(file, file)
     if spec is None or spec.loader is None:
         raise ImportError(f"{name} is not a Python file")
     module = importlib.util.module_from_spec(spec)
+    _read[file] = text
     sys.modules[file] = module  # dataclasses and pickle look a class's module up there
     try:
         spec.loader.exec_module(module)

@@ -1,3 +1,4 @@
+import asyncio
 import math
 import sys
 from fractions import Fraction
@@ -140,7 +141,7 @@ def test_one_function_cannot_change_what_the_next_one_sees():
 
 def test_columns_of_names_that_are_taken_are_refused():
     row = {"prompt": "a", "reference": "b"}
-    for name in ("completions", "prompts", "completion_ids", "self"):
+    for name in ("completions", "prompts", "completion_ids", "trainer_state", "log_extra", "log_metric", "self"):
         with pytest.raises(DataError, match=f"has a column '{name}', .* Rename the column"):
             Rewards(["bleu"]).check_rows([row, {**row, name: "c"}])
 
@@ -228,9 +229,6 @@ def test_a_file_that_fails_is_named_and_can_be_mended(tmp_path):
 
 
 def test_refusals_before_the_first_call():
-    async def later(completions, **_):
-        return [1.0]
-
     with pytest.raises(ConfigError, match=r"Did you mean 'bleu'\? Allowed are bleu"):
         Rewards(["blue"])
     for nothing in ([], "bleu"):
@@ -239,8 +237,6 @@ def test_refusals_before_the_first_call():
     for weights in ([1.0, 2.0], [], [float("nan")]):
         with pytest.raises(ConfigError, match="one number for each"):
             Rewards(["bleu"], weights=weights)
-    with pytest.raises(ConfigError, match="async def"):
-        Rewards([later])
     with pytest.raises(ConfigError, match="cannot be called"):
         Rewards([3])  # type: ignore[list-item]
 
@@ -277,9 +273,155 @@ def test_the_users_exception_is_the_cause():
     def mine(**_):
         raise KeyError("answer")
 
-    with pytest.raises(RewardError, match="mine raised KeyError: 'answer'") as caught:
+    with pytest.raises(RewardError, match=r"mine raised KeyError: 'answer' \(.*line \d+, in mine: `raise ") as caught:
         Rewards([mine])(completions=["a"])
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_failure_is_shown_with_the_line_of_the_users_file(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import json\n\ndef graded(text):\n    return json.loads(text)['grade']\n\n"
+        "def mine(completions, **_):\n    return [graded(text) for text in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    rewards = Rewards(["mine.py:mine"])
+    at = r"`return json.loads\(text\)\['grade'\]`"
+    for text, kind in (("{}", "KeyError"), ("{", "JSONDecodeError")):  # the second is raised inside Python's json
+        with pytest.raises(RewardError, match=rf"mine raised {kind}: .* \(mine.py, line 4, in graded: {at}\)"):
+            rewards(completions=[text])
+    skipping = Rewards(["mine.py:mine"], on_error="skip")
+    assert "line 4" in skipping(completions=["{}"]).messages[0]
+    (tmp_path / "broken.py").write_text("import json\n\nvalue = json.loads('{')\n")
+    with pytest.raises(ConfigError, match=r"cannot be imported \(JSONDecodeError.*\(broken.py, line 3, in <module>"):
+        Rewards(["broken.py:mine"])
+
+
+def test_a_corrected_file_counts_in_the_same_process(tmp_path):
+    """In a notebook the run fails, the file is corrected, and the run is started again."""
+    file = tmp_path / "mine.py"
+    file.write_text("def mine(completions, **_):\n    return [1 / 0]\n")
+    with pytest.raises(RewardError, match="ZeroDivisionError"):
+        Rewards([f"{file}:mine"])(completions=["a"])
+    file.write_text("def mine(completions, **_):\n    return [2.0]\n")
+    assert Rewards([f"{file}:mine"])(completions=["a"]).totals.tolist() == [2.0]
+
+
+def test_a_function_without_columns_gets_what_it_takes():
+    def short(completions):
+        return [float(len(text)) for text in completions]
+
+    def keyword(*, completions, reference):
+        return [float(text == theirs) for text, theirs in zip(completions, reference, strict=True)]
+
+    class Counts:
+        def count(self, completions, level=2.0):
+            return [level for _ in completions]
+
+    rewards = Rewards([short, keyword, Counts().count, lambda completions, prompts: [1.0] * len(prompts)])
+    columns = {"prompts": ["p", "q"], "reference": ["a", "b"], "audio": ["1.wav", "2.wav"], "completion_ids": [[1], []]}
+    assert rewards(completions=["a", "bcd"], **columns).totals.tolist() == [5.0, 6.0]
+
+
+def test_functions_that_cannot_be_called_as_rewards_are_refused_before_anything_runs():
+    def by_position(completions, /):
+        return [0.0]
+
+    def other(texts):
+        return [0.0]
+
+    wanted = r"cannot be given completions=.*Write it as .*\(completions, \*\*columns\)"
+    for wrong in (by_position, other, lambda: [0.0]):
+        with pytest.raises(ConfigError, match=wanted):
+            Rewards([wrong])
+
+
+def test_options_are_applied_or_refused(tmp_path):
+    pair = {"completions": ["press one now"], "reference": ["press two now"]}
+    chrf = sacrebleu.sentence_chrf("press one now", ["press two now"], word_order=2, char_order=4).score / 100
+    options = {"chrf": {"word_order": 2, "char_order": 4}}
+    assert Rewards(["chrf"], options=options)(**pair).totals.tolist() == [chrf]
+    assert Rewards(["chrf"])(**pair).totals.tolist() != [chrf]
+    ours, theirs = "我们明天去学校上课", "我们明天去学校上学"
+    bleu = sacrebleu.sentence_bleu(ours, [theirs], tokenize="zh").score / 100
+    chinese = Rewards(["bleu"], options={"bleu": {"tokenize": "zh"}})
+    assert chinese(completions=[ours], reference=[theirs]).totals.tolist() == [bleu]
+    assert bleu > 0.5
+    lower = {"completions": ["Press One Or Two"], "reference": ["press one or two"]}
+    assert Rewards(["bleu"], options={"bleu": {"lowercase": True}})(**lower).totals.tolist() == [1.0]
+    for name, wrong, said in (
+        ("chrf", {"word_order": 2, "tpyo": 1}, "reward chrf does not take the option tpyo. Allowed are char_order"),
+        ("chrf", {"word_ordre": 2}, "Did you mean 'word_order'"),
+        ("chrf", {"word_order": "2"}, "word_order of the reward chrf is '2', a str; it must be a whole number"),
+        ("chrf", {"char_order": 0}, "char_order 0, .* allowed are 1 or more"),
+        ("bleu", {"tokenize": "jp"}, "tokenize is 'jp'; allowed are 13a, char"),
+        ("wer", {"characters": True}, "The reward wer does not take the option characters. It takes none"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            Rewards([name], options={name: wrong})
+    file = tmp_path / "mine.py"
+    file.write_text("def mine(completions, level=1.0):\n    return [level] * len(completions)\n")
+    name = f"{file}:mine"
+    with pytest.raises(ConfigError, match=r"mine does not take the option levle\. Did you mean 'level'"):
+        Rewards([name], options={name: {"levle": 2.0}})
+    rewards = Rewards([name], options={name: {"level": 2.0}})
+    with pytest.raises(DataError, match=r"mine has the option 'level' .* a column of that name"):
+        rewards.check_rows([{"prompt": "p", "level": 5.0}])
+    assert rewards(completions=["a"], level=[5.0]).totals.tolist() == [2.0]
+
+
+def test_async_functions_work_also_where_an_event_loop_runs():
+    loops = []
+
+    async def later(completions, **_):
+        await asyncio.sleep(0)
+        loops.append(asyncio.get_running_loop())
+        return [float(len(text)) for text in completions]
+
+    class Judge:
+        async def __call__(self, completions, **_):
+            raise KeyError("grade")
+
+    async def in_a_notebook():
+        return Rewards([later])(completions=["ab"]).totals.tolist()
+
+    assert Rewards([later])(completions=["a"]).totals.tolist() == [1.0]
+    assert asyncio.run(in_a_notebook()) == [2.0]
+    assert loops[0] is loops[1]  # so that a session that a function keeps works in the next call
+    with pytest.raises(RewardError, match=r"Judge raised KeyError: 'grade' \(.*in __call__"):
+        Rewards([Judge()])(completions=["a"])
+
+
+def test_completions_of_messages_are_messages_as_in_trl():
+    seen = []
+
+    def trl(completions, **_):
+        seen.extend(completions)
+        return [float(len(completion[0]["content"])) for completion in completions]
+
+    messages = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "q"}]}]
+    rows = [{"prompt": messages, "reference": "abc"}, {"prompt": messages, "reference": "de"}]
+    result = Rewards([trl, *REWARDS]).of_texts(rows, [["abc", "abc"], ["de", "de"]])
+    assert seen[0] == [{"role": "assistant", "content": "abc"}]
+    np.testing.assert_allclose(result.totals, [10.0, 10.0, 9.0, 9.0])  # the built-in ones read both
+    mixed = Rewards([lambda completions, **_: [float(isinstance(one, str)) for one in completions]])
+    assert mixed.of_texts([{"prompt": "q"}, rows[0]], [["a"], ["b"]]).totals.tolist() == [1.0, 0.0]
+
+
+def test_functions_log_beside_their_values_as_in_trl():
+    def logging(completions, log_extra, log_metric, trainer_state, **_):
+        log_extra("shouted", [text.upper() for text in completions])
+        log_metric("share", trainer_state)
+        log_metric("share", 0.5)
+        return [0.0] * len(completions)
+
+    rewards = Rewards([logging])
+    assert rewards.columns == {}
+    result = rewards.of_texts([{"prompt": "p"}], [["a", "b"]], trainer_state=1.0)
+    assert result.extra == {"shouted": ["A", "B"]}
+    assert result.metrics == {"share": 0.75}
+    for wrong in (lambda log_extra, **_: log_extra("x", [1]), lambda log_metric, **_: log_metric("x", math.nan)):
+        with pytest.raises(RewardError, match="raised ValueError: log_"):
+            Rewards([wrong])(completions=["a", "b"])
 
 
 def test_the_groups_of_a_rollout_are_scored_in_one_call():
@@ -287,9 +429,10 @@ def test_the_groups_of_a_rollout_are_scored_in_one_call():
         def batch_decode(self, rows, skip_special_tokens):
             return ["".join("abcd"[token] for token in row) for row in rows]
 
-    seen = []
+    seen, passed = [], {}
 
     def recorded(completions, prompts, completion_ids, reference, note, **columns):
+        passed.update({name: columns.pop(name) for name in ("trainer_state", "log_extra", "log_metric")})
         seen.append((completions, prompts, completion_ids, reference, note, columns))
         return [0.5, None, 1.0, 0.0, 0.25]
 
@@ -307,6 +450,7 @@ def test_the_groups_of_a_rollout_are_scored_in_one_call():
         ["n", "n", "n", None, None],
         {"more": [None, None, None, 1, 1]},
     )
+    assert passed.keys() == {"trainer_state", "log_extra", "log_metric"}  # as TRL passes them
     assert [len(one) for one in rewards] == [3, 2]
     assert rewards[0].dtype == torch.float64
     np.testing.assert_array_equal(torch.cat(rewards).numpy(), [0.5, np.nan, 1.0, 0.0, 0.25])

@@ -12,13 +12,14 @@ from leaf.credit.advantages import credit, rule_name
 from leaf.credit.rules import CREDIT_RULES, CreditRule
 from leaf.credit.sets import SET_RULES
 from leaf.credit.tree import PrefixTree
-from leaf.errors import ConfigError, LeafError, did_you_mean, shown
+from leaf.errors import ConfigError, LeafError, did_you_mean, raised_at, shown
 
 # Type of an option's default → what its value must be, in Python and in words. Defaults of other types promise nothing.
 _KINDS: dict[type, tuple[type, str]] = {
     bool: (bool, "true or false"),
     int: (Integral, "a whole number"),
     float: (Real, "a number"),
+    str: (str, "text"),
 }
 
 
@@ -55,23 +56,24 @@ def credit_rule(rule: str | CreditRule, **options: Any) -> CreditRule:
         except Exception as error:  # a rule of the user's own may raise anything
             raise ConfigError(
                 f"The credit rule {rule_name(rule)} fails on a group of two completions with the options "
-                f"{shown(options)}: {type(error).__name__}: {str(error)[:500]}"
+                f"{shown(options)}: {type(error).__name__}: {str(error)[:500]}{raised_at(error)}"
             ) from error
     return bound
 
 
-def _check_names_and_types(rule: CreditRule, options: Mapping[str, Any]) -> None:
-    """Refuse options that a rule does not take, and values of another type than the option's default."""
-    name = rule_name(rule)
-    beyond_tree_and_rewards = list(inspect.signature(rule).parameters.values())[2:]
-    if any(p.kind is p.VAR_KEYWORD for p in beyond_tree_and_rewards):
-        return  # it takes any
-    defaults = {p.name: p.default for p in beyond_tree_and_rewards if p.name not in ("surprisal", "draw")}
+def check_options(what: str, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuse options that do not exist, and values of another type than the option's default.
+
+    Args:
+        what: takes the options, as a message names it: "credit rule leaf".
+        defaults: option → its default.
+        options: option → its value.
+    """
     for option, value in options.items():
         if option not in defaults:
             allowed = f"Allowed are {', '.join(defaults)}." if defaults else "It takes none."
             raise ConfigError(
-                f"The credit rule {name} does not take the option {option}.{did_you_mean(option, defaults)} {allowed}"
+                f"The {what} does not take the option {option}.{did_you_mean(option, defaults)} {allowed}"
             )
         kind = type(defaults[option])
         if kind not in _KINDS:
@@ -80,6 +82,14 @@ def _check_names_and_types(rule: CreditRule, options: Mapping[str, Any]) -> None
         # To Python True is a whole number, and "false" would count as true.
         if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
             raise ConfigError(
-                f"The option {option} of the credit rule {name} is {shown(value)}, a {type(value).__name__}; it must "
-                f"be {words}."
+                f"The option {option} of the {what} is {shown(value)}, a {type(value).__name__}; it must be {words}."
             )
+
+
+def _check_names_and_types(rule: CreditRule, options: Mapping[str, Any]) -> None:
+    """Refuse options that a rule does not take, and values of another type than the option's default."""
+    beyond_tree_and_rewards = list(inspect.signature(rule).parameters.values())[2:]
+    if any(p.kind is p.VAR_KEYWORD for p in beyond_tree_and_rewards):
+        return  # it takes any
+    defaults = {p.name: p.default for p in beyond_tree_and_rewards if p.name not in ("surprisal", "draw")}
+    check_options(f"credit rule {rule_name(rule)}", defaults, options)

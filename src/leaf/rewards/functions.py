@@ -3,38 +3,39 @@
 They compare each completion with its reference. TRL's GRPOTrainer takes them as they are.
 """
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from leaf.errors import DataError
+from leaf.credit.registry import check_options
+from leaf.data.rows import prompt_text
+from leaf.errors import ConfigError, DataError
 from leaf.text import edits, exact_match, fold_whitespace, rouge_f, token_f1
 
-RewardFunction = Callable[..., Sequence[float | None]]
-
-# Sentence BLEU as sacrebleu.sentence_bleu: nrefs:1|case:mixed|eff:yes|tok:13a|smooth:exp.
-_BLEU = BLEU(effective_order=True)
-# Sentence chrF as sacrebleu.sentence_chrf: nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no.
-_CHRF = CHRF()
+RewardFunction = Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]]
+BuiltIn = Callable[..., list[float]]
+Score = Callable[[str, str], float]  # completion, reference → [0, 1]
 
 
-def _built_in(name: str, score: Callable[[str, str], float]) -> RewardFunction:
-    """Make the reward function that scores each completion against its reference, white space folded in both."""
+def _bleu(*, tokenize: str = "13a", lowercase: bool = False) -> Score:
+    """Score as sacrebleu.sentence_bleu: nrefs:1|case:mixed|eff:yes|tok:13a|smooth:exp."""
+    if tokenize not in BLEU.TOKENIZERS:
+        raise ConfigError(f"tokenize is {tokenize!r}; allowed are {', '.join(sorted(BLEU.TOKENIZERS))}.")
+    return partial(_sacrebleu, BLEU(effective_order=True, tokenize=tokenize, lowercase=lowercase))
 
-    def function(completions: Sequence[str], reference: Sequence[str], **columns: Any) -> list[float]:
-        if len(completions) != len(reference):
-            raise DataError(f"{len(completions)} completions came with {len(reference)} references; give one for each.")
-        for i, theirs in enumerate(reference):
-            if not isinstance(theirs, str) or not theirs.strip():
-                raise DataError(f"Reference {i} is {theirs!r}; every completion needs a text to be compared with.")
-        pairs = zip(completions, reference, strict=True)
-        return [score(fold_whitespace(ours), fold_whitespace(theirs)) for ours, theirs in pairs]
 
-    function.__name__ = function.__qualname__ = name  # TRL logs a reward under this name
-    return function
+def _chrf(*, char_order: int = 6, word_order: int = 0, beta: int = 2, lowercase: bool = False) -> Score:
+    """Score as sacrebleu.sentence_chrf: nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no."""
+    if char_order < 1 or word_order < 0 or beta < 1:
+        raise ConfigError(
+            f"char_order {char_order}, word_order {word_order} and beta {beta}: allowed are 1 or more, 0 or more, and "
+            "1 or more."
+        )
+    return partial(_sacrebleu, CHRF(char_order=char_order, word_order=word_order, beta=beta, lowercase=lowercase))
 
 
 def _sacrebleu(metric: BLEU | CHRF, completion: str, reference: str) -> float:
@@ -47,16 +48,54 @@ def _accuracy(completion: str, reference: str, *, characters: bool) -> float:
     return max(0.0, 1.0 - wrong / length)
 
 
-# All are in [0, 1]. `wer` and `cer` are 1 minus the error rate, at least 0: more is better, as for the others.
-REWARDS: dict[str, RewardFunction] = {
-    name: _built_in(name, score)
-    for name, score in {
-        "bleu": partial(_sacrebleu, _BLEU),
-        "chrf": partial(_sacrebleu, _CHRF),
-        "rouge_l": partial(rouge_f, "rougeL"),
-        "wer": partial(_accuracy, characters=False),
-        "cer": partial(_accuracy, characters=True),
-        "exact_match": exact_match,
-        "token_f1": token_f1,
-    }.items()
+# Name → what makes its score of the options. All scores are in [0, 1]. `wer` and `cer` are 1 minus the error rate, at
+# least 0: more is better, as for the others.
+_SCORES: dict[str, Callable[..., Score]] = {
+    "bleu": _bleu,
+    "chrf": _chrf,
+    "rouge_l": lambda: partial(rouge_f, "rougeL"),
+    "wer": lambda: partial(_accuracy, characters=False),
+    "cer": lambda: partial(_accuracy, characters=True),
+    "exact_match": lambda: exact_match,
+    "token_f1": lambda: token_f1,
 }
+
+
+def built_in(name: str, **options: Any) -> BuiltIn:
+    """Make a built-in reward function: it scores each completion against its reference, white space folded in both.
+
+    Args:
+        name: of `REWARDS`.
+        options: `bleu` takes sacreBLEU's tokenize (default 13a) and lowercase; `chrf` takes its char_order (6),
+            word_order (0), beta (2) and lowercase. The others take none.
+
+    Raises:
+        ConfigError: there is no such option, or not with that value.
+    """
+    defaults = {p.name: p.default for p in inspect.signature(_SCORES[name]).parameters.values()}
+    check_options(f"reward {name}", defaults, options)
+    try:
+        score = _SCORES[name](**options)
+        if options:
+            score("a b", "a b")  # some tokenizers come only with a further package
+    except ConfigError as error:
+        raise ConfigError(f"The options of the reward {name} do not fit: {error}") from error
+    except Exception as error:  # of whatever package a tokenizer is from
+        raise ConfigError(
+            f"The reward {name} cannot be computed with the options {options}: {type(error).__name__}: {error}"
+        ) from error
+
+    def function(completions: Sequence[Any], reference: Sequence[str], **columns: Any) -> list[float]:
+        if len(completions) != len(reference):
+            raise DataError(f"{len(completions)} completions came with {len(reference)} references; give one for each.")
+        for i, theirs in enumerate(reference):
+            if not isinstance(theirs, str) or not theirs.strip():
+                raise DataError(f"Reference {i} is {theirs!r}; every completion needs a text to be compared with.")
+        pairs = zip(completions, reference, strict=True)
+        return [score(fold_whitespace(prompt_text(ours)), fold_whitespace(theirs)) for ours, theirs in pairs]
+
+    function.__name__ = function.__qualname__ = name  # TRL logs a reward under this name
+    return function
+
+
+REWARDS: dict[str, BuiltIn] = {name: built_in(name) for name in _SCORES}

@@ -4,9 +4,11 @@ The functions have TRL's signature, `(completions, **columns) -> one float or No
 was written for TRL works here. `leaf.rewards.functions` has the built-in ones, `leaf.rewards.finding` finds the others.
 """
 
+import inspect
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -15,10 +17,11 @@ import torch
 from torch import Tensor
 
 from leaf.config import LeafConfig
-from leaf.errors import ConfigError, DataError, RewardError, did_you_mean, shown
+from leaf.errors import ConfigError, DataError, RewardError, did_you_mean, raised_at, shown
 from leaf.model.sampling import Group
-from leaf.rewards.finding import BESIDE_COLUMNS, find_reward, required_columns
+from leaf.rewards.finding import BESIDE_COLUMNS, Found, find_reward
 from leaf.rewards.functions import RewardFunction
+from leaf.rewards.waiting import wait_for
 from leaf.text import unique_names
 
 LARGEST = 1e30  # of a reward or a weight: sums and squares of their products stay finite
@@ -34,6 +37,8 @@ class RewardResult:
         seconds: reward function → what its call took.
         failed: (n,) True where a function failed on a completion, which is then unscored.
         messages: what failed, one sentence for each function that did.
+        extra: column → (n,) what the functions gave to `log_extra`.
+        metrics: name → mean of what they gave to `log_metric`.
     """
 
     totals: np.ndarray
@@ -41,6 +46,8 @@ class RewardResult:
     seconds: dict[str, float]
     failed: np.ndarray
     messages: list[str]
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Rewards:
@@ -61,7 +68,7 @@ class Rewards:
             (leaf.rewards.judge.judge_reward).
 
     Raises:
-        ConfigError: a function cannot be found or is a coroutine, or weights or `on_error` are not as above.
+        ConfigError: a function cannot be found or called, or weights or `on_error` are not as above.
     """
 
     def __init__(
@@ -88,8 +95,8 @@ class Rewards:
             raise ConfigError(f"on_error is {on_error!r}; allowed are stop and skip.")
         self.on_error = on_error
         found = [find_reward(one, options.get(one, {}) if isinstance(one, str) else {}) for one in functions]
-        names = unique_names([name for name, _ in found])
-        self.functions = {name: function for name, (_, function) in zip(names, found, strict=True)}
+        names = unique_names([one.name for one in found])
+        self.functions = dict(zip(names, found, strict=True))
         self.weights = [1.0] * len(found) if weights is None else [float(weight) for weight in weights]
         if len(self.weights) != len(found) or not all(abs(weight) <= LARGEST for weight in self.weights):
             raise ConfigError(
@@ -97,44 +104,57 @@ class Rewards:
                 f"up to {LARGEST:g}."
             )
         # Columns that a function takes by name and without a default → that function's name.
-        self.columns = {
-            column: name for name, function in self.functions.items() for column in required_columns(function)
-        }
+        self.columns = {column: name for name, one in self.functions.items() for column in one.columns}
 
     def of(
-        self, rows: Sequence[Mapping[str, Any]], groups: Sequence[Group], tokenizer: Any
+        self, rows: Sequence[Mapping[str, Any]], groups: Sequence[Group], tokenizer: Any, *, trainer_state: Any = None
     ) -> tuple[list[Tensor], RewardResult]:
         """Score the groups of a rollout, with one call of each function.
-
-        A function gets the completions of all groups in order. Columns of the data come along, each value repeated for
-        the K completions of its group, as in TRL. What a row lacks is None.
 
         Args:
             rows: one row of data per group, with its `prompt`.
             groups: K completions each.
             tokenizer: decodes the completions.
+            trainer_state: reaches the functions under this name; see `leaf.train`.
 
         Returns:
             Per group its rewards (K,) in float64, NaN = unscored; and the result over all completions.
         """
-        sizes = [len(group.lengths) for group in groups]
-        names = dict.fromkeys([*(key for row in rows for key in row), *self.columns])
-        columns = {
-            name: [row.get(name) for row, size in zip(rows, sizes, strict=True) for _ in range(size)] for name in names
-        }
-        result = self(
-            completions=[text for group in groups for text in group.texts(tokenizer)],
-            prompts=columns.pop("prompt"),
+        result = self.of_texts(
+            rows,
+            [group.texts(tokenizer) for group in groups],
             completion_ids=[
                 tokens[:length].tolist()
                 for group in groups
                 for tokens, length in zip(group.tokens, group.lengths.tolist(), strict=True)
             ],
-            **columns,
+            trainer_state=trainer_state,
         )
-        return list(torch.from_numpy(result.totals).split(sizes)), result
+        return list(torch.from_numpy(result.totals).split([len(group.lengths) for group in groups])), result
 
-    def __call__(self, completions: Sequence[str], **columns: Any) -> RewardResult:
+    def of_texts(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[Sequence[str]], **more: Any) -> RewardResult:
+        """Score the completions of some rows.
+
+        A function gets all completions in order. Columns of the data come along, each value repeated for the
+        completions of its row, as in TRL. What a row lacks is None. Where a prompt is messages, so are its completions:
+        each is one message of the assistant, as in TRL.
+
+        Args:
+            rows: with a `prompt` each.
+            texts: per row its completions.
+            more: further arguments, such as completion_ids.
+        """
+        names = dict.fromkeys([*(key for row in rows for key in row), *self.columns])
+        columns = {name: [row.get(name) for row, some in zip(rows, texts, strict=True) for _ in some] for name in names}
+        prompts = columns.pop("prompt")
+        flat = [text for some in texts for text in some]
+        completions = [
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            for prompt, text in zip(prompts, flat, strict=True)
+        ]
+        return self(completions=completions, prompts=prompts, **more, **columns)
+
+    def __call__(self, completions: Sequence[Any], **columns: Any) -> RewardResult:
         """Score a batch of completions; columns hold one value per completion.
 
         Raises:
@@ -145,11 +165,14 @@ class Rewards:
         parts: dict[str, np.ndarray] = {}
         seconds: dict[str, float] = {}
         failed, messages = np.zeros(size, dtype=bool), []
-        for name, function in self.functions.items():
+        notes = Notes(size)
+        # TRL passes these, too. A function that does not name them and has no **columns does not get them.
+        columns = {"trainer_state": None, "log_extra": notes.log_extra, "log_metric": notes.log_metric, **columns}
+        for name, found in self.functions.items():
             began = time.perf_counter()
             try:
                 # A list for each function: one that empties its list does not empty it for the next one.
-                values = _call(name, function, list(completions), columns)
+                values = _call(name, found, {"completions": list(completions), **columns})
                 parts[name], problems = _as_numbers(name, values, size)
             except RewardError as error:
                 if self.on_error == "stop":
@@ -167,7 +190,8 @@ class Rewards:
         # nansum gives 0, not NaN, where no function gave a value.
         unscored = np.isnan(stacked).all(0) | failed
         totals = np.where(unscored, np.nan, np.nansum(weighted, axis=0))
-        return RewardResult(totals, parts, seconds, failed, messages)
+        metrics = {name: float(np.mean(values)) for name, values in notes.metrics.items()}
+        return RewardResult(totals, parts, seconds, failed, messages, notes.extra, metrics)
 
     def check_rows(self, rows: Any) -> None:
         """Refuse rows that lack a column a function needs, or that have one named like an argument of ours.
@@ -188,6 +212,13 @@ class Rewards:
                 f"The training data has a column {taken!r}, a name that reward functions get from leaf or from Python. "
                 "Rename the column."
             )
+        for name, found in self.functions.items():
+            both = next((option for row in given for option in sorted(found.options) if option in row), None)
+            if both is not None:
+                raise DataError(
+                    f"The reward function {name} has the option {both!r} in reward_options, and the training data has "
+                    "a column of that name. Rename the column, or leave the option out."
+                )
         for column, function in self.columns.items():
             for i, row in enumerate(given):
                 if column in row and column != "prompt":
@@ -212,14 +243,40 @@ def rewards_from(
     )
 
 
-def _call(name: str, function: RewardFunction, completions: list[str], columns: dict[str, Any]) -> Any:
+class Notes:
+    """Collect what reward functions log beside their values, by the two functions that TRL gives them."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.extra: dict[str, list[Any]] = {}
+        self.metrics: dict[str, list[float]] = {}
+
+    def log_extra(self, column: str, values: Sequence[Any]) -> None:
+        """Note one value per completion, which the recorded groups show."""
+        values = list(values)
+        if len(values) != self.size:
+            raise ValueError(f"log_extra({column!r}, ...) got {len(values)} values for {self.size} completions")
+        self.extra[str(column)] = values
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Note a number of the step; several of one name are averaged."""
+        if not math.isfinite(value):
+            raise ValueError(f"log_metric({name!r}, ...) got {value}; give a finite number")
+        self.metrics.setdefault(str(name), []).append(float(value))
+
+
+def _call(name: str, found: Found, given: Mapping[str, Any]) -> Any:
     """Call a reward function, and raise its failure under its name."""
     try:
-        values = function(completions=completions, **columns)
+        values: Any = found.function(**found.arguments(given))
+        if inspect.isawaitable(values):  # an async def
+            values = wait_for(values)
         # A generator runs the user's code only when it is read: here, where a failure gets the function's name.
         return list(values) if isinstance(values, Iterator) else values
     except Exception as error:  # the user's code may raise anything
-        raise RewardError(f"The reward function {name} raised {type(error).__name__}: {str(error)[:1000]}") from error
+        raise RewardError(
+            f"The reward function {name} raised {type(error).__name__}: {str(error)[:1000]}{raised_at(error)}"
+        ) from error
 
 
 def _as_numbers(name: str, values: Any, size: int) -> tuple[np.ndarray, dict[int, str]]:
