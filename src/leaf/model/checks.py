@@ -15,6 +15,7 @@ from torch import Tensor
 from leaf.credit.tree import PrefixTree
 from leaf.data.audio import load_audio
 from leaf.errors import ModelError
+from leaf.model.declared import check_declared, stated_scale
 from leaf.model.lora import check_frozen
 from leaf.model.policy import Policy, Prompt
 from leaf.model.prompts import audio_of
@@ -37,6 +38,7 @@ def check_policy(policy: Policy, rows: Sequence[Mapping[str, Any]]) -> list[str]
     policy.eval()
     if isinstance(policy.model, peft.PeftModel):
         check_frozen(policy)
+    check_declared(policy, rows)
     lines = [_trained(policy)]
     if policy.family.note:
         lines.append(policy.family.note)
@@ -120,8 +122,8 @@ def _refuse(difference: float, allowed: float, what: str, consequence: str) -> N
 def stock_difference(policy: Policy, row: Mapping[str, Any]) -> float:
     """Compute the mean absolute difference in nats between the model's own next-token log-probabilities and ours.
 
-    The temperature is taken out of ours. The family's scale of the logits may be missing from the model's own, because
-    some classes of transformers forget it (Granite Speech): the smaller difference of the two counts.
+    The temperature is taken out of ours. A scale of the logits that the text configuration states may be missing from
+    the model's own, because some classes of transformers forget it (Granite Speech): the smaller difference counts.
     """
     inputs = policy.inputs([row])
     last = inputs["attention_mask"][0].nonzero()[-1, 0]
@@ -130,7 +132,7 @@ def stock_difference(policy: Policy, row: Mapping[str, Any]) -> float:
     prompt = policy.embed([row])[0]
     hidden = policy.decode(prompt.embeddings[None], use_cache=False)[0, -1]
     ours = policy.logits(hidden).log_softmax(-1) * policy.temperature
-    candidates = [(scale * ours).log_softmax(-1) for scale in {1.0, policy.logits_scale}]
+    candidates = [(scale * ours).log_softmax(-1) for scale in {1.0, stated_scale(policy.text_config) or 1.0}]
     wanted = stock.log_softmax(-1)
     return min(float((candidate - wanted).abs().mean()) for candidate in candidates)
 

@@ -150,6 +150,7 @@ register(
         language_model="model",
         audio_tower="model.embed_tokens_extend.audio_embed.encoder",
         projector="model.embed_tokens_extend.audio_embed.up_proj_for_speech",
+        audio_output="model.embed_tokens_extend.audio_embed.down_proj_for_speech",
         audio_token="<|audio|>",
         max_seconds=_unlimited,
         audio_limit="any length",

@@ -57,6 +57,7 @@ class Family:
         model_type: `config.model_type` of the checkpoint.
         language_model: path from the outer model to the decoder stack that takes `inputs_embeds`.
         audio_tower, projector: paths to the audio encoder and to the projector into the embedding space.
+        audio_output: path to the module whose output is put in the placeholders' places; None for the projector itself.
         audio_token: placeholder token: once in a rendered prompt, once per audio embedding in the processor's ids.
         max_seconds: longest audio the processor takes without cutting, in seconds, read from the processor.
         audio_limit: the same in words, for checkpoints as published.
@@ -91,6 +92,7 @@ class Family:
     max_seconds: Callable[[Any], float]
     audio_limit: str = "as its processor says"
     head: str = "lm_head"
+    audio_output: str | None = None
     embeddings_at: tuple[str, str | None] | None = None
     auto_model: Any = AutoModelForMultimodalLM
     feature_extractor: str = "feature_extractor"
@@ -105,6 +107,30 @@ class Family:
     lora_layers: tuple[str, ...] | None = None
     extra: str | None = None
     note: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse fields of another kind than they have to be, which would fail deep inside a run.
+
+        Raises:
+            ModelError: there is such a field; it is named.
+        """
+        for name in ("max_seconds", "logits_scale", "logits_cap", "encode"):
+            value = getattr(self, name)
+            if not callable(value):
+                given = "processor" if name == "max_seconds" else "config"
+                raise ModelError(
+                    f"The family {self.model_type!r} has {name}={value!r}; it has to be a function, as in "
+                    f"{name}=lambda {given}: {value!r}."
+                )
+        for name in ("model_type", "language_model", "audio_tower", "projector", "audio_token", "head"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise ModelError(f"The family {self.model_type!r} has {name}={value!r}; it has to be a name in quotes.")
+        if isinstance(self.lora_layers, str):
+            raise ModelError(
+                f"The family {self.model_type!r} has lora_layers={self.lora_layers!r}; it has to be a tuple of names, "
+                f"as in lora_layers=({self.lora_layers!r},)."
+            )
 
     def module(self, model: nn.Module, path: str) -> nn.Module:
         """Find the submodule at a dotted path.
@@ -123,7 +149,13 @@ class Family:
 
     def sampling_rate(self, processor: Any) -> int:
         """Read the rate in Hz at which the processor takes audio."""
-        return getattr(processor, self.feature_extractor).sampling_rate
+        try:
+            return getattr(processor, self.feature_extractor).sampling_rate
+        except AttributeError as error:
+            raise ModelError(
+                f"The family {self.model_type!r} has feature_extractor={self.feature_extractor!r}, and the "
+                f"{type(processor).__name__} has no such part with a sampling_rate. Name the attribute that has it."
+            ) from error
 
     def lora_targets(
         self, model: nn.Module, names: Iterable[str] | None = None, chosen: Iterable[int] | None = None

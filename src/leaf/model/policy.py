@@ -98,7 +98,7 @@ class Policy(nn.Module):
         self.logits_scale = self.family.logits_scale(self.base.config)
         self.logits_cap = self.family.logits_cap(self.base.config)
         self.attention = Attention.of(self.text_config)
-        self.audio_token_id = self.tokenizer.convert_tokens_to_ids(self.family.audio_token)
+        self.audio_token_id = prompting.placeholder_id(self.family, self.tokenizer)
         self.eos_token_ids = _eos_ids(self.base, self.tokenizer)
 
     @classmethod

@@ -17,6 +17,26 @@ from leaf.errors import AudioError, DataError, ModelError, shown
 from leaf.model.family import Family, encode_text
 
 
+def placeholder_id(family: Family, tokenizer: Any) -> int:
+    """Look up the id of a family's placeholder.
+
+    Raises:
+        ModelError: the tokenizer does not know it, or has no padding token and so cannot put prompts in one batch.
+    """
+    found = tokenizer.convert_tokens_to_ids(family.audio_token)
+    if found is None or found == tokenizer.unk_token_id:
+        raise ModelError(
+            f"The tokenizer does not know {family.audio_token}, the audio placeholder of the family "
+            f"{family.model_type!r}. Give the checkpoint with its own tokenizer files, or correct audio_token."
+        )
+    if tokenizer.pad_token_id is None:
+        raise ModelError(
+            "The tokenizer has no padding token, so prompts cannot be put in one batch. Set pad_token in the "
+            "checkpoint's tokenizer_config.json, for example to its eos_token."
+        )
+    return found
+
+
 def conversation(family: Family, prompt: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Write a prompt as messages whose content is a list of parts; a plain instruction follows its audio."""
     if isinstance(prompt, str):
