@@ -50,6 +50,22 @@ def test_sharing_one_encoding_changes_neither_loss_nor_gradient(policy):
         assert float((a - b).abs().max()) <= 1e-3 * float(b.abs().max()) + 1e-7
 
 
+def test_stage_sft_refuses_the_prompts_that_stage_rl_refuses(policy):
+    """In the same words, wherever in the prompt the fault is."""
+    row = tiny.rows(1)[0]
+    two = {**row, "prompt": "<sound> and <sound>"}
+    for attempt in (lambda: policy.embed([two]), lambda: share_audio(policy, [two])):
+        with pytest.raises(ModelError, match=r"has 2 audio placeholders \(<sound>\); exactly one is allowed"):
+            attempt()
+    groups = share_audio(policy, [{**row, "prompt": "what do i press " * 20}])
+    policy.max_prompt_tokens = policy.embed(groups[0])[0].length
+    sft_gradient(policy, groups)
+    policy.max_prompt_tokens -= 1
+    for attempt in (lambda: policy.embed(groups[0]), lambda: sft_gradient(policy, groups)):
+        with pytest.raises(ModelError, match=rf"audio included; at most {policy.max_prompt_tokens} are allowed"):
+            attempt()
+
+
 def test_every_forward_is_followed_by_its_backward_and_the_sum_stays_the_same(policy, monkeypatch):
     """Micro-batches of one row each: one graph stands at a time; loss and gradients are those of one large batch."""
     rows = [{**row, "reference": tiny.TEXTS[i]} for i, row in enumerate(tiny.rows(3))]

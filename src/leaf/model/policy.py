@@ -9,6 +9,7 @@ model with its adapter switched off.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,11 @@ class Policy(nn.Module):
     def token_ids(self, text: str) -> list[int]:
         """Tokenise text as it is, without special tokens around it."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    @cached_property
+    def end_of_answer(self) -> int:
+        """The end token to teach: the one that the chat template writes after an assistant's turn."""
+        return prompting.end_of_answer(self.family, self.processor, self.eos_token_ids)
 
     def inputs(self, rows: Sequence[Example]) -> dict[str, Tensor]:
         """Turn rows with `prompt` and `audio` into the processor's tensors, on the model's device and in its precision.

@@ -4,17 +4,24 @@ A prompt is a plain instruction, a string with the family's audio placeholder in
 their content. The audio is the row's `audio`, or else what the audio part names (`audio`, `path`, `url`).
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from torch import Tensor
 
 from leaf.data.audio import audio_seconds, load_audio
 from leaf.data.rows import Example, row_name
 from leaf.errors import AudioError, DataError, ModelError, shown
 from leaf.model.family import Family, encode_text
+
+# How other models and frameworks mark the place of the audio in a prompt.
+_TAG = re.compile(
+    r"<\|?/?(?:audio|sound|speech)[a-z_]*[0-9_]*\|?>|<SpeechHere>|\[AUDIO\]|<so_embedding>", re.IGNORECASE
+)
 
 
 def placeholder_id(family: Family, tokenizer: Any) -> int:
@@ -77,6 +84,11 @@ def _messages(prompt: Any) -> list[dict[str, Any]]:
                 f"A prompt's message holds {shown(content)}; its content is a string, or a list of parts such as "
                 "{'type': 'text', 'text': ...} and {'type': 'audio'}."
             )
+    if prompt[-1]["role"] == "assistant":
+        raise DataError(
+            "A prompt's last message is the assistant's, so the answer would be in the prompt. End the prompt with the "
+            "user's message, and give the answer as the row's reference."
+        )
     return [_present({**message, "content": _present_parts(message["content"])}) for message in prompt]
 
 
@@ -102,7 +114,12 @@ def _parts(text: str, placeholder: str) -> list[dict[str, str]]:
 
 
 def render(family: Family, processor: Any, prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    """Render a prompt as model input text with one audio placeholder; a string that has one stays as it is."""
+    """Render a prompt as model input text with one audio placeholder; a string that has one stays as it is.
+
+    Raises:
+        DataError, ModelError: it is no prompt, holds another model's audio tag, or there is no chat template.
+    """
+    refuse_foreign_tags(family, processor.tokenizer, prompt)
     if isinstance(prompt, str) and family.audio_token in prompt:
         return prompt
     messages = conversation(family, prompt)
@@ -116,6 +133,56 @@ def render(family: Family, processor: Any, prompt: str | Sequence[Mapping[str, A
             f"prompts as ready-made text with the placeholder {family.audio_token}, or a checkpoint with a template."
         )
     return processor.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+
+
+def refuse_foreign_tags(family: Family, tokenizer: Any, prompt: Any) -> None:
+    """Refuse a prompt with an audio tag of another model, which would stay in it as text.
+
+    A tag that is one token of this tokenizer stands where the model's own template may put it.
+
+    Raises:
+        ModelError: there is such a tag.
+    """
+    texts = [prompt] if isinstance(prompt, str) else [text for message in _messages(prompt) for text in _texts(message)]
+    for tag in _TAG.findall(" ".join(texts)):
+        if tag != family.audio_token and tokenizer.convert_tokens_to_ids(tag) in (None, tokenizer.unk_token_id):
+            raise ModelError(
+                f"A prompt holds {tag}, which is no audio tag of this model and would be read as text. Write "
+                f"{family.audio_token} in its place, or leave it out: the audio then comes first."
+            )
+
+
+def _texts(message: Mapping[str, Any]) -> list[str]:
+    """List the texts of a message."""
+    content = message["content"]
+    return [content] if isinstance(content, str) else [part["text"] for part in content if "text" in part]
+
+
+def end_of_answer(family: Family, processor: Any, eos_token_ids: Sequence[int]) -> int:
+    """Find which end token the chat template writes after an assistant's turn, the one to teach.
+
+    A model may end at several tokens. The first of them in what follows an answer counts; where the template writes
+    none of them, or there is no template to ask, it is the tokenizer's own, or else the first.
+    """
+    template = processor.chat_template or processor.tokenizer.chat_template
+    if family.encode is encode_text and template is not None:
+        answer = "\u2603"  # stands for an answer; no template has it
+        turns = [("user", "\u2602"), ("assistant", answer), ("user", "\u2602")]
+        for count in (2, 3):  # some templates end a turn with the header of the next one
+            messages: list[dict[str, Any]] = [
+                {"role": role, "content": [{"type": "text", "text": text}] if family.structured else text}
+                for role, text in turns[:count]
+            ]
+            try:
+                text = processor.apply_chat_template(messages, chat_template=template, tokenize=False)
+            except TemplateError:  # a template may refuse turns that its model does not have
+                break
+            written = processor.tokenizer(text.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
+            for token in written:
+                if token in eos_token_ids:
+                    return token
+    own = processor.tokenizer.eos_token_id
+    return own if own in eos_token_ids else eos_token_ids[0]
 
 
 def _flat(content: Any, placeholder: str) -> str:
@@ -168,23 +235,42 @@ def encode(
         prompts: list[Any] = [render(family, processor, example["prompt"]) for example in examples]
         counts = [text.count(family.audio_token) for text in prompts]
     else:
+        for example in examples:
+            refuse_foreign_tags(family, processor.tokenizer, example["prompt"])
         prompts = [conversation(family, example["prompt"]) for example in examples]
         counts = [_audio_parts(messages) for messages in prompts]
     for example, count in zip(examples, counts, strict=True):
-        if count != 1:
-            raise ModelError(
-                f"The prompt of {row_name(example)!r} has {count} audio placeholders ({family.audio_token}); exactly "
-                "one is allowed, one recording per prompt."
-            )
+        check_placeholders(family, example, count)
     batch = family.encode(processor, prompts, waves, rate)
-    lengths = batch["attention_mask"].sum(-1)
-    if max_prompt_tokens is not None and int(lengths.max()) > max_prompt_tokens:
-        worst = examples[int(lengths.argmax())]
-        raise ModelError(
-            f"The prompt of {row_name(worst)!r} has {int(lengths.max())} tokens, audio included; at most "
-            f"{max_prompt_tokens} are allowed (max_prompt_tokens). Raise the limit or shorten the row."
-        )
+    for example, length in zip(examples, batch["attention_mask"].sum(-1).tolist(), strict=True):
+        check_prompt_length(example, length, max_prompt_tokens)
     return {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+
+
+def check_placeholders(family: Family, example: Example, count: int) -> None:
+    """Refuse a rendered prompt that has `count` placeholders instead of one.
+
+    Raises:
+        ModelError: it has; the row is named.
+    """
+    if count != 1:
+        raise ModelError(
+            f"The prompt of {row_name(example)!r} has {count} audio placeholders ({family.audio_token}); exactly one "
+            "is allowed, one recording per prompt."
+        )
+
+
+def check_prompt_length(example: Example, tokens: int, allowed: int | None) -> None:
+    """Refuse a prompt of more tokens, audio included, than the recipe allows; None allows any number.
+
+    Raises:
+        ModelError: it has more; the row is named.
+    """
+    if allowed is not None and tokens > allowed:
+        raise ModelError(
+            f"The prompt of {row_name(example)!r} has {tokens} tokens, audio included; at most {allowed} are allowed "
+            "(max_prompt_tokens). Raise the limit or shorten the row."
+        )
 
 
 def _audio_parts(messages: Sequence[Mapping[str, Any]]) -> int:

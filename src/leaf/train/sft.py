@@ -22,7 +22,7 @@ from leaf.memory import within_memory
 from leaf.model.family import encode_text
 from leaf.model.policy import Policy
 from leaf.model.projector import save_projector, unfreeze_projector
-from leaf.model.prompts import audio_of
+from leaf.model.prompts import audio_of, check_placeholders, check_prompt_length
 from leaf.model.scoring import batches, score
 from leaf.runs.directory import RunDirectory
 from leaf.train.schedule import seed_dropout
@@ -53,7 +53,9 @@ def _split_prompt(policy: Policy, row: dict[str, Any]) -> tuple[str, str]:
     """
     if policy.family.encode is not encode_text:
         return row["prompt"], ""
-    head, placeholder, tail = policy.render(row["prompt"]).partition(policy.family.audio_token)
+    text = policy.render(row["prompt"])
+    check_placeholders(policy.family, row, text.count(policy.family.audio_token))
+    head, placeholder, tail = text.partition(policy.family.audio_token)
     return head + placeholder, tail
 
 
@@ -71,6 +73,10 @@ def sft_gradient(policy: Policy, groups: Sequence[Sequence[dict[str, Any]]]) -> 
         masks.append(mask.to(policy.device))
     count = sum(int(mask.sum()) for mask in masks)
     prompts = policy.embed(heads)
+    for rows, prompt in zip(groups, prompts, strict=True):
+        for row in rows:
+            behind = len(policy.token_ids(_split_prompt(policy, row)[1]))
+            check_prompt_length(row, prompt.length + behind, policy.max_prompt_tokens)
     # Where the projector is trained, prompts have a graph of their own. It is cut off here, so that the graph of one
     # micro-batch can be freed before the next; the gradients that arrive at the cut go through the projector last.
     cut = [replace(p, embeddings=p.embeddings.detach().requires_grad_(p.embeddings.requires_grad)) for p in prompts]
@@ -89,7 +95,7 @@ def sft_gradient(policy: Policy, groups: Sequence[Sequence[dict[str, Any]]]) -> 
 def _answers(policy: Policy, rows: Sequence[dict[str, Any]]) -> tuple[PrefixTree, Tensor]:
     """Build the prefix tree of what follows the audio in each row, and a mask (rows, T) that is True at references."""
     questions = [policy.token_ids(_split_prompt(policy, row)[1]) for row in rows]
-    answers = [[*policy.token_ids(_reference(row)), policy.eos_token_ids[0]] for row in rows]
+    answers = [[*policy.token_ids(_reference(row)), policy.end_of_answer] for row in rows]
     lengths = torch.tensor([len(q) + len(a) for q, a in zip(questions, answers, strict=True)])
     tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     mask = torch.zeros(tokens.shape, dtype=torch.bool)
