@@ -14,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import LlamaConfig, LlamaModel
+from transformers import Gemma4TextConfig, LlamaConfig, LlamaModel, Qwen3MoeConfig
 
-from leaf.errors import ConfigError, RunError
+from leaf.errors import ConfigError, ModelError, RunError
 from leaf.model import footprint
-from leaf.model.footprint import Estimate, estimate, footprint_of, token_budget
+from leaf.model.footprint import Estimate, _inner_size, estimate, footprint_of, token_budget
 from tests.helpers.update_memory import ALL, CELL, build, run, text_config
 
 
@@ -328,3 +328,15 @@ def test_a_share_or_length_out_of_range_is_refused(share, longest):
     made = predicted(CELL)[0]
     with pytest.raises(ConfigError, match="share of memory"):
         token_budget(made, 10**9, longest=longest, share=share)
+
+
+def test_experts_are_counted_under_every_name_and_said_to_be_unknown_where_they_are():
+    def inner(**settings):
+        config = Gemma4TextConfig(intermediate_size=96, **settings)
+        return _inner_size(config)
+
+    assert inner() == 96
+    assert inner(enable_moe_block=True, num_experts=8, top_k_experts=4, moe_intermediate_size=32) == 128
+    assert _inner_size(Qwen3MoeConfig(intermediate_size=96, moe_intermediate_size=32, num_experts_per_tok=4)) == 128
+    with pytest.raises(ModelError, match=r"experts of width 32.*says how many work on a token.*Set token_budget"):
+        inner(enable_moe_block=True, num_experts=8, moe_intermediate_size=32)

@@ -205,6 +205,19 @@ for _model_type in ("qwen3_omni_moe", "qwen3_omni_moe_thinker"):
     )
 register(
     Family(
+        model_type="qwen3_asr",
+        language_model="model.language_model",
+        audio_tower="model.audio_tower",
+        projector="model.multi_modal_projector",
+        audio_token="<|audio_pad|>",
+        max_seconds=_unlimited,
+        audio_limit="any length",
+        alone=True,  # its convolutions see the padding behind the last frame (transformers 5.23)
+        note="Qwen3-ASR answers 'language NAME<asr_text>' and the text; references and rewards have to match that.",
+    )
+)
+register(
+    Family(
         model_type="vibevoice_asr",
         language_model="model.language_model",
         audio_tower="model.acoustic_tokenizer_encoder",
@@ -247,3 +260,11 @@ register(
 )
 refuse("granite_speech5_ctc", "It is a CTC recogniser without a language model, so there is no text policy to train.")
 refuse("voxtral_realtime", "It adds audio to every generated token as it streams, so a prompt cannot be encoded once.")
+_UNTRIED = (
+    "leaf has no tested description of it: {} Write one with leaf.model.families.register(Family(...)); the start-up "
+    "checks say whether it is right."
+)
+refuse("gemma4", _UNTRIED.format("its layers differ in the width of their heads, and some read the cache of others."))
+refuse("gemma4_unified", _UNTRIED.format("it has no audio tower; the projector takes the waveform itself."))
+refuse("fun_asr_nano", _UNTRIED.format("its projector has attention layers of its own, behind a SenseVoice encoder."))
+refuse("moss_transcribe_diarize", _UNTRIED.format("its processor writes the seconds as text between audio frames."))

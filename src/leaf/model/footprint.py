@@ -45,6 +45,7 @@ _BOOL = 1
 # Float32 copies of a chunk of logits alive at once in `leaf.model.head`: logits, their probabilities and one between.
 _LOGIT_COPIES = 3
 _ATTENTION_INPUT = ("q_proj", "k_proj", "v_proj", "qkv_proj")
+_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
 _MLP_INPUT = ("gate_proj", "up_proj", "gate_up_proj")
 
 
@@ -154,6 +155,9 @@ def estimate(
         gradient_checkpointing: whether only the inputs of layers are kept.
         logit_rows: rows of logits computed at once (`Policy.logit_rows`).
         device: where it runs.
+
+    Raises:
+        ModelError: the configuration does not say enough; see `_inner_size`.
     """
     hidden, inner = text_config.hidden_size, _inner_size(text_config)
     layers, heads = text_config.num_hidden_layers, text_config.num_attention_heads
@@ -186,12 +190,25 @@ def estimate(
 
 
 def _inner_size(text_config: Any) -> int:
-    """Find the widest MLP that a token passes through; experts that work on one token count together."""
+    """Find the widest MLP that a token passes through; experts that work on one token count together.
+
+    Raises:
+        ModelError: the configuration has experts and does not say how many of them work on a token.
+    """
     sizes = text_config.intermediate_size
     size = max(sizes) if isinstance(sizes, list | tuple) else sizes
-    if hasattr(text_config, "moe_intermediate_size"):
-        return max(size, text_config.num_experts_per_tok * text_config.moe_intermediate_size)
-    return size
+    # Configurations of models without experts lack these names, or have them as None (Gemma 4).
+    width = getattr(text_config, "moe_intermediate_size", None)
+    if width is None:
+        return size
+    for name in _EXPERTS_PER_TOKEN:
+        if (working := getattr(text_config, name, None)) is not None:
+            return max(size, working * width)
+    raise ModelError(
+        f"The configuration {text_config.model_type} has experts of width {width}, but none of "
+        f"{', '.join(_EXPERTS_PER_TOKEN)} says how many work on a token, so memory cannot be estimated. "
+        "Set token_budget."
+    )
 
 
 def _lora_token(
