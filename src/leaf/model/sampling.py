@@ -59,8 +59,8 @@ class Group:
 
     def select(self, indices: list[int]) -> "Group":
         """Make a group of some of the completions, width unchanged."""
-        parts = (self.tokens, self.lengths, self.surprisal, self.truncated)
-        return Group(self.prompt, *(part[indices] for part in parts))
+        tokens, lengths = self.tokens[indices], self.lengths[indices]
+        return Group(self.prompt, tokens, lengths, self.surprisal[indices], self.truncated[indices])
 
     def texts(self, tokenizer) -> list[str]:
         """Decode the completions without special tokens."""
@@ -127,7 +127,7 @@ def sample(
 def in_batches(
     policy: Policy,
     prompts: Sequence[Prompt],
-    action: Callable[[list[int]], list[Group]],
+    action: Callable[[Sequence[int]], list[Group]],
     *,
     behind_prompt: int,
     token_budget: int | None,
