@@ -179,7 +179,7 @@ def test_judgements_of_other_predictions(pair, tmp_path):
     write(pair[0], "one", BETTER)  # evaluated again since
     shown = compare_files(pair, metrics=["bleu"])
     assert "judge direct" not in shown
-    assert "not used, for they judge systems that are not compared here: 'one.judge-direct-m.jsonl'" in shown
+    assert "not used, because they judge systems that are not compared here: 'one.judge-direct-m.jsonl'" in shown
     with pytest.raises(DataError, match="judges other predictions"):
         compare_files(pair, metrics=["bleu"], judged=[file])
     with pytest.raises(DataError, match="was not written by `leaf judge`"):

@@ -252,7 +252,7 @@ def test_an_interrupted_pass_goes_on_behind_its_last_whole_batch(policy, rows, r
     partial.write_bytes(left + b'{"1": [["torn')
     result, said = evaluated(recipe, policy, rows, tmp_path / "out")
     assert sizes == [["0", "3"], ["1", "2"], ["1", "2"]]  # the first batch was not said again
-    assert f"{partial} has what was said on 2 rows before an interruption; it goes on from there" in said
+    assert f"{partial} has the predictions of 2 rows from before an interruption; they are used" in said
     assert result.passes == whole.passes
     assert (tmp_path / "out/base.jsonl").read_text() == (tmp_path / "whole/base.jsonl").read_text()
     assert not partial.exists()
@@ -262,7 +262,7 @@ def test_an_interrupted_pass_goes_on_behind_its_last_whole_batch(policy, rows, r
     sizes[:] = [[], []]
     result, said = evaluated(recipe, policy, rows, tmp_path / "out", seeds=(42,))
     assert len(sizes) == 4
-    assert said[0] == f"{partial} was left by an evaluation with other settings; it is not used and begun anew"
+    assert said[0] == f"{partial} was left by an evaluation with other settings; it is not used, and overwritten"
     assert result.passes == whole.passes[:1]
 
 

@@ -23,7 +23,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast, RobertaConfig
 from leaf.errors import ConfigError, DataError
 from leaf.evaluation import bootstrap as bootstrap_module
 from leaf.evaluation import model_metrics
-from leaf.evaluation.bootstrap import Scored, _draws, _resampled, mean_interval, student_quantile
+from leaf.evaluation.bootstrap import Scored, _draw_weights, _resample, mean_interval, student_quantile
 from leaf.evaluation.metrics import METRICS
 from leaf.evaluation.registry import bootstrap, metric, paired_bootstrap, score, statistics
 from leaf.text import exact_match, normalise, token_f1
@@ -121,10 +121,10 @@ def _index(row):
 @pytest.mark.parametrize("name", list(METRICS))
 def test_a_resample_is_scored_as_the_metric_scores_it(name):
     items = metric(name).items(OURS, THEIRS)
-    rows = np.concatenate(list(_draws(len(OURS), 20, seed=1)))
+    rows = np.concatenate(list(_draw_weights(len(OURS), 20, seed=1)))
     assert rows.sum(1).tolist() == [len(OURS)] * 20
     assert len(np.unique(rows, axis=0)) > 10
-    for row, value in zip(rows, _resampled(metric(name).total, items, 20, seed=1), strict=True):
+    for row, value in zip(rows, _resample(metric(name).total, items, 20, seed=1), strict=True):
         ours, theirs = [[side[i] for i in _index(row)] for side in (OURS, THEIRS)]
         assert value == pytest.approx(score(ours, theirs, [name])[name].value, abs=1e-9)
         if name == "bleu":
@@ -132,11 +132,11 @@ def test_a_resample_is_scored_as_the_metric_scores_it(name):
 
 
 def test_draws_are_uniform_and_do_not_depend_on_the_memory_allowed(monkeypatch):
-    whole = np.concatenate(list(_draws(7, 4000, seed=3)))
+    whole = np.concatenate(list(_draw_weights(7, 4000, seed=3)))
     np.testing.assert_allclose(whole.mean(0), 1.0, atol=0.08)  # 5 standard errors: sqrt(6/7 / 4000) = 0.0146
     np.testing.assert_allclose(whole.var(0), 6 / 7, atol=0.12)  # binomial(7, 1/7)
-    monkeypatch.setattr(bootstrap_module, "_COUNTS_AT_ONCE", 50)
-    chunks = list(_draws(7, 4000, seed=3))
+    monkeypatch.setattr(bootstrap_module, "_WEIGHTS_AT_ONCE", 50)
+    chunks = list(_draw_weights(7, 4000, seed=3))
     assert max(len(chunk) for chunk in chunks) == 7
     np.testing.assert_array_equal(np.concatenate(chunks), whole)
 
@@ -334,7 +334,7 @@ def test_meteor_without_wordnet_says_how_to_get_it(tmp_path, monkeypatch):
     assert metric("meteor", {"meteor": str(tmp_path)}).is_kept  # the folder above will do
     (tmp_path / "corpora").mkdir()
     folder.rename(tmp_path / "corpora/wordnet")
-    model_metrics._built.cache_clear()
+    model_metrics._build_once.cache_clear()
     assert metric("meteor").is_kept  # where nltk itself looks
 
 
@@ -440,7 +440,7 @@ def test_comet_calls_its_own_program(tmp_path):
         score(["one"], ["one"], ["comet"], paths=paths)
     with pytest.raises(ConfigError, match="ended with code 1: the checkpoint does not load"):
         score(["fail"], ["one"], ["comet"], sources=["un"], paths=paths)
-    with pytest.raises(ConfigError, match=r"model.ckpt is not there"):
+    with pytest.raises(ConfigError, match=r"model.ckpt does not exist"):
         metric("comet", {**paths, "comet": str(tmp_path / "no/model.ckpt")})
     with pytest.raises(ConfigError, match=r"pip install unbabel-comet.*comet-score=comet/bin"):
         metric("comet", {**paths, "comet-score": str(tmp_path / "none")})

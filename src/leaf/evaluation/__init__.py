@@ -1,1 +1,1 @@
-"""Score predictions: metrics, intervals, evaluation and comparison."""
+"""Decode predictions, score them with intervals, and compare systems."""

@@ -1,4 +1,9 @@
-"""Compute scores from statistics per item, and their intervals by resampling."""
+"""Compute scores from statistics per item, and their intervals by resampling.
+
+A metric is written as statistics per item, which are added up over the corpus, and a function of the sums. So a
+bootstrap resample is a weighted sum of rows, where the weight of an item is how often it was drawn: all resamples are
+one matrix product, and no text is scored twice.
+"""
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -8,18 +13,18 @@ import numpy as np
 
 from leaf.errors import ConfigError, DataError
 
-# Counts held at once while resampling: 32 MB, however many samples and items.
-_COUNTS_AT_ONCE = 4_000_000
+# How many weights are in memory at once while resampling: 32 MB, however many samples and items there are.
+_WEIGHTS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
 class Metric:
-    """Define a corpus metric.
+    """A corpus metric.
 
     Attributes:
         items: (predictions, references), and the sources where they are needed → (items, statistics) array.
         total: sum of the statistics over the corpus → value.
-        signature: whether both sides were lower-cased first → name, settings and versions.
+        signature: whether case was folded first, on both sides → name, settings and versions.
         needs_source: whether it reads what was said, besides prediction and reference.
         is_kept: whether its statistics are written beside the predictions, because they take data or a model to make.
             Such a metric is a mean: its total is `percentage`.
@@ -36,10 +41,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Scored:
-    """Hold one system's scores by one metric or judge.
+    """One system's scores by one metric or judge.
 
     The value is the mean over the passes. A resample draws items, or `groups` of items as wholes (one key per item),
-    and takes them in every pass: passes over one recording are no further recordings.
+    and takes them in every pass: further passes over a recording do not make more recordings.
 
     Attributes:
         total: sum of the statistics over the items → value.
@@ -52,11 +57,11 @@ class Scored:
     less_is_better: bool = False
 
     def values(self) -> list[float]:
-        """Return the value of each pass."""
+        """Compute the value of each pass."""
         return [self.total(items.sum(0)) for items in self.passes]
 
     def value(self) -> float:
-        """Return the mean over the passes."""
+        """Compute the mean over the passes."""
         return float(np.mean(self.values()))
 
     def interval(
@@ -67,8 +72,8 @@ class Scored:
         seed: int = 0,
         level: float = 0.95,
     ) -> tuple[float, float]:
-        """Return the percentile bootstrap interval of the value."""
-        return _quantiles(self._resampled(groups, samples, seed), level)
+        """Compute the percentile bootstrap interval of the value."""
+        return _percentile_interval(self._resampled_values(groups, samples, seed), level)
 
     def against(
         self,
@@ -79,33 +84,33 @@ class Scored:
         seed: int = 0,
         level: float = 0.95,
     ) -> tuple[float, float, float, float]:
-        """Return the difference to another system, self − other, its interval and two-sided p; see paired_bootstrap."""
-        # The same seed and the same number of units draw the same resamples.
-        differences = self._resampled(groups, samples, seed) - other._resampled(groups, samples, seed)
-        low, high = _quantiles(differences, level)
+        """Compute the difference to another system, self − other, its interval and two-sided p (`paired_bootstrap`)."""
+        # Paired: the same seed and the same number of units draw the same resamples for both.
+        differences = self._resampled_values(groups, samples, seed) - other._resampled_values(groups, samples, seed)
+        low, high = _percentile_interval(differences, level)
         tail = min((differences <= 0).sum(), (differences >= 0).sum())
         return self.value() - other.value(), low, high, float(min(1.0, 2 * (tail + 1) / (samples + 1)))
 
-    def _resampled(self, groups: Sequence[Hashable] | None, samples: int, seed: int) -> np.ndarray:
-        return np.mean([_resampled(self.total, _grouped(p, groups), samples, seed) for p in self.passes], axis=0)
+    def _resampled_values(self, groups: Sequence[Hashable] | None, samples: int, seed: int) -> np.ndarray:
+        return np.mean([_resample(self.total, _sum_by_group(p, groups), samples, seed) for p in self.passes], axis=0)
 
 
 def percentage(sums: np.ndarray) -> float:
-    """Return 100 times the first sum over the second: the total of a mean or a rate."""
+    """Compute 100 times the first sum over the second: the total of a mean or a rate."""
     return float(100.0 * sums[0] / sums[1])
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Return mean and half-width of Student's t interval, for a handful of seeds; needs two finite values or more."""
+    """Compute mean and half-width of Student's t interval, for a handful of seeds; at least two finite values."""
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2 or not np.isfinite(array).all():
         raise DataError(f"An interval of a mean needs at least 2 finite values; got {array.tolist()}.")
-    half = student_quantile(_checked(level), len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array))
+    half = student_quantile(_checked_level(level), len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array))
     return float(array.mean()), float(half)
 
 
 def seeds_for(differences: Sequence[float], half: float = 0.5) -> int:
-    """Return how many paired seeds give a 95 % Student interval of at most ± `half`, at the deviation of these."""
+    """Compute how many paired seeds give a 95 % Student interval of at most ± `half`, at the deviation of these."""
     deviation, n = np.std(differences, ddof=1), 2
     while student_quantile(0.95, n - 1) * deviation / math.sqrt(n) > half:
         n += 1
@@ -113,7 +118,7 @@ def seeds_for(differences: Sequence[float], half: float = 0.5) -> int:
 
 
 def student_quantile(level: float, freedom: int) -> float:
-    """Return t with P(|T| < t) = level, by bisection on the finite series (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
+    """Compute t with P(|T| < t) = level, by bisection on the finite series (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
     exponents = np.arange(freedom % 2, freedom - 1, 2)  # 1, 3, … or 0, 2, …, up to ν − 2
     coefficients = np.cumprod([(e - 1) / e if e > 1 else 1.0 for e in exponents.tolist()])
     low, high = 0.0, math.pi / 2  # of the angle θ with t = √ν tan θ
@@ -126,8 +131,8 @@ def student_quantile(level: float, freedom: int) -> float:
     return math.sqrt(freedom) * math.tan(low)
 
 
-def _grouped(items: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray:
-    """Return one row per group, the sum of its items; the items themselves without groups."""
+def _sum_by_group(items: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray:
+    """Add up the items of each group, a row per group; without groups the items stay as they are."""
     if groups is None:
         return items
     if len(groups) != len(items):
@@ -138,30 +143,31 @@ def _grouped(items: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray
     return summed
 
 
-def _draws(units: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield (some samples, units) counts of how often each unit is drawn, `samples` rows in all."""
+def _draw_weights(units: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """Draw `samples` resamples of so many units: yield (some samples, units) of how often each unit was drawn."""
     if samples < 1:
         raise ConfigError(f"The number of bootstrap samples is {samples}; allowed is 1 or more.")
     generator = np.random.default_rng(seed)
-    most = max(1, _COUNTS_AT_ONCE // units)
+    most = max(1, _WEIGHTS_AT_ONCE // units)
     for start in range(0, samples, most):
         rows = min(most, samples - start)
+        # One bincount for all rows: the draws of each row are shifted into a range of their own.
         drawn = generator.integers(units, size=(rows, units)) + units * np.arange(rows)[:, None]
         yield np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units).astype(np.float64)
 
 
-def _resampled(total: Callable[[np.ndarray], float], items: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    """Return (samples,) the metric of every resample."""
-    draws = _draws(len(items), samples, seed)
-    return np.array([total(sums) for counts in draws for sums in counts @ items])
+def _resample(total: Callable[[np.ndarray], float], items: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """Compute (samples,) the value of every resample."""
+    draws = _draw_weights(len(items), samples, seed)
+    return np.array([total(sums) for weights in draws for sums in weights @ items])
 
 
-def _quantiles(values: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [0.5 - _checked(level) / 2, 0.5 + level / 2])
+def _percentile_interval(values: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.5 - _checked_level(level) / 2, 0.5 + level / 2])
     return float(low), float(high)
 
 
-def _checked(level: float) -> float:
+def _checked_level(level: float) -> float:
     if 0.0 < level < 1.0:
         return level
     raise ConfigError(f"The level of an interval is {level}; allowed is a number between 0 and 1, such as 0.95.")

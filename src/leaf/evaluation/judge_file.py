@@ -1,4 +1,4 @@
-"""Have a prediction file judged, and write the verdicts."""
+"""Have a prediction file judged by a language model, and write the verdicts."""
 
 import re
 import statistics
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from leaf.errors import ConfigError
-from leaf.evaluation.predictions import meta_path, read_predictions
+from leaf.evaluation.compare import load_systems
+from leaf.evaluation.predictions import Predictions, meta_path, read_predictions
 from leaf.files import write_json, write_rows
 from leaf.rewards.endpoint import Client, Endpoint
 from leaf.rewards.judge import Tally, compare_items, score_items
@@ -28,15 +29,15 @@ def judge_file(
 ) -> str:
     """Judge a prediction file, write one row per item and pass, and return a summary in a few lines.
 
-    Every reply is in the cache as soon as it came: given again after an interruption, only the rest is asked for.
+    Every reply is cached as soon as it comes. So a call that was interrupted and is repeated asks only for the rest.
 
     Args:
         predictions: file of `leaf evaluate`, or any that leaf.evaluation.predictions reads.
         endpoint: where the judge answers.
-        settings: how it is asked.
+        settings: how the judge is asked.
         against: the other prediction file, for pairwise; its items must be the same.
         out: file to write; default beside `predictions`, where `leaf compare` finds it.
-        passes: how many of the file's passes are judged, the first ones.
+        passes: how many of the file's passes are judged, from the first on.
         cache: file of replies; default beside `out`.
         say: takes lines about the progress.
 
@@ -44,8 +45,6 @@ def judge_file(
         DataError, ConfigError: files or settings that do not fit.
         JudgeError: the endpoint refuses, or does not answer after all retries.
     """
-    from leaf.evaluation.compare import load_systems
-
     path = Path(predictions)
     if (settings.kind == "pairwise") != (against is not None):
         raise ConfigError("A pairwise judge needs two prediction files (--against OTHER), the other kinds need one.")
@@ -53,20 +52,12 @@ def judge_file(
     for one in systems:
         if not 1 <= passes <= len(one.passes):
             raise ConfigError(f"passes is {passes}; {one.system} has {len(one.passes)}.")
-    if out is None:
-        other = "" if against is None else f"-{Path(against).stem}"
-        model = re.sub(r"[^\w.-]+", "-", Path(endpoint.model).name)
-        out = path.with_name(f"{path.stem}.judge-{settings.kind}-{model}{other}.jsonl")
-    out = Path(out)
+    out = Path(out or _file_name(path, endpoint.model, settings.kind, against))
     tally, rows = Tally(), []
     with Client(endpoint, cache or out.with_suffix(".cache.sqlite"), say=say) as client:
         for number in range(passes):
-            items = [_texts(item) for item in systems[0].items]
-            for i, item in enumerate(items):
-                names = ("answer_a", "answer_b") if against is not None else ("answer",)
-                item |= {name: one.passes[number][i] for name, one in zip(names, systems, strict=True)}
-            work = compare_items if settings.kind == "pairwise" else score_items
-            for item, result in zip(systems[0].items, work(client, settings, items, tally), strict=True):
+            results = _judge_pass(client, settings, systems, number, tally)
+            for item, result in zip(systems[0].items, results, strict=True):
                 rows.append({"id": item["id"], "pass": number, **result})
         tally.cached = client.cached
     has_reference = all(item.get("reference") for item in systems[0].items)
@@ -84,6 +75,26 @@ def judge_file(
     return f"{names}: {line}\n{tally.cached} of {tally.replies} replies came from the cache; verdicts are in {out}"
 
 
+def _file_name(path: Path, model: str, kind: str, against: str | Path | None) -> Path:
+    """Name the file that is written where nothing is asked: beside the predictions, where `leaf compare` finds it."""
+    other = "" if against is None else f"-{Path(against).stem}"
+    plain = re.sub(r"[^\w.-]+", "-", Path(model).name)
+    return path.with_name(f"{path.stem}.judge-{kind}-{plain}{other}.jsonl")
+
+
+def _judge_pass(
+    client: Client, settings: JudgeSettings, systems: Sequence[Predictions], number: int, tally: Tally
+) -> list[dict[str, Any]]:
+    """Have one pass of one system judged, or of two against each other."""
+    names = ("answer",) if len(systems) == 1 else ("answer_a", "answer_b")
+    items = [
+        _texts(item) | {name: one.passes[number][i] for name, one in zip(names, systems, strict=True)}
+        for i, item in enumerate(systems[0].items)
+    ]
+    work = compare_items if settings.kind == "pairwise" else score_items
+    return work(client, settings, items, tally)
+
+
 def _texts(item: Mapping[str, Any]) -> dict[str, str]:
     return {
         "passage": str(item.get("text") or ""),
@@ -93,7 +104,7 @@ def _texts(item: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _summary(kind: str, rows: Sequence[Mapping[str, Any]], tally: Tally) -> tuple[str, dict[str, Any]]:
-    """Return what a judge found, as a line and as numbers."""
+    """Summarise what a judge found, as a line and as numbers."""
     numbers: dict[str, Any] = {"replies": tally.replies, "unreadable": tally.unreadable}
     if kind == "pairwise":
         counts = Counter(row["verdict"] for row in rows)

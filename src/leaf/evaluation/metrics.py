@@ -1,8 +1,7 @@
-"""Corpus metrics with the signature that reproduces them, and bootstrap intervals over items or whole utterances.
+"""Corpus metrics that need nothing but this package and its dependencies: BLEU, chrF, ROUGE, matches, error rates.
 
-A metric is written as statistics per item, summed over the corpus, and a function of the sum. So a bootstrap resample
-is a weighted sum of rows, not a second scoring. Those that need data or a model (METEOR, BERTScore, COMET) are in
-leaf.evaluation.model_metrics; `metric` finds them all.
+Those that need data or a model (METEOR, BERTScore, COMET) are in leaf.evaluation.model_metrics;
+leaf.evaluation.registry finds them all.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ def _sacrebleu(name: str, kind: type[BLEU] | type[CHRF]) -> Metric:
     scorer = kind()
 
     def items(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
-        # sacreBLEU's own per-sentence statistics: the sums corpus_score takes.
+        # sacreBLEU's own statistics of a sentence; corpus_score adds up the same.
         return np.array(scorer._extract_corpus_statistics(list(predictions), [list(references)]), dtype=np.float64)
 
     def total(sums: np.ndarray) -> float:

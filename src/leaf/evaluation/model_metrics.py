@@ -1,7 +1,8 @@
 """Metrics that need more than this package: METEOR (WordNet), BERTScore (a model), COMET (its own program and model).
 
-None of them downloads anything unasked, and none is left out in silence: what is missing is an error that says how to
-get it. Their statistics per item are kept beside the predictions, so that a comparison needs neither data nor model.
+None of them downloads anything without being asked, and none is left out silently: where something is missing, an
+error says how to get it. Their statistics per item are kept beside the predictions, so that a comparison needs neither
+data nor model.
 """
 
 import json
@@ -24,27 +25,27 @@ from leaf.errors import ConfigError
 from leaf.evaluation.bootstrap import Metric, percentage
 from leaf.files import file_sha256
 
-# The key of a path that is no metric's: the program that computes COMET.
+# Of the paths, this one belongs to no metric: it is the program that computes COMET.
 COMET_PROGRAM = "comet-score"
 _WORDNET_FILES = tuple(f"{kind}.{part}" for kind in ("data", "index") for part in ("adj", "adv", "noun", "verb"))
 _WORDNET_FILES += tuple(f"{part}.exc" for part in ("adj", "adv", "noun", "verb"))
 _GET_WORDNET = (
-    "Get it with `python -m nltk.downloader wordnet` and unpack the wordnet.zip that it leaves, or name a folder that "
-    "holds WordNet's files: `--metric-path meteor=DIR`. Debian's wordnet-base puts them into /usr/share/wordnet."
+    "Get it with `python -m nltk.downloader wordnet` and unpack its wordnet.zip, or name a folder with the files, "
+    "`--metric-path meteor=DIR`. Debian's wordnet-base puts them into /usr/share/wordnet."
 )
 
 
 def build(name: str, paths: Mapping[str, str]) -> Metric:
-    """Return a metric of `BUILDERS`, made once for the same paths.
+    """Build a metric of `BUILDERS`, once for the same paths.
 
     Raises:
         ConfigError: its package, data, model or program is missing.
     """
-    return _built(name, paths.get(name), paths.get(COMET_PROGRAM))
+    return _build_once(name, paths.get(name), paths.get(COMET_PROGRAM))
 
 
 @lru_cache(maxsize=8)
-def _built(name: str, path: str | None, program: str | None) -> Metric:
+def _build_once(name: str, path: str | None, program: str | None) -> Metric:
     return BUILDERS[name](path, program)
 
 
@@ -63,21 +64,21 @@ def _meteor(path: str | None, program: str | None) -> Metric:
 
     def items(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
         pairs = [[tokenizer.tokenize(text) for text in pair] for pair in zip(references, predictions, strict=True)]
-        return _values([single_meteor_score(r, p, stemmer=stemmer, wordnet=wordnet) for r, p in pairs])
+        return _mean_statistics([single_meteor_score(r, p, stemmer=stemmer, wordnet=wordnet) for r, p in pairs])
 
     signature = f"meteor|tok:treebank|stemmer:porter|a:0.9|b:3|g:0.5|wordnet:{version}|case:lc|nltk:{_version('nltk')}"
     return Metric(items, percentage, lambda lowercase: signature, is_kept=True)
 
 
 def _wordnet(path: str | None) -> tuple[Any, str]:
-    """Return nltk's WordNet reader and its version with a checksum of the files."""
+    """Open WordNet: nltk's reader, and its version with a checksum of the files."""
     import nltk
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
     class Reader(WordNetCorpusReader):
-        """Read a bare WordNet folder: without the names of lexicographer files and older versions METEOR never asks.
+        """Reads a bare WordNet folder, without the lexicographer files and older versions that METEOR never needs.
 
-        Files are read into memory whole, as nltk would never close them.
+        Files are read into memory whole, because nltk would never close them.
         """
 
         def open(self, file: str) -> Any:
@@ -108,7 +109,7 @@ def _wordnet(path: str | None) -> tuple[Any, str]:
 
 
 def _nltk_wordnet() -> Path:
-    """Return where nltk has WordNet, unpacked."""
+    """Find nltk's own WordNet, unpacked."""
     import nltk
 
     for folder in nltk.data.path:
@@ -116,7 +117,7 @@ def _nltk_wordnet() -> Path:
         if _is_wordnet(found):
             return found
         if found.with_suffix(".zip").is_file():
-            raise ConfigError(f"METEOR reads WordNet unpacked; unzip {found.with_suffix('.zip')} where it lies.")
+            raise ConfigError(f"METEOR reads WordNet unpacked; unzip {found.with_suffix('.zip')} in its folder.")
     raise ConfigError(f"METEOR needs WordNet, which nltk does not have here. {_GET_WORDNET}")
 
 
@@ -128,21 +129,21 @@ def _is_wordnet(folder: Path) -> bool:
 def _bertscore(path: str | None, program: str | None) -> Metric:
     """Define BERTScore's F1 (Zhang et al. 2020) as bert-score computes it: no idf weights, no rescaling; a mean.
 
-    An empty prediction scores 0, as there.
+    An empty prediction scores 0, as it does there.
     """
     from transformers import AutoTokenizer, GPT2Tokenizer, RobertaTokenizer
 
     if path is None:
         raise ConfigError(
             "BERTScore needs a model. Name a folder with one, and its layer: `--metric-path bertscore=DIR:17`, or a "
-            "model of the hub, `--metric-path bertscore=roberta-large`, which is then fetched if it is not there."
+            "model of the hub, `--metric-path bertscore=roberta-large`, which is then downloaded where it is missing."
         )
     try:
         from bert_score import BERTScorer
         from bert_score.utils import model2layers
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f'BERTScore needs a package that is not there ({error.name}): pip install "leaf-speech[bertscore]".'
+            f'BERTScore needs a package that is not installed ({error.name}): pip install "leaf-speech[bertscore]".'
         ) from error
     name, colon, layer = path.rpartition(":")
     if not colon or not layer.isdigit():
@@ -156,7 +157,7 @@ def _bertscore(path: str | None, program: str | None) -> Metric:
     except (OSError, ValueError, AssertionError) as error:
         raise ConfigError(f"BERTScore cannot take layer {layer} of the model {name}: {error}") from error
     if isinstance(scorer._tokenizer, RobertaTokenizer | GPT2Tokenizer):
-        # bert-score asks for a space before the first word in every call, which transformers 5 ignores there.
+        # bert-score asks in every call for a space before the first word; transformers 5 ignores that.
         scorer._tokenizer = AutoTokenizer.from_pretrained(name, add_prefix_space=True)
     if scorer._tokenizer.model_max_length > 1_000_000:
         raise ConfigError(
@@ -170,9 +171,9 @@ def _bertscore(path: str | None, program: str | None) -> Metric:
         if real:
             f1 = scorer.score([predictions[i] for i in real], [references[i] for i in real])[2]
             values[real] = f1.numpy()
-        return _values(values)
+        return _mean_statistics(values)
 
-    settings = f"model:{Path(name).name}{_weights(Path(name))}|layer:{layer}|idf:no|rescale:no"
+    settings = f"model:{Path(name).name}{_weights_checksum(Path(name))}|layer:{layer}|idf:no|rescale:no"
     versions = f"bert-score:{_version('bert-score')}|transformers:{_version('transformers')}"
 
     def signature(lowercase: bool) -> str:
@@ -181,8 +182,8 @@ def _bertscore(path: str | None, program: str | None) -> Metric:
     return Metric(items, percentage, signature, is_kept=True)
 
 
-def _weights(folder: Path) -> str:
-    """Return a short checksum of the weights in a folder; nothing for a name of the hub."""
+def _weights_checksum(folder: Path) -> str:
+    """Compute a short checksum of the weights in a folder; "" for a name of the hub."""
     files = sorted(f for f in folder.glob("*") if f.suffix in (".safetensors", ".bin")) if folder.is_dir() else []
     return f"#{sha256(b''.join(file_sha256(f).encode() for f in files)).hexdigest()[:8]}" if files else ""
 
@@ -191,26 +192,26 @@ def _weights(folder: Path) -> str:
 def _comet(path: str | None, program: str | None) -> Metric:
     """Define COMET as the program comet-score computes it from source, prediction and reference: 100 times the mean.
 
-    unbabel-comet pins packages older than leaf needs, so it lives in an environment of its own and is called there.
+    unbabel-comet pins packages that are older than leaf needs, so it has its own environment and is called there.
     """
     if path is None:
         raise ConfigError(
             "COMET needs a checkpoint: `--metric-path comet=DIR/checkpoints/model.ckpt`, or a name that comet-score "
-            "fetches itself, as `--metric-path comet=Unbabel/wmt22-comet-da`."
+            "downloads itself, such as `--metric-path comet=Unbabel/wmt22-comet-da`."
         )
     command = shutil.which(program or COMET_PROGRAM)
     if command is None:
         raise ConfigError(
-            f"COMET needs the program {program or COMET_PROGRAM}, which is not there. It cannot be installed beside "
-            "leaf (unbabel-comet pins older packages): make another environment, `python -m venv comet && "
+            f"COMET needs the program {program or COMET_PROGRAM}, which is missing. It cannot be installed beside "
+            "leaf (unbabel-comet pins older packages). Make another environment, `python -m venv comet && "
             "comet/bin/pip install unbabel-comet 'setuptools<81'`, and name it: "
             f"`--metric-path {COMET_PROGRAM}=comet/bin/comet-score`."
         )
     if path.endswith(".ckpt") and not Path(path).is_file():
-        raise ConfigError(f"The COMET checkpoint {path} is not there.")
+        raise ConfigError(f"The COMET checkpoint {path} does not exist.")
 
     def items(predictions: Sequence[str], references: Sequence[str], sources: Sequence[str]) -> np.ndarray:
-        return _values(_run_comet(command, path, sources, predictions, references))
+        return _mean_statistics(_run_comet(command, path, sources, predictions, references))
 
     local = Path(path).is_file()
     named = f"model:{Path(path).name}#{file_sha256(Path(path))[:8]}" if local else f"model:{path}"
@@ -224,7 +225,7 @@ def _comet(path: str | None, program: str | None) -> Metric:
 def _run_comet(
     command: str, model: str, sources: Sequence[str], predictions: Sequence[str], references: Sequence[str]
 ) -> list[float]:
-    """Call comet-score on three files of lines and return its score per line."""
+    """Run comet-score on three files of lines, and read its score for each line."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
@@ -235,7 +236,7 @@ def _run_comet(
             file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
             arguments += [option, str(file)]
         result = Path(folder) / "scores.json"
-        # Python settings of this environment are none of the other one's.
+        # PYTHONPATH and the like are meant for this environment, not for the other one.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         ran = subprocess.run(
             [*arguments, "--to_json", str(result)], capture_output=True, text=True, env=environment, check=False
@@ -248,8 +249,8 @@ def _run_comet(
 
 
 # -- shared ------------------------------------------------------------------------------------------------------------
-def _values(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return (items, 2) statistics of a mean: each value and 1."""
+def _mean_statistics(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Make (items, 2) statistics of a mean: each value and 1."""
     array = np.asarray(values, dtype=np.float64)
     return np.stack([array, np.ones_like(array)], axis=1)
 

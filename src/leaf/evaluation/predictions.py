@@ -1,8 +1,8 @@
-"""Prediction files: JSON lines, one row per item and pass, and beside them `NAME.meta.json`, what they were made with.
+"""Prediction files: JSON lines, a row per item and pass, and beside them `NAME.meta.json`, what they were made with.
 
-A row holds the ids, prediction, reference, prompt, what was said and the statistics of metrics that take data or a
-model, so that every score can be computed again without the model. Neither file holds a path of the machine. Rows of
-other programs do as well: `id`, `prediction` and `reference` are enough.
+A row has the id, prediction, reference, prompt, what was said, and the statistics of metrics that take data or a model.
+So every score can be computed again without the model. Neither file has a path of the machine in it. Files of other
+programs can be read too: `id`, `prediction` and `reference` are enough.
 """
 
 import json
@@ -21,7 +21,7 @@ from leaf.evaluation.registry import metric, statistics
 from leaf.files import append_row, drop_torn_line, file_sha256, read_rows, write_json, write_rows
 from leaf.text import unique_names
 
-# What a row takes over from the evaluated row; audio is left where it is.
+# What a prediction file copies from the evaluated row; audio stays where it is.
 COLUMNS = ("id", "kind", "utterance", "prompt", "text", "reference")
 
 
@@ -51,12 +51,12 @@ class Predictions:
 
     @property
     def references(self) -> list[str]:
-        """Return the references, one per item."""
+        """List the references, one per item."""
         return [item["reference"] for item in self.items]
 
     @property
     def groups(self) -> list[str]:
-        """Return the recording of each item, or its id where none is named: what a resample draws as a whole."""
+        """Name the recording of each item, or the item where it has none: a resample draws recordings as wholes."""
         return [str(item.get("utterance") or item["id"]) for item in self.items]
 
     def add(self, seeds: Sequence[int | None], passes: Sequence[tuple[list[str], list[bool]]]) -> None:
@@ -67,7 +67,7 @@ class Predictions:
             self.truncated.append([*truncated])
 
     def scored(self, name: str, *, lowercase: bool, paths: Mapping[str, str] | None = None) -> tuple[Scored, str]:
-        """Return the system under a metric, and the signature; kept statistics are used where there is no path.
+        """Compute the system's scores by a metric, and its signature; kept statistics are used where no path is given.
 
         Raises:
             ConfigError, DataError: as `leaf.evaluation.registry.score`.
@@ -85,9 +85,9 @@ class Predictions:
         return Scored(found.total, arrays, found.less_is_better), found.signature(lowercase)
 
     def answers_digest(self, passes: int) -> str:
-        """Return the SHA-256 of what a judge of the first passes assesses: ids, predictions and references.
+        """Compute the SHA-256 of what a judge of the first passes reads: ids, predictions and references.
 
-        Unlike the file's, it stays the same where the file gets further passes or statistics, or another order.
+        Unlike the file's checksum it stays the same when the file gets more passes or statistics, or another order.
         """
         answers = sorted(
             (item["id"], number, texts[i], item["reference"])
@@ -97,7 +97,7 @@ class Predictions:
         return sha256(json.dumps(answers).encode()).hexdigest()
 
     def write(self, path: Path) -> None:
-        """Write rows and meta data; each file appears whole or not at all."""
+        """Write rows and meta data, each file whole or not at all."""
         rows = []
         for number, texts in enumerate(self.passes):
             for i, item in enumerate(self.items):
@@ -114,34 +114,34 @@ class Predictions:
 
 
 class Unfinished:
-    """Keep beside a prediction file what an evaluation under way has said, each batch as soon as it is there.
+    """The file beside a prediction file in which an evaluation keeps each batch as soon as it is decoded.
 
-    The same evaluation, given again after an interruption, goes on from it; what another one left is not used.
+    The same evaluation, repeated after an interruption, continues from it. What another one left is not used.
 
     Args:
         file: the prediction file, which is written at the end.
-        about: what decides the predictions, JSON.
+        about: what decides the predictions, as JSON values.
         say: takes a line about what was found.
 
     Attributes:
-        said: per row, by number: what was said in each pass, and whether the length limit cut it.
+        said: number of a row → per pass, what was said and whether the length limit cut it.
     """
 
     def __init__(self, file: Path, about: dict[str, Any], say: Callable[[str], None]):
         self.path = file.with_suffix(".unfinished")
         first, *batches = self._whole_lines() or [about]
         if first != about:
-            say(f"{self.path} was left by an evaluation with other settings; it is not used and begun anew")
+            say(f"{self.path} was left by an evaluation with other settings; it is not used, and overwritten")
             batches = []
         self.said = {
             int(number): [(text, cut) for text, cut in texts] for batch in batches for number, texts in batch.items()
         }
         if self.said:
-            say(f"{self.path} has what was said on {len(self.said)} rows before an interruption; it goes on from there")
+            say(f"{self.path} has the predictions of {len(self.said)} rows from before an interruption; they are used")
         write_rows(self.path, [about, *batches])
 
     def _whole_lines(self) -> list[dict[str, Any]]:
-        """Read the lines that are there, without a last one that an interruption tore."""
+        """Read the lines that there are, without a last one that an interruption tore."""
         drop_torn_line(self.path)
         return read_rows(self.path) if self.path.exists() else []
 
@@ -155,7 +155,7 @@ class Unfinished:
 
 
 def kept_items(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return what prediction files keep of evaluated rows: `COLUMNS`, prompts as text, no path of this machine.
+    """Reduce evaluated rows to what prediction files keep: `COLUMNS`, prompts as text, no path of this machine.
 
     An id that comes again gets a number: `a`, `a#2`.
     """
@@ -172,12 +172,12 @@ def kept_items(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def meta_path(path: Path) -> Path:
-    """Return where the meta data of a JSON-lines file lies."""
+    """Name the file with the meta data of a JSON-lines file."""
     return path.with_suffix(".meta.json")
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """Return what lies beside a JSON-lines file, {} if nothing does."""
+    """Read the meta data of a JSON-lines file; {} if there is none."""
     file = meta_path(path)
     if not file.is_file():
         return {}
@@ -230,7 +230,7 @@ def read_predictions(path: str | Path) -> Predictions:
 
 
 def prediction_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the prediction files that files and folders stand for; a folder holds them itself or in `evaluation/`.
+    """Find the prediction files in files and folders; a folder has them itself or in `evaluation/`.
 
     Raises:
         DataError: nothing at a path, or a folder without prediction files.
@@ -270,7 +270,7 @@ def item_difference(a: Predictions, b: Predictions) -> str | None:
 
 
 def in_order_of(b: Predictions, a: Predictions) -> Predictions:
-    """Return b with its items in the order of a's."""
+    """Put the items of b into the order of a's."""
     place = {item["id"]: i for i, item in enumerate(b.items)}
     order = [place[item["id"]] for item in a.items]
     return Predictions(

@@ -15,6 +15,7 @@ import numpy as np
 
 from leaf.evaluation import compare
 from leaf.evaluation.bootstrap import Scored
+from leaf.evaluation.judgements import Judgement, find_judgements, judge_lines, judge_scores
 from leaf.evaluation.metrics import METRICS
 from leaf.evaluation.predictions import (
     Predictions,
@@ -142,8 +143,7 @@ def as_json(
     items = systems[0].items
     lowercase = compare.shared_case(systems, None)
     metrics, left_out = metrics_of(systems, lowercase)
-    unused: list[str] = []
-    judgements = compare.judgements(systems, list(members), (), unused)
+    judgements, unused = find_judgements(systems, list(members), ())
     judges, about_judges = judges_of(judgements, systems)
     verdicts, about_verdicts = verdicts_of(judgements, systems)
     metrics += judges
@@ -238,12 +238,12 @@ def _item_scores(name: str, scored: Scored, system: Predictions, lowercase: bool
 
 
 # -- judges ------------------------------------------------------------------------------------------------------------
-def _kind(results: Sequence[compare.Judgement]) -> str:
+def _kind(results: Sequence[Judgement]) -> str:
     return results[0].meta["judge"]["kind"]
 
 
 def judges_of(
-    judgements: Sequence[Sequence[compare.Judgement]], systems: Sequence[Predictions]
+    judgements: Sequence[Sequence[Judgement]], systems: Sequence[Predictions]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Collect the scores of judges in the form of metrics, see `metrics_of`, and what is to be said about them.
 
@@ -261,13 +261,13 @@ def judges_of(
     return judges, notes
 
 
-def _judge(results: Sequence[compare.Judgement], systems: Sequence[Predictions]) -> tuple[dict[str, Any], list[str]]:
-    lines, notes = compare.judge_lines(results, systems, SAMPLES)
+def _judge(results: Sequence[Judgement], systems: Sequence[Predictions]) -> tuple[dict[str, Any], list[str]]:
+    lines, notes = judge_lines(results, systems, SAMPLES)
     by_system = {one.parties[0]: one for one in results}
     items: list[list[float | None]] = []
     for one in systems:
         if one.system in by_system:
-            sums = compare.judge_scores(by_system[one.system], systems[0])
+            sums = judge_scores(by_system[one.system], systems[0])
             items.append(_numbers(*(total / count if count else np.nan for total, count in sums)))
         else:
             items.append([None] * len(one.items))
@@ -275,7 +275,7 @@ def _judge(results: Sequence[compare.Judgement], systems: Sequence[Predictions])
     for a, b in combinations(range(len(systems)), 2):
         pair = [systems[a], systems[b]]
         if all(one.system in by_system for one in pair):
-            of_pair = compare.judge_lines([by_system[one.system] for one in pair], pair, SAMPLES)[0]
+            of_pair = judge_lines([by_system[one.system] for one in pair], pair, SAMPLES)[0]
             differences |= {f"{a}-{b}": _numbers(*line.difference) for line in of_pair if line.difference}
     scores = {line.system: _numbers(line.value, *line.interval, *line.passes) for line in lines}
     judge = {
@@ -290,7 +290,7 @@ def _judge(results: Sequence[compare.Judgement], systems: Sequence[Predictions])
 
 
 def verdicts_of(
-    judgements: Sequence[Sequence[compare.Judgement]], systems: Sequence[Predictions]
+    judgements: Sequence[Sequence[Judgement]], systems: Sequence[Predictions]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Collect the verdicts of pairwise judges, and what is to be said about them.
 
@@ -304,7 +304,7 @@ def verdicts_of(
     for results in judgements:
         if _kind(results) != "pairwise":
             continue
-        notes += compare.judge_lines(results, systems, SAMPLES)[1]
+        notes += judge_lines(results, systems, SAMPLES)[1]
         for judgement in results:
             a, b = (place[name] for name in judgement.parties)
             by_id: dict[str, list[str]] = {}

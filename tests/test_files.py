@@ -1,0 +1,89 @@
+"""Files and directories are written whole or not at all; the kills at every operation are in tests/runs."""
+
+import pytest
+
+from leaf import files
+from leaf.errors import DataError, RunError
+
+
+def fill(text):
+    return lambda path: (path / "text").write_text(text)
+
+
+def fail(path):
+    (path / "half").write_text("x")
+    raise OSError("the disk is gone")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path):
+    file = tmp_path / "new/folder/a.txt"
+    files.write_text(file, "one")
+    files.write_text(file, "two")
+
+    def half(path):
+        path.write_text("th")
+        raise OSError("the disk is gone")
+
+    with pytest.raises(RunError, match=r"a\.txt cannot be written: the disk is gone\. What was saved before is intact"):
+        files.replace_file(file, half)
+    assert file.read_text() == "two"
+    assert names(file.parent) == ["a.txt"]
+
+
+def test_a_directory_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path):
+    for text in ("one", "two"):
+        files.replace_directory(tmp_path / "a", fill(text))
+    with pytest.raises(RunError, match="the disk is gone"):
+        files.replace_directory(tmp_path / "a", fail)
+    assert (tmp_path / "a/text").read_text() == "two"
+    assert names(tmp_path) == ["a"]
+    files.remove_directory(tmp_path / "a")
+    assert names(tmp_path) == []
+
+
+def test_of_several_that_make_a_new_directory_the_first_has_the_name(tmp_path):
+    files.new_directory(tmp_path / "a", fill("one"))
+    with pytest.raises(RunError, match="cannot be written"):
+        files.new_directory(tmp_path / "a", fill("two"))
+    with pytest.raises(RunError, match="the disk is gone"):
+        files.new_directory(tmp_path / "b", fail)
+    assert (tmp_path / "a/text").read_text() == "one"
+    assert names(tmp_path) == ["a"]
+
+
+def test_what_a_kill_left_is_put_right(tmp_path):
+    for name in ("a.old", "a.partial", "b", "b.old", "b.removed"):
+        fill(name)((tmp_path / name).mkdir() or tmp_path / name)
+    for name in ("a", "b", "c"):
+        files.recover(tmp_path / name)
+    assert names(tmp_path) == ["a", "b"]
+    assert (tmp_path / "a/text").read_text() == "a.old"
+    assert (tmp_path / "b/text").read_text() == "b"
+
+
+def test_a_torn_line_is_neither_read_nor_continued(tmp_path):
+    file = tmp_path / "a.jsonl"
+    assert list(files.finished_lines(file)) == []
+    files.drop_torn_line(file)
+    assert not file.exists()
+    files.append_row(file, {"text": "zwölf"})
+    with file.open("a") as torn:
+        torn.write('{"text": "th')
+    assert [files.parsed_row(line) for line in files.finished_lines(file)] == [{"text": "zwölf"}]
+    files.drop_torn_line(file)
+    files.append_row(file, {"n": 2})
+    assert files.read_rows(file) == [{"text": "zwölf"}, {"n": 2}]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.append_row(file, {"n": float("nan")})
+
+
+def test_a_last_line_of_another_program_needs_no_line_break(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"n": 1}\n{"n": 2}')
+    assert files.read_rows(tmp_path / "a.jsonl") == [{"n": 1}, {"n": 2}]
+    (tmp_path / "a.jsonl").write_text('{"n": 1}\n[2]\n')
+    with pytest.raises(DataError, match=r"Line 2 of .*a\.jsonl is not a JSON object"):
+        files.read_rows(tmp_path / "a.jsonl")
