@@ -15,7 +15,6 @@ FLOORS = ("ground", "credit", "data", "model", "rewards", "runs", "evaluation", 
 LINES, FUNCTION_LINES = 400, 60
 # What is still longer. An entry that is no longer needed fails the test, so that these sets only shrink.
 LONG_MODULES = {
-    "commands/main.py",
     "config.py",
 }
 LONG_FUNCTIONS: set[str] = set()

@@ -242,6 +242,7 @@ class AlignConfig(RunConfig):
 
 
 STAGES: dict[str, type[RunConfig]] = {"rl": LeafConfig, "sft": SftConfig, "align": AlignConfig}
+FROM_PYTHON = " (from Python)"  # marks the name of an object that a script passed, where people read it
 # Keys of version 0.1, and what to do in their place.
 GONE = {
     "on_reward_error": "It is `tolerate` now.",
@@ -274,6 +275,15 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> RunConf
     return from_dict(values)
 
 
+def overridden_keys(overrides: list[str] | None) -> set[str]:
+    """List the keys that further recipes and key=value pairs set."""
+    keys: set[str] = set()
+    for text in overrides or []:
+        key, equals, _ = text.partition("=")
+        keys |= {key.strip()} if equals else {*_read(_real(Path(text)), ())}
+    return keys
+
+
 def from_dict(values: dict[str, Any]) -> RunConfig:
     """Build the dataclass of `values["stage"]` (default rl). Keys are checked here, values by the dataclass."""
     config_class = stage_class(values.get("stage", "rl"))
@@ -303,11 +313,25 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def of_version_0_1(values: dict[str, Any]) -> dict[str, Any]:
-    """Translate the recipe that version 0.1 wrote into a run directory; a recipe of today stays as it is."""
-    patient = "skip" in (values.get("on_reward_error"), values.get("on_bad_audio"))
-    translated = {key: value for key, value in values.items() if key not in GONE}
-    return translated | {"tolerate": "skip"} if patient else translated
+def of_version_0_1(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Translate the recipe that version 0.1 wrote into a run directory; a recipe of today stays as it is.
+
+    Returns:
+        The recipe, and by key the names of what a script had passed in place of its values (leaf.runs.provenance),
+        which 0.1 marked in the recipe itself.
+    """
+    recipe = {key: value for key, value in values.items() if key not in GONE and not _marked(value)}
+    if "skip" in (values.get("on_reward_error"), values.get("on_bad_audio")):
+        recipe["tolerate"] = "skip"
+    return recipe, {key: _unmarked(value) for key, value in values.items() if _marked(value)}
+
+
+def _marked(value: Any) -> bool:
+    return any(str(one).endswith(FROM_PYTHON) for one in (value if isinstance(value, list) else [value]))
+
+
+def _unmarked(value: Any) -> Any:
+    return [_unmarked(one) for one in value] if isinstance(value, list) else value.removesuffix(FROM_PYTHON)
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
@@ -322,7 +346,7 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"The recipe {path.name} holds a {type(values).__name__}; it must be `key: value` lines.")
     if path.name == "recipe.yaml" and path.with_name("versions.json").is_file():  # of a run directory
-        values = of_version_0_1(values)
+        values, _ = of_version_0_1(values)
     parents = values.pop("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
@@ -396,24 +420,3 @@ def _plain(key: str, value: Any) -> Any:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key} is {shown(value)}; allowed are finite numbers, text, lists and mappings.") from error
-
-
-_FROM_PYTHON = " (from Python)"
-
-
-def from_python(name: str) -> str:
-    """Return what the recipe of a run holds in place of an object that a script gave it: its name, marked as one."""
-    return f"{name}{_FROM_PYTHON}"
-
-
-def refuse_from_python(key: str, value: Any) -> None:
-    """Refuse to run a recipe's value that only names an object of the script which began the run (`from_python`).
-
-    Raises:
-        ConfigError: it is one.
-    """
-    if str(value).endswith(_FROM_PYTHON):
-        raise ConfigError(
-            f"{key} is {shown(value)}: a script began that run with an object of its own, which a recipe can only "
-            f"name. Set {key} to what a recipe can hold, or go on from that script."
-        )

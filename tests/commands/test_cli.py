@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from leaf.commands import main as cli
 from leaf.commands.doctor import examine
 from leaf.commands.main import app
+from leaf.commands.running import load_policy, make_trainer, run_recipe
 from leaf.config import GROUPS, STAGES, load_recipe
 from leaf.data.audio import load_audio
 from leaf.errors import ConfigError, LeafError, ModelError, RunError
@@ -71,7 +72,7 @@ def test_the_three_stages_and_an_evaluation(project):
     assert "sft-last: with runs/sft/projector.safetensors, the projector that was trained with the adapter" in shown
     made_with = json.loads((project / "scored/sft-last.meta.json").read_text())["made_with"]
     assert made_with["model"]["projector_sha256"] == model_metrics.file_sha256(projector)
-    merged = cli._policy(load_recipe("rl.yaml"), project / "runs/sft/last").projector.state_dict()
+    merged = load_policy(load_recipe("rl.yaml"), project / "runs/sft/last").projector.state_dict()
     assert all(torch.equal(merged[name], tensor) for name, tensor in load_file(projector).items())
     shown = run("merge", "rl.yaml", "--adapter", "runs/sft/last", "--out", "warm")
     assert "runs/sft/projector.safetensors merged in float32; train on with `model=warm`" in shown
@@ -187,7 +188,7 @@ def test_doctor_refuses_what_training_refuses(project, monkeypatch, recipe, over
     assert finding.subject == subject
     assert found in finding.found
     with pytest.raises(LeafError) as refused:
-        cli.run_recipe(config)
+        run_recipe(config)
     assert str(refused.value) == finding.found
 
 
@@ -198,7 +199,7 @@ def test_doctor_has_nothing_against_a_recipe_that_trains(project):
 
 @pytest.mark.parametrize(("missing", "fits"), [(0, True), (1, False)])
 def test_doctor_and_the_trainer_ask_for_the_same_room_on_the_disk(project, monkeypatch, missing, fits):
-    trained = cli._trainer(load_recipe("rl.yaml")).trained
+    trained = make_trainer(load_recipe("rl.yaml")).trained
     needed = space_needed(4 * sum(p.numel() for p in trained.values()), 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=needed - missing))
     (disk,) = [finding for finding in examine(load_recipe("rl.yaml")) if finding.subject == "disk"]
@@ -240,8 +241,8 @@ def test_doctor_looks_at_the_lengths_that_all_rows_state_and_at_the_test_split(p
 
 
 def test_the_token_budget_of_stage_sft_follows_from_the_memory_too(project):
-    assert cli._policy(load_recipe("sft.yaml")).token_budget <= AUTOMATIC_BUDGET["cpu"]
-    assert cli._policy(load_recipe("sft.yaml", ["token_budget=3000"])).token_budget == 3000
+    assert load_policy(load_recipe("sft.yaml")).token_budget <= AUTOMATIC_BUDGET["cpu"]
+    assert load_policy(load_recipe("sft.yaml", ["token_budget=3000"])).token_budget == 3000
 
 
 def test_stages_that_were_finished_resume_without_harm(project):
@@ -308,7 +309,7 @@ def test_mistakes_of_stage_and_name(project):
 def test_sft_is_refused_under_a_launcher(project, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="one process and was launched with 2"):
-        cli.run_recipe(load_recipe("sft.yaml"))
+        run_recipe(load_recipe("sft.yaml"))
     assert not (project / "runs").exists()
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from leaf.commands import main as cli
+from leaf.commands.running import say
 from leaf.config import AlignConfig, LeafConfig, to_dict
 from leaf.errors import ConfigError, LeafError, RunError
 from leaf.report import terminal
@@ -134,7 +135,7 @@ def test_an_error_with_escapes_reaches_the_terminal_as_text(monkeypatch, capsys)
     with pytest.raises(SystemExit):
         cli.main()
     assert capsys.readouterr().err == "leaf: the reward function said [red] ␛[31m and\nmore\n"
-    cli._say("left unscored: [/] \x1b]0;title\x07")
+    say("left unscored: [/] \x1b]0;title\x07")
     assert capsys.readouterr().out == "left unscored: [/] ␛]0;title␇\n"
 
 

@@ -12,7 +12,7 @@ import peft
 import pytest
 import torch
 
-from leaf.commands import main as cli
+from leaf.commands.running import load_policy
 from leaf.config import AlignConfig, LeafConfig, SftConfig
 from leaf.errors import ModelError, RunError, RunInterrupted
 from leaf.model.policy import Policy
@@ -105,7 +105,9 @@ def test_a_model_with_other_parameters_is_refused(whole, tmp_path):
     name = next(iter(one.trained))
     rest = {key: value for key, value in one.trained.items() if key != name}
     with pytest.raises(RunError, match=rf"does not fit what is trained here: {name} is None, was \(torch.float32"):
-        Checkpoints(RunDirectory(path), one.args, rest, one.optimizer, one.schedule, facts={}).restore()
+        Checkpoints(
+            RunDirectory(path), one.args, rest, one.optimizer, one.schedule, facts={}, script=one.given.script
+        ).restore()
 
 
 def test_what_does_not_change_the_run_may_change(whole, tmp_path):
@@ -237,7 +239,7 @@ def test_a_fresh_adapter_is_a_function_of_the_seed(tmp_path):
     drawn = []
     for torch_seed, seed in ((1, 3), (2, 3), (2, 4)):
         torch.manual_seed(torch_seed)
-        policy = cli._policy(SftConfig(model=str(tmp_path), seed=seed, device="cpu", lora_r=2))
+        policy = load_policy(SftConfig(model=str(tmp_path), seed=seed, device="cpu", lora_r=2))
         drawn.append(torch.cat([p.flatten() for n, p in policy.named_parameters() if "lora_A" in n]))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])

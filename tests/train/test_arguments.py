@@ -1,7 +1,6 @@
-"""What a run's recipe says of what a script gave the trainer, and what becomes of such a recipe."""
+"""What a run records of what a script passed to the trainer, and what the commands make of such a run."""
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +13,8 @@ from typer.testing import CliRunner
 from leaf import LeafTrainer
 from leaf.commands.main import app
 from leaf.config import LeafConfig, from_dict, load_recipe, to_dict
-from leaf.data import load
 from leaf.errors import ConfigError, RunError
-from leaf.model.from_recipe import recipe_lora
 from leaf.model.policy import Policy
-from leaf.rewards.total import Rewards
-from leaf.runs.checkpoints import Checkpoints
 from leaf.runs.directory import RunDirectory
 from leaf.runs.provenance import recorded_arguments
 from tests.helpers import tiny
@@ -75,26 +70,26 @@ def recorded(model="some/model", reward_funcs=None, credit=None, lora=None, *, f
 
 
 # -- what is recorded --------------------------------------------------------------------------------------------------
-def test_what_can_be_named_is_and_objects_are_said_to_come_from_python():
+def test_a_recipe_holds_what_it_can_and_the_rest_is_named():
     model, processor = tiny.tiny_model()
-    named = "AudioFlamingo3ForConditionalGeneration (from Python)"
-    assert recorded() == {"model": "some/model", "task": "rows (from Python)"}
-    assert recorded(Path("demo"))["model"] == "./demo"  # a folder, not leaf's own
-    assert recorded(model)["model"] == recorded(Policy.wrap(model, processor))["model"] == named
+    named = "AudioFlamingo3ForConditionalGeneration"
+    assert recorded() == ({"model": "some/model"}, {"task": "rows"})
+    assert recorded(Path("demo")).recipe["model"] == "./demo"  # a folder, not leaf's own
+    assert recorded(model).script["model"] == recorded(Policy.wrap(model, processor)).script["model"] == named
     model.config._name_or_path = "org/name"
-    assert recorded(model)["model"] == "org/name (from Python)"
-    assert recorded(from_recipe=True) == {}
+    assert recorded(model) == ({}, {"task": "rows", "model": "org/name"})
+    assert recorded(from_recipe=True) == ({}, {})
     whole = recorded(reward_funcs=["bleu", polite], credit=mine, from_recipe=True)
-    assert whole == {"rewards": ["bleu", "polite (from Python)"], "credit": "mine (from Python)"}
-    assert recorded(reward_funcs=polite)["rewards"] == ["polite (from Python)"]
-    assert recorded(reward_funcs=[partial(polite), Rule()])["rewards"] == ["polite (from Python)", "Rule (from Python)"]
-    assert recorded(credit=Rule.__call__)["credit"] == "Rule.__call__ (from Python)"
-    for rule, name in (
-        ("grpo", "grpo"),
-        (partial(mine, scale=2.0), "mine (from Python)"),
-        (Rule(), "Rule (from Python)"),
-    ):
-        assert recorded(credit=rule)["credit"] == name
+    assert whole == ({}, {"rewards": ["bleu", "polite"], "credit": "mine"})
+    assert recorded(reward_funcs=["chrf"], credit="grpo", from_recipe=True) == (
+        {"rewards": ["chrf"], "credit": "grpo"},
+        {},
+    )
+    assert recorded(reward_funcs=polite).script["rewards"] == ["polite"]
+    assert recorded(reward_funcs=[partial(polite), Rule()]).script["rewards"] == ["polite", "Rule"]
+    assert recorded(credit=Rule.__call__).script["credit"] == "Rule.__call__"
+    for rule, name in ((partial(mine, scale=2.0), "mine"), (Rule(), "Rule")):
+        assert recorded(credit=rule).script["credit"] == name
 
 
 def test_lora_settings_are_those_of_the_adapter():
@@ -102,18 +97,17 @@ def test_lora_settings_are_those_of_the_adapter():
         r=4, lora_alpha=6, lora_dropout=0.1, target_modules=["v_proj", "q_proj"], task_type="CAUSAL_LM"
     )
     fields = {"lora_r": 4, "lora_alpha": 6, "lora_dropout": 0.1}
-    assert recorded(lora=plain, from_recipe=True) == fields | {"lora_layers": ["q_proj", "v_proj"]}
-    assert recorded(lora=peft.LoraConfig(r=4))["lora_layers"] is None
-    assert recorded(lora=peft.LoraConfig(r=4, target_modules="all-linear"))["lora_layers"] is None
+    assert recorded(lora=plain, from_recipe=True) == (fields | {"lora_layers": ["q_proj", "v_proj"]}, {})
+    for whole in (peft.LoraConfig(r=4), peft.LoraConfig(r=4, target_modules="all-linear")):
+        found = recorded(lora=whole, from_recipe=True)
+        assert (found.recipe["lora_layers"], found.script) == (None, {})
     own = Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=4))
     for found in (
         recorded(lora=peft.LoraConfig(r=4, target_modules=".*_proj")),
         recorded(lora=peft.LoraConfig(r=4, use_rslora=True)),
         recorded(own),
     ):
-        assert (found["lora_r"], found["lora_layers"]) == (4, ["peft_config (from Python)"])
-        with pytest.raises(ConfigError, match=r"lora_layers is .*Set lora_layers to what a recipe can hold"):
-            recipe_lora(LeafConfig(lora_layers=found["lora_layers"]))
+        assert (found.recipe["lora_r"], found.script["lora_layers"]) == (4, ["peft_config"])
 
 
 def test_the_run_directory_tells_what_ran(tmp_path):
@@ -121,28 +115,31 @@ def test_the_run_directory_tells_what_ran(tmp_path):
     one.start()
     written = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())
     assert from_dict(written) == one.args
-    wanted = {
-        "model": "AudioFlamingo3ForConditionalGeneration (from Python)",
-        "task": "rows (from Python)",
-        "rewards": ["bleu", "polite (from Python)"],
-        "credit": "mine (from Python)",
+    assert {key: written[key] for key in ("lora_r", "lora_alpha", "task", "credit")} == {
         "lora_r": 3,
         "lora_alpha": 8,
+        "task": "asterisk_qa",
+        "credit": "leaf",
     }
-    assert {key: written[key] for key in wanted} == wanted
+    passed = {
+        "model": "AudioFlamingo3ForConditionalGeneration",
+        "task": "rows",
+        "rewards": ["bleu", "polite"],
+        "credit": "mine",
+    }
+    assert json.loads((tmp_path / "run/provenance.json").read_text()) == passed
+    run = RunDirectory.open(tmp_path / "run")
+    assert (run.config(), run.script_values()) == (one.args, passed)
+    shown = run.what_ran()
+    assert (shown.task, shown.rewards, shown.credit, shown.lora_r) == (
+        "rows (from Python)",
+        ["bleu (from Python)", "polite (from Python)"],
+        "mine (from Python)",
+        3,
+    )
 
 
 # -- what becomes of it ------------------------------------------------------------------------------------------------
-def test_a_value_that_only_names_an_object_is_not_run():
-    for run, key in (
-        (lambda name: LeafTrainer("none", args=recipe("run", credit=name), train_dataset=tiny.rows(2)), "credit"),
-        (lambda name: Rewards([name]), "rewards"),
-        (lambda name: load(name, "train"), "task"),
-    ):
-        with pytest.raises(ConfigError, match=f"^{key} is 'bleu .from Python.': a script began that run with an"):
-            run("bleu (from Python)")
-
-
 def test_the_commands_take_what_they_can_and_say_what_they_cannot(checkpoint):
     config = recipe("run", max_steps=1)
     LeafTrainer(checkpoint, [polite], config, tiny.rows(3), say=lambda line: None).train()
@@ -151,12 +148,17 @@ def test_the_commands_take_what_they_can_and_say_what_they_cannot(checkpoint):
     assert scored.exit_code == 0, scored.output
     merged = CliRunner().invoke(app, ["merge", "run/recipe.yaml", "--adapter", "run/last", "--out", "merged"])
     assert merged.exit_code == 0, merged.output
-    for command, key in (
-        (["train", "run/recipe.yaml", "rewards=[bleu]", "--resume"], "task is 'rows"),
-        (["train", *own, "train_split=test"], "rewards is 'polite"),
-        (["merge", own[0], "model=x (from Python)", "--adapter", "run/last", "--out", "other"], "model is 'x"),
+    Path("own.yaml").write_text("task: data.jsonl\nrewards: [chrf]\ntrain_split: test\noutput_dir: other\n")
+    trained = CliRunner().invoke(app, ["train", "run/recipe.yaml", "own.yaml"])
+    assert trained.exit_code == 0, trained.output
+    for command, error, said in (
+        (["train", own[0], "--resume"], RunError, "run was begun by a script that passed its own task and rewards"),
+        (["train", own[0], own[1], "--resume"], RunError, "Continue it from that script"),
+        (["train", *own, "train_split=test"], ConfigError, r"passed its own rewards .*Set rewards=\.\.\., or continue"),
+        (["evaluate", own[0], "--adapter", "run/last"], ConfigError, r"passed its own task .*Set task=\.\.\."),
+        (["doctor", own[0]], ConfigError, r"Set task=\.\.\., rewards=\.\.\.,"),
     ):
-        with pytest.raises(ConfigError, match=key):
+        with pytest.raises(error, match=said):
             CliRunner().invoke(app, command, catch_exceptions=False)
 
 
@@ -166,6 +168,7 @@ def test_commands_record_the_recipe_itself(checkpoint):
     done = CliRunner().invoke(app, ["train", "r.yaml"])
     assert done.exit_code == 0, done.output
     assert yaml.safe_load(Path("runs/cli/recipe.yaml").read_text()) == to_dict(load_recipe("r.yaml")) == values
+    assert not Path("runs/cli/provenance.json").exists()
 
 
 def test_a_resume_with_another_rule_or_none_is_refused(tmp_path):
@@ -173,8 +176,8 @@ def test_a_resume_with_another_rule_or_none_is_refused(tmp_path):
     one = trainer(path, credit=mine)
     one.start()
     one.run.release()
-    for credit, now in ((None, "leaf"), (other, r"other \(from Python\)"), (Rule(), r"Rule \(from Python\)")):
-        with pytest.raises(RunError, match=f"credit is '{now}', was 'mine .from Python.'. Put back what differs"):
+    for credit, now in ((None, "'leaf'"), (other, r"'other' \(from Python\)"), (Rule(), r"'Rule' \(from Python\)")):
+        with pytest.raises(RunError, match=rf"credit is {now}, was 'mine' \(from Python\)\. Put back what differs"):
             trainer(path, credit=credit).start(resume=True)
     with pytest.raises(RunError, match=r"with rewards: \['bleu', 'polite'\], now \['bleu'\]"):
         trainer(path, credit=mine, reward_funcs=["bleu"]).start(resume=True)
@@ -183,27 +186,21 @@ def test_a_resume_with_another_rule_or_none_is_refused(tmp_path):
     trainer(path, credit=mine).train(resume_from_checkpoint=True)
 
 
-def test_a_run_of_an_earlier_version_goes_on_and_tells_what_runs_from_then_on(tmp_path, monkeypatch):
-    """Its recipe and checkpoints hold the recipe's own values for what came as arguments."""
-    path = tmp_path / "run"
-    one = trainer(path, credit=mine)
-    before = replace(one.args, model="demo", task="asterisk_qa", rewards=["bleu"], credit="leaf")
-    training = (one.trained, one.optimizer, one.schedule)
-    facts = {"training rows": 3, "rewards": ["bleu", "polite"]}
-    dumps = json.dumps
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            json, "dumps", lambda value, **how: dumps({k: v for k, v in value.items() if k != "given"}, **how)
-        )
-        extra = {"best": None, "token_budget": 512, "processes": 1, "skipped_in_a_row": 0, "streaks": {}}
-        run = RunDirectory.begin(before)
-        Checkpoints(run, before, *training, facts=facts).save(0, validation_due=False, **extra)
-        run.release()
-    (state,) = path.glob("checkpoints/*/state.json")
-    assert "given" not in json.loads(state.read_text())
-    with pytest.raises(RunError, match="seed is 1, was 0"):
-        trainer(path, credit=mine, seed=1).start(resume=True)
-    trainer(path, credit=mine).train(resume_from_checkpoint=True)
-    assert yaml.safe_load((path / "recipe.yaml").read_text())["credit"] == "mine (from Python)"
-    with pytest.raises(RunError, match="credit is 'leaf', was 'mine"):
-        trainer(path).start(resume=True)
+def test_what_version_0_1_marked_in_its_recipe_is_named_beside_it(tmp_path):
+    """The marks are of a script's rows, of a model object, of rewards, a rule and an adapter."""
+    marks = {"task": "rows", "model": "org/name", "rewards": ["bleu", "polite"], "credit": "mine"}
+    written = {
+        "stage": "rl",
+        "seed": 3,
+        "task": "rows (from Python)",
+        "model": "org/name (from Python)",
+        "rewards": ["bleu", "polite (from Python)"],
+        "credit": "mine (from Python)",
+        "on_bad_audio": "skip",
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(written))
+    (tmp_path / "versions.json").write_text("{}")
+    run = RunDirectory.open(tmp_path)
+    assert run.config() == load_recipe(tmp_path / "recipe.yaml", ["output_dir=null"])
+    assert (run.config().seed, run.config().credit, run.config().tolerate) == (3, "leaf", "skip")
+    assert run.script_values() == marks

@@ -1,7 +1,7 @@
 """Can this machine run this recipe? Packages, settings, model, data, memory by part and disk, with what to change."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Literal
@@ -10,7 +10,6 @@ import peft
 import torch
 
 from leaf.config import LeafConfig, LoraFields, RunConfig
-from leaf.credit import credit_rule
 from leaf.data.audio import audio_seconds
 from leaf.data.rows import stated_seconds
 from leaf.errors import LeafError
@@ -23,11 +22,10 @@ from leaf.model.from_recipe import planned_prompt, recipe_lora
 from leaf.model.loading import lacks_package, look_up
 from leaf.model.policy import Policy
 from leaf.plugins import load_plugins
-from leaf.rewards.total import rewards_from
 from leaf.runs.checkpoints import space_left, space_needed
 from leaf.runs.directory import run_path
 from leaf.runs.sharding import layer_bytes
-from leaf.train.schedule import check_stage
+from leaf.train.recipe import recipe_checks
 
 State = Literal["ok", "unsure", "fails"]
 GB = 1e9
@@ -76,14 +74,10 @@ def _packages() -> Iterator[Finding]:
 
 
 def _settings(config: RunConfig) -> Iterator[Finding]:
-    """Try what `leaf train` makes of the recipe before it loads a model: tracker and metric, credit rule, rewards."""
-    attempts: dict[str, Callable[[], object]] = {"settings": lambda: check_stage(config)}
-    if isinstance(config, LeafConfig):
-        attempts["credit"] = lambda: credit_rule(config.credit, **config.credit_options)
-        attempts["rewards"] = lambda: rewards_from(config)
-    for subject, attempt in attempts.items():
+    """Make the checks that `leaf train` makes before it loads a model."""
+    for subject, check in recipe_checks(config).items():
         try:
-            attempt()
+            check()
         except LeafError as error:
             yield Finding(subject, "fails", str(error))
 

@@ -1,10 +1,8 @@
 """The command `leaf`: a function for each subcommand, which load what they need themselves."""
 
-import dataclasses
 import io
 import os
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +12,21 @@ from rich.console import Console
 from rich.table import Table
 
 from leaf.commands import data as data_commands
+from leaf.commands.demo import demo
 from leaf.commands.recipe import recipe as show_keys
-from leaf.config import AlignConfig, LeafConfig, RunConfig, SftConfig, load_recipe
-from leaf.errors import ConfigError, LeafError, RunInterrupted
+from leaf.commands.running import (
+    OF_A_SCRIPT,
+    Overrides,
+    Recipe,
+    Resume,
+    console,
+    load_policy,
+    read_recipe,
+    run_recipe,
+    say,
+)
+from leaf.config import AlignConfig, LeafConfig, SftConfig
+from leaf.errors import ConfigError, LeafError, ModelError, RunInterrupted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,13 +35,6 @@ app = typer.Typer(
     help="RL post-training for speech-aware LLMs: LEAF, GRPO and relatives. Start with `leaf demo`.",
 )
 app.add_typer(data_commands.app, name="data")
-# Whatever is printed may come from a model or a user: brackets in it are text, not markup.
-console = Console(highlight=False, soft_wrap=True, markup=False)
-
-Recipe = Annotated[Path, typer.Argument(help="recipe file (YAML)")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="further recipes (.yaml) laid over the first, then key=value")
-]
 
 
 def main() -> None:
@@ -68,30 +71,30 @@ def main() -> None:
 def train(
     recipe: Recipe,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run directory of the recipe")] = False,
+    resume: Resume = False,
 ) -> None:
     """Run a recipe of any stage (rl, sft, align), e.g. `leaf train recipes/demo.yaml seed=1 output_dir=runs/s1`."""
-    run_recipe(load_recipe(recipe, overrides), resume=resume)
+    run_recipe(read_recipe(recipe, overrides, needed=() if resume else OF_A_SCRIPT), resume=resume)
 
 
 @app.command()
 def sft(
     recipe: Recipe = Path("recipes/sft.yaml"),
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run directory of the recipe")] = False,
+    resume: Resume = False,
 ) -> None:
     """Run a supervised warm start, e.g. `leaf sft recipes/sft.yaml max_steps=50`."""
-    run_recipe(_of_stage(recipe, overrides, SftConfig), resume=resume)
+    run_recipe(read_recipe(recipe, overrides, SftConfig), resume=resume)
 
 
 @app.command()
 def align(
     recipe: Recipe = Path("recipes/align.yaml"),
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run directory of the recipe")] = False,
+    resume: Resume = False,
 ) -> None:
     """Train a projector with CTC against the language model's token embeddings."""
-    run_recipe(_of_stage(recipe, overrides, AlignConfig), resume=resume)
+    run_recipe(read_recipe(recipe, overrides, AlignConfig), resume=resume)
 
 
 @app.command()
@@ -119,18 +122,18 @@ def evaluate(
     from leaf.evaluation.predict import Decoding
     from leaf.evaluation.registry import DEFAULT_METRICS, Scoring
     from leaf.evaluation.systems import evaluate_systems, name_systems
-    from leaf.plugins import load_plugins
+    from leaf.train.recipe import check_recipe
 
-    config = _of_stage(recipe, overrides, LeafConfig)
-    load_plugins(config.plugins)  # they may register the task
+    config = read_recipe(recipe, overrides, LeafConfig, needed=("model", "task"))
+    check_recipe(config)
     systems = name_systems(config.model, adapter or [], with_base=with_base)
     names, paths = chosen_metrics(metrics, metric_path)
     rows = load(config.task, split, limit=items, columns=config.columns).to_list()
     folder = out or Path("runs") / f"evaluation-{recipe.stem}-{split}{'-greedy' if greedy else ''}"
     decoding = Decoding.of_recipe(config, greedy=greedy, seeds=range(42, 42 + passes))
     scoring = Scoring(DEFAULT_METRICS if names is None else names, lowercase, paths)
-    how: dict[str, Any] = {"split": split, "decoding": decoding, "scoring": scoring, "say": _say}
-    evaluate_systems(config, systems, lambda path: _policy(config, path), rows, folder, **how)
+    how: dict[str, Any] = {"split": split, "decoding": decoding, "scoring": scoring, "say": say}
+    evaluate_systems(config, systems, lambda path: load_policy(config, path), rows, folder, **how)
     files = [folder / f"{name}.jsonl" for name in systems]
     console.print(compare_files(files, metrics=scoring.metrics, paths=paths, lowercase=lowercase), markup=False)
 
@@ -198,17 +201,21 @@ def merge(
     from leaf.files import file_sha256
     from leaf.model.from_recipe import projector_of
     from leaf.model.merging import write_merged
+    from leaf.train.recipe import check_recipe
 
-    config = load_recipe(recipe, overrides)
+    config = read_recipe(recipe, overrides, needed=("model",))
+    check_recipe(config)
     name_systems(config.model, [str(adapter)], with_base=False)  # refuses what is no adapter
-    policy = _policy(config, adapter)
+    if out.exists():
+        raise ModelError(f"{out} exists and is left as it is. Name a directory that does not exist yet.")
+    policy = load_policy(config, adapter)
     card = {"model": config.model, "adapter_sha256": file_sha256(adapter / "adapter_model.safetensors")}
     card["dtype"] = str(policy.base.dtype).removeprefix("torch.")
     if (projector := projector_of(config, adapter)) is not None:
         card["projector_sha256"] = file_sha256(Path(projector))
     write_merged(policy, out, card)
     trained = str(adapter) if projector is None else f"{adapter} and {projector}"
-    _say(f"{out} holds {config.model} with {trained} merged in {card['dtype']}; train on with `model={out}`")
+    say(f"{out} holds {config.model} with {trained} merged in {card['dtype']}; train on with `model={out}`")
 
 
 @app.command("demo-model")
@@ -234,54 +241,10 @@ def report(
     """Write curves, groups as trees, forks and evaluations of runs as one HTML file that opens from disk."""
     from leaf.report.write import write_report
 
-    _say(f"the report is in {write_report(runs, output, predictions=predictions or [], audio=audio)}")
+    say(f"the report is in {write_report(runs, output, predictions=predictions or [], audio=audio)}")
 
 
-@app.command()
-def demo(
-    recipe: Annotated[Path, typer.Option(help="recipe to run")] = Path("recipes/demo.yaml"),
-    overrides: Overrides = None,
-    items: Annotated[int, typer.Option(help="test rows scored before and after")] = 300,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with a demo that was interrupted")] = False,
-) -> None:
-    """Post-train the embedded model with LEAF on spoken QA and show held-out scores before and after."""
-    from leaf.data import load
-    from leaf.evaluation.evaluate import evaluate as run_evaluation
-    from leaf.evaluation.predict import Decoding
-    from leaf.evaluation.registry import Scoring, paired_bootstrap
-    from leaf.model.policy import Policy
-    from leaf.report import live
-
-    config = _of_stage(recipe, overrides, LeafConfig)
-    began = time.perf_counter()
-    trainer = _trainer(config)
-    policy: Policy = trainer.policy
-    rows = load(config.task, "test", limit=items, columns=config.columns).to_list()
-    how = Decoding(greedy=True, max_new_tokens=config.max_new_tokens), Scoring(intervals=True)
-    trainer.start(resume)
-    console.print(f"scoring {len(rows)} held-out recordings before training")
-    with policy.reference():  # a resumed run has trained the adapter already
-        before = run_evaluation(policy, rows, *how)
-    run = live.train(trainer, console)
-    after = run_evaluation(policy, rows, *how)
-    for scored, name in ((before, "test_before"), (after, "test_after")):
-        scored.predictions.meta["made_with"] |= {"task": Path(config.task).name, "split": "test"}
-        scored.write(run.path / f"{name}.jsonl")
-    groups = before.predictions.groups
-    table = Table("metric", "before", "after", "gain (95 % interval)", "p", title="held-out test, greedy decoding")
-    for name in before.scores:
-        pair = (before.passes[0], after.passes[0], [row["reference"] for row in rows])
-        gain, low, high, p = paired_bootstrap(*pair, name, groups=groups)
-        cells = [
-            f"{r.scores[name]:.2f} ({r.intervals[name][0]:.1f} to {r.intervals[name][1]:.1f})" for r in (before, after)
-        ]
-        table.add_row(name, *cells, f"{gain:+.2f} ({low:+.2f} to {high:+.2f})", f"{p:.3f}")
-    console.print(table)
-    console.print(
-        f"{config.max_steps} steps of {config.prompts_per_rollout} x {config.num_completions} completions, "
-        f"{len(rows)} test rows, {(time.perf_counter() - began) / 60:.1f} minutes. The run is in {run.path}; "
-        f"look at it with `leaf report {run.path}`"
-    )
+app.command()(demo)
 
 
 @app.command()
@@ -303,7 +266,7 @@ def doctor(recipe: Recipe, overrides: Overrides = None) -> None:
     from leaf.commands.doctor import examine
 
     states = []
-    for finding in examine(load_recipe(recipe, overrides)):
+    for finding in examine(read_recipe(recipe, overrides)):
         states.append(finding.state)
         console.print(f"{finding.state:6}  {finding.subject}: {finding.found}", markup=False)
         if finding.advice:
@@ -330,95 +293,6 @@ def show_families() -> None:
     console.print(table, markup=False)
     for name, reason in known.refused().items():
         console.print(f"{name}: not supported. {reason}", markup=False)
-
-
-# -- running a recipe --------------------------------------------------------------------------------------------------
-def run_recipe(config: RunConfig, *, resume: bool = False) -> None:
-    """Run a recipe of any stage with lines on the terminal."""
-    if isinstance(config, LeafConfig):
-        from leaf.report import live
-
-        trainer = _trainer(config)
-        live.train(trainer, console, resume=resume)
-        if trainer.accelerator.is_main_process:
-            console.print(f"the run is in {config.output_dir}; look at it with `leaf report {config.output_dir}`")
-        return
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:  # as every launcher of torch sets it
-        raise ConfigError(
-            f"Stage {config.stage} runs in one process and was launched with {processes}; start it as `leaf "
-            f"{config.stage} RECIPE`, without a launcher. Stage rl takes several."
-        )
-    from leaf.runs.directory import RunDirectory
-    from leaf.train.align import align as run_align
-    from leaf.train.schedule import check_stage
-    from leaf.train.sft import sft as run_sft
-
-    check_stage(config)
-    policy = _policy(config)
-    rows = _rows(config)
-    run = RunDirectory.begin(config, resume, _say)
-    try:
-        if isinstance(config, SftConfig):
-            run_sft(config, policy, *rows, run, _say, resume=resume)
-        elif isinstance(config, AlignConfig):
-            run_align(config, policy, *rows, run, _say, resume=resume)
-    finally:
-        run.release()
-    console.print(f"the run is in {run.path}")
-
-
-def _of_stage(recipe: Path, overrides: list[str] | None, wanted: type) -> Any:
-    config = load_recipe(recipe, overrides)
-    if not isinstance(config, wanted):
-        raise ConfigError(f"{recipe} is of stage {config.stage}; this command needs a recipe of another stage.")
-    return config
-
-
-def _say(line: str) -> None:
-    from leaf.report.visible import visible
-
-    console.print(visible(line, keep="\n"))  # it may quote a model, or a user's function that does
-
-
-def _rows(config: RunConfig) -> tuple[Any, Any]:
-    """Return training rows (further tasks of an sft recipe appended) and validation rows, none if never asked for."""
-    from datasets import concatenate_datasets
-
-    from leaf.data import load
-
-    names = [config.task, *(config.extra_tasks if isinstance(config, SftConfig) else [])]
-    training = [load(name, config.train_split, limit=config.train_items, columns=config.columns) for name in names]
-    validation = load(config.task, config.eval_split, columns=config.columns) if config.eval_every else []
-    return concatenate_datasets(training), validation
-
-
-def _policy(config: RunConfig, adapter: Path | None = None) -> Any:
-    """Load the policy of a recipe with an adapter and the projector that goes with it, a fresh one for stage sft."""
-    import torch
-
-    from leaf.model.demo import resolve_model
-    from leaf.model.device import pick_device
-    from leaf.model.from_recipe import load_policy, projector_of, recipe_lora, set_token_budget
-    from leaf.plugins import load_plugins
-
-    load_plugins(config.plugins)
-    torch.manual_seed(config.seed)  # of a fresh adapter's values; torch seeds itself differently in every process
-    policy = load_policy(
-        dataclasses.replace(config, projector=projector_of(config, adapter)),
-        resolve_model(config.model),
-        device=pick_device(config.device),
-        lora=recipe_lora(config) if isinstance(config, SftConfig) else None,
-        adapter=adapter,
-        token_budget=config.token_budget or 4096,
-        base_name=config.model,  # not the folder where the demo's was assembled
-    )
-    return set_token_budget(policy, config, config.max_new_tokens) if isinstance(config, SftConfig) else policy
-
-
-def _trainer(config: LeafConfig) -> Any:
-    from leaf.train.trainer import RLTrainer
-
-    return RLTrainer.from_recipe(config, say=_say)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,11 @@ import dataclasses
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from leaf.commands.running import console
 from leaf.config import GROUPS, stage_class
-
-console = Console(highlight=False, soft_wrap=True, markup=False)
 
 
 def recipe(

@@ -31,7 +31,6 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from leaf.config import refuse_from_python
 from leaf.errors import ConfigError, ModelError, RunError, did_you_mean
 from leaf.files import file_sha256, new_directory, replace_directory
 from leaf.model.ctranslate2 import whisper_from_ctranslate2
@@ -280,7 +279,6 @@ def resolve_model(name: str, cache: str | Path = "build") -> str:
     Raises:
         ConfigError: the name is a mistyped `base` or `demo`.
     """
-    refuse_from_python("model", name)
     if name not in ASSEMBLED:
         # A hub id has an owner, so a bare name that is no folder can only be one of ours.
         hint = did_you_mean(name, ASSEMBLED)

@@ -6,7 +6,7 @@ from typing import Any
 import peft
 import torch
 
-from leaf.config import LeafConfig, LoraFields, RunConfig, refuse_from_python
+from leaf.config import LeafConfig, LoraFields, RunConfig
 from leaf.errors import ConfigError
 from leaf.memory import available_bytes
 from leaf.model.device import pick_dtype
@@ -20,8 +20,6 @@ AUTOMATIC_BUDGET = {"cpu": 512, "cuda": 32768}
 
 def recipe_lora(config: LoraFields) -> peft.LoraConfig:
     """Make the settings of a fresh adapter."""
-    for layer in config.lora_layers or []:
-        refuse_from_python("lora_layers", layer)
     return peft.LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,

@@ -62,7 +62,7 @@ def evaluation_section(
         RunError: one of `runs` is no run directory, or its recipe cannot be read.
     """
     opened = [run if isinstance(run, RunDirectory) else RunDirectory.open(run) for run in runs]
-    tasks = [(recipe.task, recipe.columns, recipe.plugins) for recipe in (run.config() for run in opened)]
+    tasks = [(recipe.task, recipe.columns, recipe.plugins) for recipe in (run.what_ran() for run in opened)]
     origins: dict[Path, list[int]] = {}  # file → the tasks that may have its rows
     for number, run in enumerate(opened):
         for file in _files_of(run.path):

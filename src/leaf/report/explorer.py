@@ -59,7 +59,7 @@ def explorer_section(
     names = unique_names(names or [run.path.resolve().name for run in runs])  # each run has an address of its own
     recorded = []
     for run, name in zip(runs, names, strict=True):
-        recipe = run.config()
+        recipe = run.what_ran()
         if isinstance(recipe, LeafConfig) and (found := _RecordedRun(run, recipe, name)).steps:
             recorded.append(found)
     if not recorded:

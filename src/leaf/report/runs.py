@@ -48,7 +48,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[ShownRun]:
     if twice := [str(paths[i]) for i, path in enumerate(resolved) if path in resolved[:i]]:
         raise RunError(f"{twice[0]} was given twice. Name every run once.")
     directories = [RunDirectory.open(path) for path in paths]
-    recipes = [directory.config() for directory in directories]
+    recipes = [directory.what_ran() for directory in directories]
     names = unique_names([path.name for path in resolved], resolved)
     runs = [
         ShownRun(directory, recipe, name, method, list(directory.lines("metrics.jsonl")), validations)

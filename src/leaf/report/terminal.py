@@ -41,7 +41,7 @@ def show_group(
         RunError: there is no such run or group, or the run is not one of reinforcement learning.
     """
     run = RunDirectory.open(path)
-    recipe = run.config()
+    recipe = run.what_ran()
     if not isinstance(recipe, LeafConfig):
         raise RunError(f"{path} is a run of stage {recipe.stage}. Only runs of stage rl sample and record groups.")
     if credit is not None and credit not in CREDIT_RULES:

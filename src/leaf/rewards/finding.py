@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from leaf.config import refuse_from_python
 from leaf.errors import ConfigError, did_you_mean, raised_at, shown
 from leaf.plugins import import_module
 from leaf.rewards.functions import REWARDS, RewardFunction, built_in
@@ -112,7 +111,6 @@ def _with_signature(name: str, function: Callable[..., Any], options: Mapping[st
 
 def _import_path(path: str) -> Any:
     """Import what "package.module:name" or "path/to/file.py:name" names."""
-    refuse_from_python("rewards", path)
     module_name, colon, attribute = path.rpartition(":")
     if not colon:
         names = [*REWARDS, "judge"]

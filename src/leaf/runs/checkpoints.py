@@ -7,11 +7,11 @@
 Data order, sampling and dropout are functions of seed and step (leaf.train.schedule), so no random state is kept.
 """
 
-import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from leaf.config import Resume, RunConfig, from_dict, of_version_0_1, to_dict
+from leaf.config import FROM_PYTHON, Resume, RunConfig, from_dict, of_version_0_1, to_dict
 from leaf.errors import RunError
 from leaf.files import file_sha256, remove_directory
 from leaf.runs.directory import LOGS, RunDirectory
@@ -44,7 +44,7 @@ class Checkpoints:
         parameters: the trained parameters by name.
         optimizer, schedule: what trains them.
         facts: what else has to be the same for a resumed run to be the same run: values (JSON) for keys of `FACTS`.
-        given: keys of the recipe whose values came as arguments of a script.
+        script: names of what a script passed in place of the recipe's values, by key (leaf.runs.provenance).
         say: called with every line meant for a person.
     """
 
@@ -57,12 +57,12 @@ class Checkpoints:
         schedule: torch.optim.lr_scheduler.LambdaLR,
         *,
         facts: Mapping[str, Any],
-        given: Collection[str] = (),
+        script: Mapping[str, Any] | None = None,
         say: Callable[[str], None] = print,
     ):
         self.run, self.config, self.parameters = run, config, dict(parameters)
         self.optimizer, self.schedule = optimizer, schedule
-        self.facts, self.given, self.say = dict(facts), sorted(given), say
+        self.facts, self.script, self.say = dict(facts), dict(script or {}), say
 
     # -- writing -------------------------------------------------------------------------------------------------------
     def save(self, step: int, *, validation_due: bool, **extra: Any) -> None:
@@ -78,8 +78,8 @@ class Checkpoints:
             "validation_due": validation_due,
             "updates": self.schedule.last_epoch,
             "facts": self.facts,
-            "given": self.given,
-            "recipe": _plain(self.config),
+            "script": self.script,
+            "recipe": to_dict(self.config),
             **extra,
         }
 
@@ -132,7 +132,7 @@ class Checkpoints:
         state = self.restore() if resume else None
         if main:
             self._rewind_logs(state)
-            self.run.write_recipe(self.config)
+            self.run.write_recipe(self.config, self.script)
         if state is None:
             return None
         if main:
@@ -192,36 +192,19 @@ class Checkpoints:
                     f"{self.run.path} was trained with {key}: {state['facts'][key]!r}, now {value!r}, but "
                     f"{FACTS[key]}. Put back what differs, or start another run in another output_dir."
                 )
-        was, now = _plain(from_dict(of_version_0_1(state["recipe"]))), _plain(self.config)
-        fields = {field.name: field.metadata for field in dataclasses.fields(self.config)}
-        # Checkpoints of earlier versions have the recipe's own values in place of the arguments.
-        unknown = () if "given" in state else self.given
-        changed = [
-            key
-            for key, metadata in fields.items()
-            if key not in unknown and _without(metadata, was[key]) != _without(metadata, now[key])
-        ]
-        refused = [key for key in changed if not _may_change(fields[key]["resume"], was[key], now[key])]
-        if refused:
-            differences = "; ".join(f"{key} is {now[key]!r}, was {was[key]!r}" for key in refused)
-            larger = [key for key, metadata in fields.items() if metadata["resume"] == "grow"]
-            other = sorted(key for key, metadata in fields.items() if metadata["resume"] in ("free", "bits"))
-            raise RunError(
-                f"The recipe is not the one that {self.run.path} was trained with: {differences}. Put back what "
-                f"differs, or start another run in another output_dir. Allowed are larger values of "
-                f"{', '.join(larger)} and other ones of {', '.join(other)}."
-            )
-        if "max_steps" in changed and now["schedule"] != "constant" and now["schedule_steps"] is None:
+        recipe, script = of_version_0_1(state["recipe"])
+        was, now = from_dict(recipe), self.config
+        changed = changed_keys(self.run.path, was, now, state.get("script", script), self.script)
+        if "max_steps" in changed and now.schedule != "constant" and now.schedule_steps is None:
             self.say(
-                f"the learning rate now follows a {now['schedule']} over {now['max_steps']} steps instead of "
-                f"{was['max_steps']}"
+                f"the learning rate now follows a {now.schedule} over {now.max_steps} steps instead of {was.max_steps}"
             )
         if "max_prompt_tokens" in changed:
             self.say(
-                f"max_prompt_tokens is now {now['max_prompt_tokens']} instead of {was['max_prompt_tokens']}; what was "
+                f"max_prompt_tokens is now {now.max_prompt_tokens} instead of {was.max_prompt_tokens}; what was "
                 "accepted so far still is"
             )
-        if bits := sorted(key for key in changed if fields[key]["resume"] == "bits"):
+        if bits := sorted({field.name for field in fields(now) if field.metadata["resume"] == "bits"} & {*changed}):
             self.say(f"{', '.join(bits)} changed: results will match only up to floating-point rounding")
 
     def _load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -327,9 +310,46 @@ def _name(step: int) -> str:
     return f"checkpoints/step-{step:06d}"
 
 
-def _plain(config: RunConfig) -> dict[str, Any]:
-    """Return a recipe as it reads back from JSON, where there are no tuples."""
-    return json.loads(json.dumps(to_dict(config)))
+def changed_keys(
+    path: Path, was: RunConfig, now: RunConfig, was_script: Mapping[str, Any], now_script: Mapping[str, Any]
+) -> list[str]:
+    """List the keys in which the recipe of a run differs from the one that is to continue it.
+
+    Args:
+        path: the run directory, for the message.
+        was, now: the recipe that the run was trained with, and the one that is to continue it.
+        was_script, now_script: what scripts passed in place of their values.
+
+    Raises:
+        RunError: one of them would alter the run.
+    """
+    if type(was) is not type(now):
+        raise RunError(f"{path} is a run of stage {was.stage}, and the recipe is of stage {now.stage}.")
+    keys = {field.name: field.metadata for field in fields(now)}
+    old, new = to_dict(was), to_dict(now)
+    passed = {*was_script, *now_script}
+    changed = [
+        key
+        for key, about in keys.items()
+        if key not in passed and _without(about, old[key]) != _without(about, new[key])
+    ]
+    refused = [key for key in changed if not _may_change(keys[key]["resume"], old[key], new[key])]
+    refused += [key for key in keys if key in passed and was_script.get(key) != now_script.get(key)]
+    if refused:
+        old, new = ({key: _named(key, *one) for key in refused} for one in ((old, was_script), (new, now_script)))
+        differences = "; ".join(f"{key} is {new[key]}, was {old[key]}" for key in refused)
+        larger = [key for key, about in keys.items() if about["resume"] == "grow"]
+        other = sorted(key for key, about in keys.items() if about["resume"] in ("free", "bits"))
+        raise RunError(
+            f"The recipe is not the one that {path} was trained with: {differences}. Put back what differs, or start "
+            f"another run in another output_dir. Allowed are larger values of {', '.join(larger)} and other ones of "
+            f"{', '.join(other)}."
+        )
+    return changed
+
+
+def _named(key: str, recipe: Mapping[str, Any], script: Mapping[str, Any]) -> str:
+    return f"{script[key]!r}{FROM_PYTHON}" if key in script else repr(recipe[key])
 
 
 def _without(metadata: Mapping[str, Any], value: Any) -> Any:

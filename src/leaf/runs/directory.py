@@ -10,7 +10,8 @@ import json
 import os
 import platform
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ from typing import Any
 import yaml
 
 from leaf import files
-from leaf.config import RunConfig, from_dict, of_version_0_1, to_dict
+from leaf.config import FROM_PYTHON, RunConfig, from_dict, of_version_0_1, to_dict
 from leaf.errors import RunError
 from leaf.files import writing
 from leaf.text import fold_whitespace
 
 LOGS = ("metrics.jsonl", "validation.jsonl", "groups.jsonl")
-_WRITTEN = ("recipe.yaml", "versions.json", "projector.safetensors", *LOGS)
+_WRITTEN = ("recipe.yaml", "provenance.json", "versions.json", "projector.safetensors", *LOGS)
 _PACKAGES = ("leaf-speech", "torch", "transformers", "peft", "accelerate", "datasets", "sacrebleu", "numpy")
 # What a process leaves that is killed while it makes the directory; recipe.yaml is written last.
 _BEGINNINGS = {".lock", "recipe.yaml.partial", "versions.json", "versions.json.partial"}
@@ -46,9 +47,9 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 class RunDirectory:
     """Make, reopen and read one run directory.
 
-    Files: recipe.yaml, versions.json, metrics.jsonl (one line per step), validation.jsonl, groups.jsonl (sampled groups
-    with their trees), best/ and last/ (adapters), checkpoints/ (leaf.runs.checkpoints), .lock (held by the process that
-    trains).
+    Files: recipe.yaml, provenance.json (what a script passed in place of the recipe's values), versions.json,
+    metrics.jsonl (one line per step), validation.jsonl, groups.jsonl (sampled groups with their trees), best/ and last/
+    (adapters), checkpoints/ (leaf.runs.checkpoints), .lock (held by the process that trains).
     """
 
     def __init__(self, path: str | Path):
@@ -66,7 +67,7 @@ class RunDirectory:
                 trains into it.
         """
         path = run_path(config, resume)
-        if resume is True and _empty(path):
+        if resume is True and is_empty(path):
             say(f"{path} holds no run yet, so there is nothing to resume: training starts at step 0")
             resume = False
         if not resume:
@@ -80,12 +81,12 @@ class RunDirectory:
     def create(cls, config: RunConfig, say: Callable[[str], None] = print) -> "RunDirectory":
         """Make and lock a new run directory and write the resolved recipe; an existing one is refused."""
         path = run_path(config)
-        _refuse_existing(path)
+        refuse_existing(path)
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
         run.lock(say)
-        _refuse_existing(path)  # another process may have been a moment faster
+        refuse_existing(path)  # another process may have been a moment faster
         files.write_json(path / "versions.json", _versions())
         run.write_recipe(config)
         return run
@@ -100,6 +101,31 @@ class RunDirectory:
 
     def config(self) -> RunConfig:
         """Read the resolved recipe of the run."""
+        values, _ = of_version_0_1(self._recipe())
+        return from_dict(values)
+
+    def script_values(self) -> dict[str, Any]:
+        """Read, by key of the recipe, the names of what a script passed in place of the recipe's values.
+
+        There are none in a run of the command line (leaf.runs.provenance).
+        """
+        file = self.path / "provenance.json"
+        if not file.is_file():
+            return of_version_0_1(self._recipe())[1]
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{file} cannot be read: {error}. Restore it from a copy.") from error
+
+    def what_ran(self) -> RunConfig:
+        """Read the recipe for people: what a script passed is named, and marked, in place of the recipe's values."""
+        marked = {
+            key: [f"{one}{FROM_PYTHON}" for one in name] if isinstance(name, list) else f"{name}{FROM_PYTHON}"
+            for key, name in self.script_values().items()
+        }
+        return replace(self.config(), **marked)
+
+    def _recipe(self) -> dict[str, Any]:
         file = self.path / "recipe.yaml"
         try:
             values = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -107,10 +133,13 @@ class RunDirectory:
             raise RunError(f"{file} cannot be read: {fold_whitespace(str(error))}.") from error
         if not isinstance(values, dict):
             raise RunError(f"{file} holds no recipe. Restore it from a copy.")
-        return from_dict(of_version_0_1(values))
+        return values
 
-    def write_recipe(self, config: RunConfig) -> None:
-        """Write the resolved recipe."""
+    def write_recipe(self, config: RunConfig, script: Mapping[str, Any] | None = None) -> None:
+        """Write the resolved recipe, and beside it what a script passed in place of its values."""
+        # Before the recipe: whoever finds the recipe is to know what it does not say.
+        if script:
+            files.write_json(self.path / "provenance.json", script)
         text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
         files.write_text(self.path / "recipe.yaml", text)
 
@@ -235,13 +264,14 @@ def run_path(config: RunConfig, resume: bool | str | Path = False) -> Path:
     return Path(config.output_dir or "runs/run") if isinstance(resume, bool) else Path(resume)
 
 
-def _empty(path: Path) -> bool:
+def is_empty(path: Path) -> bool:
     """Tell whether a path has nothing, or only what a process killed while it made a run directory left there."""
     return not path.exists() or (path.is_dir() and {entry.name for entry in path.iterdir()} <= _BEGINNINGS)
 
 
-def _refuse_existing(path: Path) -> None:
-    if not _empty(path):
+def refuse_existing(path: Path) -> None:
+    """Refuse to begin a run where there is something already."""
+    if not is_empty(path):
         raise RunError(
             f"The run directory {path} exists already and is kept as it is. Choose another output_dir, remove it, "
             "or continue it with `--resume`."

@@ -3,7 +3,6 @@
 What can be known to be wrong without the model is refused before the model is loaded.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +10,39 @@ import peft
 import torch
 from accelerate import Accelerator
 
-from leaf.config import LeafConfig, refuse_from_python
-from leaf.credit import CREDIT_RULES, SET_RULES, CreditRule, credit_rule
-from leaf.data import load
-from leaf.errors import ConfigError, DataError, shown
+from leaf.config import LeafConfig
+from leaf.credit import CreditRule
+from leaf.errors import DataError
 from leaf.model.demo import resolve_model
 from leaf.model.device import take_device
 from leaf.model.from_recipe import trainable_policy
 from leaf.model.policy import Policy
-from leaf.plugins import load_plugins
-from leaf.rewards.functions import RewardFunction
 from leaf.rewards.total import Rewards, rewards_from
 from leaf.runs.directory import run_path
 from leaf.runs.processes import Processes
 from leaf.runs.provenance import recorded_arguments
-from leaf.train.schedule import check_stage, in_steps
-
-RewardFunctions = Sequence[str | RewardFunction] | RewardFunction
+from leaf.train.recipe import RewardFunctions, check_processes, check_recipe, find_rule, load_rows
+from leaf.train.schedule import in_steps
 
 
 def parts_from_recipe(
     config: LeafConfig, rewards: RewardFunctions | None, credit: str | CreditRule | None
 ) -> dict[str, Any]:
     """Make the arguments of `RLTrainer` from a recipe; `rewards` and `credit`, where given, replace the recipe's."""
-    rule, functions = _rule_and_rewards(config, rewards, credit)
-    rows = load(config.task, config.train_split, limit=config.train_items, columns=config.columns)
-    check_rows(config, functions, rows)
+    check_recipe(config, rewards, credit)
+    functions = rewards_from(config, rewards)
+    train_rows, eval_rows = load_rows(config)
+    check_rows(config, functions, train_rows)
     accelerator = make_accelerator(config)
     policy = _policy(config, resolve_model(config.model), None, None, accelerator)
     policy.base_name = config.model  # not the folder in which the embedded model is assembled
     return {
         "policy": policy,
         "rewards": functions,
-        "rule": rule,
+        "rule": find_rule(config, credit),
         "config": config,
-        "train_rows": rows,
-        "eval_rows": load(config.task, config.eval_split, columns=config.columns) if config.eval_every else None,
+        "train_rows": train_rows,
+        "eval_rows": eval_rows,
         "given": recorded_arguments(config.model, rewards, credit, None, from_recipe=True),
         "accelerator": accelerator,
     }
@@ -62,52 +58,19 @@ def parts_from_model(
     lora: peft.LoraConfig | None,
 ) -> dict[str, Any]:
     """Make the arguments of `RLTrainer` from a model and rows; see `RLTrainer.from_model`."""
-    rule, functions = _rule_and_rewards(config, rewards, credit)
+    check_recipe(config, rewards, credit, has_model=True)
+    functions = rewards_from(config, rewards)
     check_rows(config, functions, train_rows)
     accelerator = make_accelerator(config)
     return {
         "policy": _policy(config, model, processor, lora, accelerator),
         "rewards": functions,
-        "rule": rule,
+        "rule": find_rule(config, credit),
         "config": config,
         "train_rows": train_rows,
         "given": recorded_arguments(model, rewards, credit, lora, from_recipe=False),
         "accelerator": accelerator,
     }
-
-
-def _rule_and_rewards(
-    config: LeafConfig, rewards: RewardFunctions | None, credit: str | CreditRule | None
-) -> tuple[CreditRule, Rewards]:
-    """Find the credit rule and the reward functions of a recipe, or those given in their place."""
-    load_plugins(config.plugins)  # they may bring both
-    check_stage(config)
-    if credit is None:
-        refuse_from_python("credit", config.credit)
-    check_rollout(config, credit or config.credit)
-    return credit_rule(credit or config.credit, **config.credit_options), rewards_from(config, rewards)
-
-
-def check_rollout(config: LeafConfig, credit: str | CreditRule) -> None:
-    """Refuse a rollout and a credit rule that do not go together, and what distinct completions do not allow."""
-    weighs = isinstance(credit, str) and credit in SET_RULES
-    if weighs != (config.rollout == "distinct"):
-        allowed = ", ".join(SET_RULES if config.rollout == "distinct" else CREDIT_RULES)
-        raise ConfigError(
-            f"credit is {shown(credit)} and rollout is {config.rollout}: rules for independent completions take plain "
-            f"means, those for distinct ones weigh each. With rollout: {config.rollout} use {allowed}."
-        )
-    if not weighs:
-        return
-    if config.top_p < 1:
-        raise ConfigError(
-            f"top_p is {config.top_p} and rollout is distinct: the weights are those of the whole policy. Set top_p=1."
-        )
-    if config.completions_per_update is not None:
-        raise ConfigError(
-            f"completions_per_update is {config.completions_per_update} and rollout is distinct: the weights of a set "
-            "hold for all of it together. Set completions_per_update=null."
-        )
 
 
 def check_rows(config: LeafConfig, rewards: Rewards, rows: Any) -> None:
@@ -126,11 +89,7 @@ def make_accelerator(config: LeafConfig) -> Accelerator:
         log_with=config.track_with,
         project_dir=run_path(config),  # until the run has its directory
     )
-    if config.prompts_per_rollout < accelerator.num_processes:
-        raise ConfigError(
-            f"prompts_per_rollout is {config.prompts_per_rollout} for {accelerator.num_processes} processes; give "
-            "every process at least one prompt."
-        )
+    check_processes(config, accelerator.num_processes)
     return accelerator
 
 

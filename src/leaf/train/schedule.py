@@ -10,7 +10,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
 
 from leaf.config import LeafConfig, RunConfig, SftConfig
-from leaf.errors import ConfigError
+from leaf.errors import ConfigError, did_you_mean
 from leaf.evaluation.registry import metric
 from leaf.model.draws import step_generator
 
@@ -32,7 +32,7 @@ def check_tracker(name: str) -> None:
     """Refuse a tracker that Accelerate does not know or whose package is missing; Accelerate would leave it out."""
     known = [one for one in LoggerType.list() if one != "all"]
     if name not in known and name not in LOGGER_TYPE_TO_CLASS:
-        raise ConfigError(f"track_with is {name!r}; allowed are {', '.join(known)}.")
+        raise ConfigError(f"track_with is {name!r}; allowed are {', '.join(known)}.{did_you_mean(name, known)}")
     if name in known and name not in [one.value for one in get_available_trackers()]:
         extra = "'leaf-speech[tensorboard]'" if name == "tensorboard" else name.replace("_", "-")
         raise ConfigError(f"track_with is {name!r}, whose package is not installed: pip install {extra}")

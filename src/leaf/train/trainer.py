@@ -21,6 +21,7 @@ from leaf.model.policy import Policy
 from leaf.rewards.total import Rewards
 from leaf.runs.checkpoints import Checkpoints, check_space
 from leaf.runs.directory import RunDirectory, run_path
+from leaf.runs.provenance import Given
 from leaf.train.learner import Learner
 from leaf.train.making import RewardFunctions, check_rows, make_accelerator, parts_from_model, parts_from_recipe
 from leaf.train.parts import RECORDED, gathered
@@ -40,7 +41,7 @@ class RLTrainer(Learner):
 
     Args:
         policy, rewards, rule, config, train_rows, eval_rows, say: see `Learner`.
-        given: fields of the recipe that arguments of a script replaced, as the run's recipe is to name them.
+        given: what a script passed in place of the recipe's values (leaf.runs.provenance).
         accelerator: Accelerate's handle on device, processes and tracker, made from the recipe if left out.
         on_step: takes the record of every step in place of `say`, for a live display.
 
@@ -57,15 +58,15 @@ class RLTrainer(Learner):
         train_rows: Any,
         eval_rows: Any = None,
         *,
-        given: Mapping[str, Any] | None = None,
+        given: Given | None = None,
         accelerator: Accelerator | None = None,
         say: Callable[[str], None] = print,
         on_step: OnStep | None = None,
     ):
         check_stage(config)
         check_rows(config, rewards, train_rows)
-        self.given = dict(given or {})
-        config = in_steps(replace(config, **self.given), len(train_rows))
+        self.given = given or Given()
+        config = in_steps(replace(config, **self.given.recipe), len(train_rows))
         accelerator = accelerator or make_accelerator(config)
         super().__init__(policy, rewards, rule, config, train_rows, eval_rows, accelerator, say)
         self.on_step = on_step
@@ -172,7 +173,7 @@ class RLTrainer(Learner):
             self.optimizer,
             self.schedule,
             facts=facts,
-            given=self.given,
+            script=self.given.script,
             say=self._say,
         )
         self.checkpoints = checkpoints

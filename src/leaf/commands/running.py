@@ -1,0 +1,127 @@
+"""What the commands share: the recipe of a command line, its policy and trainer, and running it.
+
+Everything slow is imported inside the functions, so that `leaf --help` answers at once.
+"""
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from leaf.config import AlignConfig, LeafConfig, RunConfig, SftConfig, load_recipe, overridden_keys
+from leaf.errors import ConfigError
+
+# Whatever is printed may come from a model or a user: brackets in it are text, not markup.
+console = Console(highlight=False, soft_wrap=True, markup=False)
+
+Recipe = Annotated[Path, typer.Argument(help="recipe file (YAML)")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="further recipes (.yaml) laid over the first, then key=value")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="continue the run in the recipe's output_dir")]
+C = TypeVar("C", bound=RunConfig)
+
+# What a script may pass in place of a recipe's values.
+OF_A_SCRIPT = ("model", "task", "rewards", "credit", "lora_layers")
+
+
+def say(line: str) -> None:
+    """Print a line for a person."""
+    from leaf.report.visible import visible
+
+    console.print(visible(line, keep="\n"))  # it may quote a model, or a user's function that does
+
+
+def read_recipe(
+    path: Path, overrides: list[str] | None, stage: type[C] = RunConfig, *, needed: Collection[str] = OF_A_SCRIPT
+) -> C:
+    """Read the recipe of a command line.
+
+    Args:
+        path, overrides: as given on the command line.
+        stage: dataclass of the stage that the command is for.
+        needed: keys that the command uses and that a run's recipe.yaml may lack, because a script passed them.
+
+    Raises:
+        ConfigError: the recipe is wrong, of another stage, or lacks what is needed.
+    """
+    config = load_recipe(path, overrides)
+    if not isinstance(config, stage):
+        raise ConfigError(f"{path} is of stage {config.stage}; this command needs a recipe of stage {stage.stage}.")
+    if path.name == "recipe.yaml":
+        from leaf.runs.provenance import refuse_missing
+
+        refuse_missing(path, needed, overridden_keys(overrides))
+    return config
+
+
+def run_recipe(config: RunConfig, *, resume: bool = False) -> None:
+    """Run a recipe of any stage with lines on the terminal."""
+    from leaf.runs.directory import run_path
+    from leaf.train.recipe import check_recipe, check_run
+
+    check_recipe(config)
+    check_run(config, resume=resume)
+    if isinstance(config, LeafConfig):
+        from leaf.report import live
+
+        trainer = make_trainer(config)
+        live.train(trainer, console, resume=resume)
+        if not trainer.accelerator.is_main_process:
+            return
+    else:
+        _run_supervised(config, resume)
+    path = run_path(config)
+    console.print(f"the run is in {path}; look at it with `leaf report {path}`")
+
+
+def _run_supervised(config: RunConfig, resume: bool) -> None:
+    """Run a recipe of stage sft or align."""
+    from leaf.runs.directory import RunDirectory
+    from leaf.train.align import align
+    from leaf.train.recipe import load_rows
+    from leaf.train.sft import sft
+
+    rows = load_rows(config)
+    policy = load_policy(config)
+    run = RunDirectory.begin(config, resume, say)
+    try:
+        if isinstance(config, SftConfig):
+            sft(config, policy, *rows, run, say, resume=resume)
+        elif isinstance(config, AlignConfig):
+            align(config, policy, *rows, run, say, resume=resume)
+    finally:
+        run.release()
+
+
+def load_policy(config: RunConfig, adapter: Path | None = None) -> Any:
+    """Load the policy of a recipe with an adapter and the projector that goes with it, a fresh one for stage sft."""
+    import torch
+
+    from leaf.model import from_recipe
+    from leaf.model.demo import resolve_model
+    from leaf.model.device import pick_device
+
+    torch.manual_seed(config.seed)  # of a fresh adapter's values; torch seeds itself differently in every process
+    policy = from_recipe.load_policy(
+        dataclasses.replace(config, projector=from_recipe.projector_of(config, adapter)),
+        resolve_model(config.model),
+        device=pick_device(config.device),
+        lora=from_recipe.recipe_lora(config) if isinstance(config, SftConfig) else None,
+        adapter=adapter,
+        token_budget=config.token_budget or 4096,
+        base_name=config.model,  # not the folder in which the embedded model was assembled
+    )
+    if isinstance(config, SftConfig):
+        from_recipe.set_token_budget(policy, config, config.max_new_tokens)
+    return policy
+
+
+def make_trainer(config: LeafConfig) -> Any:
+    """Make the trainer of a recipe of stage rl."""
+    from leaf.train.trainer import RLTrainer
+
+    return RLTrainer.from_recipe(config, say=say)

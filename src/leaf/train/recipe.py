@@ -1,0 +1,169 @@
+"""Check a recipe as far as that goes without a model, and load the rows that it names.
+
+To download, assemble or read a model takes up to minutes. What is wrong with a recipe should not wait for that.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from leaf.config import LeafConfig, LoraFields, RunConfig, SftConfig
+from leaf.credit import CREDIT_RULES, SET_RULES, CreditRule, credit_rule
+from leaf.data import load
+from leaf.errors import ConfigError, DataError, did_you_mean, shown
+from leaf.model.device import take_device
+from leaf.plugins import load_plugins
+from leaf.rewards.functions import RewardFunction
+from leaf.rewards.total import rewards_from
+from leaf.runs.directory import RunDirectory, is_empty, refuse_existing, run_path
+from leaf.runs.provenance import refuse_resume
+from leaf.train.schedule import check_stage
+
+RewardFunctions = Sequence[str | RewardFunction] | RewardFunction
+# Layers of the embedded model's decoder. Of other models they are known when the model is.
+_DEMO_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def recipe_checks(
+    config: RunConfig,
+    rewards: RewardFunctions | None = None,
+    credit: str | CreditRule | None = None,
+    *,
+    has_model: bool = False,
+) -> dict[str, Callable[[], object]]:
+    """List by subject the checks of a recipe that need neither model nor data; each raises a LeafError.
+
+    Args:
+        config: the recipe.
+        rewards, credit: what a script passes in place of the recipe's.
+        has_model: whether a script passes the model.
+    """
+    checks: dict[str, Callable[[], object]] = {
+        "settings": lambda: check_stage(config),
+        "device": lambda: take_device(config.device),
+        "processes": lambda: check_processes(config, int(os.environ.get("WORLD_SIZE", "1"))),  # as launchers set it
+        "projector": lambda: _check_projector(config),
+    }
+    if not has_model:
+        checks["adapter"] = lambda: _check_layers(config)
+    if isinstance(config, LeafConfig):
+        checks["credit"] = lambda: find_rule(config, credit)
+        checks["rewards"] = lambda: rewards_from(config, rewards)
+    return checks
+
+
+def check_recipe(
+    config: RunConfig,
+    rewards: RewardFunctions | None = None,
+    credit: str | CreditRule | None = None,
+    *,
+    has_model: bool = False,
+) -> None:
+    """Import the plugins of a recipe, and refuse what is wrong with it as far as that shows without model and data.
+
+    The arguments are those of `recipe_checks`.
+
+    Raises:
+        LeafError: see there.
+    """
+    load_plugins(config.plugins)  # they may register what the recipe names
+    for check in recipe_checks(config, rewards, credit, has_model=has_model).values():
+        check()
+
+
+def check_run(config: RunConfig, *, resume: bool) -> None:
+    """Refuse a run directory that exists already or, to resume it, one that this recipe would alter.
+
+    Raises:
+        RunError: it is one.
+    """
+    path = run_path(config)
+    if not resume:
+        refuse_existing(path)
+    elif not is_empty(path):
+        refuse_resume(RunDirectory.open(path))
+
+
+def load_rows(config: RunConfig) -> tuple[Any, Any]:
+    """Load the training rows, those of an sft recipe's further tasks too, and the validation rows.
+
+    There are no validation rows where the recipe never validates.
+
+    Raises:
+        DataError: a task, split or column is not there, or there are no training rows.
+    """
+    from datasets import concatenate_datasets
+
+    tasks = [config.task, *(config.extra_tasks if isinstance(config, SftConfig) else [])]
+    training = concatenate_datasets(
+        [load(task, config.train_split, limit=config.train_items, columns=config.columns) for task in tasks]
+    )
+    if len(training) == 0:
+        raise DataError(f"{config.task} has no rows in its split {config.train_split}. Choose another train_split.")
+    validation = load(config.task, config.eval_split, columns=config.columns) if config.eval_every else []
+    return training, validation
+
+
+def find_rule(config: LeafConfig, credit: str | CreditRule | None = None) -> CreditRule:
+    """Find the credit rule of a recipe, or the one that a script passes in its place.
+
+    Raises:
+        ConfigError: it is unknown, does not take its options, or does not go with the recipe's rollout.
+    """
+    chosen = config.credit if credit is None else credit
+    weighs = isinstance(chosen, str) and chosen in SET_RULES
+    if isinstance(chosen, str) and chosen not in CREDIT_RULES and not weighs:
+        return credit_rule(chosen)  # which refuses it by its name
+    if weighs != (config.rollout == "distinct"):
+        allowed = ", ".join(SET_RULES if config.rollout == "distinct" else CREDIT_RULES)
+        raise ConfigError(
+            f"credit is {shown(chosen)} and rollout is {config.rollout}: rules for independent completions take plain "
+            f"means, those for distinct ones weigh each. With rollout: {config.rollout} use {allowed}."
+        )
+    if weighs and config.top_p < 1:
+        raise ConfigError(
+            f"top_p is {config.top_p} and rollout is distinct: the weights are those of the whole policy. Set top_p=1."
+        )
+    if weighs and config.completions_per_update is not None:
+        raise ConfigError(
+            f"completions_per_update is {config.completions_per_update} and rollout is distinct: the weights of a set "
+            "hold for all of it together. Set completions_per_update=null."
+        )
+    return credit_rule(chosen, **config.credit_options)
+
+
+def check_processes(config: RunConfig, processes: int) -> None:
+    """Refuse a recipe that cannot run in so many processes."""
+    if not isinstance(config, LeafConfig):
+        if processes > 1:
+            raise ConfigError(
+                f"Stage {config.stage} runs in one process and was launched with {processes}; start it as `leaf "
+                f"{config.stage} RECIPE`, without a launcher. Stage rl takes several."
+            )
+    elif config.prompts_per_rollout < processes:
+        raise ConfigError(
+            f"prompts_per_rollout is {config.prompts_per_rollout} for {processes} processes; give every process at "
+            "least one prompt."
+        )
+
+
+def _check_projector(config: RunConfig) -> None:
+    if config.projector is not None and not Path(config.projector).is_file():
+        raise ConfigError(
+            f"The projector {config.projector} does not exist. Name the projector.safetensors of a run of stage align "
+            "or sft."
+        )
+
+
+def _check_layers(config: RunConfig) -> None:
+    if not isinstance(config, LoraFields) or config.lora_layers is None:
+        return
+    if not config.lora_layers:
+        raise ConfigError("lora_layers is empty; name linear layers as q_proj, or leave it out for all of them.")
+    unknown = [layer for layer in config.lora_layers if layer not in _DEMO_LAYERS]
+    if unknown and config.model in ("base", "demo"):
+        raise ConfigError(
+            f"The embedded model has no linear layer {unknown[0]!r}; it has {', '.join(_DEMO_LAYERS)}."
+            f"{did_you_mean(unknown[0], _DEMO_LAYERS)}"
+        )

@@ -1,0 +1,140 @@
+"""What is wrong with a recipe is said before a model is assembled, looked up or loaded, by every command."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from leaf.commands.doctor import examine
+from leaf.commands.main import app
+from leaf.config import load_recipe
+from leaf.errors import LeafError
+
+STAGES = {"rl": ("train",), "sft": ("train", "sft"), "align": ("train", "align")}
+# Overrides that are wrong in every stage, and what is said.
+ALWAYS = [
+    ("device=cdua", "device is 'cdua'"),
+    ("device=cuda:99", "device is 'cuda:99'"),
+    ("learning_rat=1", "Did you mean 'learning_rate'"),
+    ("dtype=float23", "Did you mean 'float32'"),
+    ("plugins=[nosuch.py]", "The plugin 'nosuch.py' cannot be imported"),
+    ("projector=nosuch.safetensors", "The projector nosuch.safetensors does not exist"),
+]
+WITH_ROWS = [
+    ("task=asterisk_q", "Did you mean 'asterisk_qa'"),
+    ("task=nosuch.jsonl", "nosuch.jsonl"),
+    ("columns={reference: answr}", "has no reference"),
+]
+LORA = [
+    ("lora_layers=[q_prj]", "has no linear layer 'q_prj'; it has .* Did you mean 'q_proj'"),
+    ("lora_layers=[]", "lora_layers is empty"),
+    ("best_metric=blue", "The metric 'blue' is unknown.* Did you mean 'bleu'"),
+]
+ROLLOUTS = [
+    ("credit=leaff", "The credit rule 'leaff' is unknown.* Did you mean 'leaf'"),
+    ("credit_options={max_boundary: 2}", "max_boundary"),
+    ("credit_options={max_boundaries: two}", "two"),
+    ("rewards=[blue]", "The reward function 'blue' is unknown.* Did you mean 'bleu'"),
+    ("rewards=[nosuch.py:mine]", "cannot be imported"),
+    ("reward_weights=[1, 2]", "came with weights"),
+    ("reward_options={chrf: {}}", "none of the rewards"),
+    ("reward_options={judge: 5}", "allowed is a value of type dict"),
+    ("track_with=tensorbord", "track_with is 'tensorbord'.* Did you mean 'tensorboard'"),
+]
+TRAINING = [
+    ("train_split=trian", "trian"),
+    ("eval_split=validaton", "validaton"),
+    ("output_dir=taken", "The run directory taken exists already"),
+]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A manifest and a recipe for each stage, on the embedded model, where every way to a model raises."""
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("a.wav", np.full(8000, 0.1), 16000)
+    row = {"prompt": "Say", "audio": "a.wav"}
+    (tmp_path / "data.jsonl").write_text(
+        "\n".join(json.dumps(row | {"split": split, "reference": split}) for split in ("train", "validation", "test"))
+    )
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/file").touch()
+    for stage in STAGES:
+        (tmp_path / f"{stage}.yaml").write_text(f"stage: {stage}\nmodel: demo\ntask: data.jsonl\ndevice: cpu\n")
+
+    def touched(*arguments, **options):
+        raise AssertionError("a model was touched")
+
+    monkeypatch.setattr("leaf.model.demo.build_base_model", touched)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", touched)
+    return tmp_path
+
+
+def refused(message, *arguments):
+    with pytest.raises(LeafError, match=message) as error:
+        CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert "\n" not in str(error.value)
+
+
+def test_without_a_mistake_the_model_is_what_comes_next(project):
+    for stage, commands in STAGES.items():
+        for command in commands:
+            with pytest.raises(AssertionError, match="a model was touched"):
+                CliRunner().invoke(app, [command, f"{stage}.yaml"], catch_exceptions=False)
+    for command in (["evaluate", "rl.yaml", "--with-base"], ["demo", "--recipe", "rl.yaml"]):
+        with pytest.raises(AssertionError, match="a model was touched"):
+            CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+@pytest.mark.parametrize(("override", "message"), [*ALWAYS, *WITH_ROWS, *LORA, *ROLLOUTS, *TRAINING])
+def test_rl(project, override, message):
+    refused(message, "train", "rl.yaml", override)
+    refused(message, "demo", "--recipe", "rl.yaml", override)
+    if (override, message) not in TRAINING:
+        refused(message, "evaluate", "rl.yaml", "--with-base", override)
+
+
+@pytest.mark.parametrize(("override", "message"), [*ALWAYS, *LORA, *ROLLOUTS])
+def test_merge(project, override, message):
+    (project / "adapter").mkdir()
+    refused(message, "merge", "rl.yaml", override, "--adapter", "adapter", "--out", "merged")
+
+
+@pytest.mark.parametrize(("override", "message"), [*ALWAYS, *WITH_ROWS, *LORA, *TRAINING])
+def test_sft(project, override, message):
+    for command in STAGES["sft"]:
+        refused(message, command, "sft.yaml", override)
+
+
+@pytest.mark.parametrize(("override", "message"), [*ALWAYS, *WITH_ROWS, *TRAINING])
+def test_align(project, override, message):
+    for command in STAGES["align"]:
+        refused(message, command, "align.yaml", override)
+
+
+@pytest.mark.parametrize(("override", "message"), [one for one in [*LORA, *ROLLOUTS] if "judge: 5" not in one[0]])
+def test_doctor_finds_the_same(project, monkeypatch, override, message):
+    monkeypatch.undo()
+    monkeypatch.chdir(project)
+    monkeypatch.setattr("leaf.commands.doctor.resolve_model", lambda name: "nosuch")
+    found = [finding.found for finding in examine(load_recipe("rl.yaml", [override])) if finding.state == "fails"]
+    assert any(re.search(message, text) for text in found)
+
+
+def test_what_belongs_to_one_command(project, monkeypatch):
+    refused("Did you mean 'asterisk_fr'", "sft", "sft.yaml", "extra_tasks=[asterisk_f]")
+    refused("only stage rl has trackers|trackers go with stage rl", "sft", "sft.yaml", "track_with=tensorboard")
+    refused("tset", "evaluate", "rl.yaml", "--with-base", "--split", "tset")
+    refused("blue", "evaluate", "rl.yaml", "--with-base", "--metrics", "blue")
+    refused("nosuch", "evaluate", "rl.yaml", "--adapter", "nosuch")
+    refused("nosuch", "merge", "rl.yaml", "--adapter", "nosuch", "--out", "merged")
+    (project / "adapter").mkdir()
+    (project / "adapter/adapter_model.safetensors").touch()
+    (project / "adapter/adapter_config.json").write_text("{}")
+    refused("taken exists and is left as it is", "merge", "rl.yaml", "--adapter", "adapter", "--out", "taken")
+    monkeypatch.setenv("WORLD_SIZE", "9")
+    refused("prompts_per_rollout is 6 for 9 processes", "train", "rl.yaml")
+    refused("one process and was launched with 9", "sft", "sft.yaml")
