@@ -144,7 +144,9 @@ def test_align_takes_frame_wise_projectors_and_says_why_others_are_refused(case)
     policy = Policy.wrap(*build(case))
     rows = tiny.rows(3)
     if case.split()[0] not in FRAME_WISE:
-        wanted = r"The projector.*(not one frame per audio position|not one of each|differs from what).*stage sft"
+        wanted = (
+            r"The projector.*(not one frame per audio position|not one of each|differs from the prompt's).*stage sft"
+        )
         with pytest.raises(ModelError, match=wanted):
             check_frame_wise(policy, rows[0])
         return

@@ -159,7 +159,7 @@ def test_a_group_says_why_it_is_silent(tmp_path):
     for group in explorer_section([run]).data["runs"][0]["groups"]:
         assert group["clip"] is None
         assert "the rows of rows.jsonl cannot be read" in group["silence"]
-        assert "names the audio file a.wav, which does not exist" in group["silence"]
+        assert "names the audio file 'a.wav', which does not exist" in group["silence"]
         # A report is passed on: it says nothing of the machine it was written on.
         assert str(tmp_path) not in json.dumps(group) + json.dumps(section.data)
     silent = explorer_section([run], audio=False).data["runs"][0]["groups"][0]

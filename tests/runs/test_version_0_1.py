@@ -34,14 +34,10 @@ def ends_as_in_0_1(name):
     """Compare what was learned and scored, step by step, with the records of the run that 0.1 took to its end."""
     assert len(records(Path(name), "metrics.jsonl")) == 4
     for log in ("metrics.jsonl", "validation.jsonl"):
-        got, wanted = (
-            [
-                {key: value for key, value in record.items() if key != "seconds"}
-                for record in records(folder / name, log)
-            ]
-            for folder in (Path(), BEGUN)
-        )
-        assert got == [pytest.approx(record, rel=1e-6, abs=1e-6) for record in wanted]
+        for got, wanted in zip(records(Path(name), log), records(BEGUN / name, log), strict=True):
+            wanted.pop("seconds", None)
+            # Later versions record more.
+            assert {key: got[key] for key in wanted} == pytest.approx(wanted, rel=1e-6, abs=1e-6)
     return True
 
 

@@ -391,11 +391,11 @@ def test_groups_without_a_single_token_teach_nothing(tmp_path):
         )
         found = []
         for positions in ([1], [0, 1], [0]):
-            names = ("rows", "groups", "rewards", "advantages", "ref_log_probs", "positions")
+            names = ("rows", "groups", "rewards", "advantages", "shares", "ref_log_probs", "positions")
             part = replace(mixed, **{name: [getattr(mixed, name)[i] for i in positions] for name in names})
             one.optimizer.zero_grad()
             masks = [group.tree.node >= 0 for group in part.groups]
-            weights = weights_over_all(masks, one.config, one.processes)
+            weights = weights_over_all(masks, part.shares, one.config, one.processes)
             sums = add_gradient(one.policy, part, masks, weights, one.config)
             assert all(math.isfinite(value) for value in sums.values())
             found.append((sums["loss"], [torch.zeros(1) if p.grad is None else p.grad.clone() for p in one.parameters]))
