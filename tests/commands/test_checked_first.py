@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from leaf.commands.doctor import examine
 from leaf.commands.main import app
 from leaf.config import load_recipe
-from leaf.errors import LeafError
+from leaf.errors import LeafError, ModelError
 
 STAGES = {"rl": ("train",), "sft": ("train", "sft"), "align": ("train", "align")}
 # Overrides that are wrong in every stage, and what is said.
@@ -117,9 +117,11 @@ def test_align(project, override, message):
 
 @pytest.mark.parametrize(("override", "message"), [one for one in [*LORA, *ROLLOUTS] if "judge: 5" not in one[0]])
 def test_doctor_finds_the_same(project, monkeypatch, override, message):
-    monkeypatch.undo()
-    monkeypatch.chdir(project)
-    monkeypatch.setattr("leaf.commands.doctor.resolve_model", lambda name: "nosuch")
+    def absent(*arguments, **options):
+        raise ModelError("There is no model here.")
+
+    monkeypatch.setattr("leaf.commands.doctor.resolve_model", absent)
+    monkeypatch.setattr("leaf.commands.doctor.look_up", absent)
     found = [finding.found for finding in examine(load_recipe("rl.yaml", [override])) if finding.state == "fails"]
     assert any(re.search(message, text) for text in found)
 

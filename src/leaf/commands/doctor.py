@@ -52,8 +52,8 @@ def examine(config: RunConfig) -> Iterator[Finding]:
     shape: Estimate | None = None
     family: Family | None = None
     processor: Any = None
-    name = resolve_model(config.model)
     try:
+        name = resolve_model(config.model)
         model_config, family, processor = look_up(name, trust_remote_code=config.trust_remote_code)
         shape, layers = _shape(config, family, model_config, processor, device)
         yield Finding("model", "ok", f"{config.model}: {family.model_type}. {family.note}".rstrip(". ") + ".")
