@@ -156,7 +156,7 @@ class LeafConfig(LoraFields, RunConfig):
     """
 
     prompts_per_rollout: int = _sampling(6, "prompts per rollout, over all processes", low=1, common=True)
-    num_completions: int = _sampling(8, "completions per prompt (K)", low=1, common=True)
+    num_completions: int = _sampling(8, "completions per prompt (K)", low=2, common=True)  # rules compare them
     max_new_tokens: int = _sampling(200, "longest completion in tokens", low=1, common=True)
     rollout: Literal["independent", "distinct"] = _sampling(
         "independent",

@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+import statistics
 from dataclasses import replace
 
 import peft
@@ -329,6 +330,54 @@ def test_a_reward_function_that_fails_and_a_run_without_checkpoint_are_named(tmp
     fresh = trainer(recipe(tmp_path))
     with pytest.raises(RunError, match="recorded steps but no checkpoints"):
         fresh.train(resume_from_checkpoint=True)
+
+
+def test_a_run_whose_reward_failed_is_started_again_with_the_corrected_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def mine(completions):\n    return [1 / 0]\n")
+    config = recipe(tmp_path, rewards=[f"{file}:mine"], eval_every=0, max_steps=1)
+    with pytest.raises(RewardError, match=r"mine raised ZeroDivisionError: .*mine\.py, line 2, in mine"):
+        trainer(config, reward_funcs=None).train()
+    file.write_text("def mine(completions):\n    return [float(i) for i in range(len(completions))]\n")
+    run = trainer(config, reward_funcs=None).train(resume_from_checkpoint=True)
+    assert [record["step"] for record in run.lines("metrics.jsonl")] == [1]
+
+
+def test_every_functions_rewards_are_recorded_under_trls_names(tmp_path):
+    states = []
+
+    def length(completions):
+        return [float(len(text)) for text in completions]
+
+    def odd(completions, trainer_state, log_extra, log_metric, **_):
+        states.append((trainer_state.global_step, trainer_state.max_steps, trainer_state.epoch))
+        log_extra("shouted", [text.upper() for text in completions])
+        log_metric("count", len(completions))
+        return [None if i % 2 else 1.0 for i in range(len(completions))]
+
+    def silent(completions):
+        return [None for _ in completions]
+
+    config = recipe(tmp_path, reward_weights=[0.5, 2.0, 1.0], eval_every=0, max_steps=2, prompts_per_rollout=2)
+    run = trainer(config, reward_funcs=[length, odd, silent]).train()
+    assert states == [(0, 2, 0.0), (1, 2, 0.4)]  # two of five rows a step
+    first = next(iter(run.lines("metrics.jsonl")))
+    groups = [group for group in run.lines("groups.jsonl") if group["step"] == 1]
+    assert len(groups) == 2  # all of the step
+    lengths = [float(len(text)) for group in groups for text in group["completions"]]
+    assert [value for group in groups for value in group["rewards_by_function"]["length"]] == lengths
+    assert groups[0]["rewards_by_function"]["odd"] == [1.0, None, 1.0, None]
+    assert groups[1]["extra"] == {"shouted": [text.upper() for text in groups[1]["completions"]]}
+    assert first["rewards/length/mean"] == pytest.approx(statistics.fmean(lengths))
+    assert first["rewards/length/std"] == pytest.approx(statistics.stdev(lengths))
+    assert (first["rewards/odd/mean"], first["rewards/odd/std"]) == (1.0, 0.0)
+    assert (first["rewards/silent/mean"], first["rewards/silent/std"]) == (None, None)
+    assert first["logged/count"] == 8.0
+
+
+def test_one_completion_a_prompt_is_refused_because_rules_compare():
+    with pytest.raises(ConfigError, match=r"num_completions is 1.* 2"):
+        LeafConfig(num_completions=1)
 
 
 def test_rows_may_differ_in_columns_that_no_reward_needs(tmp_path):

@@ -49,6 +49,13 @@ class RewardResult:
     extra: dict[str, list[Any]] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
+    def by_group(self, sizes: Sequence[int]) -> tuple[list[dict[str, Tensor]], list[dict[str, list[Any]]]]:
+        """Cut the functions' own values, and what they gave to `log_extra`, into groups of these sizes."""
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        cuts = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+        parts = [{name: torch.from_numpy(values[cut]) for name, values in self.parts.items()} for cut in cuts]
+        return parts, [{name: values[cut] for name, values in self.extra.items()} for cut in cuts]
+
 
 class Rewards:
     """Call reward functions on completions and add up their weighted values.

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from transformers.trainer_callback import TrainerState
 
 from leaf.config import LeafConfig
 from leaf.credit import CreditRule
@@ -97,9 +98,17 @@ class Learner:
         positions = self.processes.positions(config.prompts_per_rollout)
         indices = batch_indices(len(self.train_rows), config.prompts_per_rollout, step - 1, config.seed)
 
+        # As in TRL, a reward function sees how many steps were taken before this one.
+        state = TrainerState(
+            global_step=step - 1,
+            max_steps=config.max_steps,
+            epoch=(step - 1) * config.prompts_per_rollout / len(self.train_rows),
+        )
+
         def roll_out(rows: list[dict[str, Any]]) -> Rollout:
             draws = [step_generator(config.seed, step, position) for position in positions]
-            return rollout(self.policy, rows, self.rule, self.rewards, config, draws, on_policy=self.on_policy)
+            how = {"on_policy": self.on_policy, "trainer_state": state}
+            return rollout(self.policy, rows, self.rule, self.rewards, config, draws, **how)
 
         with watched_by(self._phase):
             made, lines, replaced = self._with_usable_audio([indices[i] for i in positions], roll_out)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -29,13 +30,26 @@ def gathered(rollout: Rollout, processes: Processes) -> Rollout:
         for group in rollout.groups
     ]
     mine = [
-        (position, row if position < RECORDED else {}, group, reward.clone(), advantage.cpu(), share.cpu())
-        for position, row, group, reward, advantage, share in zip(
-            rollout.positions, rollout.rows, sent, rollout.rewards, rollout.advantages, rollout.shares, strict=True
+        (
+            position,
+            rollout.rows[i] if position < RECORDED else {},
+            sent[i],
+            rollout.rewards[i].clone(),
+            rollout.advantages[i].cpu(),
+            rollout.shares[i].cpu(),
+            {name: values.clone() for name, values in rollout.by_function[i].items()},
+            rollout.extra[i] if position < RECORDED else {},
         )
+        for i, position in enumerate(rollout.positions)
     ]
     everyone = sorted((one for given in processes.gather(mine) for one in given), key=lambda one: one[0])
-    positions, rows, groups, rewards, advantages, shares = (list(part) for part in zip(*everyone, strict=True))
+    positions, rows, groups, rewards, advantages, shares, by_function, extra = (
+        list(part) for part in zip(*everyone, strict=True)
+    )
+    logged: dict[str, list[float]] = {}
+    for given in processes.gather(rollout.logged):
+        for name, value in given.items():
+            logged.setdefault(name, []).append(value)
     reward_errors, bad_audio = map(int, processes.sum([rollout.reward_errors, rollout.bad_audio]))
     left_out = [line for given in processes.gather(rollout.left_out) for line in given]
     return Rollout(
@@ -48,6 +62,9 @@ def gathered(rollout: Rollout, processes: Processes) -> Rollout:
         None,
         reward_errors,
         left_out,
+        by_function,
+        extra,
+        {name: fmean(values) for name, values in logged.items()},
         step=rollout.step,
         positions=positions,
         bad_audio=bad_audio,
@@ -87,6 +104,8 @@ def cut(rollout: Rollout, size: int | None, prompts: int) -> Iterator[Rollout]:
             shares=[rollout.shares[i][ks] for i, ks in chosen.items()],
             old_log_probs=_select(rollout.old_log_probs, chosen),
             ref_log_probs=_select(rollout.ref_log_probs, chosen),
+            by_function=[],  # these two are recorded of the whole rollout
+            extra=[],
             positions=[rollout.positions[i] for i in chosen],
         )
 

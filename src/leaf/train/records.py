@@ -1,6 +1,7 @@
 """What a step leaves behind: statistics for metrics.jsonl, whole groups with their trees, and a line for a person."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ from leaf.model.sampling import Group
 
 
 def rollout_statistics(
-    groups: Sequence[Group], rewards: Sequence[Tensor], advantages: Sequence[Tensor], shares: Sequence[Tensor]
+    groups: Sequence[Group],
+    rewards: Sequence[Tensor],
+    advantages: Sequence[Tensor],
+    shares: Sequence[Tensor],
+    by_function: Sequence[Mapping[str, Tensor]] = (),
 ) -> dict[str, float | None]:
-    """Compute reward, length, fork and credit statistics of one rollout.
+    """Compute reward, length, fork and credit statistics of one rollout; also each function's, from its own rewards.
 
     Means over completions are weighted with their `shares` (K,): those of distinct completions estimate what the policy
     does on average, not what the likely and the unlikely ones of a set do alike.
@@ -25,6 +30,7 @@ def rollout_statistics(
     nodes = sum(group.tree.num_nodes for group in groups)
     return {
         **_reward_statistics(rewards, shares),
+        **_function_statistics(by_function, shares),
         "length_mean": float(share @ torch.cat([group.lengths for group in groups]).double()),
         "truncated": float(share @ torch.cat([group.truncated for group in groups]).double()),
         **_draw_statistics(groups),
@@ -59,6 +65,26 @@ def _reward_statistics(rewards: Sequence[Tensor], shares: Sequence[Tensor]) -> d
         "unscored": sum(len(reward) for reward in rewards) - len(every),
         "zero_variance_groups": len(flat) / len(rewards),
     }
+
+
+def _function_statistics(
+    by_function: Sequence[Mapping[str, Tensor]], shares: Sequence[Tensor]
+) -> dict[str, float | None]:
+    """Compute mean and deviation over all completions of what each function gave, under TRL's names.
+
+    None where too few completions were scored.
+    """
+    statistics: dict[str, float | None] = {}
+    for name in by_function[0] if by_function else ():
+        values = torch.cat([one[name] for one in by_function]).double()
+        known = ~values.isnan()  # NaN = unscored
+        values, share = values[known], torch.cat([one.cpu().double() for one in shares])[known]
+        count = float(share.sum())
+        mean = float(share @ values) / count if count > 0 else None
+        statistics[f"rewards/{name}/mean"] = mean
+        spread = None if mean is None or count <= 1 else math.sqrt(float(share @ (values - mean) ** 2) / (count - 1))
+        statistics[f"rewards/{name}/std"] = spread
+    return statistics
 
 
 def _fork_statistics(groups: Sequence[Group], rewards: Sequence[Tensor]) -> dict[str, float | None]:
@@ -97,7 +123,14 @@ def figure(value: float | None, digits: int = 3) -> str:
 
 
 def group_record(
-    row: dict[str, Any], group: Group, rewards: Tensor, advantages: Tensor, share: Tensor, tokenizer: Any
+    row: dict[str, Any],
+    group: Group,
+    rewards: Tensor,
+    advantages: Tensor,
+    share: Tensor,
+    tokenizer: Any,
+    by_function: Mapping[str, Tensor] | None = None,
+    extra: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, Any]:
     """Describe one group in JSON: prompt, reference, completions, tokens, surprisal, advantages, tree, boundaries."""
     tree = group.tree
@@ -112,6 +145,8 @@ def group_record(
         "reference": row.get("reference"),
         "completions": group.texts(tokenizer),
         "rewards": _without_nan(rewards.tolist()),
+        "rewards_by_function": {name: _without_nan(one.tolist()) for name, one in (by_function or {}).items()},
+        "extra": {name: [_plain(value) for value in values] for name, values in (extra or {}).items()},
         "truncated": group.truncated.tolist(),
         "token_ids": [group.tokens[i, :length].tolist() for i, length in spans],
         "tokens": [tokenizer.convert_ids_to_tokens(group.tokens[i, :length].tolist()) for i, length in spans],
@@ -150,6 +185,13 @@ def _without_audio(prompt: Any) -> Any:
         }
         for message in prompt
     ]
+
+
+def _plain(value: Any) -> Any:
+    """Keep what JSON has, and write anything else as text."""
+    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
 
 
 def _without_nan(values: Sequence[float]) -> list[float | None]:

@@ -6,12 +6,13 @@ recordings and several processes around it. Shapes: K completions of a prompt, T
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.trainer_callback import TrainerState
 
 from leaf.config import LeafConfig
 from leaf.credit import CreditRule, set_shares
@@ -36,6 +37,9 @@ class Rollout:
         shares: (K,) how many completions each one stands for, 1 where they were drawn independently.
         old_log_probs: (K, T) under the policy that sampled; None where the update's own forward gives them.
         ref_log_probs: (K, T) under the reference model; None without a divergence.
+        by_function: per group: reward function → its own values (K,), NaN = unscored; for the records.
+        extra: per group: column → one value per completion, which reward functions gave to `log_extra`.
+        logged: name → what they gave to `log_metric`, the mean.
         reward_errors: completions on which a reward function failed.
         left_out: a sentence for everything that was left out.
         step, positions, bad_audio: set by the trainer: the step, where each group is among those of all processes, and
@@ -51,6 +55,9 @@ class Rollout:
     ref_log_probs: list[Tensor] | None
     reward_errors: int
     left_out: list[str]
+    by_function: list[dict[str, Tensor]] = field(default_factory=list)
+    extra: list[dict[str, list[Any]]] = field(default_factory=list)
+    logged: dict[str, float] = field(default_factory=dict)
     step: int = 0
     positions: Sequence[int] = ()
     bad_audio: int = 0
@@ -65,6 +72,7 @@ def rollout(
     draws: Sequence[torch.Generator],
     *,
     on_policy: bool,
+    trainer_state: TrainerState | None = None,
 ) -> Rollout:
     """Sample a group of completions for every row, reward and credit them.
 
@@ -77,10 +85,11 @@ def rollout(
         draws: a random generator for each row.
         on_policy: whether the update takes one step of the whole rollout without dropout. Its own forward then gives
             the old log-probabilities, and the ratio is 1 by construction.
+        trainer_state: tells reward functions where the run is, as in TRL.
     """
     prompts = embed(policy, rows)  # audio is encoded once and serves sampling, scoring and the update
     groups = draw(policy, prompts, config, draws)
-    earned, result = reward(rewards, rows, groups, policy.tokenizer)
+    earned, result = reward(rewards, rows, groups, policy.tokenizer, trainer_state)
     groups, earned, broken = unscore_unsampled(groups, earned)
     advantages = assign_credit(rule, groups, earned, policy.device)
     shares = [shares_of(group, config.credit).to(policy.device) for group in groups]
@@ -99,6 +108,8 @@ def rollout(
         reference,
         int(result.failed.sum()),
         left_out,
+        *result.by_group([len(group.lengths) for group in groups]),
+        result.metrics,
         positions=range(len(rows)),
     )
 
@@ -130,10 +141,14 @@ def draw(
 
 @phase("reward")
 def reward(
-    rewards: Rewards, rows: list[dict[str, Any]], groups: list[Group], tokenizer: Any
+    rewards: Rewards,
+    rows: list[dict[str, Any]],
+    groups: list[Group],
+    tokenizer: Any,
+    trainer_state: TrainerState | None = None,
 ) -> tuple[list[Tensor], RewardResult]:
     """Call the reward functions once on all completions; gives the rewards (K,) per group, and what failed."""
-    return rewards.of(rows, groups, tokenizer)
+    return rewards.of(rows, groups, tokenizer, trainer_state=trainer_state)
 
 
 def unscore_unsampled(groups: Sequence[Group], rewards: Sequence[Tensor]) -> tuple[list[Group], list[Tensor], int]:

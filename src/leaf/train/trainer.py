@@ -237,7 +237,8 @@ class RLTrainer(Learner):
             self._say(line)
         record = {
             "step": number,
-            **rollout_statistics(whole.groups, whole.rewards, whole.advantages, whole.shares),
+            **rollout_statistics(whole.groups, whole.rewards, whole.advantages, whole.shares, whole.by_function),
+            **{f"logged/{name}": value for name, value in whole.logged.items()},
             "reward_errors": whole.reward_errors,
             "bad_audio": whole.bad_audio,
             **self.update(rolled_out),
@@ -278,7 +279,8 @@ class RLTrainer(Learner):
             for i in range(min(RECORDED, len(rollout.groups))):
                 earned = (rollout.rewards[i], rollout.advantages[i], rollout.shares[i])
                 what = (rollout.rows[i], rollout.groups[i], *earned)
-                self.run.append("groups.jsonl", {"step": step, **group_record(*what, self.policy.tokenizer)})
+                more = (rollout.by_function[i], rollout.extra[i])
+                self.run.append("groups.jsonl", {"step": step, **group_record(*what, self.policy.tokenizer, *more)})
         if self.on_step is not None:
             self.on_step(record)
         else:
