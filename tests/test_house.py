@@ -14,9 +14,7 @@ FLOORS = ("ground", "credit", "data", "model", "rewards", "runs", "evaluation", 
 
 LINES, FUNCTION_LINES = 400, 60
 # What is still longer. An entry that is no longer needed fails the test, so that these sets only shrink.
-LONG_MODULES = {
-    "config.py",
-}
+LONG_MODULES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
 
 

@@ -54,7 +54,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("case", "fields", "message"), WRONG, ids=lambda one: str(one)[:60])
+@pytest.mark.parametrize(("case", "fields", "message"), WRONG, ids=[f"{case}-{message}" for case, _, message in WRONG])
 def test_a_wrong_field_is_refused_by_name(case, fields, message, monkeypatch):
     policy = declared(case, monkeypatch, **fields)
     with pytest.raises(ModelError, match=message):

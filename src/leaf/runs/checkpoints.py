@@ -20,8 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from leaf.config import FROM_PYTHON, Resume, RunConfig, from_dict, of_version_0_1, to_dict
+from leaf.config import FROM_PYTHON, RunConfig, from_dict, of_version_0_1, to_dict
 from leaf.errors import RunError
+from leaf.fields import Resume
 from leaf.files import file_sha256, remove_directory
 from leaf.runs.directory import LOGS, RunDirectory
 from leaf.text import fold_whitespace
