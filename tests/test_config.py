@@ -113,7 +113,7 @@ def test_a_damaged_recipe_of_a_run_is_one_sentence(tmp_path):
     from leaf.errors import RunError
     from leaf.runs.directory import RunDirectory
 
-    for content, said in (("a: [", "cannot be read"), ("- 1", "holds no recipe"), (b"\xff\xfe\x00", "cannot be read")):
+    for content, said in (("a: [", "cannot be read"), ("- 1", "has no recipe"), (b"\xff\xfe\x00", "cannot be read")):
         (tmp_path / "recipe.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(RunError, match=said):
             RunDirectory.open(tmp_path).config()

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from leaf.errors import DataError, RunError
 
-# What stands beside a name while its content is replaced or removed, or after a kill.
+# Suffixes of what is beside a name while its content is replaced or removed, or after a kill.
 _UNFINISHED, _OLD, _REMOVED = ".partial", ".old", ".removed"
 
 

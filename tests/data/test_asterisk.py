@@ -8,7 +8,7 @@ import pytest
 
 from leaf.data import TASKS, load
 from leaf.data.asterisk.numbers import english, english_ordinal, french, italian
-from leaf.data.asterisk.rows import DATA, SPLITS, normalise, recordings, rows, split_of, utterances
+from leaf.data.asterisk.rows import DATA, SPLITS, recordings, rows, split_key, split_of, utterances
 from leaf.data.asterisk.templates import HELD_OUT_TEMPLATES, HELD_OUT_VALUES, TEMPLATES
 from leaf.data.asterisk.words import QUESTIONS
 from leaf.data.audio import load_audio
@@ -182,7 +182,7 @@ def test_the_english_text_is_what_the_recordings_say_one_after_the_other():
     with (DATA / "recordings.tsv").open(encoding="utf-8", newline="") as file:
         said = {row["name"]: row["text"] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
     for utterance in everything():
-        assert normalise(" ".join(said[name] for name in utterance.parts)) == normalise(utterance.english)
+        assert split_key(" ".join(said[name] for name in utterance.parts)) == split_key(utterance.english)
 
 
 def test_translations_agree_with_themselves():

@@ -75,7 +75,7 @@ def test_covost_takes_any_published_pair_and_refuses_others(covost, tmp_path):
     for pair in ("en_xx", "fr_de", "en_en", "en"):
         with pytest.raises(DataError, match="one of them en"):
             run("covost2", covost, tmp_path / pair, options=Options(pair=pair))
-    with pytest.raises(DataError, match=r"holds no covost_v2\.en_ja\.tsv"):
+    with pytest.raises(DataError, match=r"has no covost_v2\.en_ja\.tsv"):
         run("covost2", covost, tmp_path / "ja", options=Options(pair="en_ja"))
 
 

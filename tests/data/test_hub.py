@@ -55,7 +55,7 @@ def test_a_table_with_audio_inside_is_read_without_another_decoder(tmp_path):
     assert len(load_audio(load(str(tmp_path / "target"), "validation")[0]["audio"])) == 11200
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(DataError, match="holds no file of rows"):
+    with pytest.raises(DataError, match="has no file of rows"):
         run("hub", empty, tmp_path / "none", options=Options(columns=columns))
 
 
@@ -180,7 +180,7 @@ def test_shards_of_a_lone_split_are_cut_together(folder, tmp_path):
 def test_rows_in_two_kinds_of_files_are_refused(folder, tmp_path):
     source = folder("test.jsonl", range(10))
     pq.write_table(rows_of(["10.wav"]), source / "train.parquet")
-    with pytest.raises(DataError, match=r"holds rows as \.jsonl and \.parquet"):
+    with pytest.raises(DataError, match=r"has rows as \.jsonl and \.parquet"):
         sides(source, tmp_path / "to")
 
 

@@ -150,7 +150,7 @@ def test_bad_files_are_named(folder):
     with pytest.raises(DataError, match=r"Line 2 of bad\.jsonl cannot be read as JSON"):
         load(str(folder / "bad.jsonl"), "train")
     (folder / "list.jsonl").write_text("[1]\n")
-    with pytest.raises(DataError, match="holds a list"):
+    with pytest.raises(DataError, match="is a list"):
         load(str(folder / "list.jsonl"), "train")
     with pytest.raises(DataError, match="cannot be read"):
         load(str(folder / "none.jsonl"), "train")

@@ -96,7 +96,7 @@ def test_a_finished_a_foreign_and_a_differently_begun_folder_are_kept(librisqa, 
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("mine")
-    with pytest.raises(DataError, match="holds other files"):
+    with pytest.raises(DataError, match="has other files"):
         run("librisqa", librisqa, foreign)
     assert (foreign / "thesis.txt").read_text() == "mine"
 

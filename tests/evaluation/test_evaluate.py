@@ -123,7 +123,7 @@ def test_systems_are_named_after_their_folders(tmp_path, monkeypatch):
     }
     with pytest.raises(ConfigError, match="NAME=DIR"):
         name_systems("demo", ["runs/b/best", "other/b/best"], with_base=False)
-    with pytest.raises(ConfigError, match="holds no adapter"):
+    with pytest.raises(ConfigError, match="has no adapter"):
         name_systems("demo", ["runs/a"], with_base=False)
 
 
@@ -247,7 +247,7 @@ def test_an_interrupted_pass_goes_on_behind_its_last_whole_batch(policy, rows, r
     partial = tmp_path / "out/base.unfinished"
     left = partial.read_bytes()
     assert str(tmp_path).encode() not in left
-    with pytest.raises(DataError, match="holds no prediction files"):
+    with pytest.raises(DataError, match="has no prediction files"):
         prediction_files([tmp_path / "out"])
     partial.write_bytes(left + b'{"1": [["torn')
     result, said = evaluated(recipe, policy, rows, tmp_path / "out")
@@ -355,11 +355,11 @@ def test_files_that_cannot_be_read(tmp_path):
         read(row(0, "1"), row(0, "1"))
     with pytest.raises(DataError, match="other items than its first pass, such as '2'"):
         read(row(0, "1"), row(1, "1"), row(1, "2"))
-    with pytest.raises(DataError, match="holds no predictions"):
+    with pytest.raises(DataError, match="has no predictions"):
         read()
     with pytest.raises(DataError, match="cannot be read"):
         read_predictions(tmp_path / "none.jsonl")
-    with pytest.raises(DataError, match="holds no prediction files"):
+    with pytest.raises(DataError, match="has no prediction files"):
         prediction_files([tmp_path])
     # Rows of another order in the second pass are put in the first one's.
     swapped = read(row(0, "1"), row(0, "2"), row(1, "2", prediction="b"), row(1, "1", prediction="a"))

@@ -328,7 +328,7 @@ def test_meteor_without_wordnet_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
     with pytest.raises(ConfigError, match=r"nltk.downloader wordnet.*--metric-path meteor=DIR"):
         metric("meteor")
-    with pytest.raises(ConfigError, match=r"does not hold WordNet: data.adj"):
+    with pytest.raises(ConfigError, match=r"has no complete WordNet: data.adj"):
         metric("meteor", {"meteor": str(tmp_path)})
     folder = write_wordnet(tmp_path / "wordnet")
     assert metric("meteor", {"meteor": str(tmp_path)}).is_kept  # the folder above will do

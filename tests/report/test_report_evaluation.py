@@ -204,7 +204,7 @@ def test_which_files_are_shown(run, tmp_path):
         evaluation_section([other])
     (other / "recipe.yaml").write_text("stage: rl\n")
     assert evaluation_section([other]) is None
-    with pytest.raises(DataError, match="holds no prediction files"):
+    with pytest.raises(DataError, match="has no prediction files"):
         evaluation_section(predictions=[other])
     made_with = {"adapter": None, "split": "test"}
     write(other / "evaluation" / "tuned.jsonl", [AFTER], made_with={"adapter": {"name": "best"}})

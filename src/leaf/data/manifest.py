@@ -213,7 +213,7 @@ def _json_lines(text: str, name: str) -> list[dict[str, Any]]:
             except (ValueError, RecursionError) as error:  # RecursionError: lists in lists, a thousand deep
                 raise DataError(f"Line {number} of {name} cannot be read as JSON: {error}.") from error
             if not isinstance(record, dict):
-                raise DataError(f"Line {number} of {name} holds a {type(record).__name__}; it must be an object.")
+                raise DataError(f"Line {number} of {name} is a {type(record).__name__}; it must be an object.")
             records.append(record)
     return records
 

@@ -97,7 +97,7 @@ def _wordnet(path: str | None) -> tuple[Any, str]:
         found = next((f for f in (given, given / "corpora/wordnet", given / "wordnet") if _is_wordnet(f)), None)
         if found is None:
             missing = ", ".join(name for name in _WORDNET_FILES if not (given / name).is_file())
-            raise ConfigError(f"{path} does not hold WordNet: {missing} missing. {_GET_WORDNET}")
+            raise ConfigError(f"{path} has no complete WordNet: {missing} missing. {_GET_WORDNET}")
     found = found.resolve()
     if str(found) not in nltk.data.path:
         nltk.data.path.append(str(found))  # nltk reads from folders on this list only

@@ -186,7 +186,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{file} is not JSON: {error}.") from error
     if not isinstance(meta, dict):
-        raise DataError(f"{file} holds no JSON object.")
+        raise DataError(f"{file} is not a JSON object.")
     return meta
 
 
@@ -199,7 +199,7 @@ def read_predictions(path: str | Path) -> Predictions:
     path = Path(path)
     rows = read_rows(path)
     if not rows:
-        raise DataError(f"{path} holds no predictions.")
+        raise DataError(f"{path} has no predictions.")
     by_pass: dict[Any, dict[str, dict[str, Any]]] = {}
     for number, row in enumerate(rows, 1):
         for key in ("id", "prediction", "reference"):
@@ -247,7 +247,7 @@ def prediction_files(paths: Iterable[str | Path]) -> list[Path]:
             if "predictions" in read_meta(file)
         ]
         if not found:
-            raise DataError(f"{path} holds no prediction files; `leaf evaluate ... --out {path}` writes them.")
+            raise DataError(f"{path} has no prediction files; `leaf evaluate ... --out {path}` writes them.")
         files += found
     return files
 

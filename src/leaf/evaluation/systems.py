@@ -47,7 +47,7 @@ def name_systems(model: str, adapters: Sequence[str], *, with_base: bool) -> dic
             name = "-".join(Path(given).absolute().parts[-2:])
         bring_back(Path(directory))
         if not (Path(directory) / "adapter_config.json").is_file():
-            raise ConfigError(f"{directory} holds no adapter (adapter_config.json); give a folder such as runs/x/best.")
+            raise ConfigError(f"{directory} has no adapter (adapter_config.json); give a folder such as runs/x/best.")
         systems.append((name, Path(directory)))
     named = {re.sub(r"[^\w.-]+", "-", name): path for name, path in systems}
     if len(named) < len(systems):

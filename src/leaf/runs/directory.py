@@ -68,7 +68,7 @@ class RunDirectory:
         """
         path = run_path(config, resume)
         if resume is True and is_empty(path):
-            say(f"{path} holds no run yet, so there is nothing to resume: training starts at step 0")
+            say(f"{path} has no run yet, so there is nothing to resume: training starts at step 0")
             resume = False
         if not resume:
             return cls.create(config, say)
@@ -132,7 +132,7 @@ class RunDirectory:
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise RunError(f"{file} cannot be read: {fold_whitespace(str(error))}.") from error
         if not isinstance(values, dict):
-            raise RunError(f"{file} holds no recipe. Restore it from a copy.")
+            raise RunError(f"{file} has no recipe. Restore it from a copy.")
         return values
 
     def write_recipe(self, config: RunConfig, script: Mapping[str, Any] | None = None) -> None:

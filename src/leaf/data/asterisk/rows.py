@@ -2,10 +2,10 @@
 
 The recordings are of one professional voice in the telephone band (Allison Smith; CC-BY-SA 3.0, see
 recordings/ATTRIBUTION.md). A test row combines recordings that training combines otherwise, in the same voice: it tests
-whether a model understands what is said, not whether it understands new speakers. Splits follow a hash of the
-normalised English text and are the same for every task. `test_heldout` keeps whole templates and slot values apart (see
-leaf.data.asterisk.templates). Natural sentences are recordings used nowhere else, so those of the test split are heard
-in no training row.
+whether a model understands what is said, not whether it understands new speakers. Splits follow a hash of the English
+text without case and punctuation, and are the same for every task. `test_heldout` keeps whole templates and slot values
+apart (see leaf.data.asterisk.templates). Natural sentences are recordings used nowhere else, so those of the test split
+are heard in no training row.
 """
 
 import csv
@@ -35,7 +35,7 @@ PROMPTS = {
 }
 
 
-def normalise(text: str) -> str:
+def split_key(text: str) -> str:
     """Reduce a text to lower-case words without punctuation: the key that splits follow."""
     return " ".join(re.findall(r"[a-z0-9']+", text.lower().replace("-", " ")))
 
@@ -47,7 +47,7 @@ def split_of(text: str, *, held_out: bool = False, natural: bool = False) -> str
     """
     if held_out:
         return "test_heldout"
-    fraction = stable_fraction(f"{_SEED}/split/{normalise(text)}")
+    fraction = stable_fraction(f"{_SEED}/split/{split_key(text)}")
     validation, test = (0.10, 0.35) if natural else (0.04, 0.12)
     return "validation" if fraction < validation else "test" if fraction < test else "train"
 
@@ -76,13 +76,13 @@ def utterances() -> dict[str, tuple[Utterance, ...]]:
     while any(len(found[split]) < SIZES[split] for split in SPLITS):
         utterance = rng.choices(templates, shares)[0](rng)
         split = split_of(utterance.english, held_out=utterance.held_out)
-        key = normalise(utterance.english)
+        key = split_key(utterance.english)
         if key in seen or len(found[split]) >= SIZES[split] or seconds_of(utterance.parts) > LONGEST:
             continue
         seen.add(key)
         found[split].append(utterance)
     for utterance in _natural():
-        if normalise(utterance.english) not in seen:
+        if split_key(utterance.english) not in seen:
             found[split_of(utterance.english, natural=True)].append(utterance)
     return {split: tuple(items) for split, items in found.items()}
 
@@ -129,7 +129,7 @@ def rows(variant: str, split: str) -> list[dict[str, Any]]:
                     "reference": reference,
                     "text": utterance.english,
                     "kind": f"{utterance.kind}/{kind}",
-                    "utterance": normalise(utterance.english),
+                    "utterance": split_key(utterance.english),
                     "seconds": round(seconds_of(utterance.parts), 3),
                 }
             )

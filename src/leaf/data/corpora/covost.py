@@ -84,7 +84,7 @@ def _clips(source: Path, language: str) -> Path:
     of_language = [path for path in folders if path.parent.name == language] or folders
     if len(of_language) != 1:
         raise DataError(
-            f"{source} holds {len(of_language)} folders `clips` that may be Common Voice's {language}; put exactly one "
+            f"{source} has {len(of_language)} folders `clips` that may be Common Voice's {language}; put exactly one "
             f"there, as {language}/clips beside {language}/validated.tsv."
         )
     return of_language[0]

@@ -101,13 +101,13 @@ def _files(source: Path, options: Options) -> tuple[Any, ...]:
     )
     if not found:
         raise DataError(
-            f"{source} holds no file of rows ({', '.join(_BUILDERS)}), in itself or in data/. Put a table there whose "
+            f"{source} has no file of rows ({', '.join(_BUILDERS)}), in itself or in data/. Put a table there whose "
             "rows name the audio files."
         )
     kinds = sorted({path.suffix for path in found})
     if len(kinds) > 1:
         raise DataError(
-            f"{source} holds rows as {' and '.join(kinds)}, and only one kind would be read. Keep one kind there."
+            f"{source} has rows as {' and '.join(kinds)}, and only one kind would be read. Keep one kind there."
         )
     names = [path.stem for path in found]
     lone = len(set(map(_bare, names))) == 1 and not options.splits

@@ -20,7 +20,7 @@ def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
     """Yield the questions of both files. Splits keep LibriSpeech's speakers whole."""
     found = {split: sorted(source.rglob(name)) for split, name in FILES.items()}
     if not any(found.values()):
-        raise DataError(f"{source} holds neither {' nor '.join(FILES.values())}, at any depth. Copy them there.")
+        raise DataError(f"{source} has neither {' nor '.join(FILES.values())}, at any depth. Copy them there.")
     corpus = [path.parent for path in sorted(source.rglob("LibriSpeech"))[:1]] or [source]
     for split, files in found.items():
         for file in files[:1]:

@@ -57,7 +57,7 @@ def parliament(source: Path, options: Options) -> Iterator[Item | Refusal]:
             found = True
             yield from read(file, source)
     if not found:
-        raise DataError(f"{source} holds neither Europarl_LongAudio.json nor VoxPopuli_LongAudio.json, at any depth.")
+        raise DataError(f"{source} has neither Europarl_LongAudio.json nor VoxPopuli_LongAudio.json, at any depth.")
 
 
 def _europarl(file: Path, source: Path) -> Iterator[Item | Refusal]:

@@ -195,7 +195,7 @@ def prepared_splits(folder: Path) -> tuple[str, ...]:
         DataError: not a finished preparation.
     """
     if not (folder / "prepared.json").is_file():
-        raise DataError(f"{folder} holds no finished preparation (prepared.json is missing); run `leaf data prepare`.")
+        raise DataError(f"{folder} has no finished preparation (prepared.json is missing); run `leaf data prepare`.")
     return tuple(split for split in SPLITS if (folder / f"{split}.arrow").is_file())
 
 
@@ -240,7 +240,7 @@ def _begin_or_continue(target: Path, settings: dict[str, Any]) -> None:
                 f"{target} was begun with another {', '.join(differing)}. Choose another --to, or remove it."
             )
     elif target.exists() and any(target.iterdir()):
-        raise DataError(f"{target} holds other files. Choose an empty folder for --to.")
+        raise DataError(f"{target} has other files in it. Choose an empty folder for --to.")
     target.mkdir(parents=True, exist_ok=True)
     write_json(file, settings)
 

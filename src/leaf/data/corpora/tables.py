@@ -23,7 +23,7 @@ def json_list(file: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{file} cannot be read as JSON: {error}.") from error
     if not isinstance(entries, list):
-        raise DataError(f"{file} holds a {type(entries).__name__}; it must be a list of objects.")
+        raise DataError(f"{file} is a {type(entries).__name__}; it must be a list of objects.")
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or any(key not in entry for key in needed):
             has = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
@@ -64,4 +64,4 @@ def find(source: Path, name: str) -> Path:
     """
     for found in sorted(source.rglob(name)):
         return found
-    raise DataError(f"{source} holds no {name}, at any depth. Copy it there.")
+    raise DataError(f"{source} has no {name}, at any depth. Copy it there.")

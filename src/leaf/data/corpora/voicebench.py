@@ -22,7 +22,7 @@ def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
     """Yield the open-ended subsets that there are: `<subset>/test-*.parquet` with the columns audio and prompt."""
     files = [(subset, file) for subset in SUBSETS for file in sorted(source.glob(f"**/{subset}/*.parquet"))]
     if not files:
-        raise DataError(f"{source} holds no parquet file in {', '.join(SUBSETS)}. Download the subsets there.")
+        raise DataError(f"{source} has no parquet file in {', '.join(SUBSETS)}. Download the subsets there.")
     for subset, file in files:
         try:
             table = pq.ParquetFile(file)
