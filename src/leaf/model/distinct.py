@@ -79,7 +79,7 @@ def sample_distinct(
     # Where memory runs out a part is drawn again, from the same state of its generators.
     states = [generator.get_state() for generator in generators]
 
-    def draw(part: list[int]) -> list[Group]:
+    def draw(part: Sequence[int]) -> list[Group]:
         for i in part:
             generators[i].set_state(states[i])
         return _sample(policy, [prompts[i] for i in part], [generators[i] for i in part], **limits)
