@@ -56,7 +56,7 @@ def test_the_stage_picks_the_dataclass():
         ({"seed": "three"}, "seed is 'three', a str; allowed is a value of type int"),
         ({"seed": True}, "seed is True"),
         ({"top_p": 1.5}, "from 1e-06 to 1.0"),
-        ({"num_completions": 0}, "at least 1"),
+        ({"num_completions": 1}, "at least 2"),
         ({"num_completions": 2.5}, "type int"),
         ({"learning_rate": float("nan")}, "at least 0.0"),
         ({"reduction": "sum"}, "completion_mean"),
@@ -76,7 +76,7 @@ def test_mistakes_are_one_clear_sentence(values, message):
     [
         (lambda: LeafConfig(top_p=0.0), r"top_p is 0\.0; allowed is a number from 1e-06 to 1\.0"),
         (lambda: LeafConfig(temperature=0.0), r"temperature is 0\.0; allowed is a number at least 0\.001"),
-        (lambda: LeafConfig(num_completions=0), "num_completions is 0; allowed is a number at least 1"),
+        (lambda: LeafConfig(num_completions=1), "num_completions is 1; allowed is a number at least 2"),
         (lambda: LeafConfig(schedule="cosin"), "schedule is 'cosin'; allowed are cosine, linear, constant"),
         (lambda: SftConfig(batch_size=0), "batch_size is 0"),
         (lambda: AlignConfig(learning_rate=-1.0), r"learning_rate is -1\.0"),
