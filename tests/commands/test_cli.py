@@ -187,7 +187,7 @@ def test_doctor_refuses_what_training_refuses(project, monkeypatch, recipe, over
     monkeypatch.setattr("leaf.train.schedule.get_available_trackers", list)  # no tracker's package
     monkeypatch.setenv("NLTK_DATA", str(project))
     monkeypatch.setattr("nltk.data.path", [])
-    model_metrics._built.cache_clear()  # another test may have had METEOR
+    model_metrics._build_once.cache_clear()  # another test may have had METEOR
     config = load_recipe(f"{recipe}.yaml", [override])
     (finding,) = [finding for finding in examine(config) if finding.state == "fails"]
     assert finding.subject == subject

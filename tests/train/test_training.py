@@ -9,7 +9,7 @@ import torch
 
 from leaf import LeafTrainer
 from leaf.config import LeafConfig
-from leaf.errors import ConfigError, ModelError
+from leaf.errors import ConfigError
 from leaf.model.device import pick_device, take_device
 from leaf.model.policy import Policy
 from leaf.model.projector import save_projector
@@ -146,7 +146,7 @@ def test_the_projector_of_a_recipe_is_loaded_in_stage_rl(tmp_path):
     one = trainer_of(model, processor, projector=str(tmp_path / "projector.safetensors"))
     for key, value in other.projector.state_dict().items():
         assert torch.equal(one.policy.projector.state_dict()[key], value)
-    with pytest.raises(ModelError, match="does not fit this model"):
+    with pytest.raises(ConfigError, match=r"missing\.safetensors does not exist"):
         trainer_of(*tiny_model(), projector=str(tmp_path / "missing.safetensors"))
 
 
