@@ -45,7 +45,7 @@ from leaf.files import append_row
 from leaf.memory import peak_bytes, reset_peak
 from leaf.model.demo import resolve_model
 from leaf.model.policy import Policy, Prompt
-from leaf.train.schedule import build_schedule
+from leaf.train.schedule import build_schedule, run_length
 from leaf.train.sft import sft_gradient, share_audio
 from leaf.train.trainer import RLTrainer
 
@@ -167,7 +167,7 @@ def full_trainer(
     """Make a trainer (`options` are those of `RLTrainer.from_model`) whose optimiser is AdamW on the masters."""
     trainer = RLTrainer.from_model(policy, config, train_rows, eval_rows, **options)
     trainer.optimizer = MasterAdamW(trainer.parameters, masters, config)
-    trainer.schedule = build_schedule(trainer.optimizer, config, trainer.updates_per_rollout)
+    trainer.schedule = build_schedule(trainer.optimizer, config, trainer.length.cycle * trainer.updates_per_rollout)
     return trainer
 
 
@@ -200,10 +200,10 @@ def prepare(args, seed: int, given: Sequence[str]) -> tuple[dict, RLTrainer, int
     settings += [] if rule == "sft" else [f"credit={rule}"]
     settings += [] if lora else [f"learning_rate={RATE[rule]}"]
     config = load_recipe(ROOT / "recipes/qa.yaml", [*settings, *given, *args.overrides])
-    period = config.max_steps
+    period = run_length(config, 0).steps
     if args.passes > 1:
         config = replace(config, max_steps=period * args.passes)
-    record = {"task": "qa", "method": args.method, "seed": seed, "steps": config.max_steps, "passes": args.passes}
+    record = {"task": "qa", "method": args.method, "seed": seed, "steps": period * args.passes, "passes": args.passes}
     record |= {"learning_rate": config.learning_rate, "overrides": args.overrides}
     record["machine"] = machine(args.threads)
     if lora:
@@ -228,15 +228,15 @@ def train(args, seed: int, given: Sequence[str]) -> tuple[dict, RLTrainer]:
         validation.append({"step": 0, **trainer.evaluate().values()})
     reset_peak(trainer.policy.device)
     peak = 0
-    for step in range(1, config.max_steps + 1):
+    for step in range(1, trainer.length.steps + 1):
         began, worked = time.perf_counter(), time.process_time()
         steps.append(advance(trainer, step, period))
         wall.append(time.perf_counter() - began)
         busy.append(time.process_time() - worked)
         peak = max(peak, peak_bytes(trainer.policy.device))
         values = "  ".join(f"{name} {value:.4f}" for name, value in steps[-1].items() if value is not None)
-        print(f"{args.method} {seed} {step}/{config.max_steps}  {values}  {wall[-1]:.1f} s", flush=True)
-        if config.eval_every and (step % config.eval_every == 0 or step == config.max_steps):
+        print(f"{args.method} {seed} {step}/{trainer.length.steps}  {values}  {wall[-1]:.1f} s", flush=True)
+        if config.eval_every and (step % config.eval_every == 0 or step == trainer.length.steps):
             validation.append({"step": step, **trainer.evaluate().values()})
             print(validation[-1], flush=True)
             reset_peak(trainer.policy.device)

@@ -61,7 +61,7 @@ def _install():
     rollout, read = RLTrainer.rollout, Policy.read
 
     def rollout_with_fault(self, step):
-        _now.update(step=step, fault=fault_of(self.config.seed, step, self.config.max_steps), memory=False)
+        _now.update(step=step, fault=fault_of(self.config.seed, step, self.length.steps), memory=False)
         return rollout(self, step)
 
     def read_with_fault(self, hidden, row, token):

@@ -45,7 +45,7 @@ def train(task, credit, seed, threads, overrides, name=None, group=None):
     trainer = RLTrainer.from_recipe(config)
     directory = trainer.train(resume_from_checkpoint=(Path(config.output_dir) / "checkpoints").exists())
     steps = list(directory.lines("metrics.jsonl"))
-    record["steps"] = config.max_steps
+    record["steps"] = trainer.length.steps
     record["completions_per_step"] = config.prompts_per_rollout * config.num_completions
     record["rewards"] = [round(step["reward_mean"], 4) for step in steps]
     record["course"] = course(steps)

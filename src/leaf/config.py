@@ -18,6 +18,7 @@ from leaf.errors import ConfigError, did_you_mean, shown
 from leaf.fields import checked, declare
 from leaf.text import fold_whitespace
 
+STEPS = 100  # of a run whose recipe names neither max_steps nor epochs
 GROUPS = ("model and data", "sampling", "rewards and credit", "update", "adapter", "evaluation", "run")
 _data, _sampling, _credit, _update, _adapter, _evaluation, _run = (partial(declare, group) for group in GROUPS)
 
@@ -46,12 +47,13 @@ class RunConfig:
     max_prompt_tokens: int | None = _data(
         None, "longest prompt in tokens, audio included; longer ones are refused", low=1, resume="grow"
     )
-    max_steps: int = _update(100, "optimiser steps (rl: rollouts)", low=0, common=True, resume="grow")
+    max_steps: int | None = _update(
+        None, f"optimiser steps (rl: rollouts); default {STEPS}", low=0, common=True, resume="grow"
+    )
     learning_rate: float = _update(5e-6, "peak learning rate of AdamW", low=0.0, common=True)
     weight_decay: float = _update(0.0, "weight decay of AdamW", low=0.0)
     schedule: Literal["cosine", "linear", "constant"] = _update("cosine", "learning-rate schedule after warm-up")
     min_lr_ratio: float = _update(0.1, "learning rate at the end, as a share of the peak", low=0.0, high=1.0)
-    schedule_steps: int | None = _update(None, "steps the schedule is laid out for; default max_steps", low=1)
     warmup_steps: int = _update(0, "optimiser updates of linear warm-up", low=0)
     max_grad_norm: float = _update(1.0, "largest gradient norm; a longer gradient is scaled down to it", low=1e-6)
     token_budget: int | None = _update(
@@ -92,6 +94,12 @@ class RunConfig:
         if self.stage != type(self).stage:
             name = type(self).__name__
             raise ConfigError(f"The stage is {self.stage}, and {name} is of stage {type(self).stage}. Leave stage out.")
+        self._set_length()
+
+    def _set_length(self) -> None:
+        """Give a run the default length where the recipe names none."""
+        if self.max_steps is None:
+            self.max_steps = STEPS
 
 
 @dataclass
@@ -145,7 +153,7 @@ class LeafConfig(LoraFields, RunConfig):
     )
     epochs: int | None = _update(
         None,
-        "passes over the training rows, in place of max_steps; each begins optimiser and schedule afresh",
+        "passes over the training rows, in place of max_steps; each starts the optimiser and the schedule anew",
         low=1,
         resume="grow",
     )
@@ -175,6 +183,15 @@ class LeafConfig(LoraFields, RunConfig):
     record_every: int = _run(
         10, "write sampled groups with their trees every N steps; 0 for never", low=0, resume="free"
     )
+
+    def _set_length(self) -> None:
+        if self.epochs is None:
+            super()._set_length()
+        elif self.max_steps is not None:
+            raise ConfigError(
+                f"max_steps is {self.max_steps} and epochs is {self.epochs}; a run has one of them. Leave one out, or "
+                "set it to null."
+            )
 
 
 RLConfig = LeafConfig  # one class, two names: it also runs GRPO and the other rules
@@ -210,6 +227,7 @@ GONE = {
     "on_reward_error": "It is `tolerate` now.",
     "on_bad_audio": "It is `tolerate` now.",
     "reward_timeout": "It is gone: leave it out. A judge has `timeout_s` in `reward_options`.",
+    "schedule_steps": "It is gone: the schedule covers all of max_steps, or each of `epochs`.",
     "max_skipped_steps": "It is gone: leave it out. A few skipped steps in a row are always allowed.",
 }
 
@@ -285,6 +303,8 @@ def of_version_0_1(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
     recipe = {key: value for key, value in values.items() if key not in GONE and not _marked(value)}
     if "skip" in (values.get("on_reward_error"), values.get("on_bad_audio")):
         recipe["tolerate"] = "skip"
+    if values.get("epochs") is not None:  # 0.1 wrote down what they come to as well
+        recipe["max_steps"] = None
     return recipe, {key: _unmarked(value) for key, value in values.items() if _marked(value)}
 
 

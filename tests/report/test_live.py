@@ -50,7 +50,7 @@ class FakeTrainer:
 
     def __init__(self, path, say):
         self.run, self.say, self.on_step = RunDirectory(path), say, None
-        self.config = SimpleNamespace(max_steps=3)
+        self.length = SimpleNamespace(steps=3)
         self.accelerator = SimpleNamespace(is_main_process=True)
 
     def train(self, resume_from_checkpoint=False):

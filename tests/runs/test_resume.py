@@ -149,7 +149,7 @@ def test_a_prompt_that_was_too_long_may_be_allowed_and_the_run_goes_on(whole, tm
 
 def test_a_constant_schedule_extended_is_the_longer_run(tmp_path):
     """A longer run that stops early and one that is told later to go on are the same."""
-    settled = {"schedule_steps": 6, "eval_every": 3}
+    settled = {"schedule": "constant", "eval_every": 3}
     trainer(tmp_path / "a", max_steps=6, **settled).train()
     trainer(tmp_path / "b", max_steps=3, **settled).train()
     trainer(tmp_path / "b", max_steps=6, **settled).train(resume_from_checkpoint=True)

@@ -1,6 +1,8 @@
 """Runs that version 0.1 began (tests/runs/version_0_1/make.py): today's code takes them to the end that 0.1 came to."""
 
+import json
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import peft
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 from leaf import LeafTrainer
 from leaf.commands.main import app
 from leaf.config import LeafConfig, SftConfig
+from leaf.errors import RunError
 from leaf.model.policy import Policy
 from leaf.runs.directory import RunDirectory
 from leaf.train.sft import sft
@@ -50,6 +53,23 @@ def test_a_run_of_the_command_line_is_resumed(project):
     assert (config.tolerate, config.epochs) == ("skip", 2)
 
 
+def test_a_run_whose_schedule_was_laid_out_for_more_steps_is_refused(project):
+    """The schedule of today covers all steps, so such a run would take another course."""
+    run = Path("sft")
+    for file in (run / "recipe.yaml", run / "checkpoints/step-000002/state.json"):
+        was = "schedule_steps: null" if file.suffix == ".yaml" else '"schedule_steps": null'
+        assert was in file.read_text()
+        file.write_text(file.read_text().replace(was, was.replace("null", "8")))
+    state = (run / "checkpoints/step-000002/state.json").read_bytes()
+    manifest = json.loads((run / "checkpoints/step-000002/manifest.json").read_text())
+    manifest["files"]["state.json"] = {"bytes": len(state), "sha256": sha256(state).hexdigest()}
+    (run / "checkpoints/step-000002/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match=r"schedule_steps 8, a key of version 0\.1.*which is 4\. Set max_steps=8"):
+        supervised(4)
+    supervised(8)
+    assert len(records(run, "metrics.jsonl")) == 8
+
+
 def test_a_run_of_a_script_is_resumed(project):
     config = LeafConfig(**make.SHARED, **make.ROLLOUTS, max_steps=4, tolerate="skip", output_dir="script")
     model, processor = tiny.tiny_model()
@@ -58,8 +78,8 @@ def test_a_run_of_a_script_is_resumed(project):
     assert ends_as_in_0_1("script")
 
 
-def test_a_supervised_run_is_resumed(project):
-    shape = {"max_steps": 4, "batch_size": 2, "max_new_tokens": 3, "lora_dropout": 0.0, "output_dir": "sft"}
+def supervised(max_steps):
+    shape = {"max_steps": max_steps, "batch_size": 2, "max_new_tokens": 3, "lora_dropout": 0.0, "output_dir": "sft"}
     config = SftConfig(**make.SHARED, **shape)
     torch.manual_seed(0)
     lora = peft.LoraConfig(r=1, lora_dropout=0.0, target_modules=config.lora_layers)
@@ -69,4 +89,8 @@ def test_a_supervised_run_is_resumed(project):
         sft(config, policy, tiny.rows(5), tiny.rows(2), run, resume=True)
     finally:
         run.release()
+
+
+def test_a_supervised_run_is_resumed(project):
+    supervised(4)
     assert ends_as_in_0_1("sft")

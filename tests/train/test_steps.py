@@ -6,6 +6,7 @@ from leaf.config import RunConfig
 from leaf.errors import RunInterrupted
 from leaf.runs.signals import StopRequested, StopSignals
 from leaf.train.phases import phase, watched_by
+from leaf.train.schedule import run_length
 from leaf.train.steps import take_steps
 
 
@@ -14,6 +15,7 @@ class Noting:
 
     def __init__(self, asked_after=None, stopped_at=None, **config):
         self.config = RunConfig(**config)
+        self.length = run_length(self.config, 0)
         self.stop = StopSignals()
         self.done, self.validation_due = 0, False
         self.asked_after, self.stopped_at = asked_after, stopped_at

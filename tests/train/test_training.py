@@ -8,19 +8,19 @@ import pytest
 import torch
 
 from leaf import LeafTrainer
-from leaf.config import LeafConfig
+from leaf.config import LeafConfig, SftConfig, from_dict, to_dict
 from leaf.errors import ConfigError
 from leaf.model.device import pick_device, take_device
 from leaf.model.policy import Policy
 from leaf.model.projector import save_projector
 from leaf.train.records import group_record
-from leaf.train.schedule import build_schedule, check_tracker, in_steps, is_warm_restart
+from leaf.train.schedule import build_schedule, check_tracker, is_warm_restart, run_length
 from tests.helpers.tiny import rows, tiny_model
 
 
-def rates(config, updates, **options):
+def rates(config, length, updates, **options):
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = build_schedule(optimizer, config, **options)
+    schedule = build_schedule(optimizer, config, length, **options)
     seen = []
     for _ in range(updates):
         seen.append(schedule.get_last_lr()[0])
@@ -30,40 +30,41 @@ def rates(config, updates, **options):
 
 
 def test_epochs_are_steps_of_whole_passes_with_a_schedule_each():
-    config = in_steps(LeafConfig(epochs=3, prompts_per_rollout=4), num_rows=9)
-    assert (config.max_steps, config.schedule_steps) == (9, 3)
-    assert [step for step in range(1, 10) if is_warm_restart(config, step)] == [4, 7]
-    once = rates(config, 6, updates_per_step=2)
-    again = rates(config, 18, updates_per_step=2, restarts=True)
+    config = LeafConfig(epochs=3, prompts_per_rollout=4)
+    length = run_length(config, num_rows=9)
+    assert length == (9, 3)
+    assert [step for step in range(1, 10) if is_warm_restart(length, step)] == [4, 7]
+    once = rates(config, 6, 6)
+    again = rates(config, 6, 18, restarts=True)
     assert again == once * 3
     assert once[0] == 1.0
     assert min(once) > 0.1
-    assert in_steps(LeafConfig(max_steps=7), 9).max_steps == 7
-    assert not any(is_warm_restart(LeafConfig(), step) for step in range(1, 200))
+    for config in (LeafConfig(max_steps=7), SftConfig(max_steps=7)):
+        assert run_length(config, 9) == (7, 7)
+        assert not any(is_warm_restart(run_length(config, 9), step) for step in range(1, 8))
 
 
 def test_the_schedule_without_restarts_stays_where_it_ends():
-    config = LeafConfig(max_steps=4, schedule="linear", min_lr_ratio=0.5)
-    assert rates(config, 7) == pytest.approx([1.0, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5])
+    config = LeafConfig(schedule="linear", min_lr_ratio=0.5)
+    assert rates(config, 4, 7) == pytest.approx([1.0, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5])
 
 
 def test_warm_up_counts_updates():
-    config = LeafConfig(max_steps=4, warmup_steps=2, schedule="constant")
-    assert rates(config, 4, updates_per_step=2) == rates(config, 4) == pytest.approx([1 / 3, 2 / 3, 1.0, 1.0])
+    config = LeafConfig(warmup_steps=2, schedule="constant")
+    assert rates(config, 8, 4) == rates(config, 4, 4) == pytest.approx([1 / 3, 2 / 3, 1.0, 1.0])
 
 
-@pytest.mark.parametrize("steps", [{"max_steps": 20}, {"schedule_steps": 3, "max_steps": 20}])
-def test_epochs_beside_other_numbers_of_steps_are_refused(steps):
-    config = LeafConfig(epochs=2, prompts_per_rollout=4)
-    with pytest.raises(ConfigError, match=r"max_steps is 20, .* epochs 2, which makes it 6 steps of a schedule of 3"):
-        in_steps(replace(config, **steps), num_rows=9)
+def test_epochs_beside_a_number_of_steps_are_refused():
+    with pytest.raises(ConfigError, match=r"max_steps is 20 and epochs is 2; a run has one of them\. Leave one out"):
+        LeafConfig(epochs=2, max_steps=20)
+    assert (LeafConfig().max_steps, LeafConfig(epochs=2).max_steps) == (100, None)
 
 
 def test_the_recipe_of_a_run_may_be_given_more_epochs_and_other_rows():
-    own = in_steps(LeafConfig(epochs=1, prompts_per_rollout=4), num_rows=9)
-    assert own.max_steps == in_steps(own, 9).max_steps == 3
-    assert in_steps(replace(own, epochs=2), 9).max_steps == 6
-    assert in_steps(own, 20).max_steps == in_steps(own, 20).schedule_steps == 5
+    own = from_dict(to_dict(LeafConfig(epochs=1, prompts_per_rollout=4)))
+    assert run_length(own, 9).steps == 3
+    assert run_length(replace(own, epochs=2), 9) == (6, 3)
+    assert run_length(own, 20) == (5, 5)
 
 
 def test_a_gpu_named_by_number_is_the_one_that_trains(monkeypatch):

@@ -44,7 +44,7 @@ def demo(
         scored.write(run.path / f"{name}.jsonl")
     console.print(_gains(before, after, [row["reference"] for row in rows]))
     console.print(
-        f"{config.max_steps} steps of {config.prompts_per_rollout} x {config.num_completions} completions, "
+        f"{trainer.length.steps} steps of {config.prompts_per_rollout} x {config.num_completions} completions, "
         f"{len(rows)} test rows, {(time.perf_counter() - began) / 60:.1f} minutes. The run is in {run.path}; "
         f"look at it with `leaf report {run.path}`"
     )

@@ -21,7 +21,7 @@ def train(trainer: Any, console: Console, *, resume: bool = False) -> RunDirecto
     """Train with a live view on a terminal, with plain lines elsewhere."""
     if not console.is_interactive or not trainer.accelerator.is_main_process:
         return trainer.train(resume_from_checkpoint=resume)
-    view = TrainingView(trainer.config.max_steps, console)
+    view = TrainingView(trainer.length.steps, console)
     say = trainer.say
 
     def on_step(record: dict[str, Any]) -> None:

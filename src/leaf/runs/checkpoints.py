@@ -195,8 +195,9 @@ class Checkpoints:
                 )
         recipe, script = of_version_0_1(state["recipe"])
         was, now = from_dict(recipe), self.config
+        _refuse_settled_schedule(self.run.path, state["recipe"], now)
         changed = changed_keys(self.run.path, was, now, state.get("script", script), self.script)
-        if "max_steps" in changed and now.schedule != "constant" and now.schedule_steps is None:
+        if "max_steps" in changed and now.schedule != "constant":
             self.say(
                 f"the learning rate now follows a {now.schedule} over {now.max_steps} steps instead of {was.max_steps}"
             )
@@ -309,6 +310,16 @@ def check_space(path: Path, parameters: Mapping[str, Tensor], keep: int, have: i
 
 def _name(step: int) -> str:
     return f"checkpoints/step-{step:06d}"
+
+
+def _refuse_settled_schedule(path: Path, was: Mapping[str, Any], now: RunConfig) -> None:
+    """Refuse a run of version 0.1 whose schedule was laid out for another number of steps than it takes."""
+    settled = was.get("schedule_steps")
+    if settled is not None and was.get("epochs") is None and settled != now.max_steps:
+        raise RunError(
+            f"{path} was trained with schedule_steps {settled}, a key of version 0.1; today the schedule covers all of "
+            f"max_steps, which is {now.max_steps}. Set max_steps={settled}, or continue the run with version 0.1."
+        )
 
 
 def changed_keys(

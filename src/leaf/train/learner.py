@@ -30,7 +30,7 @@ from leaf.runs.skipped import SkippedSteps
 from leaf.train.parts import cut
 from leaf.train.phases import watched_by
 from leaf.train.rollout import Rollout, rollout
-from leaf.train.schedule import build_optimizer, build_schedule
+from leaf.train.schedule import build_optimizer, build_schedule, run_length
 from leaf.train.update import optimizer_step, update_record
 
 T = TypeVar("T")
@@ -76,8 +76,12 @@ class Learner:
         # Otherwise the update scores with another model than the one that sampled: with dropout, or after an update.
         self.on_policy = self.updates_per_rollout == 1 and not has_dropout(policy)
         self.optimizer: torch.optim.Optimizer = build_optimizer(self.parameters, config)
+        self.length = run_length(config, len(train_rows))
         self.schedule = build_schedule(
-            self.optimizer, config, self.updates_per_rollout, restarts=config.epochs is not None
+            self.optimizer,
+            config,
+            self.length.cycle * self.updates_per_rollout,
+            restarts=config.epochs is not None,
         )
         self.skips = SkippedSteps(policy.base.dtype, self._say)
         self.stop = StopSignals()
@@ -101,7 +105,7 @@ class Learner:
         # As in TRL, a reward function sees how many steps were taken before this one.
         state = TrainerState(
             global_step=step - 1,
-            max_steps=config.max_steps,
+            max_steps=self.length.steps,
             epoch=(step - 1) * config.prompts_per_rollout / len(self.train_rows),
         )
 

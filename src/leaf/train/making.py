@@ -22,7 +22,6 @@ from leaf.runs.directory import run_path
 from leaf.runs.processes import Processes
 from leaf.runs.provenance import recorded_arguments
 from leaf.train.recipe import RewardFunctions, check_processes, check_recipe, find_rule, load_rows
-from leaf.train.schedule import in_steps
 
 
 def parts_from_recipe(
@@ -74,10 +73,9 @@ def parts_from_model(
 
 
 def check_rows(config: LeafConfig, rewards: Rewards, rows: Any) -> None:
-    """Refuse rows that the rewards cannot use, or none, and numbers of steps that contradict each other."""
+    """Refuse rows that the rewards cannot use, or none."""
     if rows is None or len(rows) == 0:
         raise DataError("There are no training rows; give rows with prompt, audio and reference.")
-    in_steps(config, len(rows))
     rewards.check_rows(rows)
 
 

@@ -16,6 +16,7 @@ from leaf.model.device import take_device
 from leaf.plugins import load_plugins
 from leaf.rewards.functions import RewardFunction
 from leaf.rewards.total import rewards_from
+from leaf.runs.checkpoints import changed_keys
 from leaf.runs.directory import RunDirectory, is_empty, refuse_existing, run_path
 from leaf.runs.provenance import refuse_resume
 from leaf.train.schedule import check_stage
@@ -82,7 +83,9 @@ def check_run(config: RunConfig, *, resume: bool) -> None:
     if not resume:
         refuse_existing(path)
     elif not is_empty(path):
-        refuse_resume(RunDirectory.open(path))
+        run = RunDirectory.open(path)
+        refuse_resume(run)
+        changed_keys(path, run.config(), config, {}, {})
 
 
 def load_rows(config: RunConfig) -> tuple[Any, Any]:

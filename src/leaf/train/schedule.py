@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
@@ -43,40 +42,40 @@ def build_optimizer(parameters: Iterable[Any], config: RunConfig) -> torch.optim
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def in_steps(config: LeafConfig, num_rows: int) -> LeafConfig:
-    """Return the recipe with `epochs` spelled out: max_steps, and a schedule that is laid out for one epoch.
+class Length(NamedTuple):
+    """How long a run is, in steps of its recipe.
 
-    Raises:
-        ConfigError: the recipe asks for other numbers of steps as well.
+    Attributes:
+        steps: all of them.
+        cycle: how many the learning-rate schedule covers: all, or those of one epoch.
     """
-    if config.epochs is None:
-        return config
-    steps = math.ceil(num_rows / config.prompts_per_rollout)
-    # The recipe of a run has both spelled out already; with more epochs, or on other rows, they are anew.
-    spelled_out = config.schedule_steps is not None and config.max_steps % config.schedule_steps == 0
-    if not spelled_out and (config.schedule_steps, config.max_steps) != (None, LeafConfig().max_steps):
-        raise ConfigError(
-            f"max_steps is {config.max_steps}, schedule_steps {config.schedule_steps} and epochs {config.epochs}, "
-            f"which makes it {config.epochs * steps} steps of a schedule of {steps}. Set epochs=null, or leave the "
-            "others out."
-        )
-    return replace(config, max_steps=config.epochs * steps, schedule_steps=steps)
+
+    steps: int
+    cycle: int
 
 
-def is_warm_restart(config: LeafConfig, step: int) -> bool:
+def run_length(config: RunConfig, num_rows: int) -> Length:
+    """Compute how long a run on so many training rows is."""
+    if isinstance(config, LeafConfig) and config.epochs is not None:
+        epoch = math.ceil(num_rows / config.prompts_per_rollout)
+        return Length(config.epochs * epoch, epoch)
+    assert config.max_steps is not None  # a recipe without it gets a default or has epochs
+    return Length(config.max_steps, config.max_steps)
+
+
+def is_warm_restart(length: Length, step: int) -> bool:
     """Tell whether a step (counted from 1) begins an epoch after the first; the optimiser then begins afresh."""
-    return config.epochs is not None and step > 1 and (step - 1) % (config.schedule_steps or config.max_steps) == 0
+    return step > 1 and (step - 1) % length.cycle == 0
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, config: RunConfig, updates_per_step: int = 1, *, restarts: bool = False
+    optimizer: torch.optim.Optimizer, config: RunConfig, updates: int, *, restarts: bool = False
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Make the learning-rate schedule: linear warm-up, then cosine, linear or constant to `min_lr_ratio` of the peak.
 
-    It counts optimiser updates. With `restarts` it begins again each time it has ended, otherwise it keeps its last
-    value.
+    It covers so many optimiser updates. With `restarts` it then begins again, otherwise it keeps its last value.
     """
-    total = max((config.schedule_steps or config.max_steps) * updates_per_step, 1)
+    total = max(updates, 1)
 
     def factor(step: int) -> float:
         step = step % total if restarts else step

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from leaf.config import RunConfig
 from leaf.runs.signals import StopRequested, StopSignals
+from leaf.train.schedule import Length
 
 
 class Stage(Protocol):
@@ -11,6 +12,7 @@ class Stage(Protocol):
 
     Attributes:
         config: the recipe.
+        length: how long the run is.
         stop: the signals that ask the run to stop.
         done: the last step taken, 0 for none.
         validation_due: whether the validation after that step is still to come.
@@ -21,6 +23,7 @@ class Stage(Protocol):
         """The recipe."""
         ...
 
+    length: Length
     stop: StopSignals
     done: int
     validation_due: bool
@@ -51,14 +54,14 @@ def take_steps(stage: Stage) -> None:
     Raises:
         RunInterrupted: a signal asked the run to stop, and it is saved.
     """
-    config = stage.config
+    config, steps = stage.config, stage.length.steps
     saved = True
     try:
         if stage.validation_due:
             _validate(stage)
             stage.save()
-        for number in range(stage.done + 1, config.max_steps + 1):
-            last = number == config.max_steps
+        for number in range(stage.done + 1, steps + 1):
+            last = number == steps
             stage.step(number)
             saved = False
             # A checkpoint written before the validation, by a signal, says that it is still due.
@@ -74,7 +77,7 @@ def take_steps(stage: Stage) -> None:
     except StopRequested:
         if not saved:
             stage.save()
-        raise stage.stop.interrupted(stage.done, config.max_steps) from None
+        raise stage.stop.interrupted(stage.done, steps) from None
 
 
 def _validate(stage: Stage) -> None:

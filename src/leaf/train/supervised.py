@@ -12,7 +12,7 @@ from leaf.runs.checkpoints import Checkpoints, check_space
 from leaf.runs.directory import RunDirectory
 from leaf.runs.signals import StopSignals
 from leaf.runs.skipped import SkippedSteps
-from leaf.train.schedule import build_optimizer, build_schedule, check_stage
+from leaf.train.schedule import build_optimizer, build_schedule, check_stage, run_length
 from leaf.train.steps import take_steps
 
 
@@ -45,7 +45,8 @@ class SupervisedStage:
         check_stage(config)
         self.config, self.policy, self.run, self.say = config, policy, run, say
         self.optimizer = build_optimizer(groups, config)
-        self.schedule = build_schedule(self.optimizer, config)
+        self.length = run_length(config, rows)
+        self.schedule = build_schedule(self.optimizer, config, self.length.cycle)
         self.checkpoints = Checkpoints(
             run, config, trained, self.optimizer, self.schedule, facts={"training rows": rows}, say=say
         )
@@ -129,4 +130,4 @@ class SupervisedStage:
 
     def say_progress(self, number: int, line: str) -> None:
         """Say a line about a step."""
-        self.say(f"{self.config.stage} {number}/{self.config.max_steps}  {line}")
+        self.say(f"{self.config.stage} {number}/{self.length.steps}  {line}")

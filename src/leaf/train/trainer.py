@@ -27,7 +27,7 @@ from leaf.train.making import RewardFunctions, check_rows, make_accelerator, par
 from leaf.train.parts import RECORDED, gathered
 from leaf.train.records import group_record, rollout_statistics, step_line
 from leaf.train.rollout import Rollout
-from leaf.train.schedule import check_stage, in_steps, is_warm_restart
+from leaf.train.schedule import check_stage, is_warm_restart
 from leaf.train.steps import take_steps
 from leaf.train.streaks import Streaks
 
@@ -66,7 +66,7 @@ class RLTrainer(Learner):
         check_stage(config)
         check_rows(config, rewards, train_rows)
         self.given = given or Given()
-        config = in_steps(replace(config, **self.given.recipe), len(train_rows))
+        config = replace(config, **self.given.recipe)
         accelerator = accelerator or make_accelerator(config)
         super().__init__(policy, rewards, rule, config, train_rows, eval_rows, accelerator, say)
         self.on_step = on_step
@@ -221,11 +221,10 @@ class RLTrainer(Learner):
     # -- what the loop asks for (leaf.train.steps) ---------------------------------------------------------------------
     def step(self, number: int) -> None:
         """Take a step: roll out, update, record."""
-        config = self.config
         self.seconds = {}
         began = time.perf_counter()
         reset_peak(self.policy.device)
-        if is_warm_restart(config, number):
+        if is_warm_restart(self.length, number):
             self.optimizer.state.clear()
             self._say(f"step {number}: a new epoch begins; the optimiser and the schedule begin afresh")
         # A rollout changes nothing that is saved, so a signal may end it. With several processes it may not: the
@@ -284,7 +283,7 @@ class RLTrainer(Learner):
         if self.on_step is not None:
             self.on_step(record)
         else:
-            self.say(f"step {step}/{config.max_steps}  {step_line(record)}")
+            self.say(f"step {step}/{self.length.steps}  {step_line(record)}")
 
     def _log_validation(self, result: Evaluation) -> None:
         assert self.run is not None
@@ -296,7 +295,7 @@ class RLTrainer(Learner):
         if config.track_with:
             self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step=step)
         line = "  ".join(f"{name} {value:.2f}" for name, value in values.items())
-        self.say(f"step {step}/{config.max_steps}  validation  {line}")
+        self.say(f"step {step}/{self.length.steps}  validation  {line}")
         score = result.scores[config.best_metric]
         if step > 0 and (self.best is None or _beats(config.best_metric, score, self.best)):
             self.best = score
