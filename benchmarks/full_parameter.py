@@ -36,8 +36,9 @@ from torch import Tensor, nn
 from benchmarks.learning.chosen import METRICS, SPLITS, Chosen
 from benchmarks.learning.intervals import cells
 from benchmarks.learning.runs import SEARCH_SEED, scored
-from benchmarks.records import RESULTS, ROOT, machine, read
-from leaf.config import LeafConfig, load_recipe
+from benchmarks.recipe import qa_recipe
+from benchmarks.records import RESULTS, machine, read
+from leaf.config import LeafConfig
 from leaf.data import load
 from leaf.data.rows import batch_indices, take
 from leaf.errors import ModelError
@@ -110,10 +111,11 @@ class FullPolicy(Policy):
             for prompt, ids, keep in zip(super().embed(rows), inputs["input_ids"], real, strict=True)
         ]
 
-    def reembed(self, prompts: Sequence[TextPrompt]) -> list[TextPrompt]:
+    def reembed(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """Send the text of the prompts through the embedding that is in place now."""
         again = []
         for prompt in prompts:
+            assert isinstance(prompt, TextPrompt)
             embeddings = torch.where(prompt.is_audio[:, None], prompt.embeddings, self.embed_tokens(prompt.ids))
             again.append(replace(prompt, embeddings=embeddings))
         return again
@@ -131,7 +133,7 @@ class FullPolicy(Policy):
 class MasterAdamW(torch.optim.AdamW):
     """AdamW on float32 `masters` of `weights`, which are rounded from them after every step."""
 
-    def __init__(self, weights: Sequence[nn.Parameter], masters: Sequence[Tensor], config: LeafConfig):
+    def __init__(self, weights: Sequence[Tensor], masters: Sequence[Tensor], config: LeafConfig):
         self.weights = list(weights)
         super().__init__(masters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
@@ -199,7 +201,7 @@ def prepare(args, seed: int, given: Sequence[str]) -> tuple[dict, RLTrainer, int
     settings = [f"seed={seed}"]
     settings += [] if rule == "sft" else [f"credit={rule}"]
     settings += [] if lora else [f"learning_rate={RATE[rule]}"]
-    config = load_recipe(ROOT / "recipes/qa.yaml", [*settings, *given, *args.overrides])
+    config = qa_recipe([*settings, *given, *args.overrides])
     period = run_length(config, 0).steps
     if args.passes > 1:
         config = replace(config, max_steps=period * args.passes)
@@ -307,7 +309,7 @@ def table(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(required=True)
     for name, command in (("run", run), ("search", search), ("cost", cost), ("table", table)):
         one = commands.add_parser(name)

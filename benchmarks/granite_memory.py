@@ -164,7 +164,7 @@ def take_two_steps(trainer, device):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--completions", type=int, default=8)
     parser.add_argument("--length", type=int, default=50)
     parser.add_argument("--dtype", default="bfloat16")

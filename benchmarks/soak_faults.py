@@ -5,6 +5,7 @@ step that is done again after a kill meets the same fault again.
 """
 
 import random
+from typing import Any
 
 import torch
 
@@ -42,7 +43,7 @@ def fault_of(seed, step, steps):
 
 def vowels(completions, **columns):
     """Reward something that differs between random completions, unless this step's fault is the reward's."""
-    values = [sum(letter in "aeiou" for letter in text) / 10 for text in completions]
+    values: list[Any] = [sum(letter in "aeiou" for letter in text) / 10 for text in completions]
     match _now["fault"]:
         case "reward raises":
             raise ConnectionError("the judge does not answer")

@@ -27,7 +27,7 @@ def test_defaults_that_are_not_the_published_protocol_are_named():
     same_by_another_name = {"model", "output_dir", "lora_layers", "credit_options"}
     others = {key for key, value in to_dict(LeafConfig()).items() if value != recipe[key]} - same_by_another_name
     assert {"dtype", "completions_per_update"} < others
-    assert [key for key in others if f"`{key}`" not in LeafConfig.__doc__] == []
+    assert [key for key in others if f"`{key}`" not in (LeafConfig.__doc__ or "")] == []
 
 
 def test_extends_and_overrides(tmp_path):
@@ -77,7 +77,10 @@ def test_mistakes_are_one_clear_sentence(values, message):
         (lambda: LeafConfig(top_p=0.0), r"top_p is 0\.0; allowed is a number from 1e-06 to 1\.0"),
         (lambda: LeafConfig(temperature=0.0), r"temperature is 0\.0; allowed is a number at least 0\.001"),
         (lambda: LeafConfig(num_completions=1), "num_completions is 1; allowed is a number at least 2"),
-        (lambda: LeafConfig(schedule="cosin"), "schedule is 'cosin'; allowed are cosine, linear, constant"),
+        (
+            lambda: LeafConfig(schedule="cosin"),  # type: ignore[arg-type]
+            "schedule is 'cosin'; allowed are cosine, linear, constant",
+        ),
         (lambda: SftConfig(batch_size=0), "batch_size is 0"),
         (lambda: AlignConfig(learning_rate=-1.0), r"learning_rate is -1\.0"),
         (lambda: replace(LeafConfig(), top_p=2.0), r"top_p is 2\.0"),
@@ -90,7 +93,7 @@ def test_a_config_built_in_python_is_held_to_the_same_ranges(build, message):
 
 
 def test_a_config_built_in_python_is_that_of_its_recipe():
-    config = LeafConfig(rewards=("bleu", "chrf"), kl_coef=0, learning_rate="1e-4")
+    config = LeafConfig(rewards=("bleu", "chrf"), kl_coef=0, learning_rate="1e-4")  # type: ignore[arg-type]
     assert (config.rewards, config.kl_coef, config.learning_rate) == (["bleu", "chrf"], 0.0, 1e-4)
     assert from_dict(to_dict(config)) == config
     assert replace(config, seed=1).rewards == ["bleu", "chrf"]

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 import yaml
 
-from leaf.config import from_dict, load_recipe, to_dict
+from leaf.config import LeafConfig, from_dict, load_recipe, to_dict
 from leaf.credit import credit_rule
 from leaf.data import load
 from leaf.data.audio import AudioWarning, audio_seconds, load_audio
@@ -312,7 +312,7 @@ def one_recipe(draw):
     )
     assert json.loads(json.dumps(plain, allow_nan=False).encode()) is not None
     pick_device(config.device)
-    if config.stage == "rl":
+    if isinstance(config, LeafConfig):
         credit_rule(config.credit, **config.credit_options)
         Rewards(config.rewards, weights=config.reward_weights)
 

@@ -11,6 +11,7 @@ import platform
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ def summary(records, reference):
     """Return per rule and measure [mean, half-width], over worlds; `minus` holds paired differences to `reference`."""
     result = {}
     for rule in records[0]:
-        row = {m: _interval([r[rule][m] for r in records]) for m in records[0][rule]}
+        row: dict[str, Any] = {m: _interval([r[rule][m] for r in records]) for m in records[0][rule]}
         if rule != reference:
             row["minus"] = {m: _interval([r[rule][m] - r[reference][m] for r in records]) for m in PAIRED}
         result[rule] = row

@@ -22,6 +22,7 @@ import platform
 import time
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,7 +133,7 @@ class Policies:
             states.append(h)
         return h, torch.stack(states, 2), words, real
 
-    def step(self, token: Tensor, h: Tensor, memory: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def step(self, token: Tensor, h: Tensor, memory: list[Tensor]) -> tuple[Tensor, Tensor]:
         states, words, real = memory
         h = self.cell("decoder", self.look_up("target", token), h)
         query = linear(h, self.p["attend"], self.p["attend.b"])
@@ -181,7 +182,9 @@ def text(tokens: Tensor) -> list[str]:
 
 @lru_cache(maxsize=200_000)
 def bleu(ours: str, theirs: str) -> float:
-    return REWARDS["bleu"]([ours], [theirs])[0]
+    (value,) = REWARDS["bleu"]([ours], [theirs])
+    assert value is not None
+    return value
 
 
 def greedy_bleu(policies: Policies, test: tuple[Tensor, Tensor, Tensor]) -> list[float]:
@@ -284,7 +287,7 @@ def begin(args: argparse.Namespace, scores: list[float]) -> dict:
 
 def judged(final: list[float], record: dict, steps: int) -> dict:
     """Compare the last scores of a rule, one per seed, with the start and with GRPO's."""
-    found = {"mean": mean_interval(final)}
+    found: dict[str, Any] = {"mean": mean_interval(final)}
     found["gain"] = mean_interval([a - b for a, b in zip(final, record["start"], strict=True)])
     if "grpo" in record["rules"]:
         curve = record["rules"]["grpo"]["bleu"]  # its steps are text where it was read from the file

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from benchmarks.credit_lab.world import Groups, World
 from leaf.credit import PrefixTree, token_weights
+from leaf.credit.losses import Reduction
 
 Rule = Callable[..., Tensor]
 
@@ -23,7 +24,7 @@ def advantages(groups: Groups, rules: Mapping[str, Rule]) -> dict[str, Tensor]:
     return {name: torch.stack(each) for name, each in rows.items()}
 
 
-def weights(groups: Groups, reduction: str = "completion_mean") -> Tensor:
+def weights(groups: Groups, reduction: Reduction = "completion_mean") -> Tensor:
     """Return (G, K, D) each token's weight in its group's loss, by the library's own function."""
     depth = groups.tokens.shape[-1]
     mask = torch.arange(depth) < groups.lengths[..., None]
@@ -37,7 +38,7 @@ class Judge:
     Inner products are taken between tokens' scores, so no gradient is ever laid out but the sum over all groups.
     """
 
-    def __init__(self, world: World, groups: Groups, reduction: str = "completion_mean"):
+    def __init__(self, world: World, groups: Groups, reduction: Reduction = "completion_mean"):
         self.world, self.groups = world, groups
         size = groups.tokens.shape[0]
         cells = groups.prefix.reshape(size, -1)

@@ -3,12 +3,13 @@
 import re
 import statistics
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from benchmarks.learning.chosen import ITEMS, METRICS, RUNS
-from benchmarks.records import RESULTS, ROOT, machine
-from leaf.config import load_recipe
+from benchmarks.recipe import qa_recipe
+from benchmarks.records import RESULTS, machine
 from leaf.data import load
 from leaf.evaluation.predict import Decoding, predict
 from leaf.evaluation.registry import score
@@ -39,11 +40,11 @@ def train(task, credit, seed, threads, overrides, name=None, group=None):
     record["machine"] = machine(threads)
     given = [f"task=asterisk_{task}", f"output_dir={run_directory(task, name, seed, group)}", f"seed={seed}"]
     given += [] if credit == "none" else [f"credit={credit}"]
-    config = load_recipe(ROOT / "recipes/qa.yaml", given + overrides)
+    config = qa_recipe(given + overrides)
     if credit == "none":
         return record, Policy.load(resolve_model(config.model), dtype=config.dtype), config
     trainer = RLTrainer.from_recipe(config)
-    directory = trainer.train(resume_from_checkpoint=(Path(config.output_dir) / "checkpoints").exists())
+    directory = trainer.train(resume_from_checkpoint=Path(f"{config.output_dir}/checkpoints").exists())
     steps = list(directory.lines("metrics.jsonl"))
     record["steps"] = trainer.length.steps
     record["completions_per_step"] = config.prompts_per_rollout * config.num_completions
@@ -85,7 +86,7 @@ def scored(policy, config, rows, *, sampled):
     scores = {"items": len(rows), "greedy": values[0]}
     if sampled:
         scores["sampled"] = {name: statistics.fmean(one[name] for one in values[1:]) for name in values[0]}
-    bleu = REWARDS["bleu"](passes[0][0], references)
+    bleu = cast(list[float], REWARDS["bleu"](passes[0][0], references))
     return scores, {row["id"]: round(100 * value, 1) for row, value in zip(rows, bleu, strict=True)}
 
 
@@ -118,7 +119,7 @@ def search(args):
 def items(args):
     """Record the greedy sentence BLEU of every test row under the last adapter of a past run (of the start: none)."""
     torch.set_num_threads(args.threads)
-    config = load_recipe(ROOT / "recipes/qa.yaml", [f"task=asterisk_{args.task}"])
+    config = qa_recipe([f"task=asterisk_{args.task}"])
     path = Path(run_directory(args.task, args.credit, args.seed, args.set))
     adapter, steps = None, 0
     if args.credit != "none":

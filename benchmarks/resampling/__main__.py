@@ -20,7 +20,7 @@ from benchmarks.resampling.values import values
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(required=True)
     for command in (values, gradients, forkability):
         one = commands.add_parser(command.__name__, help=command.__doc__)

@@ -8,8 +8,8 @@ import numpy as np
 import peft
 import torch
 
-from benchmarks.records import RESULTS, ROOT, machine
-from leaf.config import load_recipe
+from benchmarks.recipe import qa_recipe
+from benchmarks.records import RESULTS, machine
 from leaf.credit import credit_rule
 from leaf.data import load
 from leaf.model.decoding import decoder
@@ -51,7 +51,7 @@ class Bench:
     def __init__(self, args):
         torch.set_num_threads(args.threads)
         given = [f"task=asterisk_{args.task}"]
-        self.config = config = load_recipe(ROOT / "recipes/qa.yaml", given)
+        self.config = config = qa_recipe(given)
         lora = peft.LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, target_modules=config.lora_layers)
         torch.manual_seed(args.seed)  # of a fresh adapter's A
         self.policy = Policy.load(
@@ -61,6 +61,7 @@ class Bench:
             dtype=config.dtype,
             temperature=config.temperature,
         )
+        assert config.token_budget is not None
         self.policy.token_budget = config.token_budget
         self.reward = Rewards(config.rewards)
         rows = load(config.task, args.split).to_list()

@@ -132,7 +132,7 @@ def last_layer_gradients(policy, prompt, tree, credits):
             by_node = torch.zeros(tree.num_nodes, dtype=torch.float64)
             one[name] = by_node.index_add_(0, node[real], credit.double()[real]) @ root
         made.append(one)
-        first += len(credit)
+        first += len(next(iter(given.values())))
     return made
 
 

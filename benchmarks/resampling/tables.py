@@ -1,5 +1,7 @@
 """What the records say, in Markdown."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from benchmarks.records import read
@@ -34,7 +36,7 @@ def show_values(records):
     variance = np.array([r["reward_variance"] for r in records])
     print(f"reward {np.mean([r['reward'] for r in records]):.3f}, variance {variance.mean():.4f} (mean over prompts)")
     bins = {"1": (1, 1), "2": (2, 2), "3-4": (3, 4), "5-7": (5, 7), "8": (8, 8)}
-    picks = {
+    picks: dict[str, Callable[[dict], list]] = {
         f"n {k}": lambda r, low=low, high=high: [x for x in r["nodes"] if low <= x[1] <= high]
         for k, (low, high) in bins.items()
     }
@@ -165,10 +167,11 @@ def show_forkability(records):
     stretches = {"all": fork_rates(found), **fork_rates_by_position(found)}
     for where, rates in stretches.items():
         if rates["boundaries"]:
-            cells = [
-                f"{rates[f'{k}_rate']:.3f} ({rates[f'{k}_interval'][0]:.3f} to {rates[f'{k}_interval'][1]:.3f})"
-                for k in ("fire", "usable")
-            ]
+            cells = []
+            for name in ("fire", "usable"):
+                between = rates[f"{name}_interval"]
+                assert isinstance(between, tuple)
+                cells.append(f"{rates[f'{name}_rate']:.3f} ({between[0]:.3f} to {between[1]:.3f})")
             cells += [f"{rates['group_size']:.2f}", f"{rates['reward_spread']:.3f}"]
             print(f"| {where} | {rates['boundaries']} | {' | '.join(cells)} |")
     for rule in records[0]["mass"]:

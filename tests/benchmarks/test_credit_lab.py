@@ -2,6 +2,7 @@
 
 import math
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from benchmarks.credit_lab.rules import all_rules, out, own
 from benchmarks.credit_lab.world import Groups, Setting, World
 from leaf.credit import PrefixTree, credit_rule, leaf_spans, policy_loss, token_weights
 
-SMALL = {"vocabulary": 3, "depth": 3, "completions": 4}
+SMALL: dict[str, Any] = {"vocabulary": 3, "depth": 3, "completions": 4}
 
 
 def worlds():
-    for policy, more in product(("tabular", "shared"), ({}, {"end": True}, {"sparse": 0.1}, {"aligned": 1.0})):
+    kinds: list[dict[str, Any]] = [{}, {"end": True}, {"sparse": 0.1}, {"aligned": 1.0}]
+    for policy, more in product(("tabular", "shared"), kinds):
         yield World.draw(Setting(policy=policy, **SMALL, **more), 7)
 
 
@@ -31,6 +33,7 @@ def test_the_true_gradient_is_the_derivative_of_the_expected_reward():
             now = moved[world.offset[t] : world.offset[t] + v**t]
             mass = (mass[:, None] * now).flatten()
         (mass * world.value[-1]).sum().backward()
+        assert parameters.grad is not None
         assert torch.allclose(parameters.grad, world.gradient, atol=1e-12)
 
 
@@ -63,6 +66,7 @@ def test_estimates_are_the_gradients_that_autograd_finds():
                 mask = torch.arange(world.setting.depth) < groups.lengths[g][:, None]
                 loss, _ = policy_loss(new, new.detach(), advantage[g], mask, weights=token_weights([mask])[0])
                 loss.backward()
+                assert parameters.grad is not None
                 assert float(parameters.grad.square().sum()) == pytest.approx(float(squares[g]), rel=1e-5, abs=1e-12)
                 along = -float((parameters.grad * world.gradient).sum())
                 assert along == pytest.approx(float((step * judge.along)[g].sum()), rel=1e-4, abs=1e-9)
@@ -146,8 +150,8 @@ def test_spo_and_the_prefix_baseline_are_one_gradient():
     judge = Judge(world, groups)
     prefix = credit_rule("shrunken", kappa=0.0, leave_one_out=False)
     drawn = advantages(groups, {"spo": credit_rule("spo"), "prefix": prefix})
-    steps = [judge.total(judge.weight * a.reshape(20, -1)) for a in drawn.values()]
-    assert torch.allclose(*steps, atol=1e-9)
+    spo, baseline = (judge.total(judge.weight * a.reshape(20, -1)) for a in drawn.values())
+    assert torch.allclose(spo, baseline, atol=1e-9)
 
 
 # -- the translation game --------------------------------------------------------------------------------------------

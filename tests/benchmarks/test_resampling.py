@@ -2,6 +2,7 @@
 
 from itertools import product
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import peft
@@ -83,7 +84,7 @@ def test_bootstrap():
 
 def test_continuations_keep_their_prefix_and_draw_what_the_sampler_would(policy):
     (prompt,) = policy.embed(tiny.rows(1))
-    bench = object.__new__(Bench)
+    bench: Any = object.__new__(Bench)
     bench.policy, bench.config = policy, SimpleNamespace(max_new_tokens=5, top_p=1e-6, temperature=1.0)
     (group,) = sample(policy, [prompt], num_completions=1, max_new_tokens=5, greedy=True)
     (text,), path = group.texts(policy.tokenizer), group.tokens[0]

@@ -17,7 +17,7 @@ from leaf.commands import main as cli
 from leaf.commands.doctor import examine
 from leaf.commands.main import app
 from leaf.commands.running import load_policy, make_trainer, run_recipe
-from leaf.config import GROUPS, STAGES, load_recipe
+from leaf.config import GROUPS, STAGES, LeafConfig, load_recipe
 from leaf.data.audio import load_audio
 from leaf.errors import ConfigError, LeafError, ModelError, RunError
 from leaf.evaluation import model_metrics
@@ -204,7 +204,9 @@ def test_doctor_has_nothing_against_a_recipe_that_trains(project):
 
 @pytest.mark.parametrize(("missing", "fits"), [(0, True), (1, False)])
 def test_doctor_and_the_trainer_ask_for_the_same_room_on_the_disk(project, monkeypatch, missing, fits):
-    trained = make_trainer(load_recipe("rl.yaml")).trained
+    config = load_recipe("rl.yaml")
+    assert isinstance(config, LeafConfig)
+    trained = make_trainer(config).trained
     needed = space_needed(4 * sum(p.numel() for p in trained.values()), 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=needed - missing))
     (disk,) = [finding for finding in examine(load_recipe("rl.yaml")) if finding.subject == "disk"]

@@ -63,6 +63,7 @@ def test_one_token_by_hand():
         new = (one * math.log(ratio)).requires_grad_()
         loss, stats = policy_loss(new, old, one * advantage, mask, weights=alone(mask), **options)
         loss.backward()
+        assert new.grad is not None
         return loss.item(), new.grad.item(), stats
 
     assert gradient(1.0, 3.0)[:2] == (-3.0, -3.0)
@@ -97,6 +98,7 @@ def test_padding_has_no_effect_whatever_stands_there(garbage, where):
     assert torch.equal(loss, want)
     assert all(torch.equal(stats[key], dirty_stats[key]) for key in stats)
     loss.backward()
+    assert policy.grad is not None
     assert bool(policy.grad.isfinite().all())
     assert bool((policy.grad[~mask] == 0).all())
 
@@ -109,6 +111,7 @@ def test_no_gap_between_policies_makes_a_nan(gap, advantage):
     loss, stats = policy_loss(new, zeros, zeros + advantage, mask, weights=alone(mask), ref_logp=zeros)
     loss.backward()
     assert bool(loss.isfinite())
+    assert new.grad is not None
     assert bool(new.grad.isfinite().all())
     assert all(bool(value.isfinite()) for value in stats.values())
 
@@ -131,7 +134,9 @@ def test_micro_batches_add_up_to_the_whole_batch(reduction):
     ]
     for loss in losses:
         loss.backward(retain_graph=True)
-    assert torch.allclose(sum(losses), total, atol=1e-6)
+    assert torch.allclose(torch.stack(losses).sum(), total, atol=1e-6)
+    assert parts.grad is not None
+    assert whole.grad is not None
     assert torch.allclose(parts.grad, whole.grad, atol=1e-7)
 
 

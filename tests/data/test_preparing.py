@@ -27,7 +27,9 @@ def librisqa(tmp_path):
                 entries.append({"speech_path": said, "text": "a b", "question": f"Who is {speaker}?", "answer": "x"})
                 entries[-1]["question"] += str(utterance)
         if split == "train":
-            entries.append({**entries[0], "question": "No audio?", "speech_path": name.replace("0001", "0099")})
+            entries.append(
+                {**entries[0], "question": "No audio?", "speech_path": f"LibriSpeech/{folder}/39/77/39-77-0099.flac"}
+            )
             entries.append({**entries[0], "question": "Broken?", "speech_path": f"LibriSpeech/{folder}/0/77/bad.flac"})
             (source / f"LibriSpeech/{folder}/0/77/bad.flac").write_bytes(b"fLaC no more")
             entries.append({**entries[0], "question": "No answer?", "answer": ""})

@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+from typing import Any
 
 import jiwer
 import nltk
@@ -18,7 +19,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
-from transformers import BertConfig, BertModel, BertTokenizerFast, RobertaConfig, RobertaModel, RobertaTokenizer
+from transformers import BertConfig, BertModel, BertTokenizer, RobertaConfig, RobertaModel, RobertaTokenizer
 
 from leaf.errors import ConfigError, DataError
 from leaf.evaluation import bootstrap as bootstrap_module
@@ -237,9 +238,9 @@ def test_mean_interval():
 def test_order_does_not_matter_and_a_copy_is_perfect(name, pairs, random):
     ours, theirs = [list(side) for side in zip(*pairs, strict=True)]
     shuffled = random.sample(pairs, len(pairs))
-    again = [list(side) for side in zip(*shuffled, strict=True)]
+    ours_again, theirs_again = [list(side) for side in zip(*shuffled, strict=True)]
     value = score(ours, theirs, [name])[name].value
-    assert value == pytest.approx(score(*again, [name])[name].value)
+    assert value == pytest.approx(score(ours_again, theirs_again, [name])[name].value)
     assert value >= 0.0
     assert value <= 100.0 + 1e-9 or name in ("wer", "cer")
     spelled = [text + " menu press one two" for text in theirs]  # long enough for a 4-gram, some word for ROUGE
@@ -343,10 +344,15 @@ def bert(tmp_path_factory):
     """A random BERT of three layers: for equality with the reference package, its scores mean nothing."""
     folder = tmp_path_factory.mktemp("bert")
     words = "[PAD] [UNK] [CLS] [SEP] [MASK] press one two to leave the menu now you have new messages . hello".split()
-    tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}, model_max_length=64)
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)}, model_max_length=64)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=64, **sizes)).save_pretrained(folder)
     return folder
 
@@ -383,11 +389,16 @@ def test_bertscore_puts_a_space_before_the_first_word_of_roberta(tmp_path):
     trainer = BpeTrainer(special_tokens=special, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
     made.train_from_iterator(["press one", "press two"] * 3, trainer)
     learned = json.loads(made.to_str())["model"]
-    merges = [tuple(pair) for pair in learned["merges"]]
+    merges: list[Any] = [tuple(pair) for pair in learned["merges"]]
     tokenizer = RobertaTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=64)
     tokenizer.save_pretrained(tmp_path)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=66, pad_token_id=1, **sizes)
     RobertaModel(config).save_pretrained(tmp_path)
     ours, theirs = ["press one"], ["press two"]

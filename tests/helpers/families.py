@@ -96,7 +96,7 @@ def stock_log_probs(policy, rows, groups):
 
 def gradient(policy, log_probs, weights):
     policy.zero_grad()
-    sum((w * p).sum() for w, p in zip(weights, log_probs, strict=True)).backward()
+    torch.stack([(w * p).sum() for w, p in zip(weights, log_probs, strict=True)]).sum().backward()
     return {name: p.grad.clone() for name, p in policy.named_parameters() if p.requires_grad}
 
 

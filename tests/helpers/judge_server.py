@@ -60,9 +60,9 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "echo":
             # The key where cutting after 200 or 300 characters would leave half of it, and in the reply itself.
             key = self.headers.get("authorization", "")
-            pad = "x" * int(re.search(r"pad=(\d+);", text)[1])
-            content = json.dumps({"error": pad + key}).replace("/", "\\/")
-            return self._send(int(re.search(r"status=(\d+);", text)[1]), content)
+            pad, status = (int(re.findall(rf"{name}=(\d+);", text)[0]) for name in ("pad", "status"))
+            content = json.dumps({"error": "x" * pad + key}).replace("/", "\\/")
+            return self._send(status, content)
         if fault == "told":
             message = {"role": "assistant", "content": f"Score: 70\n{self.headers.get('authorization')}"}
             return self._send(200, {"choices": [{"message": message}]})

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import serialize_file
@@ -58,7 +59,7 @@ def recipe(path, **changes):
     return LeafConfig(**(values | changes))
 
 
-def trainer(config, say=lambda line: None):
+def trainer(config, say=lambda line: None) -> Any:
     """Build a trainer on this process's own model: call it once."""
     return LeafTrainer(
         MODEL, [letters], config, ROWS, ROWS[:2], PROCESSOR, say=say, on_step=lambda record: say(str(record["step"]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+from typing import Any
 
 from leaf import LeafTrainer
 from tests.helpers import resume_worker as worker
@@ -13,7 +14,7 @@ def finish(child):
     assert child.exitcode == 0
 
 
-def trainer(path, say=lambda line: None, rewards=worker.letters, on_step=None, **changes):
+def trainer(path, say=lambda line: None, rewards=worker.letters, on_step=None, **changes) -> Any:
     model, processor = tiny.tiny_model()
     rows = tiny.rows(5)
     config = worker.recipe(path, **changes)
@@ -46,7 +47,7 @@ def records(path, name):
 
 def contents(path):
     """Return everything that has to be the same, bit for bit."""
-    found = {file.name: records(path, file.name) for file in path.glob("*.jsonl")}
+    found: dict[str, Any] = {file.name: records(path, file.name) for file in path.glob("*.jsonl")}
     for file in sorted(path.rglob("*")):
         name = str(file.relative_to(path))
         if file.suffix == ".safetensors":

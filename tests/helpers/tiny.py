@@ -1,5 +1,7 @@
 """A tiny AudioFlamingo3 with its real processor class and a tokenizer trained here: for equality, not learning."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -17,7 +19,7 @@ from leaf.model.demo import CHAT_TEMPLATE
 TEXTS = ["press one to leave the conference", "you have two new messages", "what do i press", "the time is seven"]
 
 
-def tiny_tokenizer():
+def tiny_tokenizer() -> Any:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -38,7 +40,7 @@ def tiny_tokenizer():
     )
 
 
-def tiny_model(seed=0):
+def tiny_model(seed=0) -> tuple[Any, Any]:
     """Return (model, processor); weights are large enough that distributions are far from uniform."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer()

@@ -1,6 +1,7 @@
 """A family with a wrong field is refused at start-up, by the name of the field."""
 
 from dataclasses import replace
+from typing import Any
 
 import peft
 import pytest
@@ -76,7 +77,13 @@ def test_a_wrong_field_is_refused_by_name(case, fields, message, monkeypatch):
     ],
 )
 def test_a_field_of_another_kind_is_refused_when_it_is_written(fields, message):
-    right = {"model_type": "x", "language_model": "m", "audio_tower": "a", "projector": "p", "audio_token": "<a>"}
+    right: dict[str, Any] = {
+        "model_type": "x",
+        "language_model": "m",
+        "audio_tower": "a",
+        "projector": "p",
+        "audio_token": "<a>",
+    }
     right["max_seconds"] = lambda processor: 30.0
     Family(**right)
     with pytest.raises(ModelError, match=message):

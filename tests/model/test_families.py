@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 from datasets import Dataset
+from torch.utils import checkpoint
 from transformers import GraniteForCausalLM
 from transformers.utils.import_utils import BACKENDS_MAPPING
 
@@ -95,9 +96,9 @@ def test_other_layouts_give_the_same(case, layout):
 
 def test_gradient_checkpointing_changes_nothing(case, monkeypatch):
     results, recomputed = [], []
-    watched = torch.utils.checkpoint._checkpoint_without_reentrant_generator
+    watched = checkpoint._checkpoint_without_reentrant_generator
     monkeypatch.setattr(
-        torch.utils.checkpoint,
+        checkpoint,
         "_checkpoint_without_reentrant_generator",
         lambda *given, **options: recomputed.append(len(results)) or watched(*given, **options),
     )

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import peft
 import pytest
@@ -56,7 +57,7 @@ def peak_of_tensors(work, folder):
 
 def kept_by_autograd(layers, *, dtype, dropout, names, keys, checkpointing=False):
     """Return the bytes of distinct tensors that autograd saves in a decoder's forward, and the padded tokens."""
-    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    shape: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
     config = LlamaConfig(**shape, num_key_value_heads=keys, num_hidden_layers=layers)
     model = LlamaModel._from_config(config, dtype=dtype, attn_implementation="sdpa").requires_grad_(False)
     if checkpointing:
@@ -65,7 +66,7 @@ def kept_by_autograd(layers, *, dtype, dropout, names, keys, checkpointing=False
     model = peft.get_peft_model(model, lora).train()  # type: ignore[arg-type]
     for module in model.modules():  # as Policy.wrap does
         if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False
+            module.cast_input_dtype_enabled = False  # type: ignore[assignment]
     half = dtype != torch.float32
     rows, size = 2, 24
     embeddings = torch.randn(rows, size, 32).to(dtype)
@@ -169,7 +170,8 @@ def test_a_policy_is_estimated_from_what_it_is(change):
 
 def test_layers_with_two_windows_have_two_masks():
     shape = text_config(CELL | {"layers": 2})
-    config = LlamaConfig(**shape, layer_types=["full_attention", "sliding_attention"], sliding_window=8)
+    windows: dict[str, Any] = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8}
+    config = LlamaConfig(**shape, **windows)
     made = estimate(
         config,
         parameters=0,

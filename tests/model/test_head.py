@@ -37,11 +37,13 @@ def test_values_and_gradients_equal_plain_autograd(seed, states, tokens, chunk, 
     values, entropies = read_log_probs(head, hidden, row, token, scale=scale, rows=chunk, cap=cap)
     (values * weight).sum().backward()
     got, hidden.grad = hidden.grad, None
+    assert got is not None
     exact_head, exact = head.double(), hidden.detach().double().requires_grad_()
     wanted, wanted_entropies = plain(exact_head, exact, row, token, scale, cap)
     (wanted * weight).sum().backward()
     assert torch.allclose(values.double(), wanted, atol=1e-5)
     assert torch.allclose(entropies.double(), wanted_entropies, atol=1e-5)
+    assert exact.grad is not None
     assert torch.allclose(got.double(), exact.grad, atol=1e-5)
 
 
@@ -62,5 +64,6 @@ def test_extreme_logits_give_no_nan():
     values, entropies = read_log_probs(head, hidden, torch.tensor([0, 0]), torch.tensor([0, 1]), scale=1.0, rows=4)
     values.sum().backward()
     assert bool(torch.isfinite(values).all())
+    assert hidden.grad is not None
     assert bool(torch.isfinite(hidden.grad).all())
     assert float(entropies[0].detach()) == pytest.approx(0.6931, abs=1e-3)

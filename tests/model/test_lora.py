@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import peft
 import pytest
@@ -130,7 +131,7 @@ def test_the_reference_is_the_base_and_the_policy_starts_there(settings):
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=0.05)
     for _ in range(3):
         policy.train()
-        sum(values.sum() for values in score(policy, policy.embed(rows), trees).log_probs).backward()
+        torch.stack([values.sum() for values in score(policy, policy.embed(rows), trees).log_probs]).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
     policy.eval()
@@ -211,12 +212,13 @@ def test_a_policy_that_was_trained_before_says_how_far_it_is_from_its_reference(
 
 @pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed")
 def test_settings_that_peft_cannot_use_end_in_one_sentence(tmp_path):
-    for settings, message in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"target_modules": r"model\.audio_tower\..*q_proj"}, r"linear layers of model\.language_model\.layers only"),
         ({"target_modules": "["}, "cannot put the adapter"),
         ({"layers_to_transform": [2]}, "allowed are numbers from 0 to 1"),
         ({"layers_to_transform": []}, "allowed are numbers from 0 to 1"),
-    ):
+    ]
+    for settings, message in refused:
         with pytest.raises(ModelError, match=message):
             Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=2, **settings))
     biased = Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=2, lora_bias=True))

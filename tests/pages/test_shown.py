@@ -6,11 +6,13 @@ import re
 import shlex
 import signal
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 import typer
 import yaml
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from leaf import LeafTrainer, leaf_advantages
@@ -53,7 +55,7 @@ def test_commands_name_what_there_is():
     for page, line in shown:
         words = shlex.split(line, comments=True)[1:]
         command = root
-        while isinstance(command, typer.core.TyperGroup) and words and words[0] in command.commands:
+        while isinstance(command, TyperGroup) and words and words[0] in command.commands:
             command = command.commands[words.pop(0)]
         assert command is not root, f"{page}: no such command: {line}"
         known = {option for parameter in command.params for option in parameter.opts}
@@ -111,7 +113,7 @@ def test_the_reading_order_is_that_of_the_package():
 
 
 def test_recipe_keys_that_pages_show_are_keys(tmp_path):
-    shown = [block for page in PAGES for block in blocks(page.relative_to(DOCS), "yaml")]
+    shown = [block for page in PAGES for block in blocks(page.relative_to(DOCS).as_posix(), "yaml")]
     assert len(shown) > 4
     for block in shown:
         (tmp_path / "recipe.yaml").write_text(block.replace("extends: ../recipes", f"extends: {ROOT}/recipes"))
@@ -181,6 +183,7 @@ def test_the_credit_rule_of_its_page_runs_by_name_and_keeps_the_guarantees(tmp_p
     config = load_recipe("recipe.yaml")
     try:
         importlib.import_module("leaf.plugins").load_plugins(config.plugins)
+        assert isinstance(config, LeafConfig)
         rule = credit_rule(config.credit, **config.credit_options)
         tree = PrefixTree.build(torch.tensor([[1, 2, 3], [1, 2, 0], [4, 0, 0]]), torch.tensor([3, 2, 1]))
         credit = rule(tree, torch.tensor([1.0, 0.0, torch.nan]))
@@ -214,7 +217,7 @@ def test_the_task_of_its_page_is_loaded_by_name_and_checked(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     for split in ("train", "validation", "test"):
         (tmp_path / "corpora/dictations" / split).mkdir(parents=True)
-        soundfile.write(f"corpora/dictations/{split}/{split}1.wav", [0.1, -0.1] * 800, 16000)
+        soundfile.write(f"corpora/dictations/{split}/{split}1.wav", np.resize([0.1, -0.1], 1600), 16000)
         (tmp_path / f"corpora/dictations/{split}/{split}1.txt").write_text("Dear Sir,\n")
     (tmp_path / "my_tasks.py").write_text(blocks("adding_a_task.md", "python")[0])
     (tmp_path / "recipe.yaml").write_text(blocks("adding_a_task.md", "yaml")[0])
@@ -233,7 +236,7 @@ def test_the_manifest_and_the_python_of_the_data_page_are_read(tmp_path, monkeyp
     lines = [json.loads(line) for line in blocks("own_data.md", "json")[0].splitlines()]
     (tmp_path / "calls").mkdir()
     for line in lines:
-        soundfile.write(line["audio"], [0.1, -0.1] * 800, 16000)
+        soundfile.write(line["audio"], np.resize([0.1, -0.1], 1600), 16000)
     (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, lines)))
     names = {}
     exec(blocks("own_data.md", "python")[0], names)

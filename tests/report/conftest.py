@@ -32,35 +32,36 @@ def browser():
         running.close()
 
 
-@pytest.fixture
-def opened(browser, tmp_path):
-    """Give a function that opens HTML from disk; a console error or a request to a network fails the test.
+class Opened:
+    """Open HTML from disk, and note every console error and every request to a network in `errors`."""
 
-    A test that expects errors takes them out of the function's list `errors`.
-    """
-    errors: list[str] = []
-    contexts = []
+    def __init__(self, browser, file):
+        self.browser, self.file, self.address = browser, file, file.as_uri()
+        self.errors: list[str] = []
+        self.contexts = []
 
-    def seen(request):
-        if not request.url.startswith(("file:", "data:", "blob:", "about:")):
-            errors.append(request.url)
-
-    def open_page(html, **settings):
-        file = tmp_path / "report.html"
-        file.write_text(html, encoding="utf-8")
-        context = browser.new_context(**settings)
+    def __call__(self, html, **settings):
+        self.file.write_text(html, encoding="utf-8")
+        context = self.browser.new_context(**settings)
         context.set_default_timeout(1000 * LIMIT)
-        contexts.append(context)
+        self.contexts.append(context)
         tab = context.new_page()
-        tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        tab.on("pageerror", lambda error: errors.append(str(error)))
-        tab.on("request", seen)
-        open_page.address = file.as_uri()
-        tab.goto(open_page.address)
+        tab.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        tab.on("pageerror", lambda error: self.errors.append(str(error)))
+        tab.on("request", self.requested)
+        tab.goto(self.address)
         return tab
 
-    open_page.errors = errors
-    yield open_page
-    for context in contexts:
+    def requested(self, request):
+        if not request.url.startswith(("file:", "data:", "blob:", "about:")):
+            self.errors.append(request.url)
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Open pages, and fail the test on errors that it did not take out of `opened.errors`."""
+    pages = Opened(browser, tmp_path / "report.html")
+    yield pages
+    for context in pages.contexts:
         context.close()
-    assert errors == []
+    assert pages.errors == []

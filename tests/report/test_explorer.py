@@ -26,10 +26,15 @@ def worked(**changes):
     return record(WORDS, REWARDS, SURPRISAL, **changes)
 
 
-def html(*runs, **options):
-    section = explorer_section(runs, **{"audio": False, **options})
+def drawn(runs, **options):
+    """Return the explorer's section, which has something to show."""
+    section = explorer_section(runs, **options)
     assert section is not None
-    return page("a run", [section])
+    return section
+
+
+def html(*runs, **options):
+    return page("a run", [drawn(runs, **{"audio": False, **options})])
 
 
 def test_the_worked_example_has_its_stretches_nodes_and_credit():
@@ -84,7 +89,7 @@ def test_even_samples_keep_both_ends():
 
 def test_too_many_groups_are_sampled_evenly_and_the_page_says_so(tmp_path, opened):
     run = write_run(tmp_path / "run", [{**worked(id=f"g{i % 2}"), "step": 10 * (i // 2)} for i in range(200)])
-    section = explorer_section([run], audio=False, text_bytes=60_000)
+    section = drawn([run], audio=False, text_bytes=60_000)
     shown = section.data["runs"][0]
     steps = [group["step"] for group in shown["groups"][::2]]
     assert (shown["total"], shown["steps"]) == (200, 100)
@@ -97,7 +102,7 @@ def test_too_many_groups_are_sampled_evenly_and_the_page_says_so(tmp_path, opene
     tab = opened(page("a run", [section]))
     said = tab.locator("#trees .sample").text_content()
     assert said == f"{2 * len(steps)} of 200 recorded groups: {len(steps)} of 100 recorded steps, evenly spaced"
-    assert explorer_section([run], audio=False, text_bytes=10).data["runs"][0]["groups"][0]["step"] == 990
+    assert drawn([run], audio=False, text_bytes=10).data["runs"][0]["groups"][0]["step"] == 990
 
 
 def test_runs_without_groups_have_no_explorer(tmp_path):
@@ -109,9 +114,9 @@ def test_runs_without_groups_have_no_explorer(tmp_path):
     again = write_run(tmp_path / "sub", [worked()])
     (tmp_path / "other").mkdir()
     again.path.rename(tmp_path / "other" / "full")
-    runs = explorer_section([bare, full, RunDirectory(tmp_path / "other" / "full")], audio=False).data["runs"]
+    runs = drawn([bare, full, RunDirectory(tmp_path / "other" / "full")], audio=False).data["runs"]
     assert [run["name"] for run in runs] == ["full", "full (2)"]
-    section = explorer_section([bare, full], names=["first", "second"], audio=False)
+    section = drawn([bare, full], names=["first", "second"], audio=False)
     assert [run["name"] for run in section.data["runs"]] == ["second"]
 
 
@@ -130,7 +135,7 @@ def spoken_run(tmp_path, *, length=1, **recipe):
 
 def test_recordings_are_found_again_played_and_missing_ones_named(tmp_path, opened):
     run = spoken_run(tmp_path, length=15)
-    section = explorer_section([run])
+    section = drawn([run])
     groups = section.data["runs"][0]["groups"]
     assert [group["clip"] for group in groups] == [0, 1, None]
     assert groups[2]["silence"].endswith("rows.jsonl no longer has this row.")
@@ -150,19 +155,19 @@ def test_recordings_are_found_again_played_and_missing_ones_named(tmp_path, open
 def test_a_group_says_why_it_is_silent(tmp_path):
     run = spoken_run(tmp_path)
     (tmp_path / "a.wav").write_bytes(b"no sound")
-    section = explorer_section([run])
+    section = drawn([run])
     groups = section.data["runs"][0]["groups"]
     assert "a.wav" in groups[0]["silence"]
     assert groups[1]["clip"] == 0
-    assert "small" in explorer_section([run], audio_bytes=100).data["runs"][0]["groups"][1]["silence"]
+    assert "small" in drawn([run], audio_bytes=100).data["runs"][0]["groups"][1]["silence"]
     (tmp_path / "a.wav").unlink()
-    for group in explorer_section([run]).data["runs"][0]["groups"]:
+    for group in drawn([run]).data["runs"][0]["groups"]:
         assert group["clip"] is None
         assert "the rows of rows.jsonl cannot be read" in group["silence"]
         assert "names the audio file 'a.wav', which does not exist" in group["silence"]
         # A report is passed on: it says nothing of the machine it was written on.
         assert str(tmp_path) not in json.dumps(group) + json.dumps(section.data)
-    silent = explorer_section([run], audio=False).data["runs"][0]["groups"][0]
+    silent = drawn([run], audio=False).data["runs"][0]["groups"][0]
     assert silent["silence"] == "This report was written without recordings."
 
 
@@ -173,7 +178,7 @@ def test_a_row_without_a_recording_silences_its_own_groups_alone(tmp_path, monke
     monkeypatch.setattr("leaf.data.load", lambda *given, **options: Dataset.from_list(rows))
     with pytest.raises(AudioError, match="'a' carries 0 recordings"):
         Recordings("task").find({"id": "a"}, "train")
-    groups = explorer_section([run]).data["runs"][0]["groups"]
+    groups = drawn([run]).data["runs"][0]["groups"]
     assert [group["clip"] for group in groups] == [None, 0, None]
     assert "'a' carries 0 recordings" in groups[0]["silence"]
     assert "no longer has this row" in groups[2]["silence"]
@@ -184,7 +189,7 @@ def test_runs_of_one_task_read_its_rows_once(tmp_path, monkeypatch):
     again = write_run(tmp_path / "again", list(run.lines("groups.jsonl")), task=run.config().task)
     read = []
     monkeypatch.setattr("leaf.data.load", lambda *given, **options: read.append(given) or load(*given, **options))
-    runs = explorer_section([run, again]).data["runs"]
+    runs = drawn([run, again]).data["runs"]
     assert [[group["clip"] for group in one["groups"]] for one in runs] == [[0, 1, None]] * 2
     assert len(read) == 1
 
@@ -193,11 +198,11 @@ def test_plugins_of_a_run_are_run_only_for_a_task_of_their_own(tmp_path):
     plugin = tmp_path / "mine.py"
     plugin.write_text("raise RuntimeError('was run')")
     run = spoken_run(tmp_path, plugins=[str(plugin)], credit="mine")
-    assert explorer_section([run]).data["runs"][0]["groups"][0]["clip"] == 0
+    assert drawn([run]).data["runs"][0]["groups"][0]["clip"] == 0
     values = to_dict(LeafConfig(task="my_task", plugins=[str(plugin)]))
     (run.path / "recipe.yaml").write_text(json.dumps(values))
-    assert "was run" in explorer_section([run]).data["runs"][0]["groups"][0]["silence"]
-    assert "was run" not in json.dumps(explorer_section([run], audio=False).data)
+    assert "was run" in drawn([run]).data["runs"][0]["groups"][0]["silence"]
+    assert "was run" not in json.dumps(drawn([run], audio=False).data)
 
 
 # -- in the browser ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 from typer.testing import CliRunner
 
 from leaf.commands.main import app
-from leaf.config import LeafConfig, SftConfig, to_dict
+from leaf.config import LeafConfig, RunConfig, SftConfig, to_dict
 from leaf.credit import Fork
 from leaf.errors import ConfigError, RunError
 from leaf.evaluation.bootstrap import mean_interval
@@ -51,7 +51,16 @@ def group(step, rewards=(1.0, 0.0, 0.5, 0.5)):
 
 
 def made(
-    path, *, steps=6, seed=0, offset=0.0, groups=True, recipe=LeafConfig, model="tiny", task="asterisk_qa", **settings
+    path,
+    *,
+    steps=6,
+    seed=0,
+    offset=0.0,
+    groups=True,
+    recipe: type[RunConfig] = LeafConfig,
+    model="tiny",
+    task="asterisk_qa",
+    **settings,
 ):
     """Write a run directory as a trainer leaves it."""
     path.mkdir(parents=True)

@@ -31,7 +31,7 @@ def write(path, passes, *, references=REFERENCES, metrics=("exact_match", "wer")
         | {"reference": reference}
         for i, reference in enumerate(references)
     ]
-    seeds = [42 + i for i in range(len(passes))]
+    seeds: list[int | None] = [42 + i for i in range(len(passes))]
     made = Predictions(path.stem, items, passes, seeds, [[False] * len(items) for _ in passes])
     decoding = {"greedy": False, "temperature": 0.9, "top_p": 0.9}
     made.meta = {"predictions": 1, "made_with": {"decoding": decoding, **(made_with or {})}, "lowercase": lowercase}
@@ -95,13 +95,20 @@ def of(data, name):
     return next(metric for metric in data["metrics"] if metric["name"] == name)
 
 
+def drawn(*runs, **options):
+    """Return the evaluation section, which has something to show."""
+    section = evaluation_section(*runs, **options)
+    assert section is not None
+    return section
+
+
 def html(section):
     return page("runs", [section])
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
 def test_scores_items_and_differences_by_hand(run):
-    section = evaluation_section([run])
+    section = drawn([run])
     (data,) = section.data["sets"]
     assert (data["systems"], data["passes"], data["total"]) == (["test_before", "test_after"], [2, 2], 4)
     exact = of(data, "exact_match")
@@ -127,7 +134,7 @@ def test_scores_items_and_differences_by_hand(run):
 
 def test_intervals_and_p_are_those_of_compare(tmp_path):
     files = [write(tmp_path / f"{name}.jsonl", [texts]) for name, texts in (("a", BEFORE), ("b", AFTER))]
-    (data,) = evaluation_section(predictions=files, audio=False).data["sets"]
+    (data,) = drawn(predictions=files, audio=False).data["sets"]
     a, b = load_systems(files)
     expected = paired_bootstrap(a.passes[0], b.passes[0], REFERENCES, "wer", groups=a.groups)
     assert of(data, "wer")["differences"]["0-1"] == pytest.approx(expected, abs=1e-4)
@@ -142,7 +149,7 @@ def test_intervals_and_p_are_those_of_compare(tmp_path):
 def test_an_items_bleu_is_sentence_bleu(tmp_path, lowercase):
     said = [text.upper() for text in AFTER]
     file = write(tmp_path / "a.jsonl", [said], metrics=["bleu"], lowercase=lowercase)
-    (data,) = evaluation_section(predictions=[file], audio=False).data["sets"]
+    (data,) = drawn(predictions=[file], audio=False).data["sets"]
     expected = [
         sacrebleu.sentence_bleu(text, [reference], lowercase=lowercase).score
         for text, reference in zip(said, REFERENCES, strict=True)
@@ -162,7 +169,7 @@ def test_judges_give_scores_and_verdicts(tmp_path):
     judged(files[0].with_suffix(".judge-direct-other.jsonl"), "direct", files[:1], rows, judge="other")
     rows = [{"id": f"row{i}", "pass": 0, "verdict": verdict} for i, verdict in enumerate(verdicts)]
     judged(tmp_path / "b.judge-pairwise-m-a.jsonl", "pairwise", files[::-1], rows)
-    (data,) = evaluation_section(predictions=files, audio=False).data["sets"]
+    (data,) = drawn(predictions=files, audio=False).data["sets"]
     judge = of(data, "judge direct")
     assert [score[0] for score in judge["scores"]] == [30.0, 50.0]
     assert judge["items"] == [[10.0, 20.0, None, 60.0], [30.0, 20.0, 100.0, None]]
@@ -180,7 +187,7 @@ def test_files_of_other_items_or_case_are_sets_of_their_own(tmp_path):
         write(tmp_path / "c.jsonl", [["one"]], references=["one"]),
         write(tmp_path / "d.jsonl", [BEFORE]),
     ]
-    data = evaluation_section(predictions=files, audio=False).data
+    data = drawn(predictions=files, audio=False).data
     assert [one["systems"] for one in data["sets"]] == [["a", "d"], ["b"], ["c"]]
 
 
@@ -189,7 +196,7 @@ def test_what_cannot_be_scored_is_left_out_and_said(tmp_path):
         write(tmp_path / "a.jsonl", [AFTER], metrics=["wer", "comet"]),
         write(tmp_path / "b.jsonl", [["x"]], references=[" "], metrics=[]),
     ]
-    scored, judged_only = evaluation_section(predictions=files, audio=False).data["sets"]
+    scored, judged_only = drawn(predictions=files, audio=False).data["sets"]
     assert [metric["name"] for metric in scored["metrics"]] == ["wer"]
     assert "comet is left out, because a was not scored with it." in scored["notes"]
     assert judged_only["metrics"] == []
@@ -210,21 +217,21 @@ def test_which_files_are_shown(run, tmp_path):
     write(other / "evaluation" / "tuned.jsonl", [AFTER], made_with={"adapter": {"name": "best"}})
     write(other / "evaluation" / "z-bare.jsonl", [BEFORE], made_with=made_with)
     # A file given twice is one; what was there before training comes first.
-    section = evaluation_section([run, other], [run / "test_after.jsonl"], audio=False)
+    section = drawn([run, other], [run / "test_after.jsonl"], audio=False)
     assert section.data["sets"][0]["systems"] == ["test_before", "test_after", "z-bare", "tuned"]
     assert section.data["audio"] is False
 
 
 def test_systems_of_one_name_are_told_apart(tmp_path):
     files = [write(tmp_path / name / "evaluation" / "best.jsonl", [AFTER]) for name in "ab"]
-    (data,) = evaluation_section(predictions=files, audio=False).data["sets"]
+    (data,) = drawn(predictions=files, audio=False).data["sets"]
     assert data["systems"] == ["a/evaluation/best", "b/evaluation/best"]
 
 
 def test_a_long_file_is_cut_to_its_telling_items(tmp_path, monkeypatch):
     monkeypatch.setattr("leaf.report.evaluation.TEXT_BYTES", 450)
     files = [write(tmp_path / f"{name}.jsonl", [texts]) for name, texts in (("a", BEFORE), ("b", AFTER))]
-    (data,) = evaluation_section(predictions=files, audio=False).data["sets"]
+    (data,) = drawn(predictions=files, audio=False).data["sets"]
     # Most improved (row3 goes from 0 to 100, as row0 does, which comes first), then most worsened (row1).
     assert [item["id"] for item in data["items"]] == ["row0", "row1"]
     assert data["total"] == 4
@@ -234,12 +241,12 @@ def test_a_long_file_is_cut_to_its_telling_items(tmp_path, monkeypatch):
 
 # -- recordings --------------------------------------------------------------------------------------------------------
 def test_the_most_telling_items_get_their_recordings_first(run):
-    (whole,) = evaluation_section([run]).data["sets"]
+    (whole,) = drawn([run]).data["sets"]
     assert [item["clip"] for item in whole["items"]] == [2, 1, 3, 0]  # row3 improved most, row1 worsened
     assert whole["lost"] == {"full": 0, "missing": 0, "unreadable": 0}
     assert whole["bytes"] == sum(len(clip["src"]) for clip in whole["clips"])
     half = whole["bytes"] // 2 + 2000
-    (cut,) = evaluation_section([run], audio_bytes=half).data["sets"]
+    (cut,) = drawn([run], audio_bytes=half).data["sets"]
     assert [item["clip"] for item in cut["items"]] == [None, 1, None, 0]
     assert (cut["lost"]["full"], cut["bytes"] <= half) == (2, True)
 
@@ -247,8 +254,8 @@ def test_the_most_telling_items_get_their_recordings_first(run):
 def test_every_set_has_its_share_of_the_recordings(run, tmp_path):
     other = tmp_path / "other" / "test_after.jsonl"
     write(other, [AFTER], lowercase=True)
-    (whole,) = evaluation_section([run]).data["sets"]
-    sets = evaluation_section([run], [other], audio_bytes=whole["bytes"] + 2000).data["sets"]
+    (whole,) = drawn([run]).data["sets"]
+    sets = drawn([run], [other], audio_bytes=whole["bytes"] + 2000).data["sets"]
     assert [len(one["clips"]) for one in sets] == [2, 2]
 
 
@@ -259,18 +266,18 @@ def test_a_task_that_comes_with_leaf_needs_no_run(tmp_path):
     decoding = {"greedy": True, "temperature": 0.9, "top_p": 0.9}
     made.meta = {"predictions": 1, "made_with": {"decoding": decoding, "task": "asterisk_qa", "split": "test"}}
     made.write(tmp_path / "bare.jsonl")
-    (data,) = evaluation_section(predictions=[tmp_path]).data["sets"]
+    (data,) = drawn(predictions=[tmp_path]).data["sets"]
     assert data["clips"][0]["seconds"] == pytest.approx(rows[0]["seconds"], abs=0.02)
     assert data["title"] == "asterisk_qa test: 1 item"
 
 
 def test_recordings_of_a_task_that_a_plugin_defines(plugged):
     said = []
-    data = evaluation_section([plugged], say=said.append).data["sets"][0]
+    data = drawn([plugged], say=said.append).data["sets"][0]
     assert (data["lost"], len(data["clips"]), said) == ({"full": 0, "missing": 0, "unreadable": 0}, 4, [])
     TASKS.pop("dictation")
     (plugged / "recipe.yaml").write_text("stage: rl\ntask: dictation\nplugins: [nowhere.py]\n")
-    assert evaluation_section([plugged], say=said.append).data["sets"][0]["lost"]["missing"] == 4
+    assert drawn([plugged], say=said.append).data["sets"][0]["lost"]["missing"] == 4
     (line,) = said
     assert "the report has no recordings of dictation: The plugin 'nowhere.py' cannot be imported" in line
 
@@ -278,11 +285,11 @@ def test_recordings_of_a_task_that_a_plugin_defines(plugged):
 def test_recordings_that_are_gone_are_counted_and_said(run, tmp_path, opened):
     (tmp_path / "0.wav").write_bytes(b"RIFF of nothing")
     said = []
-    data = evaluation_section([run], say=said.append).data
+    data = drawn([run], say=said.append).data
     assert data["sets"][0]["lost"] == {"full": 0, "missing": 0, "unreadable": 1}
     assert "row0" in said[0]
     (tmp_path / "1.wav").unlink()
-    section = evaluation_section([run], say=said.append)
+    section = drawn([run], say=said.append)
     assert section.data["sets"][0]["lost"] == {"full": 0, "missing": 4, "unreadable": 0}
     assert "does not exist" in said[1]
     assert str(tmp_path) not in json.dumps(section.data)
@@ -297,7 +304,7 @@ def test_a_row_without_a_recording_is_counted_and_said(run, monkeypatch):
     rows[1]["audio"] = str(file)
     monkeypatch.setattr("leaf.data.load", lambda *given, **options: Dataset.from_list(rows))
     said = []
-    (data,) = evaluation_section([run], say=said.append).data["sets"]
+    (data,) = drawn([run], say=said.append).data["sets"]
     assert data["lost"] == {"full": 0, "missing": 0, "unreadable": 3}
     assert [item["clip"] for item in data["items"]] == [None, 0, None, None]
     assert "carries 0 recordings" in said[0]
@@ -310,7 +317,7 @@ def ids(tab):
 
 
 def test_items_can_be_filtered_sorted_and_heard(run, opened):
-    tab = opened(html(evaluation_section([run])))
+    tab = opened(html(drawn([run])))
     assert ids(tab) == ["row3", "row0", "row2", "row1"]  # +100, +50, 0, −100
     order, kind = tab.get_by_label("order"), tab.get_by_label("kind")
     for name, expected in (
@@ -347,7 +354,7 @@ def test_items_can_be_filtered_sorted_and_heard(run, opened):
 
 def test_the_two_systems_can_be_chosen_and_swapped(run, tmp_path, opened):
     third = write(tmp_path / "third.jsonl", [BEFORE])
-    tab = opened(html(evaluation_section([run], [third], audio=False)))
+    tab = opened(html(drawn([run], [third], audio=False)))
     a, b = tab.locator("select[data-side=A]"), tab.locator("select[data-side=B]")
     assert (a.input_value(), b.input_value()) == ("0", "2")
     b.select_option("1")
@@ -378,7 +385,7 @@ def test_the_two_systems_can_be_chosen_and_swapped(run, tmp_path, opened):
     ],
 )
 def test_a_verdict_needs_an_interval_without_zero_and_knows_if_less_is_better(run, opened, metric, interval, verdict):
-    section = evaluation_section([run], audio=False)
+    section = drawn([run], audio=False)
     of(section.data["sets"][0], metric)["differences"]["0-1"] = [*interval, 0.01]
     row = opened(html(section)).locator(".tables table").nth(1).locator("tr", has_text=metric)
     assert row.locator("td").last.text_content() == verdict
@@ -388,7 +395,7 @@ def differences(opened, tmp_path, pairs, **options):
     """Read the text of each item's prediction with [missing] and {extra} words."""
     references, said = zip(*pairs, strict=True)
     file = write(tmp_path / "a.jsonl", [list(said)], references=list(references), **options)
-    tab = opened(html(evaluation_section(predictions=[file], audio=False)))
+    tab = opened(html(drawn(predictions=[file], audio=False)))
     tab.get_by_label("order").select_option("file")
     return tab.locator(".system .said").evaluate_all(
         """lines => lines.map(line => [...line.childNodes].map(({nodeName, textContent}) =>
@@ -446,7 +453,7 @@ def test_predictions_stay_text(opened, tmp_path):
         file.write_text("".join(rows))
         file.with_suffix(".meta.json").write_text(json.dumps({"predictions": 1, "system": name}))
         files.append(file)
-    tab = opened(html(evaluation_section(predictions=files, audio=False)))
+    tab = opened(html(drawn(predictions=files, audio=False)))
     assert tab.title() == "runs"
     assert tab.locator("#evaluation img, #evaluation script").count() == 0
     assert EVIL in tab.locator(".item").first.text_content()
@@ -456,7 +463,7 @@ def test_predictions_stay_text(opened, tmp_path):
 def test_many_items_come_in_parts_and_further_passes_on_demand(opened, tmp_path):
     texts = [f"answer {i}" for i in range(45)]
     file = write(tmp_path / "a.jsonl", [texts, texts[::-1]], references=texts)
-    tab = opened(html(evaluation_section(predictions=[file], audio=False)))
+    tab = opened(html(drawn(predictions=[file], audio=False)))
     more = tab.locator(".further")
     assert (len(ids(tab)), more.text_content()) == (20, "show 20 more")
     more.click()
@@ -475,7 +482,7 @@ def test_many_items_come_in_parts_and_further_passes_on_demand(opened, tmp_path)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_it_without_scrolling_sideways(run, tmp_path, opened, scheme):
     long = write(tmp_path / ("a-system-of-a-long-name" * 3 + ".jsonl"), [["x" * 300, *AFTER[1:]]])
-    tab = opened(html(evaluation_section([run], [long])), viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    tab = opened(html(drawn([run], [long])), viewport={"width": 390, "height": 844}, color_scheme=scheme)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     tab.locator(".notes summary").click()
     for summary in tab.locator(".more summary").all():

@@ -70,7 +70,9 @@ def test_a_judge_may_have_moved_but_not_have_become_another(tmp_path):
     Checkpoints(RunDirectory.begin(config), config, *training, facts={}).save(1, validation_due=False)
     moved = {**judge, "url": "http://elsewhere:8000/v1", "concurrency": 2}
     config = replace(one.args, reward_options={"judge": moved})
-    assert Checkpoints(RunDirectory(path), config, *training, facts={}).restore()["step"] == 1
+    restored = Checkpoints(RunDirectory(path), config, *training, facts={}).restore()
+    assert restored is not None
+    assert restored["step"] == 1
     config = replace(one.args, reward_options={"judge": {**moved, "model": "other"}})
     with pytest.raises(RunError, match=r"reward_options is .*'model': 'other'.*, was .*'model': 'judge'"):
         Checkpoints(RunDirectory(path), config, *training, facts={}).restore()

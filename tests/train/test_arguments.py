@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -38,12 +39,18 @@ class Rule:
 
 
 def recipe(path, **changes):
-    values = {"max_steps": 2, "prompts_per_rollout": 2, "num_completions": 2, "max_new_tokens": 4, "lora_r": 2}
+    values: dict[str, Any] = {
+        "max_steps": 2,
+        "prompts_per_rollout": 2,
+        "num_completions": 2,
+        "max_new_tokens": 4,
+        "lora_r": 2,
+    }
     values |= {"lora_dropout": 0.0, "eval_every": 0, "save_every": 1, "device": "cpu", "output_dir": str(path)}
     return LeafConfig(**(values | changes))
 
 
-def trainer(path, *, credit=None, reward_funcs=("bleu", polite), lora=None, **changes):
+def trainer(path, *, credit=None, reward_funcs=("bleu", polite), lora=None, **changes) -> Any:
     model, processor = tiny.tiny_model()
     given = (model, list(reward_funcs), recipe(path, **changes), tiny.rows(3), None, processor, lora)
     return LeafTrainer(*given, credit=credit, say=lambda line: None)
@@ -65,7 +72,7 @@ def checkpoint(tmp_path, monkeypatch):
     return Path("model")
 
 
-def recorded(model="some/model", reward_funcs=None, credit=None, lora=None, *, from_recipe=False):
+def recorded(model: Any = "some/model", reward_funcs=None, credit=None, lora=None, *, from_recipe=False):
     return recorded_arguments(model, reward_funcs, credit, lora, from_recipe=from_recipe)
 
 
@@ -131,6 +138,7 @@ def test_the_run_directory_tells_what_ran(tmp_path):
     run = RunDirectory.open(tmp_path / "run")
     assert (run.config(), run.script_values()) == (one.args, passed)
     shown = run.what_ran()
+    assert isinstance(shown, LeafConfig)
     assert (shown.task, shown.rewards, shown.credit, shown.lora_r) == (
         "rows (from Python)",
         ["bleu (from Python)", "polite (from Python)"],
@@ -202,5 +210,7 @@ def test_what_version_0_1_marked_in_its_recipe_is_named_beside_it(tmp_path):
     (tmp_path / "versions.json").write_text("{}")
     run = RunDirectory.open(tmp_path)
     assert run.config() == load_recipe(tmp_path / "recipe.yaml", ["output_dir=null"])
-    assert (run.config().seed, run.config().credit, run.config().tolerate) == (3, "leaf", "skip")
+    config = run.config()
+    assert isinstance(config, LeafConfig)
+    assert (config.seed, config.credit, config.tolerate) == (3, "leaf", "skip")
     assert run.script_values() == marks

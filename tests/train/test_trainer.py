@@ -3,6 +3,7 @@ import math
 import shutil
 import statistics
 from dataclasses import replace
+from typing import Any
 
 import peft
 import pytest
@@ -46,7 +47,7 @@ def recipe(tmp_path, **changes):
     return LeafConfig(**(values | changes))
 
 
-def trainer(config, seed=0, **options):
+def trainer(config, seed=0, **options) -> Any:
     model, processor = tiny.tiny_model()
     rows = tiny.rows(5)
     options = {"reward_funcs": [length_reward], "train_dataset": rows, "eval_dataset": rows[:2]} | options
@@ -279,13 +280,14 @@ def test_models_and_what_goes_with_them(tmp_path):
     policy = Policy.wrap(model, processor, lora=peft.LoraConfig(r=2))
     frozen = Policy.wrap(*tiny.tiny_model())
     wrapped = policy.model
-    for given, options, message in (
+    refused: list[tuple[Any, dict[str, Any], str]] = [
         (policy, {"peft_config": peft.LoraConfig(r=4)}, "A Policy brings its adapter and its processor"),
         (policy, {"processing_class": processor}, "A Policy brings its adapter and its processor"),
         (frozen, {}, "no trainable parameters"),
         (wrapped, {"processing_class": processor}, "The model is a PeftModel"),
         ("some/path", {"processing_class": processor}, "processing_class goes with a model object"),
-    ):
+    ]
+    for given, options, message in refused:
         with pytest.raises(ConfigError, match=message):
             LeafTrainer(given, ["bleu"], config, tiny.rows(2), **options)
 

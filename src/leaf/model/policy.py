@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import peft
 import torch
@@ -115,7 +115,7 @@ class Policy(nn.Module):
         trust_remote_code: bool = False,
         attention: str | None = None,
         **options: Any,
-    ) -> "Policy":
+    ) -> Self:
         """Load a checkpoint with a fresh LoRA, a saved adapter or none.
 
         Args:
@@ -147,7 +147,7 @@ class Policy(nn.Module):
         adapter: str | Path | None = None,
         gradient_checkpointing: bool = False,
         **options: Any,
-    ) -> "Policy":
+    ) -> Self:
         """Freeze a loaded model, put an adapter on its language model and make a policy of both.
 
         Args:
@@ -211,7 +211,7 @@ class Policy(nn.Module):
         """The device of the language model's embeddings."""
         return self.base.get_input_embeddings().weight.device
 
-    def train(self, mode: bool = True) -> "Policy":
+    def train(self, mode: bool = True) -> Self:
         """Switch dropout and gradient checkpointing of the language model; the audio side always stays in eval."""
         super().train(mode)
         self.audio_tower.eval()

@@ -1,5 +1,7 @@
 """What the tiny models share: a tokenizer trained here, and weights large enough to tell right from wrong."""
 
+from typing import Any
+
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
@@ -8,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 TEXTS = ["press one to leave the conference", "you have two new messages", "what do i press", "the time is seven"]
 
 
-def train_tokenizer(special, *, eos, pad, bos=None, named=None, last=(), prepend_bos=False):
+def train_tokenizer(special, *, eos, pad, bos=None, named=None, last=(), prepend_bos=False) -> Any:
     """Train a byte-level BPE tokenizer of about 320 tokens; `special` come first, `named` become attributes of it.
 
     `last` are special tokens behind all others. `prepend_bos` makes the tokenizer itself put `bos` before every text,
@@ -25,7 +27,7 @@ def train_tokenizer(special, *, eos, pad, bos=None, named=None, last=(), prepend
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in last])
-    if prepend_bos:
+    if bos is not None and prepend_bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
         )
@@ -40,7 +42,7 @@ def train_tokenizer(special, *, eos, pad, bos=None, named=None, last=(), prepend
     )
 
 
-def finish(model, tokenizer, *, towers=(), projectors=(), head=None, eos=None):
+def finish(model: Any, tokenizer: Any, *, towers=(), projectors=(), head=None, eos=None) -> Any:
     """Enlarge weights of `towers` and `projectors` and of the head, set the end tokens, and return the model in eval.
 
     Only matrices are drawn anew; norms and biases stay. A matrix (out, in) gets a standard deviation of

@@ -3,6 +3,8 @@
 The vision tower is a stand-in (the real one is built by timm) and so is the image processor.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import (
@@ -52,7 +54,7 @@ class Vision(PreTrainedModel):
 AutoModel.register(Gemma3nVisionConfig, Vision, exist_ok=True)
 
 
-def build(seed=0, sliding_window=24):
+def build(seed=0, sliding_window=24) -> tuple[Any, Any]:
     """Return (model, processor); the default window is shorter than the prompts, as 512 is shorter than long ones."""
     torch.manual_seed(seed)
     behind = [

@@ -1,5 +1,7 @@
 """A tiny GLM-ASR with its real processor class."""
 
+from typing import Any
+
 import torch
 from transformers import GlmAsrConfig, GlmAsrForConditionalGeneration, GlmAsrProcessor, WhisperFeatureExtractor
 
@@ -15,7 +17,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def build(seed=0):
+def build(seed=0) -> tuple[Any, Any]:
     """Return (model, processor)."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(SPECIAL, eos="<|endoftext|>", pad="<|endoftext|>")

@@ -1,5 +1,7 @@
 """Tiny Granite Speech models with their real processor class: conformer, Q-Former, Granite or hybrid decoder."""
 
+from typing import Any
+
 import torch
 from transformers import (
     Blip2QFormerConfig,
@@ -45,7 +47,7 @@ HYBRID_4 = {
 }
 
 
-def build(seed=0, text=GRANITE, plus=False):
+def build(seed=0, text=GRANITE, plus=False) -> tuple[Any, Any]:
     """Return (model, processor)."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(SPECIAL, eos="<|end_of_text|>", pad="<|end_of_text|>", bos="<|end_of_text|>")
@@ -88,7 +90,8 @@ def build(seed=0, text=GRANITE, plus=False):
         window_size=6,
         downsample_rate=2,
     )
-    model = (GraniteSpeechPlusForConditionalGeneration if plus else GraniteSpeechForConditionalGeneration)(config)
+    model_class: Any = GraniteSpeechPlusForConditionalGeneration if plus else GraniteSpeechForConditionalGeneration
+    model = model_class(config)
     model = finish(model, tokenizer, towers=["model.encoder"], projectors=["model.projector"], head="lm_head")
     processor = GraniteSpeechProcessor(
         GraniteSpeechFeatureExtractor(projector_window_size=6, projector_downsample_rate=2),

@@ -1,5 +1,7 @@
 """A tiny MusicFlamingo with its real processor class: AudioFlamingo3 with rotary time and markers around the audio."""
 
+from typing import Any
+
 import torch
 from transformers import (
     MusicFlamingoConfig,
@@ -20,7 +22,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def build(seed=0):
+def build(seed=0) -> tuple[Any, Any]:
     """Return (model, processor); windows of 1 s, so that a recording of 1.25 s already spans two."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(SPECIAL, eos="<|im_end|>", pad="<|endoftext|>")

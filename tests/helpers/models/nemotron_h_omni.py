@@ -1,5 +1,7 @@
 """A tiny Nemotron-H Omni with its real processor class: Parakeet hears; Mamba, attention and expert layers answer."""
 
+from typing import Any
+
 import torch
 from transformers import (
     NemotronH_Omni_Reasoning_V3,
@@ -41,7 +43,7 @@ class Processor(NemotronH_Omni_Reasoning_V3Processor):
         return super().check_argument_for_proper_class(argument_name, argument)
 
 
-def build(seed=0):
+def build(seed=0) -> tuple[Any, Any]:
     """Return (model, processor); image and video processors are stand-ins, the real ones need torchvision."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(SPECIAL, eos="<|im_end|>", pad="<unk>")

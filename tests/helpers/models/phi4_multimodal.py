@@ -1,5 +1,7 @@
 """A tiny Phi4Multimodal with its real processor class: fused projections, long-context rotary factors, flat decoder."""
 
+from typing import Any
+
 import torch
 from transformers import (
     Phi4MultimodalConfig,
@@ -21,7 +23,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def build(seed=0):
+def build(seed=0) -> tuple[Any, Any]:
     """Return (model, processor); the image processor is a stand-in, the real one needs torchvision."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(

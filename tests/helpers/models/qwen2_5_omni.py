@@ -1,5 +1,7 @@
 """A tiny Qwen2.5-Omni thinker with its real processor class: multimodal rotary positions, chunked audio encoder."""
 
+from typing import Any
+
 import torch
 from transformers import (
     Qwen2_5OmniProcessor,
@@ -42,7 +44,7 @@ class Processor(Qwen2_5OmniProcessor):
         return super().check_argument_for_proper_class(argument_name, argument)
 
 
-def build(seed=0):
+def build(seed=0) -> tuple[Any, Any]:
     """Return (model, processor); image and video processors are stand-ins, the real ones need torchvision."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(
@@ -52,7 +54,13 @@ def build(seed=0):
         named=NAMED,
     )
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in NAMED.items()}
+    # The published configurations have these, and the class takes them without naming them.
+    ends: dict[str, Any] = {
+        "vision_start_token_id": ids["vision_bos_token"],
+        "vision_end_token_id": ids["vision_eos_token"],
+    }
     config = Qwen2_5OmniThinkerConfig(
+        **ends,
         audio_config={
             "num_mel_bins": 80,
             "d_model": 16,
@@ -91,11 +99,9 @@ def build(seed=0):
         video_token_index=ids["video_token"],
         audio_start_token_id=ids["audio_bos_token"],
         audio_end_token_id=ids["audio_eos_token"],
-        vision_start_token_id=ids["vision_bos_token"],
-        vision_end_token_id=ids["vision_eos_token"],
         user_token_id=20,
     )
-    model = Qwen2_5OmniThinkerForConditionalGeneration(config)
+    model: Any = Qwen2_5OmniThinkerForConditionalGeneration(config)
     model = finish(
         model,
         tokenizer,

@@ -1,5 +1,7 @@
 """A tiny Qwen2Audio with its real processor class; optionally with sliding-window layers, as Qwen2 may have."""
 
+from typing import Any
+
 import torch
 from transformers import (
     Qwen2AudioConfig,
@@ -13,7 +15,7 @@ from tests.helpers.models.common import finish, train_tokenizer
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
 
 
-def build(seed=0, window=None):
+def build(seed=0, window=None) -> tuple[Any, Any]:
     """Return (model, processor); `window` makes the second layer slide."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(SPECIAL, eos="<|im_end|>", pad="<|endoftext|>")

@@ -1,5 +1,7 @@
 """A tiny Qwen3-Omni thinker with its real processor class: a mixture of experts behind multimodal rotary positions."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import (
@@ -40,7 +42,7 @@ class Processor(Qwen3OmniMoeProcessor):
         return super().check_argument_for_proper_class(argument_name, argument)
 
 
-def build(seed=0):
+def build(seed=0) -> tuple[Any, Any]:
     """Return (model, processor); image and video processors are stand-ins, the real ones need torchvision."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(
@@ -50,7 +52,14 @@ def build(seed=0):
         named=NAMED,
     )
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in NAMED.items()}
+    # The published configurations have these, and the class takes them without naming them.
+    ends: dict[str, Any] = {
+        "vision_start_token_id": ids["vision_bos_token"],
+        "vision_end_token_id": ids["vision_eos_token"],
+        "audio_end_token_id": ids["audio_eos_token"],
+    }
     config = Qwen3OmniMoeThinkerConfig(
+        **ends,
         audio_config={
             "num_mel_bins": 80,
             "d_model": 16,
@@ -98,12 +107,9 @@ def build(seed=0):
         image_token_id=ids["image_token"],
         video_token_id=ids["video_token"],
         audio_start_token_id=ids["audio_bos_token"],
-        vision_start_token_id=ids["vision_bos_token"],
-        vision_end_token_id=ids["vision_eos_token"],
-        audio_end_token_id=ids["audio_eos_token"],
         user_token_id=20,
     )
-    model = Qwen3OmniMoeThinkerForConditionalGeneration(config)
+    model: Any = Qwen3OmniMoeThinkerForConditionalGeneration(config)
     with torch.no_grad():
         for layer in model.model.language_model.layers:
             nn.init.normal_(layer.mlp.gate.weight, std=0.3)

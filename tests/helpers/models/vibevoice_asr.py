@@ -1,5 +1,7 @@
 """A tiny VibeVoice ASR with its real processor class: 24 kHz waveforms into two convolutional encoders."""
 
+from typing import Any
+
 import torch
 from transformers import (
     VibeVoiceAcousticTokenizerFeatureExtractor,
@@ -29,7 +31,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def build(seed=0):
+def build(seed=0) -> tuple[Any, Any]:
     """Return (model, processor); one embedding per 3200 samples (2/15 s), as in the checkpoint."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(SPECIAL, eos="<|im_end|>", pad="<|endoftext|>")

@@ -4,6 +4,7 @@ import base64
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import VoxtralConfig, VoxtralForConditionalGeneration, VoxtralProcessor, WhisperFeatureExtractor
@@ -65,7 +66,7 @@ def write_tekken(path):
     path.write_text(json.dumps({"config": config, "vocab": vocab, "special_tokens": special, "audio": audio}))
 
 
-def build(seed=0):
+def build(seed=0) -> tuple[Any, Any]:
     """Return (model, processor)."""
     torch.manual_seed(seed)
     write_tekken(Path(FOLDER.name) / "tekken.json")
