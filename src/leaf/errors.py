@@ -1,4 +1,4 @@
-"""The errors this library raises on purpose: one base class, members that also inherit the standard type."""
+"""The errors that leaf raises on purpose. They share a base class, and each also inherits the standard type."""
 
 import difflib
 import reprlib
@@ -10,10 +10,10 @@ from typing import Any
 
 
 class LeafError(Exception):
-    """Base class of every error raised on purpose: what came, what is allowed, what to do.
+    """Base class of every error raised on purpose. Its message says what came, what is allowed, and what to do.
 
     Attributes:
-        exit_code: what the command `leaf` exits with on it.
+        exit_code: the exit code of the command `leaf` after this error.
     """
 
     exit_code = 2
@@ -32,7 +32,7 @@ class AudioError(DataError):
 
 
 class ModelError(LeafError, RuntimeError):
-    """A checkpoint cannot be used for this job, or a start-up check on it failed."""
+    """A model's checkpoint cannot be used for this job, or a start-up check on it failed."""
 
 
 class RewardError(LeafError, RuntimeError):
@@ -48,10 +48,10 @@ class RunError(LeafError, RuntimeError):
 
 
 class RunInterrupted(LeafError, RuntimeError):
-    """A signal ended a run after its state was saved: given again with `--resume`, it goes on as if nothing happened.
+    """A signal ended a run after its state was saved; with `--resume` it continues as if nothing had happened.
 
-    Its exit code is 75, EX_TEMPFAIL of sysexits.h, "try again later": a scheduler can tell it from a failure (1, 2) and
-    from a process that was killed and saved nothing (128 + signal).
+    Its exit code is 75, EX_TEMPFAIL of sysexits.h, "try again later". So a scheduler can tell it from a failure (1, 2)
+    and from a process that was killed and saved nothing (128 + signal).
     """
 
     exit_code = 75
@@ -69,13 +69,10 @@ def some_of(names: Sequence[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as an error message shows it: like repr, but of bounded length whatever it holds."""
+    """Write a value as an error message shows it: like repr, but never long."""
     short = reprlib.Repr()
     short.maxlevel, short.maxlist, short.maxdict, short.maxstring, short.maxother = 3, 8, 8, 300, 120
-    try:
-        return short.repr(value)
-    except ValueError:  # Python writes out no whole numbers of more than 4,300 digits
-        return f"a {type(value).__name__} of {value.bit_length()} bits" if isinstance(value, int) else "a huge value"
+    return short.repr(value)
 
 
 def raised_at(error: BaseException) -> str:

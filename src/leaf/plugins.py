@@ -1,4 +1,4 @@
-"""The user's own Python: reward functions by import path, and modules a recipe names to register families."""
+"""Import the user's own Python: reward functions by import path, and modules that a recipe names as plugins."""
 
 import importlib
 import importlib.util
@@ -13,7 +13,11 @@ _read: dict[str, bytes] = {}  # file → its text when it was run
 
 
 def load_plugins(names: Iterable[str]) -> None:
-    """Import modules or Python files for what they register; one that fails is a ConfigError that names it."""
+    """Import modules or Python files for what they register.
+
+    Raises:
+        ConfigError: one cannot be imported.
+    """
     for name in names:
         try:
             import_module(name)

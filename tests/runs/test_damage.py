@@ -121,7 +121,7 @@ def test_no_intact_checkpoint_left_is_one_error(whole, tmp_path):
     shutil.copytree(whole[0], path)
     for file in path.rglob("state.json"):
         flip(file, 9)
-    with pytest.raises(RunError, match=r"No intact checkpoint is left in .*checkpoints \(steps 4, 5\)\. Bring one"):
+    with pytest.raises(RunError, match=r"No intact checkpoint is left in .*checkpoints \(steps 4, 5\)\. Restore one"):
         trainer(path).start(resume=True)
     shutil.rmtree(path / "checkpoints")
     with pytest.raises(RunError, match="recorded steps but no checkpoints/"):

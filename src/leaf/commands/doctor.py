@@ -1,4 +1,4 @@
-"""Can this machine run this recipe? Packages, settings, model, data, memory by part and disk, with what to change."""
+"""The command `leaf doctor`: can this machine run this recipe, and what has to change if it cannot?"""
 
 import dataclasses
 from collections.abc import Iterator
@@ -29,12 +29,12 @@ from leaf.train.recipe import recipe_checks
 
 State = Literal["ok", "unsure", "fails"]
 GB = 1e9
-_LOOKED_AT = 50  # rows whose audio headers are read; of others, where they state to be too long
+_LOOKED_AT = 50  # rows whose audio headers are read; of the other rows only those that claim to be too long
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Hold one answer: what was looked at, whether it is in order, what was found, and what to change."""
+    """One answer: what was checked, whether it is in order, what was found, and what to change."""
 
     subject: str
     state: State
@@ -43,7 +43,10 @@ class Finding:
 
 
 def examine(config: RunConfig) -> Iterator[Finding]:
-    """Yield what speaks for and against running a recipe on this machine; no weights are read, nothing is trained."""
+    """Check whether this machine can run a recipe, one finding after the other. Nothing is trained.
+
+    The model is built without its weights, so even one that does not fit into memory can be checked.
+    """
     yield from _packages()
     load_plugins(config.plugins)
     device = pick_device(config.device)
@@ -100,7 +103,7 @@ def _device(config: RunConfig, device: torch.device) -> Finding:
 def _shape(
     config: RunConfig, family: Family, model_config: Any, processor: Any, device: torch.device
 ) -> tuple[Estimate, list[int]]:
-    """Return the memory estimate of a model that is built without its weights, and the bytes of its frozen layers."""
+    """Build the model without its weights; return its memory estimate, and the bytes of each frozen layer."""
     lora = recipe_lora(config) if isinstance(config, LoraFields) else peft.LoraConfig(r=64)
     auto: Any = family.auto_model
     build = auto.from_config if hasattr(auto, "from_config") else auto._from_config
@@ -117,7 +120,7 @@ def _shape(
 
 
 def _memory(config: RunConfig, shape: Estimate, layers: list[int], device: torch.device) -> Iterator[Finding]:
-    """Say what the run needs by part: one prompt with its completions at the longest, and the sampler's cache."""
+    """Compute what the run needs: for one prompt with the longest completions, and for the sampler's cache."""
     available = available_bytes(device)
     prompt = planned_prompt(config)
     completions, length, prompts = 1, 256, 1
@@ -153,15 +156,15 @@ def _memory(config: RunConfig, shape: Estimate, layers: list[int], device: torch
         advice = ["a smaller model or a larger device: not even weights and optimiser fit"]
         if isinstance(config, LeafConfig) and (sharded := _sharded(fixed + update, layers, room)) is not None:
             advice.append(sharded)
-    # The cache is halved until it fits, and completions that share prefixes need less: only the rest is certain.
+    # The sampler takes fewer prompts at once until its cache fits, so only what the update needs is certain.
     state: State = "unsure" if fixed + update <= room else "fails"
     yield Finding("memory", state, f"{found}: {need / GB:.1f} of {available / GB:.1f} GB", "Use " + ", ".join(advice))
 
 
 def _sharded(need: int, layers: list[int], room: float) -> str | None:
-    """Say over how many processes, each with this much memory, the layers would have to be cut; None if none suffices.
+    """Say how many devices with this much memory can hold the layers between them; None if eight cannot.
 
-    While one layer takes the place of another, it is there twice: gathered, and as FSDP2 received it.
+    A layer in use is in memory twice: gathered, and as FSDP2 received it.
     """
     for count in (2, 4, 8):
         each = need - sum(layers) + sum(layers) / count + 2 * max(layers, default=0)
@@ -173,7 +176,7 @@ def _sharded(need: int, layers: list[int], room: float) -> str | None:
 
 
 def _data(config: RunConfig, family: Family | None, processor: Any) -> Iterator[Finding]:
-    """Look at the splits that the run reads, and at the test split, which `leaf evaluate` reads with its recipe."""
+    """Check the splits that the run reads, and the test split, which `leaf evaluate` reads."""
     from leaf.data import load
 
     limit = float("inf") if family is None else family.max_seconds(processor)
@@ -202,7 +205,7 @@ def _data(config: RunConfig, family: Family | None, processor: Any) -> Iterator[
 
 
 def _lengths(rows: Any, limit: float) -> tuple[list[float], list[float]]:
-    """Return the seconds of the first rows, and of the too long ones among them and all others that state `seconds`."""
+    """Read the seconds of the first rows; and those of all rows that are too long, as far as rows state `seconds`."""
     first = range(min(len(rows), _LOOKED_AT))
     stated = rows.select_columns("seconds") if "seconds" in rows.column_names else []
     more = [i for i, row in enumerate(stated) if i >= len(first) and stated_seconds(row) > limit]

@@ -1,4 +1,4 @@
-"""The command `leaf`: a function for each subcommand, which load what they need themselves."""
+"""The command `leaf`, one function per subcommand. Each imports what it needs, so that `leaf --help` is quick."""
 
 import io
 import os
@@ -26,13 +26,13 @@ from leaf.commands.running import (
     say,
 )
 from leaf.config import AlignConfig, LeafConfig, SftConfig
-from leaf.errors import ConfigError, LeafError, ModelError, RunInterrupted
+from leaf.errors import ConfigError, LeafError, ModelError, RunInterrupted, did_you_mean
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="RL post-training for speech-aware LLMs: LEAF, GRPO and relatives. Start with `leaf demo`.",
+    help="Train speech LLMs with reinforcement learning: LEAF, GRPO and relatives. Start with `leaf demo`.",
 )
 app.add_typer(data_commands.app, name="data")
 
@@ -73,7 +73,7 @@ def train(
     overrides: Overrides = None,
     resume: Resume = False,
 ) -> None:
-    """Run a recipe of any stage (rl, sft, align), e.g. `leaf train recipes/demo.yaml seed=1 output_dir=runs/s1`."""
+    """Train with a recipe of any stage, e.g. `leaf train recipes/demo.yaml seed=1 output_dir=runs/s1`."""
     run_recipe(read_recipe(recipe, overrides, needed=() if resume else OF_A_SCRIPT), resume=resume)
 
 
@@ -83,7 +83,7 @@ def sft(
     overrides: Overrides = None,
     resume: Resume = False,
 ) -> None:
-    """Run a supervised warm start, e.g. `leaf sft recipes/sft.yaml max_steps=50`."""
+    """Train on references (stage sft), e.g. `leaf sft recipes/sft.yaml max_steps=50`."""
     run_recipe(read_recipe(recipe, overrides, SftConfig), resume=resume)
 
 
@@ -93,7 +93,7 @@ def align(
     overrides: Overrides = None,
     resume: Resume = False,
 ) -> None:
-    """Train a projector with CTC against the language model's token embeddings."""
+    """Train the projector alone, with a CTC loss against the token embeddings of the language model (stage align)."""
     run_recipe(read_recipe(recipe, overrides, AlignConfig), resume=resume)
 
 
@@ -104,7 +104,9 @@ def evaluate(
     adapter: Annotated[
         list[str] | None, typer.Option(help="adapter DIR or NAME=DIR, e.g. runs/demo/best; may be repeated")
     ] = None,
-    with_base: Annotated[bool, typer.Option("--with-base", help="the bare model too; alone without --adapter")] = False,
+    with_base: Annotated[
+        bool, typer.Option("--with-base", help="score the bare model too; without --adapter it alone")
+    ] = False,
     split: Annotated[str, typer.Option(help="split to evaluate")] = "test",
     items: Annotated[int | None, typer.Option(help="only the first N rows")] = None,
     greedy: Annotated[bool, typer.Option(help="one greedy pass instead of sampled passes")] = False,
@@ -116,7 +118,7 @@ def evaluate(
     lowercase: Annotated[bool, typer.Option(help="compare without case")] = False,
     out: Annotated[Path | None, typer.Option(help="default runs/evaluation-RECIPE-SPLIT[-greedy]")] = None,
 ) -> None:
-    """Score a model and adapters on a split with the model, task and decoding of a recipe; keep the predictions."""
+    """Score a model and its adapters on a split, with the task and decoding of a recipe; keep the predictions."""
     from leaf.data import load
     from leaf.evaluation.compare import chosen_metrics, compare_files
     from leaf.evaluation.predict import Decoding
@@ -157,7 +159,7 @@ def judge(
     timeout: Annotated[float, typer.Option(help="seconds a reply may take")] = 120.0,
     cache: Annotated[Path | None, typer.Option(help="file of replies; default beside --out")] = None,
 ) -> None:
-    """Have predictions judged by a language model behind an OpenAI-compatible endpoint; run again, it goes on."""
+    """Let a language model judge predictions. An interrupted command continues when you repeat it."""
     from leaf.evaluation.judge_file import judge_file
     from leaf.rewards.judge import Endpoint, JudgeSettings
 
@@ -179,7 +181,7 @@ def compare(
     format: Annotated[str, typer.Option(help="text, markdown or latex")] = "text",
     samples: Annotated[int, typer.Option(help="bootstrap resamples")] = 1000,
 ) -> None:
-    """Print a table of systems: scores with 95 % intervals, paired differences to the first with p-values, judges."""
+    """Compare systems in a table: scores with 95 % intervals, and differences to the first with p-values."""
     from leaf.evaluation.compare import chosen_metrics, compare_files
     from leaf.evaluation.predictions import prediction_files
 
@@ -196,7 +198,7 @@ def merge(
     out: Annotated[Path, typer.Option(help="checkpoint directory to write")],
     overrides: Overrides = None,
 ) -> None:
-    """Write a recipe's model with an adapter merged in: a checkpoint to start rl from (`model=`), or to serve."""
+    """Merge an adapter into the model of a recipe, for serving or to train on from (`model=`)."""
     from leaf.evaluation.systems import name_systems
     from leaf.files import file_sha256
     from leaf.model.from_recipe import projector_of
@@ -227,7 +229,7 @@ def demo_model(
     from leaf.model.demo import resolve_model
 
     if stage not in ("base", "demo"):
-        raise ConfigError(f"stage is {stage!r}; allowed are base and demo.")
+        raise ConfigError(f"stage is {stage!r}; allowed are base and demo.{did_you_mean(stage, ('base', 'demo'))}")
     console.print(f"the {stage} model is in {resolve_model(stage, cache)}")
 
 
@@ -235,10 +237,10 @@ def demo_model(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="run directories; several seeds of a method are shown together")],
     output: Annotated[Path, typer.Option(help="the file to write")] = Path("report.html"),
-    predictions: Annotated[list[Path] | None, typer.Option(help="prediction files or folders to show besides")] = None,
+    predictions: Annotated[list[Path] | None, typer.Option(help="further prediction files or folders to show")] = None,
     audio: Annotated[bool, typer.Option(help="put recordings into the page")] = True,
 ) -> None:
-    """Write curves, groups as trees, forks and evaluations of runs as one HTML file that opens from disk."""
+    """Write a report on runs, with curves, trees, forks and evaluations: one HTML file that needs no server."""
     from leaf.report.write import write_report
 
     say(f"the report is in {write_report(runs, output, predictions=predictions or [], audio=audio)}")
@@ -254,7 +256,7 @@ def tree(
     group: Annotated[int, typer.Option(help="which of the step's recorded groups, from 0")] = 0,
     credit: Annotated[str | None, typer.Option(help="show this rule's credit on the same rollouts, e.g. grpo")] = None,
 ) -> None:
-    """Draw a recorded group as a prefix tree: where completions part, and what each stretch is credited with."""
+    """Draw a recorded group as a prefix tree, to see where completions part and what each part is credited with."""
     from leaf.report.terminal import show_group
 
     show_group(console, run, step=step, group=group, credit=credit)
@@ -262,7 +264,7 @@ def tree(
 
 @app.command()
 def doctor(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Say whether this machine can run a recipe, and what to change; exit code 1 if it cannot."""
+    """Check whether this machine can run a recipe, and say what to change. Exits with 1 if it cannot."""
     from leaf.commands.doctor import examine
 
     states = []
@@ -280,7 +282,7 @@ app.command("recipe")(show_keys)
 
 @app.command("families")
 def show_families() -> None:
-    """List the speech model families that can be trained, and those that are refused with the reason."""
+    """List the families of speech models that can be trained, and why others are refused."""
     from leaf.model import families as known
 
     table = Table()

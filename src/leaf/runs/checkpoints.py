@@ -1,10 +1,10 @@
-"""Checkpoints: all that training needs to go on as if it had never stopped, in files that carry no code.
+"""Checkpoints: everything that training needs to continue as if it had never stopped, in files that hold no code.
 
     checkpoints/step-000050/tensors.safetensors   trained parameters and the optimiser's tensors, by parameter name
                             state.json            step, schedule, best score, what fits memory, recipe, ...
                             manifest.json         size and SHA-256 of the two
 
-Data order, sampling and dropout are functions of seed and step (leaf.train.schedule), so no random state is kept.
+No random state is kept, because data order, sampling and dropout are functions of seed and step.
 """
 
 import json
@@ -29,7 +29,7 @@ from leaf.text import fold_whitespace
 
 FORMAT = 1
 _FILES = ("tensors.safetensors", "state.json")
-# What has to stay the same beside the recipe, and why.
+# What has to stay the same beside the recipe, and the reason for the message.
 FACTS = {
     "training rows": "their order depends on how many there are",
     "rewards": "they decide what is learned",
@@ -41,12 +41,13 @@ class Checkpoints:
 
     Args:
         run: the run directory.
-        config: its recipe, as it is now.
+        config: the recipe as it is now.
         parameters: the trained parameters by name.
         optimizer, schedule: what trains them.
-        facts: what else has to be the same for a resumed run to be the same run: values (JSON) for keys of `FACTS`.
+        facts: what a resumed run needs to have in common with the run beside the recipe: JSON values for keys of
+            `FACTS`.
         script: names of what a script passed in place of the recipe's values, by key (leaf.runs.provenance).
-        say: called with every line meant for a person.
+        say: takes every line meant for a person.
     """
 
     def __init__(
@@ -67,12 +68,12 @@ class Checkpoints:
 
     # -- writing -------------------------------------------------------------------------------------------------------
     def save(self, step: int, *, validation_due: bool, **extra: Any) -> None:
-        """Write the checkpoint of a step and drop the oldest.
+        """Write the checkpoint of a step and remove the oldest.
 
         Args:
-            step: the last step done.
-            validation_due: whether the validation of that step is still to come.
-            extra: further JSON values that `restore` returns.
+            step: the last step taken.
+            validation_due: whether the validation after that step is still to come.
+            extra: further JSON values, which `restore` returns.
         """
         state = {
             "step": step,
@@ -92,9 +93,9 @@ class Checkpoints:
             }
             (path / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
 
-        self.run.sync_logs()
+        self.run.sync_logs()  # no checkpoint may be newer than the records of its steps
         self.run.replace_directory(_name(step), fill)
-        # Steps beyond this one are from before a damaged checkpoint was passed over; they are being made again.
+        # Later ones are from before a damaged checkpoint was passed over. Their steps are being taken again.
         for other in self.steps():
             if other > step:
                 remove_directory(self.run.path / _name(other))
@@ -112,20 +113,20 @@ class Checkpoints:
         return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
 
     def steps(self) -> list[int]:
-        """Return the steps that have a checkpoint, ascending."""
+        """List the steps that have a checkpoint, in ascending order."""
         found = (path.name.removeprefix("step-") for path in (self.run.path / "checkpoints").glob("step-*"))
         return sorted(int(number) for number in found if number.isdigit())
 
     # -- reading -------------------------------------------------------------------------------------------------------
     def begin(self, resume: bool, *, main: bool = True) -> dict[str, Any] | None:
-        """Take up the run where it stood, and bring its logs and recipe in line with that.
+        """Restore the run from its newest intact checkpoint, cut its logs back to that step and write its recipe.
 
         Args:
-            resume: whether there may be something to take up.
+            resume: whether there may be a checkpoint to restore.
             main: whether this is the process that writes.
 
         Returns:
-            The state of the newest intact checkpoint, None for a run that begins: it has then to `save` step 0.
+            The state of the checkpoint; None for a run that begins, which then has to `save` step 0.
 
         Raises:
             RunError: see `restore`.
@@ -139,23 +140,26 @@ class Checkpoints:
         if main:
             self._drop_oldest(state["step"])  # a kill may have come before `save` did
             if changes := self.run.other_versions():
-                self.say(f"not what the run began with: {'; '.join(changes)}; the last bits may differ")
+                self.say(
+                    f"changed since the run began: {'; '.join(changes)}. Results may match only up to floating-point "
+                    "rounding"
+                )
         self.say(f"resumed {self.run.path} after step {state['step']}")
         return state
 
     def restore(self) -> dict[str, Any] | None:
-        """Load the newest intact checkpoint and return its state; None if the run was killed before its first.
+        """Load the newest intact checkpoint and return its state; None if the run was killed before its first one.
 
-        A damaged one is named and passed over. Nothing on disk is changed.
+        A damaged checkpoint is named, and the one before it is used. Nothing on disk is changed.
 
         Raises:
-            RunError: none is intact, or it is of another recipe, data or model.
+            RunError: no checkpoint is intact, or it belongs to another recipe, data set or model.
         """
         steps = self.steps()
         if not steps:
             if next(self.run.lines("metrics.jsonl"), None) is not None:
                 raise RunError(
-                    f"{self.run.path} has recorded steps but no checkpoints/ to continue from. Start afresh in another "
+                    f"{self.run.path} has recorded steps but no checkpoints/ to continue from. Start again in another "
                     "output_dir."
                 )
             return None
@@ -171,11 +175,11 @@ class Checkpoints:
             return state
         raise RunError(
             f"No intact checkpoint is left in {self.run.path / 'checkpoints'} (steps {', '.join(map(str, steps))}). "
-            "Bring one back from a copy, or start afresh in another output_dir."
+            "Restore one from a copy, or start again in another output_dir."
         )
 
     def _rewind_logs(self, state: Mapping[str, Any] | None) -> None:
-        """Drop from the logs what came after the restored step and what is going to be done again; all for None."""
+        """Remove from the logs what will be done again: everything after the restored step, or all for None."""
         step, again = (-1, False) if state is None else (state["step"], state["validation_due"])
         for log in LOGS:
             unreadable = self.run.forget_after(log, step - (log == "validation.jsonl" and again))
@@ -186,7 +190,7 @@ class Checkpoints:
             self.say(f"metrics.jsonl lacks {len(missing)} of {step} steps, from step {min(missing)} on; they are lost")
 
     def _check(self, state: Mapping[str, Any]) -> None:
-        """Refuse a checkpoint that this run would not continue but alter."""
+        """Refuse a checkpoint of a run that would take another course from here on."""
         for key, value in self.facts.items():
             if state["facts"].get(key, value) != value:
                 raise RunError(
@@ -203,13 +207,14 @@ class Checkpoints:
             )
         if "max_prompt_tokens" in changed:
             self.say(
-                f"max_prompt_tokens is now {now.max_prompt_tokens} instead of {was.max_prompt_tokens}; what was "
-                "accepted so far still is"
+                f"max_prompt_tokens is now {now.max_prompt_tokens} instead of {was.max_prompt_tokens}; every prompt "
+                "that was accepted so far is still accepted"
             )
         if bits := sorted({field.name for field in fields(now) if field.metadata["resume"] == "bits"} & {*changed}):
             self.say(f"{', '.join(bits)} changed: results will match only up to floating-point rounding")
 
     def _load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
+        """Copy a checkpoint into parameters, optimiser and schedule."""
         wanted = {f"parameter/{name}": (p.dtype, p.shape) for name, p in self.parameters.items()}
         held = {key: (t.dtype, t.shape) for key, t in tensors.items() if key.startswith("parameter/")}
         if held != wanted:
@@ -221,6 +226,7 @@ class Checkpoints:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"parameter/{name}"])
+        # An optimiser numbers its parameters in the order of its groups; the files name them.
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         trained = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
         index = {names[id(parameter)]: i for i, parameter in enumerate(trained)}
@@ -228,10 +234,10 @@ class Checkpoints:
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
             if kind != "parameter":
-                # A copy: what safetensors returns may be the file itself, which is going to be removed.
+                # A copy: safetensors maps the file into memory, and the file will be removed.
                 moments.setdefault(index[name], {})[kind] = tensor.clone()
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        # The schedule is a function of the updates done; so a longer max_steps takes effect at once.
+        # The learning rates follow from the number of updates, so that a longer max_steps takes effect at once.
         updates = state["updates"]
         pairs = zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
         rates = [base * factor(updates) for base, factor in pairs]
@@ -242,10 +248,10 @@ class Checkpoints:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return state and tensors of a checkpoint directory.
+    """Read the state and the tensors of a checkpoint directory.
 
     Raises:
-        RunError: a file is missing or not what was written.
+        RunError: a file is missing, or is not what was written.
     """
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
@@ -268,10 +274,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def space_needed(size: int, keep: int, have: int = 0) -> int:
-    """Return the bytes a run takes on the disk beside what it has there already.
+    """Compute how many bytes a run takes on the disk beside what it already has there.
 
-    A checkpoint takes the parameters and their two moments; one more than `keep` is there for a moment. best/, last/
-    and the one of them being replaced take the parameters once each.
+    A checkpoint holds the parameters and their two moments. While one is written there is one more than `keep`. best/,
+    last/ and the copy that replaces one of them hold the parameters once each.
 
     Args:
         size: bytes of the trained parameters in float32.
@@ -282,13 +288,13 @@ def space_needed(size: int, keep: int, have: int = 0) -> int:
 
 
 def space_left(path: Path) -> int:
-    """Return the free bytes of the disk that a path lies on, or will lie on."""
+    """Read the free bytes of the disk that a path is on, or will be on."""
     there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     return shutil.disk_usage(there).free
 
 
 def check_space(path: Path, parameters: Mapping[str, Tensor], keep: int, have: int = 0) -> None:
-    """Refuse to train where the checkpoints would not fit.
+    """Refuse to train where the checkpoints do not fit on the disk.
 
     Args:
         path: the run directory, which need not exist yet.
@@ -297,7 +303,7 @@ def check_space(path: Path, parameters: Mapping[str, Tensor], keep: int, have: i
         have: how many of them are on the disk already.
 
     Raises:
-        RunError: there is less room.
+        RunError: there is too little room.
     """
     needed = space_needed(4 * sum(parameter.numel() for parameter in parameters.values()), keep, have)
     free = space_left(path)
@@ -374,6 +380,6 @@ def _without(metadata: Mapping[str, Any], value: Any) -> Any:
 
 def _may_change(resume: Resume, was: Any, now: Any) -> bool:
     """Tell whether a resumed run may change a field from one value to another."""
-    if resume == "grow":  # None is without limit
+    if resume == "grow":  # None stands for no limit
         return (math.inf if now is None else now) > (math.inf if was is None else was)
     return resume != "same"
