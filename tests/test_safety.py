@@ -26,6 +26,7 @@ from leaf.model.own_adapter import refuse_pickle
 from leaf.model.policy import Policy
 from leaf.model.projector import load_projector, save_projector
 from tests.helpers import tiny
+from tests.helpers.project import save
 
 SOURCE = Path(leaf.__file__).parent
 
@@ -45,8 +46,7 @@ def checkpoint(tmp_path_factory):
     """Return a folder with model/, and adapter/ for it."""
     folder = tmp_path_factory.mktemp("checkpoint")
     model, processor = tiny.tiny_model()
-    model.save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
+    save(model, processor, folder / "model")
     Policy.wrap(model, processor, lora=peft.LoraConfig(r=2)).save_adapter(folder / "adapter")
     return folder
 

@@ -8,6 +8,7 @@ import types
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -18,7 +19,6 @@ from leaf.commands.doctor import examine
 from leaf.commands.main import app
 from leaf.commands.running import load_policy, make_trainer, run_recipe
 from leaf.config import GROUPS, STAGES, LeafConfig, load_recipe
-from leaf.data.audio import load_audio
 from leaf.errors import ConfigError, LeafError, ModelError, RunError
 from leaf.evaluation import model_metrics
 from leaf.model.from_recipe import AUTOMATIC_BUDGET
@@ -26,24 +26,16 @@ from leaf.model.policy import Policy
 from leaf.runs.checkpoints import space_needed
 from leaf.train.trainer import RLTrainer
 from tests.helpers import tiny
+from tests.helpers.project import save, write_manifest
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A tiny checkpoint, a manifest of wave files, and recipes for the three stages."""
-    import soundfile
-
     monkeypatch.chdir(tmp_path)
     model, processor = tiny.tiny_model()
-    model.save_pretrained("model")
-    processor.save_pretrained("model")
-    lines = []
-    for split in ("train", "validation", "test"):
-        for i, row in enumerate(tiny.rows(4)):
-            soundfile.write(f"{split}{i}.wav", load_audio(row["audio"]), 16000)
-            kept = {key: row[key] for key in ("prompt", "reference")}
-            lines.append(json.dumps({**kept, "audio": f"{split}{i}.wav", "split": split}))
-    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    save(model, processor, "model")
+    write_manifest(tmp_path / "data.jsonl")
     shared = {"model": "model", "task": "data.jsonl", "device": "cpu", "max_steps": 2, "eval_items": 2}
     lora = {"lora_r": 2, "lora_dropout": 0.0, "max_new_tokens": 5}
     rl = {**shared, **lora, "prompts_per_rollout": 2, "num_completions": 3}
@@ -219,8 +211,6 @@ def test_doctor_and_the_trainer_ask_for_the_same_room_on_the_disk(project, monke
 
 
 def test_doctor_looks_at_the_lengths_that_all_rows_state_and_at_the_test_split(project, monkeypatch):
-    import soundfile
-
     monkeypatch.setattr("leaf.commands.doctor._LOOKED_AT", 2)
     soundfile.write("long.wav", np.full(16000 * 3, 0.1), 16000)
     rows = [json.loads(line) for line in (project / "data.jsonl").read_text().splitlines()]

@@ -15,6 +15,7 @@ from leaf.model.family import Family
 from leaf.model.policy import Policy
 from tests.helpers import tiny
 from tests.helpers.families import build
+from tests.helpers.project import save
 
 
 def declared(case, monkeypatch, **fields):
@@ -110,8 +111,7 @@ def test_a_tokenizer_without_padding_is_refused():
 
 def test_a_checkpoint_without_its_tokenizer_is_refused_in_one_sentence(tmp_path):
     model, processor = tiny.tiny_model()
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
+    save(model, processor, tmp_path)
     for file in tmp_path.glob("token*"):
         file.unlink()
     with pytest.raises(ModelError, match=r"does not know <sound>.*own tokenizer files"):

@@ -44,6 +44,7 @@ from tests.helpers.models import (
     granite_speech,
     qwen2_audio,
 )
+from tests.helpers.project import save
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.replace(" ", "-"))
@@ -271,8 +272,7 @@ def test_positions_that_change_the_frequencies_of_a_whole_batch_are_refused():
 )
 def test_a_package_that_a_processor_lacks_is_named_with_its_extra(case, backend, extra, tmp_path, monkeypatch):
     model, processor = build(case)
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
+    save(model, processor, tmp_path)
 
     def missing(*arguments, **options):
         raise ImportError(f"The processor requires the {backend} library but it was not found in your environment")
@@ -291,8 +291,7 @@ def test_a_package_that_a_processor_lacks_is_named_with_its_extra(case, backend,
 
 def test_a_kernel_that_is_not_installed_is_said_in_one_sentence(tmp_path):
     model, processor = build("voxtral")
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
+    save(model, processor, tmp_path)
     with pytest.raises(ModelError, match=r"FlashAttention2.*set attention: sdpa, a kernel that needs none"):
         Policy.load(tmp_path, attention="flash_attention_2")
 

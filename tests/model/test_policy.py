@@ -18,6 +18,7 @@ from leaf.model.projector import audio_features
 from leaf.model.sampling import _choose, sample
 from leaf.model.scoring import _branches, score
 from tests.helpers import tiny
+from tests.helpers.project import save
 
 LORA = {"r": 4, "lora_alpha": 8, "init_lora_weights": False}
 
@@ -397,8 +398,7 @@ def test_auto_precision_is_bfloat16_only_where_the_device_computes_in_it(monkeyp
 
 def test_a_policy_loads_in_the_precision_that_auto_picks(tmp_path, monkeypatch):
     model, processor = tiny.tiny_model()
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
+    save(model, processor, tmp_path)
     for found, dtype in (({}, torch.float32), ({"amx_bf16": True}, torch.bfloat16)):
         monkeypatch.setattr("torch.cpu.get_capabilities", lambda found=found: found)
         assert Policy.load(tmp_path, dtype="auto").base.dtype == dtype

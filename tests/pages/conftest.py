@@ -1,16 +1,14 @@
 """A folder in which the commands and the code of the pages run."""
 
-import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
-import soundfile
 import yaml
 
-from leaf.data.audio import load_audio
 from tests.helpers import tiny
+from tests.helpers.project import save, write_manifest
 from tests.pages.shown import ROOT, blocks
 
 
@@ -20,15 +18,8 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "recipes", "recipes")
     model, processor = tiny.tiny_model()
-    model.save_pretrained("path/or/hub-id")
-    processor.save_pretrained("path/or/hub-id")
-    lines = []
-    for split in ("train", "validation", "test"):
-        for i, row in enumerate(tiny.rows(3)):
-            soundfile.write(f"{split}{i}.wav", load_audio(row["audio"]), 16000)
-            kept = {key: row[key] for key in ("prompt", "reference")}
-            lines.append(json.dumps({**kept, "audio": f"{split}{i}.wav", "split": split}))
-    Path("my.jsonl").write_text("\n".join(lines))
+    save(model, processor, "path/or/hub-id")
+    write_manifest(Path("my.jsonl"), count=3)
     Path("my_rewards.py").write_text(blocks("adding_a_reward.md", "python")[0])
     recipe = yaml.safe_load(Path("recipes/qa.yaml").read_text())
     recipe |= {"model": "path/or/hub-id", "task": "my.jsonl", "dtype": "float32", "max_steps": 2, "max_new_tokens": 4}

@@ -1,14 +1,13 @@
 """Every file in examples/ runs, as a user would run it."""
 
-import json
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
-from leaf.data.audio import load_audio
 from tests.helpers import tiny
+from tests.helpers.project import save, write_manifest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -16,19 +15,10 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A tiny checkpoint in model/ and a manifest of wave files, data.jsonl."""
-    import soundfile
-
     path = tmp_path_factory.mktemp("examples")
     model, processor = tiny.tiny_model()
-    model.save_pretrained(path / "model")
-    processor.save_pretrained(path / "model")
-    lines = []
-    for split in ("train", "validation"):
-        for i, row in enumerate(tiny.rows(4)):
-            soundfile.write(path / f"{split}{i}.wav", load_audio(row["audio"]), 16000)
-            kept = {key: row[key] for key in ("prompt", "reference")}
-            lines.append(json.dumps({**kept, "audio": f"{split}{i}.wav", "split": split}))
-    (path / "data.jsonl").write_text("\n".join(lines))
+    save(model, processor, path / "model")
+    write_manifest(path / "data.jsonl", splits=("train", "validation"))
     return path
 
 

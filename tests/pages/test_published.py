@@ -15,6 +15,7 @@ from leaf.config import LeafConfig, SftConfig, load_recipe
 from leaf.data.corpora import CORPORA, prepare
 from tests.helpers import tiny
 from tests.helpers.families import CASES
+from tests.helpers.project import save
 
 PUBLISHED = Path(__file__).parents[2] / "recipes/published"
 MODELS = sorted(path.stem for path in (PUBLISHED / "models").glob("*.yaml"))
@@ -149,8 +150,7 @@ def librisqa(tmp_path_factory):
 def test_a_step_with_the_real_hyperparameters_on_a_tiny_model(method, model, case, librisqa, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     network, processor = CASES[case]()
-    network.save_pretrained("model")
-    processor.save_pretrained("model")
+    save(network, processor, "model")
     files = [str(PUBLISHED / "models" / f"{model}.yaml"), str(PUBLISHED / "tasks/librisqa.yaml")]
     steps = ["max_steps=1"] if method == "sft" else ["epochs=null", "max_steps=1"]
     overrides = ["model=model", f"task={librisqa}", "device=cpu", "eval_items=2", "output_dir=run", *steps]
@@ -173,8 +173,7 @@ def test_the_doctor_says_what_is_missing_and_what_to_change(librisqa, tmp_path, 
     assert "fails   model: model cannot be looked at" in said.output
     assert "fails   data, train: The task 'nothing' is unknown" in said.output
     network, processor = CASES["qwen2_audio"]()
-    network.save_pretrained("model")
-    processor.save_pretrained("model")
+    save(network, processor, "model")
     huge = ["max_prompt_tokens=100000", "max_new_tokens=100000", "device=cpu", "model=model", f"task={librisqa}"]
     monkeypatch.setattr("torch.cpu.get_capabilities", dict)  # those of a CPU without bfloat16
     said = CliRunner().invoke(app, ["doctor", str(PUBLISHED / "leaf.yaml"), *huge])

@@ -26,6 +26,7 @@ from leaf.rewards.functions import REWARDS
 from leaf.rewards.judge import KINDS
 from leaf.rewards.total import Rewards
 from tests.helpers import tiny
+from tests.helpers.project import save
 from tests.pages.shown import DOCS, PAGES, ROOT, blocks, commands, tables, text
 from tests.pages.worked_example import worked_example
 
@@ -247,8 +248,7 @@ def test_the_manifest_and_the_python_of_the_data_page_are_read(tmp_path, monkeyp
 def test_the_python_of_the_quick_start_trains(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, processor = tiny.tiny_model()
-    model.save_pretrained("model")
-    processor.save_pretrained("model")
+    save(model, processor, "model")
     small = {"max_steps": 1, "num_completions": 2, "max_new_tokens": 3, "prompts_per_rollout": 2, "device": "cpu"}
     code = blocks("quickstart.md", "python")[0].replace("path/or/hub-id", "model")
     shortened = code.replace("LeafConfig(", "LeafConfig(**small, ")

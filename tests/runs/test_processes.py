@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from leaf.commands.main import app
-from leaf.data.audio import load_audio
 from leaf.errors import ConfigError
 from leaf.files import read_rows
 from leaf.runs.processes import Processes
 from tests.helpers import processes_worker as worker
 from tests.helpers.processes import ROOT, begin_alone, launch
-from tests.helpers.tiny import rows, tiny_model
+from tests.helpers.project import save, write_manifest
+from tests.helpers.tiny import tiny_model
 
 DDP = str(ROOT / "recipes/accelerate/ddp.yaml")
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -133,17 +133,8 @@ def test_no_thread_of_the_group_is_left_to_abort_a_process_that_ends(runs):
 def test_the_launcher_trains_from_the_shell_as_one_process_does(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, processor = tiny_model()
-    model.save_pretrained("model")
-    processor.save_pretrained("model")
-    import soundfile
-
-    data = []
-    for i, row in enumerate(rows(4)):
-        soundfile.write(f"{i}.wav", load_audio(row["audio"]), 16000)
-        data += [{"prompt": row["prompt"], "reference": row["reference"], "audio": f"{i}.wav", "split": "train"}]
-    data += [{**row, "split": "validation"} for row in data[:1]]
-    data[-1]["prompt"] += "?"
-    Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    save(model, processor, "model")
+    write_manifest(tmp_path / "data.jsonl", splits=("train", "validation"))
     recipe = {
         "model": "model",
         "task": "data.jsonl",

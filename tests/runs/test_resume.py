@@ -22,6 +22,7 @@ from leaf.runs.directory import RunDirectory
 from leaf.train.align import align
 from leaf.train.sft import sft
 from tests.helpers import tiny
+from tests.helpers.project import save
 from tests.helpers.resuming import contents, records, same, trainer
 
 # -- which run it is ---------------------------------------------------------------------------------------------------
@@ -239,8 +240,7 @@ def test_sft_and_align_resume_exactly_after_a_crash_and_after_a_signal(tmp_path,
 def test_a_fresh_adapter_is_a_function_of_the_seed(tmp_path):
     """Killed before its first checkpoint, a run of stage sft begins again with the same adapter."""
     model, processor = tiny.tiny_model()
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
+    save(model, processor, tmp_path)
     drawn = []
     for torch_seed, seed in ((1, 3), (2, 3), (2, 4)):
         torch.manual_seed(torch_seed)

@@ -7,7 +7,6 @@ from typing import Any
 
 import peft
 import pytest
-import soundfile
 import yaml
 from typer.testing import CliRunner
 
@@ -19,6 +18,7 @@ from leaf.model.policy import Policy
 from leaf.runs.directory import RunDirectory
 from leaf.runs.provenance import recorded_arguments
 from tests.helpers import tiny
+from tests.helpers.project import save, write_manifest
 
 
 def polite(completions, **columns):
@@ -61,14 +61,8 @@ def checkpoint(tmp_path, monkeypatch):
     """A checkpoint, and a manifest beside it."""
     monkeypatch.chdir(tmp_path)
     model, processor = tiny.tiny_model()
-    model.save_pretrained("model")
-    processor.save_pretrained("model")
-    lines = []
-    for i, row in enumerate(tiny.rows(4)):
-        soundfile.write(f"{i}.wav", row["audio"]["array"], row["audio"]["sampling_rate"])
-        line = {"audio": f"{i}.wav", "split": "train" if i < 2 else "test"}
-        lines.append(json.dumps(line | {key: row[key] for key in ("prompt", "reference")}))
-    Path("data.jsonl").write_text("\n".join(lines))
+    save(model, processor, "model")
+    write_manifest(tmp_path / "data.jsonl", splits=("train", "test"), count=2)
     return Path("model")
 
 

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import soundfile
 import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -11,9 +10,9 @@ from typer.testing import CliRunner
 from leaf import LeafTrainer
 from leaf.commands.main import app
 from leaf.config import LeafConfig
-from leaf.data.audio import load_audio
 from tests.helpers import tiny
 from tests.helpers.families import CASES
+from tests.helpers.project import save, write_manifest
 
 
 def length_reward(completions, **columns):
@@ -66,15 +65,8 @@ def test_training_runs_on_a_model_object(case, tmp_path, monkeypatch):
 def test_stages_run_on_a_saved_checkpoint(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, processor = CASES[case]()
-    model.save_pretrained("model")
-    processor.save_pretrained("model")
-    lines = []
-    for split in ("train", "validation", "test"):
-        for i, row in enumerate(tiny.rows(3)):
-            soundfile.write(f"{split}{i}.wav", load_audio(row["audio"]), 16000)
-            kept = {key: row[key] for key in ("prompt", "reference")}
-            lines.append(json.dumps({**kept, "audio": f"{split}{i}.wav", "split": split}))
-    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    save(model, processor, "model")
+    write_manifest(tmp_path / "data.jsonl", count=3)
     shared = {
         "model": "model",
         "task": "data.jsonl",
