@@ -4,46 +4,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AudioFlamingo3Config,
     AudioFlamingo3ForConditionalGeneration,
     AudioFlamingo3Processor,
     GenerationConfig,
-    PreTrainedTokenizerFast,
     WhisperFeatureExtractor,
 )
 
 from leaf.model.demo import CHAT_TEMPLATE
-
-TEXTS = ["press one to leave the conference", "you have two new messages", "what do i press", "the time is seven"]
-
-
-def tiny_tokenizer() -> Any:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<sound>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        bos_token="<|im_start|>",
-        extra_special_tokens=["<sound>"],
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
+from tests.helpers.models.common import TEXTS, decoder, train_tokenizer
 
 
 def tiny_model(seed=0) -> tuple[Any, Any]:
     """Return (model, processor); weights are large enough that distributions are far from uniform."""
     torch.manual_seed(seed)
-    tokenizer = tiny_tokenizer()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<sound>"]
+    tokenizer = train_tokenizer(special, eos="<|im_end|>", pad="<|endoftext|>", bos="<|im_start|>")
     config = AudioFlamingo3Config(
         audio_config={
             "model_type": "audioflamingo3_encoder",
@@ -54,20 +31,7 @@ def tiny_model(seed=0) -> tuple[Any, Any]:
             "intermediate_size": 32,
             "max_source_positions": 100,
         },
-        text_config={
-            "model_type": "llama",
-            "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 512,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": 1,
-            "initializer_range": 0.3,
-        },
+        text_config=decoder(tokenizer, model_type="llama", bos_token_id=1),
         audio_token_id=tokenizer.convert_tokens_to_ids("<sound>"),
     )
     model = AudioFlamingo3ForConditionalGeneration(config).eval()

@@ -1,4 +1,4 @@
-"""What the tiny models share: a tokenizer trained here, and weights large enough to tell right from wrong."""
+"""What the tiny models share: a tokenizer, a language model, chat templates, and weights that tell right from wrong."""
 
 from typing import Any
 
@@ -40,6 +40,60 @@ def train_tokenizer(special, *, eos, pad, bos=None, named=None, last=(), prepend
         clean_up_tokenization_spaces=False,
         extra_special_tokens=named or {},
     )
+
+
+def decoder(tokenizer: Any, **more: Any) -> dict[str, Any]:
+    """Describe a language model of two layers whose logits are far from uniform; `more` replaces and adds settings."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        **more,
+    }
+
+
+SYSTEM_TURN = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+)
+
+
+def content(**parts):
+    """Write the Jinja of a message's content: its text, and what `parts` has for each other type of part."""
+    tests = [f"if part['type'] == '{kind}' %}}{text}" for kind, text in parts.items()]
+    return (
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}{% "
+        + "{% el".join(tests)
+        + "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    )
+
+
+def chat_template(before="", answer="", **parts):
+    """Write a template in the form of Qwen's; `before` comes first, and `answer` begins the answer."""
+    return (
+        before
+        + "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+        + content(**parts)
+        + "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+        + answer
+        + "{% endif %}"
+    )
+
+
+class AnyVideoProcessor:
+    """Take any video processor: transformers exports the base class it checks for only where torchvision is."""
+
+    def check_argument_for_proper_class(self, argument_name, argument):
+        if argument_name == "video_processor":
+            return type(argument)
+        return super().check_argument_for_proper_class(argument_name, argument)  # type: ignore[misc]
 
 
 def finish(model: Any, tokenizer: Any, *, towers=(), projectors=(), head=None, eos=None) -> Any:

@@ -13,7 +13,7 @@ from transformers import (
     GraniteSpeechProcessor,
 )
 
-from tests.helpers.models.common import finish, train_tokenizer
+from tests.helpers.models.common import decoder, finish, train_tokenizer
 
 SPECIAL = ["<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>", "<|audio|>"]
 CHAT_TEMPLATE = (
@@ -72,19 +72,7 @@ def build(seed=0, text=GRANITE, plus=False) -> tuple[Any, Any]:
             cross_attention_frequency=1,
             encoder_hidden_size=32 if plus else 16,
         ),
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "initializer_range": 0.3,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": tokenizer.bos_token_id,
-            **text,
-        },
+        text_config=decoder(tokenizer, max_position_embeddings=2048, **text),
         audio_token_index=tokenizer.convert_tokens_to_ids("<|audio|>"),
         has_lora_adapter=False,
         window_size=6,

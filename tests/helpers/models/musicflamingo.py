@@ -10,16 +10,10 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from tests.helpers.models.common import finish, train_tokenizer
+from tests.helpers.models.common import SYSTEM_TURN, chat_template, decoder, finish, train_tokenizer
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<sound>", "<|sound_bos|>", "<|sound_eos|>"]
-CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'audio' %}<sound>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+CHAT_TEMPLATE = chat_template(before=SYSTEM_TURN, audio="<sound>")
 
 
 def build(seed=0) -> tuple[Any, Any]:
@@ -36,20 +30,7 @@ def build(seed=0) -> tuple[Any, Any]:
             "intermediate_size": 32,
             "max_source_positions": 50,
         },
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 512,
-            "initializer_range": 0.3,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": None,
-        },
+        text_config=decoder(tokenizer, model_type="qwen2"),
         audio_token_id=tokenizer.convert_tokens_to_ids("<sound>"),
         audio_bos_token_id=tokenizer.convert_tokens_to_ids("<|sound_bos|>"),
         audio_eos_token_id=tokenizer.convert_tokens_to_ids("<|sound_eos|>"),

@@ -12,7 +12,7 @@ from transformers import (
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.video_processing_utils import VideoProcessorMixin
 
-from tests.helpers.models.common import finish, train_tokenizer
+from tests.helpers.models.common import AnyVideoProcessor, chat_template, finish, train_tokenizer
 
 SPECIAL = [
     "<unk>",
@@ -25,22 +25,11 @@ SPECIAL = [
     "<img>",
     "</img>",
 ]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'audio' %}<so_embedding>\n{% elif part['type'] == 'image' %}<image>\n"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n<think></think>{% endif %}"
-)
+CHAT_TEMPLATE = chat_template(answer="<think></think>", audio="<so_embedding>\n", image="<image>\n")
 
 
-class Processor(NemotronH_Omni_Reasoning_V3Processor):
-    """Take any video processor: transformers exports the base class it checks for only where torchvision is."""
-
-    def check_argument_for_proper_class(self, argument_name, argument):
-        if argument_name == "video_processor":
-            return type(argument)
-        return super().check_argument_for_proper_class(argument_name, argument)
+class Processor(AnyVideoProcessor, NemotronH_Omni_Reasoning_V3Processor):
+    pass
 
 
 def build(seed=0) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from tests.helpers.models.common import finish, train_tokenizer
+from tests.helpers.models.common import decoder, finish, train_tokenizer
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
 
@@ -38,22 +38,7 @@ def build(seed=0, window=None) -> tuple[Any, Any]:
             "encoder_ffn_dim": 32,
             "max_source_positions": 100,
         },
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "initializer_range": 0.3,
-            "max_position_embeddings": 512,
-            "eos_token_id": tokenizer.eos_token_id,
-            "bos_token_id": None,
-            "pad_token_id": tokenizer.pad_token_id,
-            "tie_word_embeddings": False,
-            **sliding,
-        },
+        text_config=decoder(tokenizer, model_type="qwen2", tie_word_embeddings=False, **sliding),
         audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
     )
     model = finish(

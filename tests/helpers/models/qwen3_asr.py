@@ -1,21 +1,17 @@
 """A tiny Qwen3-ASR with its real processor class."""
 
+from typing import Any
+
 import torch
 from transformers import Qwen3ASRConfig, Qwen3ASRFeatureExtractor, Qwen3ASRForConditionalGeneration, Qwen3ASRProcessor
 
-from tests.helpers.models.common import finish, train_tokenizer
+from tests.helpers.models.common import chat_template, decoder, finish, train_tokenizer
 
 NAMED = {"audio_token": "<|audio_pad|>", "audio_bos_token": "<|audio_start|>", "audio_eos_token": "<|audio_end|>"}
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'audio' %}<|audio_start|><|audio_pad|><|audio_end|>"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+CHAT_TEMPLATE = chat_template(audio="<|audio_start|><|audio_pad|><|audio_end|>")
 
 
-def build(seed=0):
+def build(seed=0) -> tuple[Any, Any]:
     """Return (model, processor)."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(
@@ -36,22 +32,7 @@ def build(seed=0):
             "n_window_infer": 200,
             "downsample_hidden_size": 8,
         },
-        text_config={
-            "model_type": "qwen3",
-            "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "max_position_embeddings": 512,
-            "initializer_range": 0.3,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": None,
-            "tie_word_embeddings": True,
-        },
+        text_config=decoder(tokenizer, model_type="qwen3", head_dim=8, tie_word_embeddings=True),
         audio_token_id=tokenizer.convert_tokens_to_ids("<|audio_pad|>"),
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=[tokenizer.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|im_end|>")],

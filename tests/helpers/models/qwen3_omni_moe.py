@@ -13,8 +13,7 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.video_processing_utils import VideoProcessorMixin
 
-from tests.helpers.models.common import finish, train_tokenizer
-from tests.helpers.models.qwen2_5_omni import CHAT_TEMPLATE as TEMPLATE_2_5
+from tests.helpers.models.common import AnyVideoProcessor, chat_template, decoder, finish, train_tokenizer
 
 NAMED = {
     "image_token": "<|image_pad|>",
@@ -25,21 +24,15 @@ NAMED = {
     "audio_bos_token": "<|audio_start|>",
     "audio_eos_token": "<|audio_end|>",
 }
-CHAT_TEMPLATE = (  # as Qwen2.5-Omni's, with other names and without the default system turn
-    TEMPLATE_2_5.replace("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n", "")
-    .replace("<|audio_bos|><|AUDIO|><|audio_eos|>", "<|audio_start|><|audio_pad|><|audio_end|>")
-    .replace("<|vision_bos|><|IMAGE|><|vision_eos|>", "<|vision_start|><|image_pad|><|vision_end|>")
-    .replace("<|vision_bos|><|VIDEO|><|vision_eos|>", "<|vision_start|><|video_pad|><|vision_end|>")
+CHAT_TEMPLATE = chat_template(
+    image="<|vision_start|><|image_pad|><|vision_end|>",
+    audio="<|audio_start|><|audio_pad|><|audio_end|>",
+    video="<|vision_start|><|video_pad|><|vision_end|>",
 )
 
 
-class Processor(Qwen3OmniMoeProcessor):
-    """Take any video processor: transformers exports the base class it checks for only where torchvision is."""
-
-    def check_argument_for_proper_class(self, argument_name, argument):
-        if argument_name == "video_processor":
-            return type(argument)
-        return super().check_argument_for_proper_class(argument_name, argument)
+class Processor(AnyVideoProcessor, Qwen3OmniMoeProcessor):
+    pass
 
 
 def build(seed=0) -> tuple[Any, Any]:
@@ -80,29 +73,19 @@ def build(seed=0) -> tuple[Any, Any]:
             "num_position_embeddings": 16,
             "deepstack_visual_indexes": [0],
         },
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "moe_intermediate_size": 24,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "max_position_embeddings": 512,
-            "initializer_range": 0.3,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": None,
-            "rope_parameters": {
+        text_config=decoder(
+            tokenizer,
+            moe_intermediate_size=24,
+            num_experts=4,
+            num_experts_per_tok=2,
+            head_dim=8,
+            rope_parameters={
                 "rope_type": "default",
                 "rope_theta": 10000.0,
                 "mrope_section": [2, 1, 1],
                 "mrope_interleaved": True,
             },
-        },
+        ),
         audio_token_id=ids["audio_token"],
         image_token_id=ids["image_token"],
         video_token_id=ids["video_token"],

@@ -10,7 +10,7 @@ from transformers import (
     VibeVoiceAsrProcessor,
 )
 
-from tests.helpers.models.common import finish, train_tokenizer
+from tests.helpers.models.common import chat_template, decoder, finish, train_tokenizer
 
 SPECIAL = [
     "<|endoftext|>",
@@ -21,13 +21,9 @@ SPECIAL = [
     "<|box_start|>",
     "<|AUDIO_DURATION|>",
 ]
-CHAT_TEMPLATE = (
-    "<|im_start|>system\nYou are a helpful assistant that transcribes audio.<|im_end|>\n"
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'audio' %}<|object_ref_start|><|box_start|><|object_ref_end|>\n"
-    "This is a <|AUDIO_DURATION|> seconds audio. {% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+CHAT_TEMPLATE = chat_template(
+    before="<|im_start|>system\nYou are a helpful assistant that transcribes audio.<|im_end|>\n",
+    audio="<|object_ref_start|><|box_start|><|object_ref_end|>\nThis is a <|AUDIO_DURATION|> seconds audio. ",
 )
 
 
@@ -46,20 +42,7 @@ def build(seed=0) -> tuple[Any, Any]:
     config = VibeVoiceAsrConfig(
         acoustic_tokenizer_encoder_config=dict(encoder),
         semantic_tokenizer_encoder_config={**encoder, "hidden_size": 12},
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 512,
-            "initializer_range": 0.3,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": None,
-        },
+        text_config=decoder(tokenizer, model_type="qwen2"),
         audio_token_id=tokenizer.convert_tokens_to_ids("<|box_start|>"),
         audio_bos_token_id=tokenizer.convert_tokens_to_ids("<|object_ref_start|>"),
         audio_eos_token_id=tokenizer.convert_tokens_to_ids("<|object_ref_end|>"),
