@@ -19,7 +19,7 @@ from leaf.commands.doctor import examine
 from leaf.commands.main import app
 from leaf.commands.running import load_policy, make_trainer, run_recipe
 from leaf.config import GROUPS, STAGES, LeafConfig, load_recipe
-from leaf.errors import ConfigError, LeafError, ModelError, RunError
+from leaf.errors import ConfigError, LeafError, ModelError, RunError, RunInterrupted
 from leaf.evaluation import model_metrics
 from leaf.model.from_recipe import AUTOMATIC_BUDGET
 from leaf.model.policy import Policy
@@ -310,12 +310,13 @@ def test_sft_is_refused_under_a_launcher(project, monkeypatch):
     assert not (project / "runs").exists()
 
 
-def test_main_turns_a_mistake_into_one_line_and_exit_2(monkeypatch, capsys):
+@pytest.mark.parametrize(("kind", "code"), [(LeafError, 2), (RunInterrupted, 75)])
+def test_main_turns_an_error_into_one_line_and_its_exit_code(monkeypatch, capsys, kind, code):
     def fail():
-        raise LeafError("What came, what is allowed, what to do.")
+        raise kind("What came, what is allowed, what to do.")
 
     monkeypatch.setattr(cli, "app", fail)
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    assert stop.value.code == 2
+    assert stop.value.code == code
     assert capsys.readouterr().err == "leaf: What came, what is allowed, what to do.\n"

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from leaf.model.demo import CHAT_TEMPLATE
-from tests.helpers.models.common import TEXTS, decoder, train_tokenizer
+from tests.helpers.models.common import TEXTS, decoder, flamingo_encoder, train_tokenizer
 
 
 def tiny_model(seed=0) -> tuple[Any, Any]:
@@ -22,15 +22,7 @@ def tiny_model(seed=0) -> tuple[Any, Any]:
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<sound>"]
     tokenizer = train_tokenizer(special, eos="<|im_end|>", pad="<|endoftext|>", bos="<|im_start|>")
     config = AudioFlamingo3Config(
-        audio_config={
-            "model_type": "audioflamingo3_encoder",
-            "num_mel_bins": 80,
-            "d_model": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-            "max_source_positions": 100,
-        },
+        audio_config=flamingo_encoder(100),
         text_config=decoder(tokenizer, model_type="llama", bos_token_id=1),
         audio_token_id=tokenizer.convert_tokens_to_ids("<sound>"),
     )

@@ -13,6 +13,7 @@ from leaf.credit.tree import PrefixTree
 from leaf.memory import peak_bytes, reset_peak
 from leaf.model.policy import Policy, Prompt
 from leaf.model.scoring import score
+from tests.helpers.models.common import flamingo_encoder
 from tests.helpers.tiny import tiny_model
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -55,15 +56,7 @@ def build(cell):
     """Return a policy on a random model of a cell's shape, and the groups of one update."""
     torch.manual_seed(0)
     dtype = getattr(torch, cell["dtype"])
-    audio = {
-        "model_type": "audioflamingo3_encoder",
-        "num_mel_bins": 80,
-        "d_model": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "max_source_positions": 100,
-    }
+    audio = flamingo_encoder(100)
     config = AudioFlamingo3Config(audio_config=audio, text_config=text_config(cell), audio_token_id=3)
     model = AudioFlamingo3ForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
     lora = peft.LoraConfig(r=cell["lora_r"], lora_dropout=cell["dropout"], target_modules=list(ALL))

@@ -47,11 +47,6 @@ from tests.helpers.models import (
 from tests.helpers.project import save
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case.replace(" ", "-"))
-def case(request):
-    return request.param
-
-
 def test_log_probs_and_gradients_equal_the_stock_forward(case):
     policy = policy_of(case)
     rows = tiny.rows(3)

@@ -20,16 +20,11 @@ from leaf.model.projector import unfreeze_projector
 from leaf.model.scoring import score
 from leaf.train.sft import sft_gradient, share_audio
 from tests.helpers import tiny
-from tests.helpers.families import CASES, TEMPERATURE, build, gradient, groups_of, policy_of, stock_log_probs
+from tests.helpers.families import TEMPERATURE, build, gradient, groups_of, policy_of, stock_log_probs
 from tests.helpers.models import (
     granite_speech,
     phi4_multimodal,
 )
-
-
-@pytest.fixture(params=CASES, ids=lambda case: case.replace(" ", "-"))
-def case(request):
-    return request.param
 
 
 def test_adapters_are_where_they_are_meant_and_the_reference_is_the_base(case):

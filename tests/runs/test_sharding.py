@@ -4,14 +4,12 @@ import json
 import sys
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from leaf.commands.doctor import _sharded
 from leaf.files import read_rows
 from tests.helpers import processes_worker as worker
 from tests.helpers import sharding_worker
-from tests.helpers.processes import ROOT, begin_alone, launch
+from tests.helpers.processes import ROOT, assert_trained_alike, begin_alone, launch
 
 CONFIGURATION = str(ROOT / "recipes/accelerate/fsdp2.yaml")
 
@@ -29,19 +27,7 @@ def runs(tmp_path_factory):
 
 @pytest.mark.parametrize("name", sharding_worker.NAMES)
 def test_sharded_layers_train_as_whole_ones(runs, name):
-    one, two = (folder / name for folder in runs)
-    ours, theirs = read_rows(one / "metrics.jsonl"), read_rows(two / "metrics.jsonl")
-    assert [record["step"] for record in theirs] == [1, 2, 3]
-    for mine, other in zip(ours, theirs, strict=True):
-        for key in mine:
-            if not key.startswith(("seconds/", "memory/")):
-                assert other[key] == pytest.approx(mine[key], rel=1e-5, abs=1e-6), key
-    assert read_rows(one / "validation.jsonl") == read_rows(two / "validation.jsonl")
-    mine, other = (load_file(folder / "last/adapter_model.safetensors") for folder in (one, two))
-    assert mine.keys() == other.keys()
-    for key in mine:
-        torch.testing.assert_close(other[key], mine[key], rtol=1e-5, atol=1e-6)
-    assert max(float(value.abs().max()) for key, value in mine.items() if "lora_B" in key) > 1e-4  # 0 at the start
+    assert_trained_alike(*(folder / name for folder in runs))
 
 
 def test_a_process_that_ran_out_of_memory_tried_again_alone(runs):

@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-from leaf.commands import main as cli
 from leaf.errors import RunInterrupted
 from tests.helpers import resume_worker as worker
 from tests.helpers.resuming import finish, letters_and, records, same, send, trainer
@@ -89,13 +88,3 @@ def test_handlers_are_for_the_main_thread_and_ignored_signals_stay_ignored(tmp_p
     assert callable(seen[0][0])
     assert seen[0][1] is signal.SIG_IGN
     assert seen[1] == [signal.SIG_DFL, signal.SIG_IGN]
-
-
-def test_the_command_exits_with_75(monkeypatch, capsys):
-    def interrupted():
-        raise RunInterrupted("SIGTERM asked to stop.")
-
-    monkeypatch.setattr(cli, "app", interrupted)
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 75

@@ -60,6 +60,19 @@ def decoder(tokenizer: Any, **more: Any) -> dict[str, Any]:
     }
 
 
+def flamingo_encoder(positions: int) -> dict[str, Any]:
+    """Describe an audio encoder of AudioFlamingo3 that takes windows of 2 · `positions` frames."""
+    return {
+        "model_type": "audioflamingo3_encoder",
+        "num_mel_bins": 80,
+        "d_model": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_source_positions": positions,
+    }
+
+
 SYSTEM_TURN = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
 )

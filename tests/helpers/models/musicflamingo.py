@@ -10,7 +10,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from tests.helpers.models.common import SYSTEM_TURN, chat_template, decoder, finish, train_tokenizer
+from tests.helpers.models.common import SYSTEM_TURN, chat_template, decoder, finish, flamingo_encoder, train_tokenizer
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<sound>", "<|sound_bos|>", "<|sound_eos|>"]
 CHAT_TEMPLATE = chat_template(before=SYSTEM_TURN, audio="<sound>")
@@ -21,15 +21,7 @@ def build(seed=0) -> tuple[Any, Any]:
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(SPECIAL, eos="<|im_end|>", pad="<|endoftext|>")
     config = MusicFlamingoConfig(
-        audio_config={
-            "model_type": "audioflamingo3_encoder",
-            "num_mel_bins": 80,
-            "d_model": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-            "max_source_positions": 50,
-        },
+        audio_config=flamingo_encoder(50),
         text_config=decoder(tokenizer, model_type="qwen2"),
         audio_token_id=tokenizer.convert_tokens_to_ids("<sound>"),
         audio_bos_token_id=tokenizer.convert_tokens_to_ids("<|sound_bos|>"),
