@@ -1,4 +1,4 @@
-"""Compare texts: white space, case and punctuation, exact match, token F1, edits and ROUGE.
+"""Compare texts: Unicode form, white space, case and punctuation, exact match, token F1, edits and ROUGE.
 
 Rewards and metrics both normalise and compare texts here, so that a reward is what is measured later. jiwer and
 rouge-score are imported where they are used: they are slow to import, and most who fold white space need neither.
@@ -20,14 +20,21 @@ if TYPE_CHECKING:
 ROUGES = ("rouge1", "rouge2", "rougeL")
 
 
+def composed(text: str) -> str:
+    """Write a text in Unicode's composed form (NFC): é is one character, whether a keyboard or macOS wrote it."""
+    return unicodedata.normalize("NFC", text)
+
+
 def fold_whitespace(text: str, *, lowercase: bool = False) -> str:
-    """Put one space in place of every run of white space and none at the ends: what every score compares.
+    """Compose a text, with one space for every run of white space and none at the ends: what every score compares.
+
+    Unicode's spaces count as white space, such as the no-break space and the ideographic one.
 
     Args:
         text: any text.
         lowercase: fold case too.
     """
-    folded = " ".join(text.split())
+    folded = " ".join(composed(text).split())
     return folded.lower() if lowercase else folded
 
 
@@ -36,7 +43,7 @@ def normalise(text: str) -> str:
 
     A text of nothing but punctuation keeps it: it must differ from the empty text.
     """
-    lower = text.lower()
+    lower = composed(text).lower()
     kept = (c for c in lower if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
     return fold_whitespace("".join(kept)) or fold_whitespace(lower)
 
@@ -61,7 +68,7 @@ def edits(prediction: str, reference: str, *, characters: bool = False) -> tuple
     if not reference.strip():
         raise DataError("An error rate needs a reference with at least one word; got an empty one.")
     process = jiwer.process_characters if characters else jiwer.process_words
-    result = process(reference, prediction)
+    result = process(composed(reference), composed(prediction))
     length = result.hits + result.substitutions + result.deletions
     return result.substitutions + result.deletions + result.insertions, length
 
@@ -72,7 +79,7 @@ def rouge_f(name: str, prediction: str, reference: str) -> float:
     rouge-score lower-cases and compares runs of a-z and 0-9 only: other letters separate words, and a text without any
     of these scores 0 even against itself. For other scripts take chrF.
     """
-    return float(_rouge_scorer(name).score(reference, prediction)[name].fmeasure)
+    return float(_rouge_scorer(name).score(composed(reference), composed(prediction))[name].fmeasure)
 
 
 @cache

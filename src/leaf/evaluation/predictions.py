@@ -19,7 +19,7 @@ from leaf.errors import DataError, some_of
 from leaf.evaluation.bootstrap import Scored, percentage
 from leaf.evaluation.registry import metric, statistics
 from leaf.files import append_row, drop_torn_line, file_sha256, read_rows, write_json, write_rows
-from leaf.text import unique_names
+from leaf.text import composed, unique_names
 
 # What a prediction file copies from the evaluated row; audio stays where it is.
 COLUMNS = ("id", "kind", "utterance", "prompt", "text", "reference")
@@ -254,7 +254,7 @@ def prediction_files(paths: Iterable[str | Path]) -> list[Path]:
 
 def item_difference(a: Predictions, b: Predictions) -> str | None:
     """Say how the items of two systems differ, in ids or references; None where they are the same in any order."""
-    ours, theirs = ({item["id"]: item["reference"] for item in one.items} for one in (a, b))
+    ours, theirs = ({item["id"]: composed(item["reference"]) for item in one.items} for one in (a, b))
     only = [
         f"{len(ids)} only in {one.system} ({some_of(ids)})"
         for ids, one in (
