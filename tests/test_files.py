@@ -1,5 +1,8 @@
 """Files and directories are written whole or not at all; the kills at every operation are in tests/runs."""
 
+import os
+import signal
+
 import pytest
 
 from leaf import files
@@ -56,13 +59,54 @@ def test_of_several_that_make_a_new_directory_the_first_has_the_name(tmp_path):
 
 
 def test_what_a_kill_left_is_put_right(tmp_path):
-    for name in ("a.old", "a.partial", "b", "b.old", "b.removed"):
+    users = ["b.old", "b.partial", "b.removed", "c.old"]
+    for name in ("a.leaf-old", "a.leaf-unfinished", "b", "b.leaf-old", "b.leaf-removed", *users):
         fill(name)((tmp_path / name).mkdir() or tmp_path / name)
     for name in ("a", "b", "c"):
         files.recover(tmp_path / name)
-    assert names(tmp_path) == ["a", "b"]
-    assert (tmp_path / "a/text").read_text() == "a.old"
+    files.replace_directory(tmp_path / "c", fill("c"))
+    assert names(tmp_path) == ["a", "b", *users[:3], "c", "c.old"]
+    assert (tmp_path / "a/text").read_text() == "a.leaf-old"
     assert (tmp_path / "b/text").read_text() == "b"
+
+
+def test_a_symbolic_link_is_written_through_and_stays(tmp_path):
+    (tmp_path / "large/disk").mkdir(parents=True)
+    (tmp_path / "last").symlink_to("large/disk")
+    (tmp_path / "log").symlink_to("large/log")
+    for text in ("one", "two"):
+        files.replace_directory(tmp_path / "last", fill(text))
+        files.write_text(tmp_path / "log", text)
+    files.recover(tmp_path / "last")
+    assert (tmp_path / "large/disk/text").read_text() == (tmp_path / "large/log").read_text() == "two"
+    assert (names(tmp_path), names(tmp_path / "large")) == (["large", "last", "log"], ["disk", "log"])
+    assert (tmp_path / "last").is_symlink()
+    assert (tmp_path / "log").is_symlink()
+
+
+def test_a_directory_that_a_killed_process_left_unfinished_is_removed_by_the_next(tmp_path):
+    def killed(path):
+        fill("half")(path)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        files.new_directory(tmp_path / "a", killed)
+    os.waitpid(child, 0)
+    (left,) = names(tmp_path)
+    users = [tmp_path / "a.copy.leaf-unfinished", tmp_path / "b.0123abcd.leaf-unfinished"]
+    for folder in users:
+        folder.mkdir()
+
+    def beside_another(path):
+        files.new_directory(tmp_path / "a", fill("faster"))
+        fill("slower")(path)
+
+    with pytest.raises(RunError, match="cannot be written"):
+        files.new_directory(tmp_path / "a", beside_another)
+    assert left.startswith("a.")
+    assert names(tmp_path) == ["a", *(folder.name for folder in users)]
+    assert (tmp_path / "a/text").read_text() == "faster"
 
 
 def test_a_torn_line_is_neither_read_nor_continued(tmp_path):

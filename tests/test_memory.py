@@ -45,6 +45,19 @@ def test_a_container_sees_its_own_group_at_the_mount(tmp_path):
     assert memory._cgroup_left(membership(tmp_path, "0::/../other\n"), tmp_path) == 200
 
 
+def test_groups_of_version_1_count_beside_those_of_version_2(tmp_path):
+    for group, limit, used in ((".", 9223372036854771712, 900), ("job", 600, 500)):
+        at = tmp_path / "memory" / group
+        at.mkdir(parents=True, exist_ok=True)
+        (at / "memory.limit_in_bytes").write_text(f"{limit}\n")
+        (at / "memory.usage_in_bytes").write_text(f"{used}\n")
+        (at / "memory.stat").write_text("inactive_file 3\ntotal_inactive_file 50\n")
+    own = membership(tmp_path, "9:cpu,cpuacct:/other\n4:memory:/job\n0::/unified\n")
+    assert memory._cgroup_left(own, tmp_path) == 150
+    limited(tmp_path, "unified", limit=90, used=50)
+    assert memory._cgroup_left(own, tmp_path) == 40
+
+
 def test_no_control_group_leaves_no_limit(tmp_path):
     assert memory._cgroup_left(tmp_path / "cgroup", tmp_path) is None
     assert memory._cgroup_left(membership(tmp_path, "0::/\n3:cpuset:/\n"), tmp_path) is None

@@ -22,7 +22,7 @@ def halve(source: Path, target: Path) -> None:
 
 def main() -> None:
     align, sft = Path(sys.argv[1]), Path(sys.argv[2])
-    halve(sft / "projector.safetensors", SHIPPED / "projector.safetensors")
+    halve(sft / "last/projector.safetensors", SHIPPED / "projector.safetensors")
     halve(sft / "last/adapter_model.safetensors", SHIPPED / "adapter/adapter_model.safetensors")
     config = json.loads((sft / "last/adapter_config.json").read_text())
     config["base_model_name_or_path"] = "base"  # no path of the machine that trained it

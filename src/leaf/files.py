@@ -6,6 +6,7 @@ file that has to outlive its process is written here.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -21,8 +22,9 @@ from safetensors import SafetensorError
 
 from leaf.errors import DataError, RunError
 
-# Suffixes of what is beside a name while its content is replaced or removed, or after a kill.
-_UNFINISHED, _OLD, _REMOVED = ".partial", ".old", ".removed"
+# Suffixes of what is beside a name while its content is replaced or removed, or after a kill. Nobody else ends a name
+# like that: a user's `best.old` or `notes.partial` stays.
+UNFINISHED, OLD, _REMOVED = ".leaf-unfinished", ".leaf-old", ".leaf-removed"
 
 
 def file_sha256(file: Path) -> str:
@@ -48,8 +50,9 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def replace_file(path: Path, fill: Callable[[Path], object]) -> None:
-    """Fill a fresh file with `fill(path)` and put it in the place of `path`."""
-    partial = _beside(path, _UNFINISHED)
+    """Fill a fresh file with `fill(path)` and put it in the place of `path`, or of what a symbolic link names."""
+    path = _real(path)
+    partial = _beside(path, UNFINISHED)
     with writing(path, partial):
         path.parent.mkdir(parents=True, exist_ok=True)
         fill(partial)
@@ -59,12 +62,13 @@ def replace_file(path: Path, fill: Callable[[Path], object]) -> None:
 
 
 def replace_directory(path: Path, fill: Callable[[Path], object]) -> None:
-    """Fill a fresh directory with `fill(path)` and put it in the place of `path`.
+    """Fill a fresh directory with `fill(path)` and put it in the place of `path`, or of what a symbolic link names.
 
     No system call swaps two directories, so for an instant there is none under the name. After a kill at that instant
     `recover` brings the old one back. One process at a time may write to a path.
     """
-    fresh, old = _beside(path, _UNFINISHED), _beside(path, _OLD)
+    path = _real(path)
+    fresh, old = _beside(path, UNFINISHED), _beside(path, OLD)
     with writing(path, fresh):
         _remove(fresh)
         _fill_directory(fresh, fill)
@@ -79,16 +83,48 @@ def replace_directory(path: Path, fill: Callable[[Path], object]) -> None:
 def new_directory(path: Path, fill: Callable[[Path], object]) -> None:
     """Fill a fresh directory with `fill(path)` and give it a name that is not taken.
 
-    Several processes may try: the first one to finish has the name.
+    Several processes may try: the first one to finish has the name. What a killed one left is removed by the next.
 
     Raises:
         RunError: the directory cannot be written, or another process was faster.
     """
-    fresh = _beside(path, f".{secrets.token_hex(4)}{_UNFINISHED}")
+    _remove_abandoned(path)
+    fresh = _beside(path, f".{secrets.token_hex(4)}{UNFINISHED}")
     with writing(path, fresh):
-        _fill_directory(fresh, fill)
-        fresh.rename(path)  # fails where a directory with content has the name
+        fresh.mkdir(parents=True)
+        with _held(fresh):
+            _fill_directory(fresh, fill)
+            fresh.rename(path)  # fails where a directory with content has the name
         sync(path.parent)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what processes left that were killed in `new_directory`; those alive hold a lock."""
+    if not path.parent.is_dir():
+        return
+    ours = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(UNFINISHED)}")
+    for left in path.parent.iterdir():
+        if ours.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
+            with suppress(OSError), _held(left):  # held by another process, or gone: then it is not ours to remove
+                shutil.rmtree(left)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder, which ends with this process; an OSError says that another has it."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            # A file system without locks: nobody can tell that its owner is alive, so nothing may be removed either.
+            if any(folder.iterdir()):
+                raise
+        yield
+    finally:
+        os.close(lock)
 
 
 def remove_directory(path: Path) -> None:
@@ -102,11 +138,12 @@ def remove_directory(path: Path) -> None:
 
 def recover(path: Path) -> None:
     """Put right what a kill left at a path: bring the old content back, and clear what is unfinished or removed."""
-    old = _beside(path, _OLD)
+    path = _real(path)
+    old = _beside(path, OLD)
     with writing(path):
         if old.exists() and not path.exists():  # killed between the two renames of `replace_directory`
             old.rename(path)
-        for suffix in (_OLD, _UNFINISHED, _REMOVED):
+        for suffix in (OLD, UNFINISHED, _REMOVED):
             _remove(_beside(path, suffix))
 
 
@@ -146,13 +183,17 @@ def sync(path: Path) -> None:
         os.close(file)
 
 
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
 def _fill_directory(fresh: Path, fill: Callable[[Path], object]) -> None:
     """Make a directory, fill it, and bring all of it to the disk before it gets its name."""
-    fresh.mkdir(parents=True)
+    fresh.mkdir(parents=True, exist_ok=True)
     fill(fresh)
     for file in fresh.rglob("*"):
         sync(file)
@@ -160,10 +201,10 @@ def _fill_directory(fresh: Path, fill: Callable[[Path], object]) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    elif path.exists():
-        path.unlink()
+    else:
+        path.unlink(missing_ok=True)
 
 
 # -- JSON lines --------------------------------------------------------------------------------------------------------

@@ -43,30 +43,37 @@ def _only_cpu(device: torch.device) -> None:
 
 
 def _cgroup_left(membership: Path, mount: Path) -> int | None:
-    """Compute the least that any control group (version 2) above this process leaves of its limit; None without one.
+    """Compute the least that any control group above this process leaves of its limit; None without one.
 
     A group's usage counts cached files. Those not in use (`inactive_file`) are given up under pressure, so they do not
-    count here.
+    count here. Both versions of control groups may be mounted beside each other.
 
     Args:
-        membership: file whose line `0::path` names the process's group.
+        membership: file with lines `number:controllers:path` of the process's groups; version 2 has no controllers.
         mount: where the groups are mounted. Inside a container the path may begin outside of what is mounted, and the
             container's own group is then the mount itself.
     """
     if not membership.is_file():  # a sandbox without control groups
         return None
-    paths = [line[3:] for line in membership.read_text().splitlines() if line.startswith("0::")]
     left: list[int] = []
-    for path in paths:
+    for line in membership.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, limit, usage, unused = mount, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, limit, usage = mount / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            unused = "total_inactive_file"  # in version 1, `inactive_file` leaves the groups below out
+        else:
+            continue
         names = [name for name in path.split("/") if name not in ("", "..")]
         # A limit holds for all groups below it, so every group from the mount down to the process's own is asked.
-        for group in (mount.joinpath(*names[:depth]) for depth in range(len(names) + 1)):
-            limit = (group / "memory.max").read_text().strip() if (group / "memory.max").is_file() else "max"
-            if limit == "max":
+        for group in (root.joinpath(*names[:depth]) for depth in range(len(names) + 1)):
+            bound = (group / limit).read_text().strip() if (group / limit).is_file() else "max"
+            if bound == "max":
                 continue
             statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            used = int((group / "memory.current").read_text()) - int(statistics["inactive_file"])
-            left.append(max(int(limit) - used, 0))
+            used = int((group / usage).read_text()) - int(statistics[unused])
+            left.append(max(int(bound) - used, 0))
     return min(left, default=None)
 
 

@@ -61,16 +61,18 @@ def test_the_three_stages_and_an_evaluation(project):
     run("sft", "sft.yaml", "projector=runs/align/projector.safetensors")
     assert (project / "runs/sft/last/adapter_model.safetensors").is_file()
     shown = run("evaluate", "rl.yaml", "--adapter", "runs/sft/last", "--greedy", "--out", "scored")
-    projector = project / "runs/sft/projector.safetensors"
-    assert "sft-last: with runs/sft/projector.safetensors, the projector that was trained with the adapter" in shown
+    projector = project / "runs/sft/last/projector.safetensors"
+    assert (
+        "sft-last: with runs/sft/last/projector.safetensors, the projector that was trained with the adapter" in shown
+    )
     made_with = json.loads((project / "scored/sft-last.meta.json").read_text())["made_with"]
     assert made_with["model"]["projector_sha256"] == model_metrics.file_sha256(projector)
     merged = load_policy(load_recipe("rl.yaml"), project / "runs/sft/last").projector.state_dict()
     assert all(torch.equal(merged[name], tensor) for name, tensor in load_file(projector).items())
     shown = run("merge", "rl.yaml", "--adapter", "runs/sft/last", "--out", "warm")
-    assert "runs/sft/projector.safetensors merged in float32; train on with `model=warm`" in shown
+    assert "runs/sft/last/projector.safetensors merged in float32; train on with `model=warm`" in shown
     card = json.loads((project / "warm/leaf_merged.json").read_text())
-    assert card["projector_sha256"] == model_metrics.file_sha256(project / "runs/sft/projector.safetensors")
+    assert card["projector_sha256"] == model_metrics.file_sha256(project / "runs/sft/last/projector.safetensors")
     assert "step 2/2" in run("train", "rl.yaml", "model=warm", "output_dir=runs/warm")
     with pytest.raises(ModelError, match="warm exists and is left as it is"):
         run("merge", "rl.yaml", "--adapter", "runs/sft/last", "--out", "warm")
@@ -87,9 +89,9 @@ def test_an_adapter_caught_between_two_renames_is_found_by_the_commands(project)
     run("sft", "sft.yaml", "max_steps=1")
     adapter = project / "runs/sft/last"
     for command in (("evaluate", "rl.yaml", "--greedy"), ("merge", "rl.yaml")):
-        adapter.rename(adapter.with_name("last.old"))
+        adapter.rename(adapter.with_name("last.leaf-old"))
         run(*command, "--adapter", "runs/sft/last", "--out", command[0])
-        assert not adapter.with_name("last.old").exists()
+        assert not adapter.with_name("last.leaf-old").exists()
 
 
 def test_resume_continues_a_finished_run_without_harm(project):

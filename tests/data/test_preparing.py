@@ -168,7 +168,7 @@ def test_a_full_disk_stops_a_preparation_and_room_lets_it_go_on(tmp_path, name):
     if name == "audio":  # where there is room, it is called
         run("voicebench", source, tmp_path / "roomy")
         name = f"audio/{next((tmp_path / 'roomy/audio').iterdir()).name}"
-    full = target / (name if name in ("test.arrow", "decided.jsonl") else f"{name}.partial")
+    full = target / (name if name in ("test.arrow", "decided.jsonl") else f"{name}.leaf-unfinished")
 
     def items(*arguments):
         full.parent.mkdir(exist_ok=True)

@@ -24,6 +24,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "adapter"
     lora = peft.LoraConfig(r=2, init_lora_weights=False)
     Policy.wrap(*tiny.tiny_model(), lora=lora).save_adapter(folder)
+    (folder / "checksums.json").unlink()  # as an adapter of somebody else, in which more than a checksum is wrong
     return folder
 
 
@@ -225,3 +226,28 @@ def test_settings_that_peft_cannot_use_end_in_one_sentence(tmp_path):
     with pytest.raises(ModelError, match=r"cannot be merged: .*bias"):
         write_merged(biased, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_what_changed_since_it_was_written_is_named(saved, tmp_path):
+    def flip(name, at):
+        content = bytearray((tmp_path / "a" / name).read_bytes())
+        content[at] ^= 1
+        (tmp_path / "a" / name).write_bytes(content)
+
+    for name, change, said in (
+        (
+            "adapter_model.safetensors",
+            lambda name: flip(name, -9),
+            "the checksum of adapter_model.safetensors is wrong",
+        ),
+        ("adapter_config.json", lambda name: flip(name, 9), "the checksum of adapter_config.json is wrong"),
+        ("adapter_config.json", lambda name: (tmp_path / "a" / name).unlink(), "adapter_config.json is missing"),
+        ("checksums.json", lambda name: (tmp_path / "a" / name).write_text("[]"), "checksums.json holds no list"),
+        ("checksums.json", lambda name: (tmp_path / "a" / name).write_bytes(b"\xff"), "is not as it was written"),
+    ):
+        shutil.rmtree(tmp_path / "a", ignore_errors=True)
+        loaded(saved).save_adapter(tmp_path / "a")
+        loaded(tmp_path / "a")
+        change(name)
+        with pytest.raises(ModelError, match=rf"{said}.*remove its checksums\.json"):
+            loaded(tmp_path / "a")

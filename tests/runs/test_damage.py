@@ -69,7 +69,10 @@ DAMAGES = {
     "checksum flipped": (lambda path: flip(path / "manifest.json", -20), "the checksum of state.json"),
     "truncated": (lambda path: os.truncate(path / "tensors.safetensors", 100), "has 100 bytes instead of"),
     "emptied": (lambda path: os.truncate(path / "manifest.json", 0), "is damaged"),
-    "another manifest": (lambda path: (path / "manifest.json").write_text("[]"), "manifest.json is not a manifest"),
+    "another manifest": (
+        lambda path: (path / "manifest.json").write_text("[]"),
+        "manifest.json holds no list of files",
+    ),
     "tensors gone": (lambda path: (path / "tensors.safetensors").unlink(), "tensors.safetensors is missing"),
     "all gone": (lambda path: [file.unlink() for file in path.iterdir()], "manifest.json is missing"),
 }
@@ -177,15 +180,39 @@ def test_best_and_last_caught_between_two_renames_are_brought_back(whole, tmp_pa
     path = tmp_path / "run"
     shutil.copytree(whole[0], path)
     wanted = contents(path)
-    (path / "best").rename(path / "best.old")
-    (path / "last.partial").mkdir()
-    shutil.copytree(path / "last", path / "last.old")
-    (path / "checkpoints/step-000005").rename(path / "checkpoints/step-000005.old")
-    (path / "mine.old").mkdir()  # not ours
+    (path / "best").rename(path / "best.leaf-old")
+    (path / "last.leaf-unfinished").mkdir()
+    shutil.copytree(path / "last", path / "last.leaf-old")
+    (path / "checkpoints/step-000005").rename(path / "checkpoints/step-000005.leaf-old")
     run = RunDirectory.begin(worker.recipe(path), resume=True)
     run.release()
-    assert (path / "mine.old").is_dir()
     assert contents(path) == wanted
+
+
+def test_what_a_user_put_into_a_run_directory_stays(whole, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(whole[0], path)
+    users = ["best.old", "last.partial", "checkpoints/step-000004.old", "checkpoints/step-000009.removed"]
+    users += ["checkpoints/step-3", "checkpoints/step-000009-good", "checkpoints/step-٣"]
+    files = [path / name / "notes" for name in users] + [path / "metrics.jsonl.partial", path / "recipe.yaml.old"]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+    trainer(path, max_steps=6).train(resume_from_checkpoint=True)
+    assert all(file.read_text() == "mine" for file in files)
+
+
+def test_adapters_and_checkpoints_that_are_links_are_written_through(whole, tmp_path):
+    path, large = tmp_path / "run", tmp_path / "large"
+    shutil.copytree(whole[0], path)
+    large.mkdir()
+    for name in ("last", "best", "checkpoints"):
+        (path / name).rename(large / name)
+        (path / name).symlink_to(large / name)
+    trainer(path, max_steps=6).train(resume_from_checkpoint=True)
+    assert sorted(file.name for file in large.iterdir()) == ["best", "checkpoints", "last"]
+    assert (path / "last").is_symlink()
+    assert max(records(path, "metrics.jsonl"), key=lambda record: record["step"])["step"] == 6
 
 
 def test_an_adapter_caught_between_two_renames_is_found_by_who_asks_for_it(whole, tmp_path):
@@ -194,7 +221,7 @@ def test_an_adapter_caught_between_two_renames_is_found_by_who_asks_for_it(whole
     wanted = contents(path)
     bring_back(path / "best")
     bring_back(path / "nothing")
-    (path / "best").rename(path / "best.old")
+    (path / "best").rename(path / "best.leaf-old")
     holder = RunDirectory(path)
     holder.lock()
     with pytest.raises(RunError, match="is being trained into by process"):
@@ -228,7 +255,7 @@ def test_a_limit_on_file_size_stops_the_run_and_leaves_the_checkpoint_before(for
     kind, text = receiver.recv()
     assert kind == "RunError"
     assert "cannot be written: File too large. What was saved before is intact. Free some space" in text
-    assert not list((tmp_path / "run").rglob("*.partial"))
+    assert not list((tmp_path / "run").rglob("*.leaf-*"))
     config = worker.recipe(tmp_path / "run")
     finish(fork(worker.train, config))
     assert same(tmp_path / "run", whole)

@@ -10,14 +10,16 @@ import numpy as np
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from leaf.commands.main import app
 from leaf.config import AlignConfig, SftConfig
-from leaf.errors import DataError, ModelError, RunInterrupted
+from leaf.errors import DataError, ModelError, RunError, RunInterrupted
 from leaf.model.checks import plain_log_probs
 from leaf.model.policy import Policy
 from leaf.model.projector import audio_features, load_projector, save_projector, unfreeze_projector
+from leaf.runs.checkpoints import read_checkpoint
 from leaf.runs.directory import RunDirectory
 from leaf.train.align import CtcAligner, align, token_error_rate
 from leaf.train.sft import sft, sft_gradient, share_audio
@@ -147,9 +149,32 @@ def test_without_validation_no_validation_rows_are_needed(tmp_path, trained):
     run = RunDirectory.create(config)
     assert sft(config, policy, tiny.rows(2), [], run, lambda line: None) == {}
     assert (run.path / "last/adapter_model.safetensors").is_file()
-    assert (run.path / "projector.safetensors").is_file() == trained
+    assert (run.path / "last/projector.safetensors").is_file() == trained
     assert not (run.path / "validation.jsonl").exists()
     run.release()
+
+
+def test_adapter_and_projector_are_saved_together_or_not_at_all(tmp_path, monkeypatch):
+    config = SftConfig(output_dir=str(tmp_path / "run"), max_steps=2, save_every=1, eval_every=0, lora_r=2)
+    policy, saves = Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=2)), []
+
+    def fail_at_the_second(policy, file):
+        saves.append(file)
+        if len(saves) == 2:
+            raise OSError("killed")
+        save_projector(policy, file)
+
+    monkeypatch.setattr("leaf.train.sft.save_projector", fail_at_the_second)
+    run = RunDirectory.create(config)
+    with pytest.raises(RunError, match="killed"):
+        sft(config, policy, tiny.rows(2), [], run, lambda line: None)
+    run.release()
+    _, first = read_checkpoint(run.path / "checkpoints/step-000001")
+    saved = load_file(run.path / "last/adapter_model.safetensors")
+    name = next(iter(saved))
+    assert torch.equal(saved[name], first[f"parameter/model.{name.replace('.weight', '.default.weight')}"])
+    for name, value in load_file(run.path / "last/projector.safetensors").items():
+        assert torch.equal(value, first[f"parameter/model.base_model.model.model.multi_modal_projector.{name}"])
 
 
 def test_what_would_fail_once_the_run_has_begun_is_refused_before(tmp_path, monkeypatch):

@@ -42,12 +42,13 @@ def load_policy(config: RunConfig, checkpoint: str | Path, *, device: torch.devi
 
 
 def projector_of(config: RunConfig, adapter: Path | None) -> str | None:
-    """Find the projector that goes with an adapter: the one that its stage saved beside it, or else the recipe's.
+    """Find the projector that goes with an adapter: the one that was saved with it, or else the recipe's.
 
     None stands for the checkpoint's own.
     """
-    beside = None if adapter is None else adapter.parent / "projector.safetensors"
-    return str(beside) if beside is not None and beside.is_file() else config.projector
+    # Version 0.1 saved it beside the adapter's folder.
+    places = [] if adapter is None else [adapter / "projector.safetensors", adapter.parent / "projector.safetensors"]
+    return next((str(file) for file in places if file.is_file()), config.projector)
 
 
 def trainable_policy(

@@ -16,6 +16,7 @@ import peft
 import torch
 from torch import nn
 
+from leaf.checksums import CHECKSUMS, damage
 from leaf.errors import ModelError
 from leaf.model.family import Family
 from leaf.model.own_adapter import refuse_pickle
@@ -131,6 +132,11 @@ def load_lora(model: Any, family: Family, adapter: str | Path, *, trainable: boo
     """
     try:
         refuse_pickle(adapter)
+        if (wrong := damage(Path(adapter))) is not None:
+            raise ModelError(
+                f"The adapter {adapter} is not as it was written: {wrong}. Use another one, such as last/ in place of "
+                f"best/, or a copy. If you changed it on purpose, remove its {CHECKSUMS}."
+            )
         settings: Any = peft.PeftConfig.from_pretrained(str(adapter))
         settings.inference_mode = not trainable
         check_settings(settings)

@@ -17,6 +17,7 @@ import peft
 import torch
 from torch import Tensor, nn
 
+from leaf.checksums import write_checksums
 from leaf.data.rows import Example
 from leaf.errors import ModelError
 from leaf.memory import in_parts
@@ -233,7 +234,7 @@ class Policy(nn.Module):
         return {"trainable": trainable, "total": _count(self)} | {name: _count(part) for name, part in parts.items()}
 
     def save_adapter(self, directory: str | Path) -> None:
-        """Write the adapter as peft does (safetensors), so that plain transformers + peft loads it.
+        """Write the adapter as peft does (safetensors), so that plain transformers + peft loads it, and its checksums.
 
         Its adapter_config.json calls the base model `base_name`, or by the name it was loaded from.
         """
@@ -243,6 +244,7 @@ class Policy(nn.Module):
             self.model.active_peft_config.base_model_name_or_path = self.base_name
         # No adapter is on the embeddings; to find that out, peft would ask the hub for the base's configuration.
         self.model.save_pretrained(str(directory), safe_serialization=True, save_embedding_layers=False)
+        write_checksums(Path(directory))
 
     # -- embedding -----------------------------------------------------------------------------------------------------
     def render(self, prompt: str | Sequence[Mapping[str, Any]]) -> str:

@@ -20,12 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from leaf.checksums import compare, listed, reason
 from leaf.config import FROM_PYTHON, RunConfig, from_dict, of_version_0_1, to_dict
 from leaf.errors import RunError
 from leaf.fields import Resume
-from leaf.files import file_sha256, remove_directory
+from leaf.files import remove_directory
 from leaf.runs.directory import LOGS, RunDirectory
-from leaf.text import fold_whitespace
 
 FORMAT = 1
 _FILES = ("tensors.safetensors", "state.json")
@@ -88,10 +88,8 @@ class Checkpoints:
         def fill(path: Path) -> None:
             save_file(self._tensors(), path / "tensors.safetensors")
             (path / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            files = {
-                name: {"bytes": (path / name).stat().st_size, "sha256": file_sha256(path / name)} for name in _FILES
-            }
-            (path / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
+            manifest = {"format": FORMAT, "files": listed(path, _FILES)}
+            (path / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
         self.run.sync_logs()  # no checkpoint may be newer than the records of its steps
         self.run.replace_directory(_name(step), fill)
@@ -114,8 +112,9 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """List the steps that have a checkpoint, in ascending order."""
-        found = (path.name.removeprefix("step-") for path in (self.run.path / "checkpoints").glob("step-*"))
-        return sorted(int(number) for number in found if number.isdigit())
+        found = {path.name for path in (self.run.path / "checkpoints").glob("step-*")}
+        numbers = sorted(int(number) for name in found if (number := name.removeprefix("step-")).isdecimal())
+        return [number for number in numbers if Path(_name(number)).name in found]  # not a user's `step-7`
 
     # -- reading -------------------------------------------------------------------------------------------------------
     def begin(self, resume: bool, *, main: bool = True) -> dict[str, Any] | None:
@@ -257,20 +256,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         manifest = json.loads((path / "manifest.json").read_bytes())
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']!r}, this version reads {FORMAT}")
-        for name in _FILES:
-            wanted, size = manifest["files"][name], (path / name).stat().st_size
-            if size != wanted["bytes"]:
-                raise ValueError(f"{name} has {size} bytes instead of {wanted['bytes']}")
-            if file_sha256(path / name) != wanted["sha256"]:
-                raise ValueError(f"the checksum of {name} is wrong")
+        compare(manifest["files"], path, _FILES)
         return json.loads((path / "state.json").read_bytes()), load_file(path / "tensors.safetensors")
-    except FileNotFoundError as error:
-        reason = f"{Path(error.filename).name} is missing"
-    except (KeyError, TypeError):
-        reason = "manifest.json is not a manifest"
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = fold_whitespace(str(error))
-    raise RunError(f"The checkpoint {path} is damaged: {reason}.")
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise RunError(f"The checkpoint {path} is damaged: {reason(error, 'manifest.json')}.") from error
 
 
 def space_needed(size: int, keep: int, have: int = 0) -> int:

@@ -21,14 +21,14 @@ import yaml
 from leaf import files
 from leaf.config import FROM_PYTHON, RunConfig, from_dict, of_version_0_1, to_dict
 from leaf.errors import RunError
-from leaf.files import writing
+from leaf.files import OLD, UNFINISHED, writing
 from leaf.text import fold_whitespace
 
 LOGS = ("metrics.jsonl", "validation.jsonl", "groups.jsonl")
 _WRITTEN = ("recipe.yaml", "provenance.json", "versions.json", "projector.safetensors", *LOGS)
 _PACKAGES = ("leaf-speech", "torch", "transformers", "peft", "accelerate", "datasets", "sacrebleu", "numpy")
 # What a process leaves that is killed while it makes the directory; recipe.yaml is written last.
-_BEGINNINGS = {".lock", "recipe.yaml.partial", "versions.json", "versions.json.partial"}
+_BEGINNINGS = {".lock", f"recipe.yaml{UNFINISHED}", "versions.json", f"versions.json{UNFINISHED}"}
 
 # File descriptors of the locks that this process holds. A child forked from here (a data loader's worker, a reward
 # function's pool) shares them, and would keep the lock after this process has died.
@@ -198,7 +198,7 @@ class RunDirectory:
 
     def recover(self) -> None:
         """Put right what a kill left of every file and directory; only the process that holds the lock may."""
-        steps = {leftover.with_suffix("") for leftover in self.path.glob("checkpoints/step-*.*")}
+        steps = {leftover.with_suffix("") for leftover in self.path.glob("checkpoints/step-*.leaf-*")}
         for path in (*(self.path / name for name in (*_WRITTEN, "best", "last")), *steps):
             files.recover(path)
 
@@ -252,7 +252,7 @@ def bring_back(adapter: Path) -> None:
     Raises:
         RunError: the process that writes it is alive; try again in a moment.
     """
-    if not adapter.exists() and adapter.with_name(f"{adapter.name}.old").is_dir():
+    if not adapter.exists() and adapter.with_name(f"{adapter.name}{OLD}").is_dir():
         run = RunDirectory.open(adapter.parent)
         run.lock()
         run.recover()

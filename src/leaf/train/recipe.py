@@ -154,8 +154,8 @@ def check_processes(config: RunConfig, processes: int) -> None:
 def _check_projector(config: RunConfig) -> None:
     if config.projector is not None and not Path(config.projector).is_file():
         raise ConfigError(
-            f"The projector {config.projector} does not exist. Name the projector.safetensors of a run of stage align "
-            "or sft."
+            f"The projector {config.projector} does not exist. Name the projector.safetensors of a run of stage align, "
+            "or the one in last/ of stage sft."
         )
 
 

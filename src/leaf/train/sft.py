@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from leaf.checksums import write_checksums
 from leaf.config import SftConfig
 from leaf.credit.tree import PrefixTree
 from leaf.data.rows import batch_indices, row_name, take
@@ -174,12 +174,17 @@ class _Sft(SupervisedStage):
         scores = result.values()
         self.log_scores(scores, "  ".join(f"{name} {value:.2f}" for name, value in scores.items()))
 
+    def _write_last(self, folder: Path) -> None:
+        """Write adapter and projector into one folder, so that one rename gives both their names."""
+        self.policy.save_adapter(folder)
+        if self.config.train_projector:
+            save_projector(self.policy, folder / "projector.safetensors")
+            write_checksums(folder)
+
     def save(self) -> None:
-        """Write last/, projector.safetensors and the checkpoint."""
+        """Write last/ and the checkpoint."""
         if self.done > 0:
-            self.run.replace_directory("last", self.policy.save_adapter)
-            if self.config.train_projector:
-                self.run.replace_file("projector.safetensors", partial(save_projector, self.policy))
+            self.run.replace_directory("last", self._write_last)
         self.checkpoints.save(self.done, validation_due=self.validation_due, token_budget=self.policy.token_budget)
 
 
@@ -195,7 +200,7 @@ def sft(
 ) -> dict[str, float]:
     """Train the adapter and, by recipe, the projector on references.
 
-    Writes metrics.jsonl, validation.jsonl, last/ (adapter), projector.safetensors and checkpoints/.
+    Writes metrics.jsonl, validation.jsonl, last/ (adapter and projector.safetensors) and checkpoints/.
 
     Args:
         config: the recipe.
