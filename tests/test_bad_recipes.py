@@ -18,7 +18,7 @@ from leaf.errors import ConfigError
         ("stage: [rl]", "The stage .* is unknown"),
         ("extends: 5", "extends in a.yaml is 5; give the name of a recipe"),
         ("credit_options: {when: 2024-01-01}", "allowed are finite numbers, text, lists and mappings"),
-        ("reward_options: {judge: 5}", "reward_options.judge is 5, a int; allowed is a value of type dict"),
+        ("reward_options: {judge: 5}", "reward_options.judge is 5; give a mapping"),
         ("tolerate: ignore", "allowed are stop, skip"),
         ("on_reward_error: skip", "The key 'on_reward_error' is unknown .* It is `tolerate` now"),
         ("on_bad_audio: skip", "The key 'on_bad_audio' is unknown .* It is `tolerate` now"),

@@ -53,14 +53,18 @@ def test_the_stage_picks_the_dataclass():
     [
         ({"learning_rat": 1}, "Did you mean 'learning_rate'"),
         ({"stage": "ppo"}, "allowed are rl, sft, align"),
-        ({"seed": "three"}, "seed is 'three', a str; allowed is a value of type int"),
-        ({"seed": True}, "seed is True"),
+        ({"seed": "three"}, "seed is 'three'; give a whole number"),
+        ({"seed": True}, "seed is True; give a whole number"),
+        ({"model": None}, "model has no value; give text"),
+        ({"credit_options": "max_boundaries"}, "credit_options is 'max_boundaries'; give a mapping"),
         ({"top_p": 1.5}, "from 1e-06 to 1.0"),
         ({"num_completions": 1}, "at least 2"),
-        ({"num_completions": 2.5}, "type int"),
+        ({"num_completions": 2.5}, "a whole number"),
         ({"learning_rate": float("nan")}, "at least 0.0"),
         ({"reduction": "sum"}, "completion_mean"),
-        ({"rewards": "bleu"}, "type list"),
+        ({"rewards": "bleu, chrf"}, r"rewards is 'bleu, chrf'; write several values as a list, as \[first, second\]"),
+        ({"rewards": {"bleu": 1}}, "give a list"),
+        ({"reward_weights": True}, "give a list"),
         ({"rewards": [1]}, "rewards"),
         ({"columns": {"audio": 3}}, "columns.audio"),
     ],
@@ -97,6 +101,12 @@ def test_a_config_built_in_python_is_that_of_its_recipe():
     assert (config.rewards, config.kl_coef, config.learning_rate) == (["bleu", "chrf"], 0.0, 1e-4)
     assert from_dict(to_dict(config)) == config
     assert replace(config, seed=1).rewards == ["bleu", "chrf"]
+
+
+def test_one_value_stands_for_a_list_of_one():
+    config = LeafConfig(rewards="bleu", reward_weights=2, lora_layers="q_proj", plugins="mine.py")  # type: ignore[arg-type]
+    assert (config.rewards, config.reward_weights, config.lora_layers) == (["bleu"], [2.0], ["q_proj"])
+    assert config.plugins == ["mine.py"]
 
 
 def test_unreadable_recipes_are_named(tmp_path):

@@ -29,10 +29,13 @@ class RunConfig:
 
     stage: Literal["rl", "sft", "align"] = _run("rl", "what the recipe does: rl, sft or align")
     model: str = _data(
-        "demo", "checkpoint directory, hub id, `demo` (embedded model after sft) or `base` (before it)", common=True
+        "demo",
+        "checkpoint directory, hub id, `demo` (embedded model after sft) or `base` (before it)",
+        common=True,
+        path=True,
     )
     trust_remote_code: bool = _data(False, "run code that comes with a checkpoint", resume="free")
-    projector: str | None = _data(None, "safetensors file with projector weights to start from")
+    projector: str | None = _data(None, "safetensors file with projector weights to start from", path=True)
     attention: str | None = _data(
         None, "attention kernel: sdpa, eager, flash_attention_2, ...; default sdpa", resume="bits"
     )
@@ -40,7 +43,9 @@ class RunConfig:
         "float32",
         "precision of the frozen weights; auto: bfloat16 where the device computes in it; adapters are float32",
     )
-    task: str = _data("asterisk_qa", "task, or path of a manifest (JSONL, CSV, TSV) or a prepared folder", common=True)
+    task: str = _data(
+        "asterisk_qa", "task, or path of a manifest (JSONL, CSV, TSV) or a prepared folder", common=True, path=True
+    )
     columns: dict[str, str] = _data({}, "columns of a manifest, ours: theirs, e.g. reference: answer")
     train_split: str = _data("train", "split to train on")
     train_items: int | None = _data(None, "use only the first N training rows", low=1)
@@ -71,7 +76,9 @@ class RunConfig:
     )
     eval_split: str = _evaluation("validation", "split to validate on")
     eval_items: int | None = _evaluation(256, "use only the first N validation rows", low=1)
-    output_dir: str | None = _run(None, "run directory; default runs/<recipe name>", common=True, resume="free")
+    output_dir: str | None = _run(
+        None, "run directory; default runs/<recipe name>", common=True, resume="free", path=True
+    )
     seed: int = _run(0, "seed of data order, initial adapter and sampling", low=0, high=2**32 - 1, common=True)
     device: str = _run("auto", "auto, cpu, cuda, cuda:0, ...", resume="bits")
     save_every: int = _run(50, "write a checkpoint every N steps and at the end", low=1, resume="free")
@@ -84,7 +91,9 @@ class RunConfig:
     track_with: str | None = _run(
         None, "tracker of Accelerate: tensorboard, wandb, trackio, ...; stage rl only", resume="free"
     )
-    plugins: list[str] = _run([], "Python files or modules to import first: they may register tasks, rules and rewards")
+    plugins: list[str] = _run(
+        [], "Python files or modules to import first: they may register tasks, rules and rewards", path=True
+    )
 
     def __post_init__(self) -> None:
         """Check every field's type and range, whether it comes from a recipe or from Python."""
@@ -142,7 +151,7 @@ class LeafConfig(LoraFields, RunConfig):
     )
     credit_options: dict[str, Any] = _credit({}, "options of the rule, e.g. max_boundaries: 2")
     rewards: list[str] = _credit(
-        ["bleu"], "reward functions by name, or package.module:function, path/file.py:function", common=True
+        ["bleu"], "reward functions by name, or package.module:function, path/file.py:function", common=True, path=True
     )
     reward_weights: list[float] | None = _credit(None, "one weight per reward function; default all 1")
     reward_options: dict[str, dict[str, Any]] = _credit(
@@ -202,7 +211,7 @@ class SftConfig(LoraFields, RunConfig):
     """Recipe of stage sft: supervised warm start on references, same policy."""
 
     stage: Literal["rl", "sft", "align"] = _run("sft", "what the recipe does")
-    extra_tasks: list[str] = _data([], "further tasks whose training rows are mixed in", common=True)
+    extra_tasks: list[str] = _data([], "further tasks whose training rows are mixed in", common=True, path=True)
     batch_size: int = _update(4, "recordings per optimiser step, each with all its rows", low=1, common=True)
     train_projector: bool = _update(True, "train the projector next to the adapter", common=True)
     projector_learning_rate: float | None = _update(
@@ -335,7 +344,7 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"extends in {path.name} is {shown(parents)}; give the name of a recipe, or a list of names.")
     merged: dict[str, Any] = {}
     for parent in parents:
-        merged |= _read(_real(path.parent / parent), (*chain, path))
+        merged |= _read(_real(path.parent / Path(parent).expanduser()), (*chain, path))
     return merged | values
 
 

@@ -35,13 +35,15 @@ LORA = [
 ]
 ROLLOUTS = [
     ("credit=leaff", "The credit rule 'leaff' is unknown.* Did you mean 'leaf'"),
-    ("credit_options={max_boundary: 2}", "max_boundary"),
-    ("credit_options={max_boundaries: two}", "two"),
+    ("credit_options={max_boundary: 2}", "option max_boundary. Did you mean 'max_boundaries'"),
+    ("credit_options={std_floor: 2}", "does not take the option std_floor. It is an option of grpo"),
+    ("credit_options={max_boundaries: two}", "max_boundaries of the credit rule leaf is 'two'.* a whole number"),
+    ("credit_options=5", "credit_options is 5; give a mapping"),
     ("rewards=[blue]", "The reward function 'blue' is unknown.* Did you mean 'bleu'"),
     ("rewards=[nosuch.py:mine]", "cannot be imported"),
     ("reward_weights=[1, 2]", "came with weights"),
     ("reward_options={chrf: {}}", "none of the rewards"),
-    ("reward_options={judge: 5}", "allowed is a value of type dict"),
+    ("reward_options={judge: 5}", "reward_options.judge is 5; give a mapping"),
     ("track_with=tensorbord", "track_with is 'tensorbord'.* Did you mean 'tensorboard'"),
 ]
 TRAINING = [
@@ -115,7 +117,7 @@ def test_align(project, override, message):
         refused(message, command, "align.yaml", override)
 
 
-@pytest.mark.parametrize(("override", "message"), [one for one in [*LORA, *ROLLOUTS] if "judge: 5" not in one[0]])
+@pytest.mark.parametrize(("override", "message"), [one for one in [*LORA, *ROLLOUTS] if "give a mapping" not in one[1]])
 def test_doctor_finds_the_same(project, monkeypatch, override, message):
     def absent(*arguments, **options):
         raise ModelError("There is no model here.")

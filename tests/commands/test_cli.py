@@ -295,8 +295,13 @@ def test_recipe_lists_what_most_people_set_and_with_all_every_key():
 
 
 def test_mistakes_of_stage_and_name(project):
-    with pytest.raises(ConfigError, match="of stage rl"):
-        run("sft", "rl.yaml")
+    for arguments, stage, command in (
+        (("sft", "rl.yaml"), "sft", "leaf train rl.yaml"),
+        (("align", "sft.yaml"), "align", "leaf sft sft.yaml"),
+        (("evaluate", "align.yaml", "--with-base"), "rl", "leaf align align.yaml"),
+    ):
+        with pytest.raises(ConfigError, match=f"takes one of stage {stage}. Train with it by `{command}`"):
+            run(*arguments)
     with pytest.raises(ConfigError, match="Did you mean 'max_steps'"):
         run("train", "rl.yaml", "max_step=3")
     with pytest.raises(ConfigError, match="allowed are base and demo"):
@@ -314,7 +319,7 @@ def test_sft_is_refused_under_a_launcher(project, monkeypatch):
 
 @pytest.mark.parametrize(("kind", "code"), [(LeafError, 2), (RunInterrupted, 75)])
 def test_main_turns_an_error_into_one_line_and_its_exit_code(monkeypatch, capsys, kind, code):
-    def fail():
+    def fail(arguments):
         raise kind("What came, what is allowed, what to do.")
 
     monkeypatch.setattr(cli, "app", fail)

@@ -43,7 +43,7 @@ def test_unknown_options_are_refused_when_bound():
     wanted = r"leaf does not take the option boundries\. Did you mean 'boundaries'\? Allowed are .*max_boundaries"
     with pytest.raises(ConfigError, match=wanted):
         credit_rule("leaf", boundries=3)
-    with pytest.raises(ConfigError, match=r"rloo does not take the option max_boundaries\. It takes none"):
+    with pytest.raises(ConfigError, match=r"max_boundaries\. It is an option of leaf\. It takes none"):
         credit_rule("rloo", max_boundaries=2)
     with pytest.raises(ConfigError, match="Allowed are std_floor"):
         credit_rule("grpo", floor=0.5)

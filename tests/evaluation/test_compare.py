@@ -103,8 +103,8 @@ def test_formats(pair):
     assert "exact\\_match" in latex
     assert "95 \\% interval" in latex
     assert all(line.startswith("% ") for line in latex.split("\\end{tabular}\n")[1].splitlines())
-    with pytest.raises(ConfigError, match="allowed are text, markdown, latex"):
-        compare_files(pair, format="html")
+    with pytest.raises(ConfigError, match=r"allowed are text, markdown, latex\. Did you mean 'markdown'"):
+        compare_files(pair, format="markdwn")
 
 
 def test_metrics_and_case_come_from_the_files(tmp_path, pair):
@@ -116,11 +116,14 @@ def test_metrics_and_case_come_from_the_files(tmp_path, pair):
     with pytest.raises(ConfigError, match="--lowercase or --no-lowercase"):
         compare_files([files[0], pair[0]])
     assert "case:mixed" in compare_files([files[0], pair[0]], metrics=["wer"], lowercase=False)
-    assert chosen_metrics("bleu, wer", ["meteor=/x=y"]) == (("bleu", "wer"), {"meteor": "/x=y"})
-    assert chosen_metrics("none", None) == ((), {})
+    assert chosen_metrics(["bleu, wer", "chrf", "wer"], ["meteor=/x=y"]) == (
+        ("bleu", "wer", "chrf"),
+        {"meteor": "/x=y"},
+    )
+    assert chosen_metrics(["none"], None) == ((), {})
     assert chosen_metrics(None, None) == (None, {})
     with pytest.raises(ConfigError, match="give METRIC=PATH"):
-        chosen_metrics("bleu", ["meteor"])
+        chosen_metrics(["bleu"], ["meteor"])
 
 
 def test_other_decoding_and_other_signatures_do_not_pass_unseen(tmp_path, pair):

@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from leaf.commands.terminal import Commands, say
+from leaf.commands.terminal import show as show_table
 from leaf.errors import DataError, did_you_mean
 
-app = typer.Typer(add_completion=False, help="List tasks and corpora, show rows, prepare a corpus, check for leaks.")
-console = Console(highlight=False, soft_wrap=True)
+app = typer.Typer(
+    cls=Commands, rich_markup_mode=None, help="List tasks and corpora, show rows, prepare a corpus, check for leaks."
+)
 
 _PATHS = ("audio", "audio_sources")  # columns shown by the names of the files alone
 
@@ -29,11 +31,11 @@ def tasks(context: typer.Context) -> None:
     table = Table("task", "what", "splits", "licence")
     for name, entry in TASKS.items():
         table.add_row(name, entry.description, ", ".join(entry.splits), entry.licence)
-    console.print(table)
+    show_table(table)
     for name, corpus in CORPORA.items():
-        console.print(f"\n{name}: {corpus.description}", markup=False)
-        console.print(f"    --from holds {corpus.layout}\n    licence: {corpus.licence}", markup=False)
-    console.print("\nleaf data show TASK, leaf data prepare CORPUS --from DIR --to DIR, leaf data check TASK")
+        say(f"\n{name}: {corpus.description}")
+        say(f"    --from holds {corpus.layout}\n    licence: {corpus.licence}")
+    say("\nleaf data show TASK, leaf data prepare CORPUS --from DIR --to DIR, leaf data check TASK")
 
 
 @app.command()
@@ -47,10 +49,10 @@ def show(
     from leaf.data import load
 
     loaded = load(task, split, columns=_pairs("--columns", columns, "ours=theirs, e.g. reference=answer"))
-    console.print(f"{task}, {split}: {len(loaded)} rows", markup=False)
+    say(f"{task}, {split}: {len(loaded)} rows")
     for row in loaded.select(range(min(rows, len(loaded)))):
         shown = {k: [Path(x).name for x in v or ()] if k in _PATHS else v for k, v in row.items()}  # type: ignore[union-attr]
-        console.print(str(shown), markup=False)
+        say(str(shown))
 
 
 @app.command()
@@ -92,15 +94,15 @@ def prepare(
         max_seconds=max_seconds,
         limit=limit,
         decode=decode,
-        say=lambda line: console.print(line, markup=False),
+        say=say,
     )
     table = Table("split", "rows", "recordings", "hours", title=f"{corpus}, licence {summary['licence']}")
     for name, counts in summary["splits"].items():
         table.add_row(name, *(str(counts[key]) for key in ("rows", "recordings", "hours")))
-    console.print(table)
+    show_table(table)
     for reason, count in summary["refused"].items():
-        console.print(f"refused, {reason}: {count}, e.g. {summary['examples'][reason][0]}", markup=False)
-    console.print(f"use it as task: {target}", markup=False)
+        say(f"refused, {reason}: {count}, e.g. {summary['examples'][reason][0]}")
+    say(f"use it as task: {target}")
 
 
 @app.command()
@@ -120,9 +122,9 @@ def check(
         raise DataError(f"{task} has no split train to compare {', '.join(names)} with.")
     leaks = check_leakage(loaded)
     for line in leaks[:20]:
-        console.print(line, markup=False)
+        say(line)
     counts = ", ".join(f"{len(rows)} {split}" for split, rows in loaded.items())
-    console.print(f"{len(leaks)} leaks in {task} ({counts})", markup=False)
+    say(f"{len(leaks)} leaks in {task} ({counts})")
     if leaks:
         raise typer.Exit(1)
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from leaf.commands.running import Overrides, console, make_trainer, read_recipe
+from leaf.commands.running import Overrides, make_trainer, read_recipe
+from leaf.commands.terminal import console, say, show
 from leaf.config import LeafConfig
 
 
@@ -34,7 +35,7 @@ def demo(
     policy = trainer.policy
     how = Decoding(greedy=True, max_new_tokens=config.max_new_tokens), Scoring(intervals=True)
     trainer.start(resume)
-    console.print(f"scoring {len(rows)} held-out recordings before training")
+    say(f"scoring {len(rows)} held-out recordings before training")
     with policy.reference():  # a resumed run has trained the adapter already
         before = evaluate(policy, rows, *how)
     run = live.train(trainer, console)
@@ -42,8 +43,8 @@ def demo(
     for scored, name in ((before, "test_before"), (after, "test_after")):
         scored.predictions.meta["made_with"] |= {"task": Path(config.task).name, "split": "test"}
         scored.write(run.path / f"{name}.jsonl")
-    console.print(_gains(before, after, [row["reference"] for row in rows]))
-    console.print(
+    show(_gains(before, after, [row["reference"] for row in rows]))
+    say(
         f"{trainer.length.steps} steps of {config.prompts_per_rollout} x {config.num_completions} completions, "
         f"{len(rows)} test rows, {(time.perf_counter() - began) / 60:.1f} minutes. The run is in {run.path}; "
         f"look at it with `leaf report {run.path}`"

@@ -4,35 +4,26 @@ import io
 import os
 import sys
 import warnings
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from leaf.commands import data as data_commands
 from leaf.commands.demo import demo
 from leaf.commands.recipe import recipe as show_keys
-from leaf.commands.running import (
-    OF_A_SCRIPT,
-    Overrides,
-    Recipe,
-    Resume,
-    console,
-    load_policy,
-    read_recipe,
-    run_recipe,
-    say,
-)
+from leaf.commands.running import OF_A_SCRIPT, Overrides, Recipe, Resume, load_policy, read_recipe, run_recipe
+from leaf.commands.terminal import Commands, complaints, console, say, show, with_home
 from leaf.config import AlignConfig, LeafConfig, SftConfig
 from leaf.errors import ConfigError, LeafError, ModelError, RunInterrupted, did_you_mean
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Train speech LLMs with reinforcement learning: LEAF, GRPO and relatives. Start with `leaf demo`.",
+    rich_markup_mode=None,  # rich cuts words off where the terminal is narrow
 )
 app.add_typer(data_commands.app, name="data")
 
@@ -51,12 +42,9 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal without a character gets a question mark in its place
     code: str | int | None = 0
     try:
-        app()
+        app(with_home(sys.argv[1:]))
     except LeafError as error:
-        from leaf.report.visible import visible
-
-        text = visible(f"leaf: {error}", keep="\n")
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+        say(f"leaf: {error}", complaints)
         code = error.exit_code
     except SystemExit as ended:
         code = ended.code
@@ -65,6 +53,21 @@ def main() -> None:
 
         leave()
     sys.exit(code)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        say(f"leaf {metadata.version('leaf-speech')}")
+        raise typer.Exit
+
+
+@app.callback()
+def leaf(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train speech LLMs with reinforcement learning: LEAF, GRPO and relatives. Start with `leaf demo`."""
 
 
 @app.command()
@@ -112,7 +115,8 @@ def evaluate(
     greedy: Annotated[bool, typer.Option(help="one greedy pass instead of sampled passes")] = False,
     passes: Annotated[int, typer.Option(min=1, help="sampled passes, seeds 42, 43, ...")] = 5,
     metrics: Annotated[
-        str | None, typer.Option(help="comma-separated metric names, or none; default bleu,exact_match,chrf")
+        list[str] | None,
+        typer.Option(help="metrics, comma-separated or repeated, or none; default bleu,exact_match,chrf"),
     ] = None,
     metric_path: Annotated[list[str] | None, typer.Option(help="METRIC=PATH of its data or model")] = None,
     lowercase: Annotated[bool, typer.Option(help="compare without case")] = False,
@@ -137,7 +141,7 @@ def evaluate(
     how: dict[str, Any] = {"split": split, "decoding": decoding, "scoring": scoring, "say": say}
     evaluate_systems(config, systems, lambda path: load_policy(config, path), rows, folder, **how)
     files = [folder / f"{name}.jsonl" for name in systems]
-    console.print(compare_files(files, metrics=scoring.metrics, paths=paths, lowercase=lowercase), markup=False)
+    console.print(compare_files(files, metrics=scoring.metrics, paths=paths, lowercase=lowercase))
 
 
 @app.command()
@@ -174,7 +178,9 @@ def compare(
     predictions: Annotated[
         list[Path], typer.Argument(help="prediction files, or folders of them; the first is the base")
     ],
-    metrics: Annotated[str | None, typer.Option(help="comma-separated; default those they were scored with")] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option(help="comma-separated or repeated; default those they were scored with")
+    ] = None,
     metric_path: Annotated[list[str] | None, typer.Option(help="METRIC=PATH of its data or model")] = None,
     lowercase: Annotated[bool | None, typer.Option(help="default as they were scored")] = None,
     judged: Annotated[list[Path] | None, typer.Option("--judge", help="further files of `leaf judge`")] = None,
@@ -188,7 +194,7 @@ def compare(
     names, paths = chosen_metrics(metrics, metric_path)
     options: dict[str, Any] = {"lowercase": lowercase, "judged": judged or [], "format": format, "samples": samples}
     files = prediction_files(predictions)
-    console.print(compare_files(files, metrics=names, paths=paths, **options), markup=False)
+    console.print(compare_files(files, metrics=names, paths=paths, **options))
 
 
 @app.command()
@@ -230,7 +236,7 @@ def demo_model(
 
     if stage not in ("base", "demo"):
         raise ConfigError(f"stage is {stage!r}; allowed are base and demo.{did_you_mean(stage, ('base', 'demo'))}")
-    console.print(f"the {stage} model is in {resolve_model(stage, cache)}")
+    say(f"the {stage} model is in {resolve_model(stage, cache)}")
 
 
 @app.command()
@@ -270,9 +276,9 @@ def doctor(recipe: Recipe, overrides: Overrides = None) -> None:
     states = []
     for finding in examine(read_recipe(recipe, overrides)):
         states.append(finding.state)
-        console.print(f"{finding.state:6}  {finding.subject}: {finding.found}", markup=False)
+        say(f"{finding.state:6}  {finding.subject}: {finding.found}")
         if finding.advice:
-            console.print(f"        {finding.advice}", markup=False)
+            say(f"        {finding.advice}")
     if "fails" in states:
         raise typer.Exit(1)
 
@@ -286,15 +292,15 @@ def show_families() -> None:
     from leaf.model import families as known
 
     table = Table()
-    for title in ("model type", "placeholder", "audio", "its own speech LoRA"):
-        table.add_column(title, no_wrap=True)
+    for title in ("model type", "placeholder", "audio", "its speech LoRA"):
+        table.add_column(title)
     for name in known.families():
         family = known.family(name)
         own = "none" if family.adapter is None else "merged on loading"
         table.add_row(name, family.audio_token, family.audio_limit, own)
-    console.print(table, markup=False)
+    show(table)
     for name, reason in known.refused().items():
-        console.print(f"{name}: not supported. {reason}", markup=False)
+        say(f"{name}: not supported. {reason}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from leaf.commands.running import console
+from leaf.commands.terminal import console, show
 from leaf.config import GROUPS, stage_class
 
 
@@ -26,6 +26,6 @@ def recipe(
         for one in rows:
             default = one.default_factory() if callable(one.default_factory) else one.default
             table.add_row(f"  {one.name}", "none" if default is None else str(default), one.metadata["help"])
-    console.print(table)
+    show(table)
     if not every:
         console.print(f"\n{len(fields) - len(listed)} more keys: leaf recipe {stage} --all")

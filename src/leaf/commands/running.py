@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 
+from leaf.commands.terminal import say
 from leaf.config import AlignConfig, LeafConfig, RunConfig, SftConfig, load_recipe, overridden_keys
 from leaf.errors import ConfigError
-
-# Whatever is printed may come from a model or a user: brackets in it are text, not markup.
-console = Console(highlight=False, soft_wrap=True, markup=False)
 
 Recipe = Annotated[Path, typer.Argument(help="recipe file (YAML)")]
 Overrides = Annotated[
@@ -26,13 +23,6 @@ C = TypeVar("C", bound=RunConfig)
 
 # What a script may pass in place of a recipe's values.
 OF_A_SCRIPT = ("model", "task", "rewards", "credit", "lora_layers")
-
-
-def say(line: str) -> None:
-    """Print a line for a person."""
-    from leaf.report.visible import visible
-
-    console.print(visible(line, keep="\n"))  # it may quote a model, or a user's function that does
 
 
 def read_recipe(
@@ -50,7 +40,11 @@ def read_recipe(
     """
     config = load_recipe(path, overrides)
     if not isinstance(config, stage):
-        raise ConfigError(f"{path} is of stage {config.stage}; this command needs a recipe of stage {stage.stage}.")
+        command = "train" if isinstance(config, LeafConfig) else config.stage
+        raise ConfigError(
+            f"{path} is a recipe of stage {config.stage}, and this command takes one of stage {stage.stage}. Train "
+            f"with it by `leaf {command} {path}`; `leaf recipe {stage.stage}` writes a recipe of stage {stage.stage}."
+        )
     if path.name == "recipe.yaml":
         from leaf.runs.provenance import refuse_missing
 
@@ -66,6 +60,7 @@ def run_recipe(config: RunConfig, *, resume: bool = False) -> None:
     check_recipe(config)
     check_run(config, resume=resume)
     if isinstance(config, LeafConfig):
+        from leaf.commands.terminal import console
         from leaf.report import live
 
         trainer = make_trainer(config)
@@ -75,7 +70,7 @@ def run_recipe(config: RunConfig, *, resume: bool = False) -> None:
     else:
         _run_supervised(config, resume)
     path = run_path(config)
-    console.print(f"the run is in {path}; look at it with `leaf report {path}`")
+    say(f"the run is in {path}; look at it with `leaf report {path}`")
 
 
 def _run_supervised(config: RunConfig, resume: bool) -> None:

@@ -5,13 +5,13 @@ add up to the loss of the batch, however it is cut.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from leaf.errors import ConfigError
+from leaf.errors import ConfigError, did_you_mean
 
 Reduction = Literal["completion_mean", "token_mean", "constant"]
 # Beyond e^60 a ratio may overflow, and inf times an advantage of 0 is NaN. A token clamped here has no gradient.
@@ -67,7 +67,9 @@ def token_weights(
             raise ConfigError(f"The reduction constant needs constant_length of at least 1; got {constant_length}.")
         return [count / (completions * constant_length) for count in counted]
     if reduction != "completion_mean":
-        raise ConfigError(f"The reduction {reduction!r} is unknown; allowed are completion_mean, token_mean, constant.")
+        known = get_args(Reduction)
+        hint = did_you_mean(reduction, known)
+        raise ConfigError(f"The reduction {reduction!r} is unknown; allowed are {', '.join(known)}.{hint}")
     lengths = [mask.sum(1, keepdim=True).clamp_min(1) for mask in masks]
     return [count / (length * completions) for count, length in zip(counted, lengths, strict=True)]
 

@@ -1,7 +1,7 @@
 """Credit rules by name, with their options bound and checked before a model is loaded."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -61,19 +61,26 @@ def credit_rule(rule: str | CreditRule, **options: Any) -> CreditRule:
     return bound
 
 
-def check_options(what: str, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+def check_options(
+    what: str,
+    defaults: Mapping[str, Any],
+    options: Mapping[str, Any],
+    taken_by: Callable[[str], Sequence[str]] = lambda option: (),
+) -> None:
     """Refuse options that do not exist, and values of another type than the option's default.
 
     Args:
         what: takes the options, as a message names it: "credit rule leaf".
         defaults: option → its default.
         options: option → its value.
+        taken_by: names what else takes an option, for the message.
     """
     for option, value in options.items():
         if option not in defaults:
             allowed = f"Allowed are {', '.join(defaults)}." if defaults else "It takes none."
+            others = f" It is an option of {', '.join(taken_by(option))}." if taken_by(option) else ""
             raise ConfigError(
-                f"The {what} does not take the option {option}.{did_you_mean(option, defaults)} {allowed}"
+                f"The {what} does not take the option {option}.{did_you_mean(option, defaults) or others} {allowed}"
             )
         kind = type(defaults[option])
         if kind not in _KINDS:
@@ -88,8 +95,18 @@ def check_options(what: str, defaults: Mapping[str, Any], options: Mapping[str, 
 
 def _check_names_and_types(rule: CreditRule, options: Mapping[str, Any]) -> None:
     """Refuse options that a rule does not take, and values of another type than the option's default."""
+    defaults = _options_of(rule)
+    if defaults is not None:
+        check_options(f"credit rule {rule_name(rule)}", defaults, options, _rules_with)
+
+
+def _options_of(rule: CreditRule) -> dict[str, Any] | None:
+    """List the options of a rule with their defaults; None if it takes any."""
     beyond_tree_and_rewards = list(inspect.signature(rule).parameters.values())[2:]
     if any(p.kind is p.VAR_KEYWORD for p in beyond_tree_and_rewards):
-        return  # it takes any
-    defaults = {p.name: p.default for p in beyond_tree_and_rewards if p.name not in ("surprisal", "draw")}
-    check_options(f"credit rule {rule_name(rule)}", defaults, options)
+        return None
+    return {p.name: p.default for p in beyond_tree_and_rewards if p.name not in ("surprisal", "draw")}
+
+
+def _rules_with(option: str) -> list[str]:
+    return [name for name, rule in (CREDIT_RULES | SET_RULES).items() if option in (_options_of(rule) or {})]

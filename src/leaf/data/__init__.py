@@ -1,5 +1,6 @@
 """Data sets: load the rows (leaf.data.rows) of a task, of a user's own manifest or of a prepared corpus."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -61,6 +62,7 @@ def load(name: str, split: str, *, limit: int | None = None, columns: dict[str, 
 
     if limit is not None and limit < 1:
         raise DataError(f"limit is {limit}; give at least 1, or leave it out for all rows.")
+    name = os.path.expanduser(name)
     if name in TASKS:
         task = TASKS[name]
         if split not in task.splits:
@@ -90,6 +92,7 @@ def splits_of(name: str, *, columns: dict[str, str] | None = None) -> tuple[str,
     Raises:
         DataError: unknown task, or a manifest or folder that cannot be used.
     """
+    name = os.path.expanduser(name)
     if name in TASKS:
         return TASKS[name].splits
     if _is_manifest(name):

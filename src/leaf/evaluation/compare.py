@@ -6,7 +6,7 @@ Only systems that answered the same items are compared. Every difference is take
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from leaf.errors import ConfigError, DataError
+from leaf.errors import ConfigError, DataError, did_you_mean
 from leaf.evaluation.bootstrap import Scored
 from leaf.evaluation.judgements import find_judgements, judge_lines
 from leaf.evaluation.predict import Decoding
@@ -16,10 +16,12 @@ from leaf.evaluation.table import FORMATS, Line, render
 from leaf.text import unique_names
 
 
-def chosen_metrics(names: str | None, paths: Sequence[str] | None) -> tuple[tuple[str, ...] | None, dict[str, str]]:
-    """Read the options of a command: a comma-separated list of metrics (`none`: none) and METRIC=PATH each.
+def chosen_metrics(
+    names: Sequence[str] | None, paths: Sequence[str] | None
+) -> tuple[tuple[str, ...] | None, dict[str, str]]:
+    """Read the options of a command: comma-separated lists of metrics (`none`: none) and METRIC=PATH each.
 
-    Without the list, None stands for the default.
+    Without a list, None stands for the default.
     """
     located = {}
     for given in paths or []:
@@ -27,9 +29,10 @@ def chosen_metrics(names: str | None, paths: Sequence[str] | None) -> tuple[tupl
         if not equals or not path:
             raise ConfigError(f"--metric-path is {given!r}; give METRIC=PATH, such as meteor=/usr/share/wordnet.")
         located[name] = path
-    if names is None:
+    if not names:
         return None, located
-    return tuple(name.strip() for name in names.split(",") if name.strip() not in ("", "none")), located
+    listed = [name.strip() for given in names for name in given.split(",")]
+    return tuple(dict.fromkeys(name for name in listed if name not in ("", "none"))), located
 
 
 def compare_files(
@@ -58,7 +61,7 @@ def compare_files(
         ConfigError: an unknown format or metric, a metric without its data, files scored in different ways.
     """
     if format not in FORMATS:
-        raise ConfigError(f"The format is {format!r}; allowed are {', '.join(FORMATS)}.")
+        raise ConfigError(f"The format is {format!r}; allowed are {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}")
     systems = load_systems(files)
     lowercase = shared_case(systems, lowercase)
     if metrics is None:

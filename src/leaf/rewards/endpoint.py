@@ -130,7 +130,7 @@ class Client:
             limits=httpx.Limits(max_keepalive_connections=endpoint.concurrency),
             timeout=None,  # `_post` bounds the whole request; this would bound each read alone
         )
-        self._cache = Cache(Path(cache)) if cache is not None else None
+        self._cache = Cache(Path(cache).expanduser()) if cache is not None else None
         self._stop = threading.Event()
 
     def __enter__(self) -> "Client":

@@ -222,7 +222,7 @@ def expected_score(reply: Reply, digit: str) -> float | None:
 def _read_template(template: str | Path, kind: str) -> str:
     """Read a prompt of the user's, and refuse one that does not show the judge what it has to judge."""
     try:
-        text = Path(template).read_text(encoding="utf-8")
+        text = Path(template).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The template {template} cannot be read: {error}.") from error
     needed = ("answer_a", "answer_b") if kind == "pairwise" else ("answer",)
