@@ -142,3 +142,18 @@ def test_what_belongs_to_one_command(project, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "9")
     refused("prompts_per_rollout is 6 for 9 processes", "train", "rl.yaml")
     refused("one process and was launched with 9", "sft", "sft.yaml")
+
+
+def test_rows_without_references_go_with_what_reads_none(project):
+    rows = [{"prompt": f"Say {split}", "audio": "a.wav", "split": split} for split in ("train", "validation")]
+    (project / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (project / "own.py").write_text(
+        "def short(completions, **columns):\n    return [-len(text) for text in completions]\n"
+    )
+    own = "rewards=[own.py:short]"
+    refused("The reward function bleu takes 'reference' by name", "train", "rl.yaml")
+    refused("The validation metric bleu compares answers with `reference`, .* eval_every=0", "train", "rl.yaml", own)
+    refused("Stage sft imitates `reference`, and the rows have only the columns", "train", "sft.yaml")
+    refused("Stage align learns to write `reference`", "train", "align.yaml", "eval_every=0")
+    with pytest.raises(AssertionError, match="a model was touched"):
+        CliRunner().invoke(app, ["train", "rl.yaml", own, "eval_every=0"], catch_exceptions=False)

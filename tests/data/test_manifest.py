@@ -66,14 +66,14 @@ def test_without_a_split_column_rows_go_by_recording(folder):
     [
         ({"prompt": "Say", "audio": "9999.wav", "reference": "x"}, "Row 1 of data.jsonl names the audio file"),
         ({"prompt": "Say", "audio": "1.wav", "reference": ""}, "has no reference"),
-        ({"prompt": "Say", "audio": "1.wav"}, "has no reference"),
+        ({"prompt": "Say", "audio": "1.wav", "reference": None}, "has no reference"),
         ({"prompt": "Say", "audio": "1.wav", "reference": "x", "split": "dev"}, "split 'dev'"),
         ({"prompt": "Say", "audio": "1.wav", "reference": "x", "split": None}, "split None"),
         ({"prompt": " ", "audio": "1.wav", "reference": "x"}, "has no prompt"),
         ({"prompt": "Say", "audio": [], "reference": "x"}, "has no audio"),
         ({"prompt": "Say", "audio": ["1.wav", "gone.wav"], "reference": "x"}, "gone.wav', which does not exist"),
         ({"prompt": "Say", "audio": 7, "reference": "x"}, "must be a path or a list of paths"),
-        ({"prompt": "Say", "audio": "1.wav", "reference": 5}, "reference 5; it must be text"),
+        ({"prompt": "Say", "audio": "1.wav", "reference": 5.0}, "reference 5.0; it must be text"),
     ],
 )
 def test_bad_rows_are_named(folder, row, message):
@@ -128,7 +128,7 @@ def test_tables_from_spreadsheets(folder):
         ("prompt,audio,reference\nSay,1.wav,a,b\n", "more or fewer cells"),
         ("prompt,audio,prompt\nSay,1.wav,a\n", "has 'prompt' more than once"),
         ('prompt,audio,reference\nSay,1.wav,"a"b\n', "Line 2 of a.csv cannot be read"),
-        ("prompt,audio\nSay,1.wav\n", "has no reference; it has the columns 'prompt', 'audio'"),
+        ("audio,reference\n1.wav,x\n", "has no prompt; it has the columns 'audio', 'reference'"),
         ("", "no rows at all"),
     ],
 )

@@ -77,10 +77,11 @@ def _run_supervised(config: RunConfig, resume: bool) -> None:
     """Run a recipe of stage sft or align."""
     from leaf.runs.directory import RunDirectory
     from leaf.train.align import align
-    from leaf.train.recipe import load_rows
+    from leaf.train.recipe import check_targets, load_rows
     from leaf.train.sft import sft
 
     rows = load_rows(config)
+    check_targets(config, *rows)
     policy = load_policy(config)
     run = RunDirectory.begin(config, resume, say)
     try:

@@ -3,17 +3,16 @@
 Every row and every file is checked before anything starts, so that a run does not fail hours later.
 """
 
-import csv
-import io
-import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from leaf.data.audio import file_problem
+from leaf.data.cells import cell, folded, text_cell, with_references
 from leaf.data.hashing import stable_fraction
+from leaf.data.tables import read_table
 from leaf.errors import DataError, did_you_mean, shown
 
 REQUIRED = ("prompt", "audio", "reference")
@@ -71,15 +70,18 @@ def _rows_and_splits(path: Path, columns: dict[str, str]) -> tuple[list[dict[str
             f"columns maps {', '.join(unknown)}.{did_you_mean(unknown[0], mappable)} "
             f"Only {', '.join(mappable)} can be mapped."
         )
+    records = read_table(path, "manifest")
+    # Where no row has a reference, nothing is wrong with any: some rewards read none, and those that do will say so.
+    needed = REQUIRED if "reference" in columns or any(_has_reference(row) for row in records) else REQUIRED[:-1]
     rows = []
     folders: dict[str, str] = {}
     seen: dict[tuple[str, ...], int] = {}
-    for number, record in enumerate(_records(path), start=1):
-        row = {**record, **{ours: record.get(theirs) for ours, theirs in columns.items()}}
-        _check_texts(row, record, number, path)
+    for number, record in enumerate(records, start=1):
+        row = {**record, **{ours: _mapped(record, theirs) for ours, theirs in columns.items()}}
+        row = _with_texts(row, needed, record, f"Row {number} of {path.name}")
         row["audio"] = _audio_files(row["audio"], number, path, folders)
         row |= {"id": _text_or(number, row.get("id")), "utterance": _text_or(row["audio"][0], row.get("utterance"))}
-        first = seen.setdefault((row["prompt"], row["reference"], *row["audio"]), number)
+        first = seen.setdefault((row["prompt"], row.get("reference", ""), *row["audio"]), number)
         if first != number:
             raise DataError(f"Row {number} of {path.name} repeats row {first}: same prompt, audio and reference.")
         rows.append(row)
@@ -88,20 +90,35 @@ def _rows_and_splits(path: Path, columns: dict[str, str]) -> tuple[list[dict[str
     return rows, _hashed_splits(rows, path)
 
 
+def _has_reference(record: dict[str, Any]) -> bool:
+    return "reference" in record or "references" in record
+
+
+def _mapped(record: dict[str, Any], theirs: str) -> Any:
+    try:
+        return cell(record, theirs)
+    except KeyError:
+        return None
+
+
 # -- checks of one row -------------------------------------------------------------------------------------------------
-def _check_texts(row: dict[str, Any], record: dict[str, Any], number: int, path: Path) -> None:
-    missing = [name for name in REQUIRED if row.get(name) in (None, "", [])]
-    missing += [name for name in ("prompt", "reference") if isinstance(row.get(name), str) and row[name].isspace()]
+def _with_texts(row: dict[str, Any], needed: Sequence[str], record: dict[str, Any], where: str) -> dict[str, Any]:
+    """Read a row's texts as texts, and refuse a row that lacks one of the columns needed."""
+    row = {**row, "prompt": text_cell(row.get("prompt"), "prompt", where)}
+    if "text" in row:
+        row["text"] = text_cell(row["text"], "text", where)
+    if _has_reference(row):
+        row = with_references(row, where)
+    missing = [name for name in needed if row.get(name) in (None, "", [])]
+    missing += ["prompt"] if (row["prompt"] or "").isspace() else []
     if missing:
         columns = ", ".join([repr(str(name)[:40]) for name in record][:20])
         hint = "" if missing[0] in record else did_you_mean(missing[0], set(record) - set(REQUIRED))
         raise DataError(
-            f"Row {number} of {path.name} has no {' and no '.join(missing)}; it has the columns {columns}.{hint} "
+            f"{where} has no {' and no '.join(missing)}; it has the columns {columns}.{hint} "
             "Fill it, or map names with columns."
         )
-    for name in ("prompt", "reference"):
-        if not isinstance(row[name], str):
-            raise DataError(f"Row {number} of {path.name} has {name} {shown(row[name])}; it must be text.")
+    return row
 
 
 def _text_or(otherwise: Any, value: Any) -> str:
@@ -134,12 +151,13 @@ def _audio_files(audio: Any, number: int, path: Path, folders: dict[str, str]) -
 # -- splits ------------------------------------------------------------------------------------------------------------
 def _named_split(row: dict[str, Any], number: int, path: Path) -> str:
     split = row.get("split")
-    if split not in NAMED_SPLITS:
+    found = folded(split)
+    if found not in NAMED_SPLITS:
         raise DataError(
             f"Row {number} of {path.name} has split {shown(split)}.{did_you_mean(split, NAMED_SPLITS)} "
             f"Allowed are {', '.join(NAMED_SPLITS)}."
         )
-    return split
+    return found
 
 
 def _hashed_splits(rows: list[dict[str, Any]], path: Path) -> list[str]:
@@ -168,59 +186,3 @@ def _hashed_splits(rows: list[dict[str, Any]], path: Path) -> list[str]:
         fraction = stable_fraction(name)
         splits.append("train" if fraction < 0.9 else "validation" if fraction < 0.95 else "test")
     return splits
-
-
-# -- files -------------------------------------------------------------------------------------------------------------
-def _records(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a manifest as they are."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte-order mark first
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"The manifest {path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}). Save it so."
-        ) from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        raise DataError(f"The manifest {path} cannot be read: {error}.") from error
-    return _json_lines(text, path.name) if path.suffix.lower() == ".jsonl" else _table(text, path)
-
-
-def _table(text: str, path: Path) -> list[dict[str, Any]]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        records = list(reader)
-        names = list(reader.fieldnames or [])
-    except csv.Error as error:
-        raise DataError(f"Line {reader.reader.line_num} of {path.name} cannot be read: {error}.") from error
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise DataError(f"The header of {path.name} has {shown(twice[0])} more than once; rename one.")
-    for number, record in enumerate(records, start=1):
-        if None in record or None in record.values():
-            raise DataError(
-                f"Row {number} of {path.name} has more or fewer cells than the header's {len(names)}. "
-                "Put quotes around cells with a delimiter in them."
-            )
-    return records
-
-
-def _json_lines(text: str, name: str) -> list[dict[str, Any]]:
-    records = []
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: a string may contain U+2028
-        if line.strip():
-            try:
-                record = json.loads(line, object_pairs_hook=_object)
-            except (ValueError, RecursionError) as error:  # RecursionError: lists in lists, a thousand deep
-                raise DataError(f"Line {number} of {name} cannot be read as JSON: {error}.") from error
-            if not isinstance(record, dict):
-                raise DataError(f"Line {number} of {name} is a {type(record).__name__}; it must be an object.")
-            records.append(record)
-    return records
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make the dictionary of a JSON object; json itself would keep the last of several values without a word."""
-    counts = Counter(key for key, _ in pairs)
-    if len(counts) < len(pairs):
-        raise ValueError(f"it has the key {shown(counts.most_common(1)[0][0])} twice; leave one")
-    return dict(pairs)

@@ -4,10 +4,12 @@ A row is a mapping with at least the columns
 
     prompt      what the model is asked: a text, or messages as chat templates take them
     audio       what it hears: a file, a list of files to be joined, or {"array", "sampling_rate"} (leaf.data.audio)
-    reference   the text that rewards and metrics compare a completion with
+    reference   the text that rewards and metrics compare a completion with; a data set without one goes with rewards
+                and metrics that do without
 
 and, where the data set has them,
 
+    references  all texts that are right, where there are several; `reference` is the first of them
     id          what messages and prediction files call it
     utterance   its recording: rows of one recording stay in one split, and a bootstrap draws them together
     text        what is said in it, for judges and metrics that read the source
@@ -22,7 +24,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from leaf.errors import DataError
+from leaf.errors import DataError, did_you_mean
 
 Example = Mapping[str, Any]
 
@@ -53,6 +55,32 @@ def stated_seconds(example: Example) -> float:
     except (TypeError, ValueError):  # a column of the user's own, in words or another unit
         return 0.0
     return seconds if math.isfinite(seconds) else 0.0
+
+
+def check_references(rows: Any, who: str, otherwise: str = "") -> None:
+    """Refuse rows without a reference where something compares with it.
+
+    Args:
+        rows: a data set or list.
+        who: asks for the reference, as the beginning of a sentence: "The reward bleu reads".
+        otherwise: what else helps, as the end of a sentence.
+
+    Raises:
+        DataError: a row has none.
+    """
+    names = getattr(rows, "column_names", None)
+    if names is not None and "reference" not in names:
+        raise DataError(
+            f"{who} `reference`, and the rows have only the columns {', '.join(names)}."
+            f"{did_you_mean('reference', names)} Give every row a reference, or map its column with columns{otherwise}."
+        )
+    texts = rows["reference"] if names is not None else [row.get("reference") for row in rows]
+    for i, text in enumerate(texts):
+        if text is None or (isinstance(text, str) and not text.strip()):
+            raise DataError(
+                f"{who} `reference`, and the row {row_name(rows[i])!r} has none. Give every row a reference, or take "
+                f"the row out{otherwise}."
+            )
 
 
 # -- the rows of a step ------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from leaf.rewards.total import Rewards, rewards_from
 from leaf.runs.directory import run_path
 from leaf.runs.processes import Processes
 from leaf.runs.provenance import recorded_arguments
-from leaf.train.recipe import RewardFunctions, check_processes, check_recipe, find_rule, load_rows
+from leaf.train.recipe import RewardFunctions, check_processes, check_recipe, check_targets, find_rule, load_rows
 
 
 def parts_from_recipe(
@@ -32,6 +32,7 @@ def parts_from_recipe(
     functions = rewards_from(config, rewards)
     train_rows, eval_rows = load_rows(config)
     check_rows(config, functions, train_rows)
+    check_targets(config, train_rows, eval_rows)
     accelerator = make_accelerator(config)
     policy = _policy(config, resolve_model(config.model), None, None, accelerator)
     policy.base_name = config.model  # not the folder in which the embedded model is assembled

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from leaf.config import LeafConfig, LoraFields, RunConfig, SftConfig
+from leaf.config import AlignConfig, LeafConfig, LoraFields, RunConfig, SftConfig
 from leaf.credit import CREDIT_RULES, SET_RULES, CreditRule, credit_rule
 from leaf.data import load
+from leaf.data.rows import check_references
 from leaf.errors import ConfigError, DataError, did_you_mean, shown
 from leaf.model.device import take_device
 from leaf.plugins import load_plugins
@@ -106,6 +107,24 @@ def load_rows(config: RunConfig) -> tuple[Any, Any]:
         raise DataError(f"{config.task} has no rows in its split {config.train_split}. Choose another train_split.")
     validation = load(config.task, config.eval_split, columns=config.columns) if config.eval_every else []
     return training, validation
+
+
+def check_targets(config: RunConfig, training: Any, validation: Any) -> None:
+    """Refuse rows without references where the stage teaches them, or where validation compares with them.
+
+    Raises:
+        DataError: there are such rows.
+    """
+    if isinstance(config, SftConfig):
+        check_references(training, "Stage sft imitates")
+    elif isinstance(config, AlignConfig):
+        check_references(training, "Stage align learns to write")
+    if not config.eval_every or validation is None or len(validation) == 0:
+        return
+    best = config.best_metric if isinstance(config, LeafConfig | SftConfig) else "token_error_rate"
+    check_references(
+        validation, f"The validation metric {best} compares answers with", ", or validate nothing with eval_every=0"
+    )
 
 
 def find_rule(config: LeafConfig, credit: str | CreditRule | None = None) -> CreditRule:
