@@ -12,8 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leaf.errors import DataError
-
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -62,11 +60,14 @@ def token_f1(prediction: str, reference: str) -> float:
 
 
 def edits(prediction: str, reference: str, *, characters: bool = False) -> tuple[int, int]:
-    """Count the edit operations and the length of the reference, in words or characters."""
+    """Count the edit operations and the length of the reference, in words or characters.
+
+    A reference without any, which a normaliser may leave, has length 0: all of the prediction is insertions.
+    """
     import jiwer
 
     if not reference.strip():
-        raise DataError("An error rate needs a reference with at least one word; got an empty one.")
+        return len(prediction if characters else prediction.split()), 0
     process = jiwer.process_characters if characters else jiwer.process_words
     result = process(composed(reference), composed(prediction))
     length = result.hits + result.substitutions + result.deletions

@@ -55,6 +55,7 @@ def test_covost_joins_translations_with_mp3_clips(covost, tmp_path):
     row = load(str(tmp_path / "target"), "validation")[0]
     assert row["reference"] == 'Er sagte "2'  # an unpaired quote is text
     assert row["text"] == 'He said "2'
+    assert row["reference_language"] == "de"
     assert "German" in row["prompt"]
     assert len(load_audio(row["audio"])) == pytest.approx(16000, rel=0.2)  # mp3 pads
 

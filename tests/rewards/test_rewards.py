@@ -358,8 +358,8 @@ def test_options_are_applied_or_refused(tmp_path):
         ("chrf", {"word_ordre": 2}, "Did you mean 'word_order'"),
         ("chrf", {"word_order": "2"}, "word_order of the reward chrf is '2', a str; it must be a whole number"),
         ("chrf", {"char_order": 0}, "char_order 0, .* allowed are 1 or more"),
-        ("bleu", {"tokenize": "jp"}, "tokenize is 'jp'; allowed are 13a, char"),
-        ("wer", {"characters": True}, "The reward wer does not take the option characters. It takes none"),
+        ("bleu", {"tokenize": "jp"}, "tokenize is 'jp'; allowed are auto, none, zh, 13a"),
+        ("wer", {"characters": True}, "The reward wer does not take the option characters. Allowed are normalise"),
     ):
         with pytest.raises(ConfigError, match=said):
             Rewards([name], options={name: wrong})

@@ -12,6 +12,8 @@ and, where the data set has them,
     references  all texts that are right, where there are several; `reference` is the first of them
     id          what messages and prediction files call it
     utterance   its recording: rows of one recording stay in one split, and a bootstrap draws them together
+    reference_language
+                in which language the reference is, as zh-CN or ja: BLEU's tokenizer depends on it
     text        what is said in it, for judges and metrics that read the source
     seconds     the length of its audio, a hint for batching
     kind        what sort of question it is

@@ -29,6 +29,9 @@ class Metric:
         is_kept: whether its statistics are written beside the predictions, because they take data or a model to make.
             Such a metric is a mean: its total is `percentage`.
         less_is_better: whether it counts errors.
+        item_total: as `total`, for the statistics of a single item, where that is computed in another way.
+        fit: references and the language of each → the metric as it is computed for them; None where it is always the
+            same.
     """
 
     items: Callable[..., np.ndarray]
@@ -37,6 +40,8 @@ class Metric:
     needs_source: bool = False
     is_kept: bool = False
     less_is_better: bool = False
+    item_total: Callable[[np.ndarray], float] | None = None
+    fit: Callable[[Sequence[str], Sequence[str | None]], "Metric"] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,18 @@ class Scored:
         total: sum of the statistics over the items → value.
         passes: (items, statistics) of each pass over the same items.
         less_is_better: whether it counts errors.
+        item_total: as `total`, for a single item, where that differs.
     """
 
     total: Callable[[np.ndarray], float]
     passes: Sequence[np.ndarray]
     less_is_better: bool = False
+    item_total: Callable[[np.ndarray], float] | None = None
+
+    def item_values(self) -> np.ndarray:
+        """Compute the value of each item, the mean over the passes."""
+        total = self.item_total or self.total
+        return np.mean([[total(row) for row in items] for items in self.passes], axis=0)
 
     def values(self) -> list[float]:
         """Compute the value of each pass."""
@@ -96,8 +108,16 @@ class Scored:
 
 
 def percentage(sums: np.ndarray) -> float:
-    """Compute 100 times the first sum over the second: the total of a mean or a rate."""
-    return float(100.0 * sums[0] / sums[1])
+    """Compute 100 times the first sum over the second: the total of a mean or a rate.
+
+    A normaliser may leave no word in any reference of a resample: whatever was said is then counted against one.
+    """
+    return float(100.0 * sums[0] / (sums[1] or 1.0))
+
+
+def mean_of_scored(sums: np.ndarray) -> float:
+    """Compute the mean over the items that have a score, from sum and number; a resample without any counts as 0."""
+    return float(sums[0] / sums[1]) if sums[1] else 0.0
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from leaf.errors import DataError, some_of
-from leaf.evaluation.bootstrap import Scored
+from leaf.evaluation.bootstrap import Scored, mean_of_scored
 from leaf.evaluation.predictions import Predictions, read_meta
 from leaf.evaluation.table import Line
 from leaf.files import read_rows
@@ -93,11 +93,11 @@ def judge_lines(
         return [], [*notes, f"{title}: no reply of the judge could be read for some system, so there is no mean"]
     groups, lines = systems[0].groups, []
     for one, array in zip(present, arrays, strict=True):
-        scored, difference = Scored(_mean_of_scored, [array]), None
+        scored, difference = Scored(mean_of_scored, [array]), None
         if one is not systems[0] and present[0] is systems[0]:
             # Only items that both have a score for: otherwise the difference would be one of items as well.
             both = (array[:, 1:] > 0) & (arrays[0][:, 1:] > 0)
-            ours, first = (Scored(_mean_of_scored, [np.where(both, side, 0.0)]) for side in (array, arrays[0]))
+            ours, first = (Scored(mean_of_scored, [np.where(both, side, 0.0)]) for side in (array, arrays[0]))
             difference = ours.against(first, groups=groups, samples=samples) if both.any() else None
             notes.append(
                 f"{title}: {one.system} and {systems[0].system} are paired on {both.sum()} items scored in both"
@@ -138,10 +138,5 @@ def _sums_by_item(judgement: Judgement, system: Predictions, values: Sequence[fl
     return sums
 
 
-def _mean_of_scored(sums: np.ndarray) -> float:
-    """Compute the mean over the items that have a score; a resample without any counts as 0."""
-    return float(sums[0] / sums[1]) if sums[1] else 0.0
-
-
 def _percentage_of_scored(sums: np.ndarray) -> float:
-    return 100 * _mean_of_scored(sums)
+    return 100 * mean_of_scored(sums)

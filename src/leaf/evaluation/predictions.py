@@ -17,12 +17,12 @@ import numpy as np
 from leaf.data.rows import prompt_text
 from leaf.errors import DataError, some_of
 from leaf.evaluation.bootstrap import Scored, percentage
-from leaf.evaluation.registry import metric, statistics
+from leaf.evaluation.registry import fitted_metric, statistics
 from leaf.files import append_row, drop_torn_line, file_sha256, read_rows, write_json, write_rows
 from leaf.text import composed, unique_names
 
 # What a prediction file copies from the evaluated row; audio stays where it is.
-COLUMNS = ("id", "kind", "utterance", "prompt", "text", "reference")
+COLUMNS = ("id", "kind", "utterance", "prompt", "text", "reference", "reference_language")
 
 
 @dataclass
@@ -55,6 +55,11 @@ class Predictions:
         return [item["reference"] for item in self.items]
 
     @property
+    def languages(self) -> list[str | None]:
+        """List the languages of the references, None where an item does not state it."""
+        return [item.get("reference_language") for item in self.items]
+
+    @property
     def groups(self) -> list[str]:
         """Name the recording of each item, or the item where it has none: a resample draws recordings as wholes."""
         return [str(item.get("utterance") or item["id"]) for item in self.items]
@@ -76,13 +81,13 @@ class Predictions:
         if name in self.kept and name in recorded and name not in (paths or {}) and self.meta["lowercase"] == lowercase:
             # All metrics that are kept are means, so a percentage of the sums is their value.
             return Scored(percentage, self.kept[name]), recorded[name]["signature"]
-        found = metric(name, paths)
+        found = fitted_metric(name, self.references, languages=self.languages, paths=paths)
         sources = [str(item.get("text") or "") for item in self.items]
         options: dict[str, Any] = {"lowercase": lowercase, "sources": sources}
         arrays = [statistics(found, texts, self.references, **options) for texts in self.passes]
         if found.is_kept:
             self.kept[name] = arrays
-        return Scored(found.total, arrays, found.less_is_better), found.signature(lowercase)
+        return Scored(found.total, arrays, found.less_is_better, found.item_total), found.signature(lowercase)
 
     def answers_digest(self, passes: int) -> str:
         """Compute the SHA-256 of what a judge of the first passes reads: ids, predictions and references.

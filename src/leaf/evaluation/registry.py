@@ -1,4 +1,7 @@
-"""Find metrics by name, and score texts with them."""
+"""Find metrics by name, and score texts with them.
+
+A metric is written as its name, with options behind it where it has some: `bleu:tokenize=zh`, `wer:normalise=basic`.
+"""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +10,7 @@ import numpy as np
 
 from leaf.errors import ConfigError, DataError, did_you_mean
 from leaf.evaluation.bootstrap import Metric, Scored
-from leaf.evaluation.metrics import METRICS
+from leaf.evaluation.metrics import METRICS, made_metric
 from leaf.evaluation.model_metrics import BUILDERS, COMET_PROGRAM, build
 from leaf.text import fold_whitespace
 
@@ -40,32 +43,73 @@ class Score:
     signature: str
 
 
-def metric(name: str, paths: Mapping[str, str] | None = None) -> Metric:
+def name_and_options(written: str) -> tuple[str, dict[str, str]]:
+    """Cut a metric as it is written, `name:key=value:key=value`, into name and options."""
+    name, *parts = written.split(":")
+    while parts and "=" not in parts[0]:  # the name of a function behind its file
+        name = f"{name}:{parts.pop(0)}"
+    options = {key: value for key, _, value in (part.partition("=") for part in parts)}
+    return name, options
+
+
+def is_plain(written: str) -> bool:
+    """Tell whether a metric needs nothing but the texts: no data, model or function of the user's own."""
+    return name_and_options(written)[0] in METRICS
+
+
+def metric(written: str, paths: Mapping[str, str] | None = None) -> Metric:
     """Find a metric by name.
 
     Args:
-        name: of `METRICS` or leaf.evaluation.model_metrics.BUILDERS.
+        written: a name of `METRICS` or leaf.evaluation.model_metrics.BUILDERS, with options behind it.
         paths: metric → where its data or model is, for those that need some.
 
     Raises:
-        ConfigError: an unknown name, or a metric whose package, data or model is missing: what, and how to get it.
+        ConfigError: an unknown name or option, or a metric whose package, data or model is missing: what, and how to
+            get it.
     """
     paths = paths or {}
+    name, options = name_and_options(written)
     known = (*METRICS, *BUILDERS)
     for given in (name, *(key for key in paths if key != COMET_PROGRAM)):
         if given not in known:
             hint = did_you_mean(given, known)
             raise ConfigError(f"The metric {given!r} is unknown.{hint} Allowed are {', '.join(known)}.")
-    return METRICS[name] if name in METRICS else build(name, paths)
+    if name in METRICS:
+        return made_metric(name, options)
+    if options:
+        raise ConfigError(f"The metric {name} takes no options, and is written as {written!r}. Leave them out.")
+    return build(name, paths)
+
+
+def fitted_metric(
+    written: str,
+    references: Sequence[str],
+    *,
+    languages: Sequence[str | None] | None = None,
+    paths: Mapping[str, str] | None = None,
+) -> Metric:
+    """Find a metric, as it is computed for references of this length and these languages (`Metric.fit`).
+
+    Raises:
+        ConfigError: as `metric`; or the references are in languages that it cannot score together.
+    """
+    found = metric(written, paths)
+    return found if found.fit is None else found.fit(references, languages or [None] * len(references))
 
 
 def validation_metrics(best: str) -> tuple[str, ...]:
-    """List the metrics of validation in training: the one that chooses the best adapter, and those always shown."""
-    return tuple(dict.fromkeys((best, *DEFAULT_METRICS)))
+    """List the metrics of validation in training: the one that chooses the best adapter, and those always shown.
+
+    Where the first is another one with options, its plain form is left out: a page has one BLEU.
+    """
+    chosen = name_and_options(best)[0]
+    return tuple(dict.fromkeys((best, *(name for name in DEFAULT_METRICS if name != chosen))))
 
 
-def less_is_better(name: str) -> bool:
+def less_is_better(written: str) -> bool:
     """Tell whether a metric counts errors; token_error_rate is the validation of stage align."""
+    name = name_and_options(written)[0]
     return name == "token_error_rate" or (name in METRICS and METRICS[name].less_is_better)
 
 
@@ -76,6 +120,7 @@ def score(
     *,
     lowercase: bool = False,
     sources: Sequence[str] | None = None,
+    languages: Sequence[str | None] | None = None,
     paths: Mapping[str, str] | None = None,
 ) -> dict[str, Score]:
     """Compute each metric over the corpus, from 0 to 100. Error rates may exceed 100, and less is better there.
@@ -88,6 +133,7 @@ def score(
         metrics: names.
         lowercase: compare without case.
         sources: what was said, one text per item, where a metric reads it (comet).
+        languages: of the references, such as zh-CN, one per item; None where it is not known.
         paths: metric → where its data or model is (meteor, bertscore, comet).
 
     Raises:
@@ -96,7 +142,7 @@ def score(
     """
     scores = {}
     for name in metrics:
-        found = metric(name, paths)
+        found = _fitted(name, references, languages, paths)
         value = found.total(statistics(found, predictions, references, lowercase=lowercase, sources=sources).sum(0))
         scores[name] = Score(value, found.signature(lowercase))
     return scores
@@ -117,7 +163,7 @@ def bootstrap(
 
     Where several rows come from one recording, give its name as the group: such rows are not independent.
     """
-    found = metric(name)
+    found = _fitted(name, references)
     scored = Scored(found.total, [statistics(found, predictions, references, lowercase=lowercase)])
     return scored.value(), *scored.interval(groups=groups, samples=samples, seed=seed, level=level)
 
@@ -139,12 +185,23 @@ def paired_bootstrap(
     p is twice the smaller share of resamples on one side of 0, at most 1. The corpus itself counts as one more
     resample, so p is at least 2/(samples + 1). Paired resampling is Koehn's (EMNLP 2004), who reports one side.
     """
-    found = metric(name)
+    found = _fitted(name, references)
     a, b = [
         Scored(found.total, [statistics(found, side, references, lowercase=lowercase)])
         for side in (predictions_a, predictions_b)
     ]
     return b.against(a, groups=groups, samples=samples, seed=seed, level=level)
+
+
+def _fitted(
+    name: str,
+    references: Sequence[str],
+    languages: Sequence[str | None] | None = None,
+    paths: Mapping[str, str] | None = None,
+) -> Metric:
+    # Whatever is no text is refused where the statistics are computed.
+    texts = [text if isinstance(text, str) else "" for text in references]
+    return fitted_metric(name, texts, languages=languages, paths=paths)
 
 
 def statistics(

@@ -15,6 +15,7 @@ from typing import Any
 from leaf.config import LeafConfig
 from leaf.errors import AudioError, ConfigError, RunError, some_of
 from leaf.evaluation.evaluate import Evaluation, checked_rows, score_predictions
+from leaf.evaluation.fitting import advice, texts_and_languages
 from leaf.evaluation.predict import Decoding, predict
 from leaf.evaluation.predictions import Predictions, Unfinished, kept_items, meta_path, read_predictions
 from leaf.evaluation.registry import Scoring
@@ -92,6 +93,8 @@ def evaluate_systems(
     """
     scoring = replace(scoring, intervals=True)
     rows = checked_rows(rows, scoring)
+    for line in advice(scoring.metrics, *texts_and_languages(rows)):
+        say(line)
     items = kept_items(rows)
     shared = _describe(config, items, split, decoding)
     results = {}

@@ -1,12 +1,11 @@
 """The section of the report on predictions: scores, differences between two systems, and the items behind them.
 
-Scores and judgements are those of `leaf compare`. The BLEU of an item is the sentence BLEU of the reward. Files with
+Scores and judgements are those of `leaf compare`. The BLEU of an item is sentence BLEU, as the reward's. Files with
 different items cannot be compared, so they are in sets of their own.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import numpy as np
 from leaf.evaluation import compare
 from leaf.evaluation.bootstrap import Scored
 from leaf.evaluation.judgements import Judgement, find_judgements, judge_lines, judge_scores
-from leaf.evaluation.metrics import METRICS
 from leaf.evaluation.predictions import (
     Predictions,
     in_order_of,
@@ -25,13 +23,12 @@ from leaf.evaluation.predictions import (
     read_meta,
     read_predictions,
 )
-from leaf.evaluation.registry import DEFAULT_METRICS
+from leaf.evaluation.registry import DEFAULT_METRICS, is_plain
 from leaf.report.audio import SECTION_BYTES, ClipStore, Recordings
 from leaf.report.items import chosen_items, clips_of, text_of
 from leaf.report.page import Section, assets
-from leaf.rewards.functions import REWARDS
 from leaf.runs.directory import RunDirectory
-from leaf.text import fold_whitespace, unique_names
+from leaf.text import unique_names
 
 SAMPLES = 1000  # bootstrap resamples, as `leaf compare`
 TEXT_BYTES = 1_000_000  # of the items' texts; of more, the page shows a selection
@@ -194,7 +191,7 @@ def metrics_of(systems: Sequence[Predictions], lowercase: bool) -> tuple[list[di
     notes: list[str] = []
     names = dict.fromkeys(name for one in systems for name in one.meta.get("metrics", {}))
     for name in names or DEFAULT_METRICS:
-        without = [one.system for one in systems if name not in METRICS and name not in one.kept]
+        without = [one.system for one in systems if not is_plain(name) and name not in one.kept]
         if without:
             notes.append(f"{name} is left out, because {', '.join(without)} was not scored with it.")
             continue
@@ -203,13 +200,11 @@ def metrics_of(systems: Sequence[Predictions], lowercase: bool) -> tuple[list[di
             ways = " and ".join(sorted(set(signatures)))
             notes.append(f"{name} is left out, because it was computed in different ways: {ways}.")
             continue
-        metrics.append(_metric(name, signatures[0], scored, systems, lowercase))
+        metrics.append(_metric(name, signatures[0], scored, systems))
     return metrics, notes
 
 
-def _metric(
-    name: str, signature: str, scored: Sequence[Scored], systems: Sequence[Predictions], lowercase: bool
-) -> dict[str, Any]:
+def _metric(name: str, signature: str, scored: Sequence[Scored], systems: Sequence[Predictions]) -> dict[str, Any]:
     groups = systems[0].groups
     values = [(one.value(), *one.interval(groups=groups, samples=SAMPLES), *one.values()) for one in scored]
     differences = {
@@ -222,19 +217,8 @@ def _metric(
         "signature": signature,
         "scores": [_numbers(*one) for one in values],
         "differences": {pair: _numbers(*one) for pair, one in differences.items()},
-        "items": [_item_scores(name, one, system, lowercase) for one, system in zip(scored, systems, strict=True)],
+        "items": [_numbers(*one.item_values()) for one in scored],
     }
-
-
-def _item_scores(name: str, scored: Scored, system: Predictions, lowercase: bool) -> list[float | None]:
-    """Compute each item's score, the mean over the passes; its BLEU is the reward's, which is made for one sentence."""
-    if name != "bleu":
-        per_pass = [[scored.total(row) for row in items] for items in scored.passes]
-        return _numbers(*np.mean(per_pass, axis=0))
-    fold = partial(fold_whitespace, lowercase=lowercase)
-    references = [fold(text) for text in system.references]
-    per_pass = [REWARDS["bleu"]([fold(text) for text in texts], references) for texts in system.passes]
-    return _numbers(*100 * np.array(per_pass, dtype=float).mean(axis=0))
 
 
 # -- judges ------------------------------------------------------------------------------------------------------------

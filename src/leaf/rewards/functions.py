@@ -11,41 +11,62 @@ from typing import Any
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
+from leaf.bleu import AUTO, bleu_scorer, tokenizer_for
 from leaf.credit.registry import check_options
 from leaf.data.rows import prompt_text
 from leaf.errors import ConfigError, DataError
+from leaf.normalising import normaliser
 from leaf.text import edits, exact_match, fold_whitespace, rouge_f, token_f1
 
 RewardFunction = Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]]
 BuiltIn = Callable[..., list[float]]
-Score = Callable[[str, str], float]  # completion, reference → [0, 1]
+# Completion, reference and the language of the reference, "" where it is not stated → [0, 1].
+Score = Callable[[str, str, str], float]
 
 
-def _bleu(*, tokenize: str = "13a", lowercase: bool = False) -> Score:
-    """Score as sacrebleu.sentence_bleu: nrefs:1|case:mixed|eff:yes|tok:13a|smooth:exp."""
-    if tokenize not in BLEU.TOKENIZERS:
-        raise ConfigError(f"tokenize is {tokenize!r}; allowed are {', '.join(sorted(BLEU.TOKENIZERS))}.")
-    return partial(_sacrebleu, BLEU(effective_order=True, tokenize=tokenize, lowercase=lowercase))
+def _bleu(*, tokenize: str = AUTO, lowercase: bool = False) -> Score:
+    """Score as sacrebleu.sentence_bleu: nrefs:1|case:mixed|eff:yes|tok:13a|smooth:exp, and by language another tok."""
+
+    def score(completion: str, reference: str, language: str) -> float:
+        chosen = tokenizer_for(language) if tokenize == AUTO else tokenize
+        return _sacrebleu(bleu_scorer(chosen, lowercase=lowercase), completion, reference)
+
+    return score
 
 
 def _chrf(*, char_order: int = 6, word_order: int = 0, beta: int = 2, lowercase: bool = False) -> Score:
     """Score as sacrebleu.sentence_chrf: nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no."""
+    scorer = chrf_scorer(char_order=char_order, word_order=word_order, beta=beta, lowercase=lowercase)
+    return _of_any_language(partial(_sacrebleu, scorer))
+
+
+def chrf_scorer(*, char_order: int = 6, word_order: int = 0, beta: int = 2, lowercase: bool = False) -> CHRF:
+    """Make sacreBLEU's scorer of chrF; with two words of `word_order` it is chrF++."""
     if char_order < 1 or word_order < 0 or beta < 1:
         raise ConfigError(
             f"char_order {char_order}, word_order {word_order} and beta {beta}: allowed are 1 or more, 0 or more, and "
             "1 or more."
         )
-    return partial(_sacrebleu, CHRF(char_order=char_order, word_order=word_order, beta=beta, lowercase=lowercase))
+    return CHRF(char_order=char_order, word_order=word_order, beta=beta, lowercase=lowercase)
 
 
 def _sacrebleu(metric: BLEU | CHRF, completion: str, reference: str) -> float:
     return min(metric.sentence_score(completion, [reference]).score / 100, 1.0)  # a copy may be 1 + 4e-16
 
 
-def _accuracy(completion: str, reference: str, *, characters: bool) -> float:
-    """Compute 1 minus the error rate, at least 0: a completion may need more edits than its reference has words."""
-    wrong, length = edits(completion, reference, characters=characters)
-    return max(0.0, 1.0 - wrong / length)
+def _error_rate(characters: bool, *, normalise: str = "none") -> Score:
+    fold = normaliser(normalise)
+
+    def accuracy(completion: str, reference: str) -> float:
+        """Compute 1 minus the error rate, at least 0: more edits may be needed than the reference has words."""
+        wrong, length = edits(fold(completion), fold(reference), characters=characters)
+        return max(0.0, 1.0 - wrong / max(length, 1))  # a normaliser may leave no word of a reference
+
+    return _of_any_language(accuracy)
+
+
+def _of_any_language(function: Callable[[str, str], float]) -> Score:
+    return lambda completion, reference, language: function(completion, reference)
 
 
 # Name → what makes its score of the options. All scores are in [0, 1]. `wer` and `cer` are 1 minus the error rate, at
@@ -53,11 +74,11 @@ def _accuracy(completion: str, reference: str, *, characters: bool) -> float:
 _SCORES: dict[str, Callable[..., Score]] = {
     "bleu": _bleu,
     "chrf": _chrf,
-    "rouge_l": lambda: partial(rouge_f, "rougeL"),
-    "wer": lambda: partial(_accuracy, characters=False),
-    "cer": lambda: partial(_accuracy, characters=True),
-    "exact_match": lambda: exact_match,
-    "token_f1": lambda: token_f1,
+    "rouge_l": lambda: _of_any_language(partial(rouge_f, "rougeL")),
+    "wer": lambda *, normalise="none": _error_rate(False, normalise=normalise),
+    "cer": lambda *, normalise="none": _error_rate(True, normalise=normalise),
+    "exact_match": lambda: _of_any_language(exact_match),
+    "token_f1": lambda: _of_any_language(token_f1),
 }
 
 
@@ -66,8 +87,9 @@ def built_in(name: str, **options: Any) -> BuiltIn:
 
     Args:
         name: of `REWARDS`.
-        options: `bleu` takes sacreBLEU's tokenize (default 13a) and lowercase; `chrf` takes its char_order (6),
-            word_order (0), beta (2) and lowercase. The others take none.
+        options: `bleu` takes sacreBLEU's tokenize and lowercase. Its default is `auto`: the tokenizer that the row's
+            `reference_language` needs, 13a where none is stated. `chrf` takes its char_order (6), word_order (0), beta
+            (2) and lowercase, `wer` and `cer` take normalise (none, basic, whisper). The others take none.
 
     Raises:
         ConfigError: there is no such option, or not with that value.
@@ -77,13 +99,9 @@ def built_in(name: str, **options: Any) -> BuiltIn:
     try:
         score = _SCORES[name](**options)
         if options:
-            score("a b", "a b")  # some tokenizers come only with a further package
+            score("a b", "a b", "")  # some tokenizers come only with a further package
     except ConfigError as error:
         raise ConfigError(f"The options of the reward {name} do not fit: {error}") from error
-    except Exception as error:  # of whatever package a tokenizer is from
-        raise ConfigError(
-            f"The reward {name} cannot be computed with the options {options}: {type(error).__name__}: {error}"
-        ) from error
 
     def function(completions: Sequence[Any], reference: Sequence[str], **columns: Any) -> list[float]:
         if len(completions) != len(reference):
@@ -91,8 +109,11 @@ def built_in(name: str, **options: Any) -> BuiltIn:
         for i, theirs in enumerate(reference):
             if not isinstance(theirs, str) or not theirs.strip():
                 raise DataError(f"Reference {i} is {theirs!r}; every completion needs a text to be compared with.")
-        pairs = zip(completions, reference, strict=True)
-        return [score(fold_whitespace(prompt_text(ours)), fold_whitespace(theirs)) for ours, theirs in pairs]
+        languages = columns.get("reference_language") or [""] * len(reference)
+        return [
+            score(fold_whitespace(prompt_text(ours)), fold_whitespace(theirs), language or "")
+            for ours, theirs, language in zip(completions, reference, languages, strict=True)
+        ]
 
     function.__name__ = function.__qualname__ = name  # TRL logs a reward under this name
     return function

@@ -20,7 +20,7 @@ from leaf.config import LeafConfig
 from leaf.errors import ConfigError, DataError, RewardError, did_you_mean, raised_at, shown
 from leaf.model.sampling import Group
 from leaf.rewards.finding import BESIDE_COLUMNS, Found, find_reward
-from leaf.rewards.functions import RewardFunction
+from leaf.rewards.functions import REWARDS, RewardFunction
 from leaf.rewards.waiting import wait_for
 from leaf.text import unique_names
 
@@ -104,6 +104,8 @@ class Rewards:
         found = [find_reward(one, options.get(one, {}) if isinstance(one, str) else {}) for one in functions]
         names = unique_names([one.name for one in found])
         self.functions = dict(zip(names, found, strict=True))
+        # Built-in functions that were given by name → their options.
+        self.built_in = {one: options.get(one, {}) for one in functions if isinstance(one, str) and one in REWARDS}
         self.weights = [1.0] * len(found) if weights is None else [float(weight) for weight in weights]
         if len(self.weights) != len(found) or not all(abs(weight) <= LARGEST for weight in self.weights):
             raise ConfigError(

@@ -17,6 +17,7 @@ from leaf.credit import CreditRule
 from leaf.data.rows import batch_indices, take
 from leaf.errors import AudioError
 from leaf.evaluation.evaluate import Evaluation, evaluate
+from leaf.evaluation.fitting import advice, reward_advice, texts_and_languages
 from leaf.evaluation.predict import Decoding
 from leaf.evaluation.registry import Scoring, validation_metrics
 from leaf.model.draws import step_generator
@@ -135,6 +136,13 @@ class Learner:
     def _optimizer_step(self, part: Rollout, number: int) -> tuple[dict[str, float], bool]:
         trained_by = (self.optimizer, self.schedule, self.skips, self.processes)
         return optimizer_step(self.policy, part, self.config, *trained_by, number=number)
+
+    def advice(self) -> list[str]:
+        """Write a line for each reward and validation metric that says little about the references."""
+        lines = reward_advice(self.rewards, *texts_and_languages(self.train_rows))
+        if self.config.eval_every:
+            lines += advice(validation_metrics(self.config.best_metric), *texts_and_languages(self.eval_rows))
+        return lines
 
     def evaluate(self) -> Evaluation:
         """Score the validation rows with the recipe's decoding; all processes share the work."""

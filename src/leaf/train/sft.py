@@ -16,6 +16,7 @@ from leaf.credit.tree import PrefixTree
 from leaf.data.rows import batch_indices, row_name, take
 from leaf.errors import DataError
 from leaf.evaluation.evaluate import evaluate
+from leaf.evaluation.fitting import advice, texts_and_languages
 from leaf.evaluation.predict import Decoding
 from leaf.evaluation.registry import Scoring, validation_metrics
 from leaf.memory import within_memory
@@ -135,6 +136,9 @@ class _Sft(SupervisedStage):
         super().__init__(config, policy, run, groups, trained, len(train_rows), say)
         self.eval_rows = eval_rows
         self.recordings = share_audio(policy, take(train_rows, range(len(train_rows))))
+        if config.eval_every:
+            for line in advice(validation_metrics(config.best_metric), *texts_and_languages(eval_rows)):
+                say(f"sft: {line}")
         say(f"sft: {len(train_rows)} rows on {len(self.recordings)} recordings, {config.batch_size} recordings a step")
 
     def restore(self, state: Mapping[str, Any]) -> None:

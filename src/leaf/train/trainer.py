@@ -211,6 +211,8 @@ class RLTrainer(Learner):
         found, left_out, _ = self._with_usable_audio(first, partial(check_policy, self.policy))
         for line in (*(f"start: {line}" for line in left_out), *found):
             self._say(line)
+        for line in self.advice():
+            self._say(f"start: {line}")
         self._say(f"token budget: {self.policy.token_budget} padded tokens a forward")
         if self.processes.sharded:
             self._say(

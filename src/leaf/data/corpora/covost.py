@@ -75,6 +75,7 @@ def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
             recording=f"commonvoice/{origin}/{speaker}",
             split=split,
             text=sentence,
+            language=goal,
         )
 
 

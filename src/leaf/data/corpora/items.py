@@ -53,6 +53,7 @@ class Item:
         split: the publisher's split; None where there is none, and `recording` decides.
         published: the split of the published runs or of the publisher, where recordings may be on both sides.
         text: the transcript, where there is one.
+        language: of the reference, such as zh-CN, where the corpus states it.
         own_validation: the publisher has a validation split, so none is cut out of its training split.
     """
 
@@ -64,6 +65,7 @@ class Item:
     split: str | None = None
     published: str | None = None
     text: str = ""
+    language: str = ""
     own_validation: bool = False
 
 

@@ -29,7 +29,7 @@ _SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("id", "prompt")),
         ("audio", pa.list_(pa.string())),
         ("audio_sources", pa.list_(pa.string())),  # Clip.source: what was cut or unpacked is in a file of its own
-        *((name, pa.string()) for name in ("reference", "text", "utterance")),
+        *((name, pa.string()) for name in ("reference", "text", "utterance", "reference_language")),
         ("seconds", pa.float64()),
     ]
 )
@@ -153,6 +153,7 @@ class _Preparation:
             "reference": entry.reference,
             "text": entry.text,
             "utterance": entry.recording,
+            "reference_language": entry.language or None,
             "seconds": round(seconds, 3),
         }
         return {"split": self._split(entry), "row": row}
