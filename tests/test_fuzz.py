@@ -20,10 +20,11 @@ from leaf.config import LeafConfig, from_dict, load_recipe, to_dict
 from leaf.credit import credit_rule
 from leaf.data import load
 from leaf.data.audio import AudioWarning, audio_seconds, load_audio
+from leaf.data.recordings import audio_of
 from leaf.errors import LeafError
 from leaf.model.device import pick_device
 from leaf.model.families import family
-from leaf.model.prompts import audio_of, conversation
+from leaf.model.prompts import conversation
 from leaf.rewards.functions import REWARDS
 from leaf.rewards.total import Rewards
 

@@ -217,7 +217,6 @@ def test_doctor_looks_at_the_lengths_that_all_rows_state_and_at_the_test_split(p
     soundfile.write("long.wav", np.full(16000 * 3, 0.1), 16000)
     rows = [json.loads(line) for line in (project / "data.jsonl").read_text().splitlines()]
     rows += [{**rows[i], "audio": "long.wav", "split": s, "seconds": 3.0} for i, s in enumerate(("train", "test"))]
-    rows[3]["seconds"] = 700.0  # in another unit; the header says that it is short
     (project / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
     def found(*overrides, recipe="rl.yaml"):
@@ -234,6 +233,13 @@ def test_doctor_looks_at_the_lengths_that_all_rows_state_and_at_the_test_split(p
     assert "with --max-seconds 2, or leave rows out; tolerate: skip passes over them." in said["data, train"].advice
     assert found("tolerate=skip")["data, train"].state == "unsure"
     assert list(found(recipe="sft.yaml")) == ["data, train", "data, validation"]
+    rows[3]["seconds"] = 700.0  # milliseconds, or another file
+    (project / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    wrong = found()[f"data, {rows[3].get('split')}"]
+    assert wrong.state == "fails"
+    assert "the row states 700 (seconds)" in wrong.found
+    assert wrong.found.startswith("Row '4': The audio lasts 0.")
+    rows[3]["seconds"] = None
     (project / "data.jsonl").write_text("\n".join(json.dumps(row) for row in rows if row["split"] != "test"))
     assert found()["data, test"].state == "unsure"
     assert "its --split names another" in found()["data, test"].advice

@@ -151,5 +151,7 @@ def test_unusable_files_are_named(tmp_path):
         load_audio(str(broken))
     with pytest.raises(AudioError, match="empty list"):
         load_audio([])
-    with pytest.raises(AudioError, match="needs 'array'"):
+    with pytest.raises(AudioError, match="needs 'array' and 'sampling_rate', or 'bytes' or 'path'"):
+        load_audio({"file": "x"})
+    with pytest.raises(AudioError, match="file x does not exist"):
         load_audio({"path": "x"})

@@ -72,7 +72,7 @@ def named(tmp_path, kind):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("empty", r"poor\.wav cannot be read: .*Give wav, flac, ogg or mp3"),
+        ("empty", r"poor\.wav cannot be read: .*Give wav, flac, ogg, mp3 or m4a"),
         ("text", r"poor\.wav cannot be read"),
         ("cut off in its header", r"poor\.wav"),
         ("no samples", "lasts 0.000 s; at least 0.05 s"),
@@ -100,7 +100,7 @@ def test_an_hour_of_audio_is_refused_before_it_is_decoded(policy, tmp_path, monk
     def never(*arguments, **options):
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(soundfile, "read", never)
+    monkeypatch.setattr("leaf.data.audio.decode", never)
     with pytest.raises(AudioError, match=r"lasts 3600\.0 s; this model takes at most 2 s and would cut the rest"):
         policy.embed([{"id": "1", "prompt": "press one", "audio": str(file), "reference": "x"}])
 

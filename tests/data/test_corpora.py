@@ -4,7 +4,6 @@ import csv
 import gzip
 import hashlib
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from leaf.data.corpora.longaudio import _conversation
 from leaf.data.leaks import check_leakage
 from leaf.errors import DataError
 from tests.helpers.corpora import parquet, run
-from tests.helpers.sound import tone, write
+from tests.helpers.sound import aac, write
 
 
 @pytest.fixture
@@ -153,20 +152,6 @@ def test_the_published_split_is_offered_by_name_and_leaks(dailytalk, tmp_path):
     result = CliRunner().invoke(app, ["data", "check", str(target)])
     assert result.exit_code == 1
     assert "is in train too" in result.stdout
-
-
-def aac(path, seconds):
-    av = pytest.importorskip("av")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        container = av.open(str(path), "w")
-        stream = container.add_stream("aac", rate=16000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(tone(seconds)[None], format="fltp", layout="mono")
-        frame.sample_rate = 16000
-        for packet in [*stream.encode(frame), *stream.encode(None)]:
-            container.mux(packet)
-        container.close()
 
 
 def test_parliament_cuts_speeches_and_keeps_a_sitting_together_over_both_corpora(tmp_path):

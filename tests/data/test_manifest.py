@@ -7,7 +7,9 @@ from typer.testing import CliRunner
 
 from leaf.commands.main import app
 from leaf.data import load, splits_of
+from leaf.data.audio import load_audio
 from leaf.data.leaks import check_leakage
+from leaf.data.recordings import audio_of, row_seconds
 from leaf.errors import DataError
 
 
@@ -154,7 +156,7 @@ def test_bad_files_are_named(folder):
         load(str(folder / "list.jsonl"), "train")
     with pytest.raises(DataError, match="cannot be read"):
         load(str(folder / "none.jsonl"), "train")
-    with pytest.raises(DataError, match="Only prompt, audio, reference, split can be mapped"):
+    with pytest.raises(DataError, match="Only prompt, audio, reference, split, offset, duration can be mapped"):
         load(manifest(folder, [{"prompt": "a"}]), "train", columns={"sound": "x"})
     with pytest.raises(DataError, match="no rows in split 'test'"):
         load(manifest(folder, [{"prompt": "a", "audio": "1.wav", "reference": "x", "split": "train"}]), "test")
@@ -181,3 +183,48 @@ def test_a_manifest_is_checked_in_the_splits_that_it_has_by_the_names_that_it_ha
         splits_of("nothing")
     with pytest.raises(DataError, match="no finished preparation"):
         splits_of(str(folder))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_offset_and_duration_name_the_stretch_that_is_heard(folder, name):
+    """As NeMo's manifests have them; every row of ten seconds heard all of it before."""
+    tones = np.concatenate([0.3 * np.sin(2 * np.pi * 100 * (i + 2) * np.arange(16000) / 16000) for i in range(10)])
+    soundfile.write(folder / "long.wav", tones, 16000)
+    rows = [
+        {"audio_filepath": "long.wav", "text": f"r{i}", "prompt": "Say", "offset": 2.0 * i, "duration": 2.0}
+        for i in range(5)
+    ]
+    if name == "a.csv":
+        lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+        (folder / name).write_text("\n".join(lines))
+    else:
+        manifest(folder, rows, name)
+    columns = {"audio": "audio_filepath", "reference": "text"}
+    (split,) = splits_of(str(folder / name), columns=columns)  # stretches of one file are on one side
+    got = load(str(folder / name), split, columns=columns)
+    assert [row_seconds(row) for row in got] == [2.0] * 5
+    waves = [load_audio(audio_of(row)) for row in got]
+    assert [len(wave) for wave in waves] == [32000] * 5
+    assert [round(np.abs(np.fft.rfft(wave[:16000])).argmax()) for wave in waves] == [200, 400, 600, 800, 1000]
+    assert [row["utterance"].partition("#")[2] for row in got] == [
+        "0.0-2.0",
+        "2.0-4.0",
+        "4.0-6.0",
+        "6.0-8.0",
+        "8.0-10.0",
+    ]
+    assert got["offset"] == [0.0, 2.0, 4.0, 6.0, 8.0]
+
+
+@pytest.mark.parametrize(
+    ("stretch", "message"),
+    [
+        ({"offset": -1}, r"Row 1 of data\.jsonl: The offset is -1; it says where"),
+        ({"duration": "2 s"}, r"Row 1 of data\.jsonl: The duration is '2 s'; it says where"),
+        ({"duration": 0}, r"Row 1 of data\.jsonl: The duration is 0; give seconds above 0"),
+        ({"offset": 1, "audio": ["1.wav", "2.wav"]}, "2 files of audio; a stretch is of one file"),
+    ],
+)
+def test_stretches_that_are_none_are_named(folder, stretch, message):
+    with pytest.raises(DataError, match=message):
+        load(manifest(folder, [{"prompt": "Say", "audio": "1.wav", "reference": "x", **stretch}]), "train")

@@ -10,7 +10,7 @@ import peft
 import torch
 
 from leaf.config import LeafConfig, LoraFields, RunConfig
-from leaf.data.audio import audio_seconds
+from leaf.data.recordings import named, row_seconds
 from leaf.data.rows import stated_seconds
 from leaf.errors import LeafError
 from leaf.memory import available_bytes
@@ -209,7 +209,10 @@ def _lengths(rows: Any, limit: float) -> tuple[list[float], list[float]]:
     first = range(min(len(rows), _LOOKED_AT))
     stated = rows.select_columns("seconds") if "seconds" in rows.column_names else []
     more = [i for i, row in enumerate(stated) if i >= len(first) and stated_seconds(row) > limit]
-    looked = [audio_seconds(row["audio"]) for row in rows.select([*first, *more])]
+    looked = []
+    for row in rows.select([*first, *more]):
+        with named(row):
+            looked.append(row_seconds(row))
     return looked[: len(first)], [seconds for seconds in looked if seconds > limit]
 
 

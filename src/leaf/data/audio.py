@@ -7,12 +7,13 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
-import soundfile
 import soxr
 
+from leaf.data.decoding import Encoded, Header, decode, read_header
+from leaf.data.stretches import bounds, stretch_of
 from leaf.errors import AudioError, shown
 
 JOIN_PAUSE = 0.06  # seconds of silence between recordings joined to one utterance
@@ -25,6 +26,7 @@ _SILENT = 1e-4  # peak amplitude below which a recording counts as silent (−80
 _LOUDEST = 4.0  # peak (12 dB of overshoot) above which floating-point samples must be on another scale than [−1, 1]
 
 Audio = str | Path | Sequence[str] | Mapping[str, Any]
+_FORMS = "'array' and 'sampling_rate', or 'bytes' or 'path'"
 
 
 class AudioWarning(UserWarning):
@@ -35,22 +37,23 @@ def load_audio(audio: Audio, *, sampling_rate: int = 16000) -> np.ndarray:
     """Load a mono float32 waveform (samples,) in [−1, 1] at `sampling_rate` Hz.
 
     Args:
-        audio: a file (any format that libsndfile reads: wav, flac, ogg/opus, mp3, ...), a list of files to be joined
-            with a short pause, or {"array": (samples,) or (samples, channels), "sampling_rate": Hz}. The array is
-            int16, int32 or floating point in [−1, 1].
+        audio: a file (wav, flac, ogg/opus, mp3, m4a, ...), a list of files to be joined with a short pause, or a
+            mapping: {"array": (samples,) or (samples, channels), "sampling_rate": Hz} with int16, int32 or floating
+            point in [−1, 1], {"bytes": an encoded file} or {"path": a file}. Of a mapping with "offset" or "duration"
+            the stretch is heard that begins and lasts so many seconds.
         sampling_rate: of the result, in Hz.
 
     Raises:
-        AudioError: missing, unreadable, empty, shorter than 0.05 s, silent, not finite, or of an unknown scale or rate.
+        AudioError: missing, unreadable, empty, shorter than 0.05 s, silent, not finite, of an unknown scale or rate, or
+            not as long as it states.
 
     Warns:
         AudioWarning: more than 1 % of the samples are at full scale, so the recording is clipped.
     """
-    if isinstance(audio, Mapping):
-        array, rate = _samples_and_rate(audio)
+    if _is_array(audio):
+        array, rate = samples_and_rate(audio)
         return _checked_mono(array, rate, sampling_rate, "the array given")
-    names = _file_names(audio)
-    parts = [_read_file(name, sampling_rate) for name in names]
+    parts = [_read(sound, sampling_rate) for sound in encoded(audio)]
     if len(parts) == 1:
         return parts[0].copy()  # the cache's own array is read-only
     pause = np.zeros(round(JOIN_PAUSE * sampling_rate), dtype=np.float32)
@@ -63,20 +66,29 @@ def audio_seconds(audio: Audio) -> float:
     Raises:
         AudioError: a file is missing or its header cannot be read, or the mapping is not one.
     """
-    if isinstance(audio, Mapping):
-        array, rate = _samples_and_rate(audio)
+    if _is_array(audio):
+        array, rate = samples_and_rate(audio)
         return len(array) / rate
-    names = _file_names(audio)
+    seconds = []
+    for sound, header in headers(audio):
+        start, end = sound.bounds(header.seconds)
+        seconds.append(end - start)
+    return sum(seconds) + JOIN_PAUSE * (len(seconds) - 1)
+
+
+def headers(audio: Audio) -> list[tuple[Encoded, Header]]:
+    """Read the header of every encoded recording that `audio` names; of an array there is none.
+
+    Raises:
+        AudioError: a file is missing or its header cannot be read.
+    """
     check_files(audio)
-    seconds = 0.0
-    for name in names:
-        try:
-            header = soundfile.info(name)
-        except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: a name that ends in .raw
-            raise _unreadable(name, error) from error
-        _check_rate(header.samplerate, f"the file {name}")
-        seconds += header.frames / header.samplerate
-    return seconds + JOIN_PAUSE * (len(names) - 1)
+    found = []
+    for sound in encoded(audio):
+        header = read_header(sound)
+        _check_rate(header.rate, sound.name)
+        found.append((sound, header))
+    return found
 
 
 def check_files(audio: Audio) -> None:
@@ -85,10 +97,10 @@ def check_files(audio: Audio) -> None:
     Raises:
         AudioError: a file does not exist or is no file.
     """
-    for name in [] if isinstance(audio, Mapping) else _file_names(audio):
-        problem = file_problem(name)
+    for sound in encoded(audio):
+        problem = None if sound.path is None else file_problem(sound.path)
         if problem is not None:
-            raise AudioError(f"The audio file {name} {problem}. Check the path, relative to the manifest.")
+            raise AudioError(f"The audio file {sound.path} {problem}. Check the path, relative to the manifest.")
 
 
 def file_problem(path: str) -> str | None:
@@ -104,17 +116,38 @@ def file_problem(path: str) -> str | None:
     return None if stat.S_ISREG(mode) else "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
 
 
-def _file_names(audio: Any) -> list[str]:
-    """List the files that `audio` names, at least one."""
+def encoded(audio: Any) -> list[Encoded]:
+    """List the encoded recordings that `audio` names, at least one; an array is none.
+
+    Raises:
+        AudioError: it is no audio.
+    """
+    if isinstance(audio, Mapping):
+        return [] if _is_array(audio) else [_encoded_mapping(audio)]
     names = [audio] if isinstance(audio, str | Path) else audio
     if not isinstance(names, list | tuple) or not all(isinstance(name, str | Path) for name in names):
-        raise AudioError(
-            f"Audio came as {shown(audio)}; give a path, a list of paths, or a mapping with 'array' and "
-            "'sampling_rate'."
-        )
+        raise AudioError(f"Audio came as {shown(audio)}; give a path, a list of paths, or a mapping with {_FORMS}.")
     if not names:
         raise AudioError("Audio came as an empty list; name at least one file.")
-    return [str(name) for name in names]
+    return [Encoded(str(name)) for name in names]
+
+
+def _is_array(audio: Any) -> TypeGuard[Mapping[str, Any]]:
+    return (
+        isinstance(audio, Mapping)
+        and audio.get("bytes") is None
+        and (audio.get("array") is not None or audio.get("path") is None)
+    )
+
+
+def _encoded_mapping(audio: Mapping[str, Any]) -> Encoded:
+    """Read a mapping with bytes or a path, as `datasets` gives audio that it does not decode."""
+    data, path = audio.get("bytes"), audio.get("path")
+    if data is None and isinstance(path, str | Path):
+        return Encoded(str(path), None, *stretch_of(audio))
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise AudioError(f"Audio came as the bytes {shown(data)}; give those of an encoded file, such as wav or mp3.")
+    return Encoded(None, bytes(data), *stretch_of(audio))
 
 
 class _Cache:
@@ -122,16 +155,16 @@ class _Cache:
 
     def __init__(self, limit: int):
         self.limit, self.size = limit, 0
-        self.waves: OrderedDict[tuple[str, int, int, int], np.ndarray] = OrderedDict()
+        self.waves: OrderedDict[tuple[Any, ...], np.ndarray] = OrderedDict()
         self.lock = threading.Lock()  # data loaders may read from several threads
 
-    def get(self, key: tuple[str, int, int, int]) -> np.ndarray | None:
+    def get(self, key: tuple[Any, ...]) -> np.ndarray | None:
         with self.lock:
             if key in self.waves:
                 self.waves.move_to_end(key)
             return self.waves.get(key)
 
-    def put(self, key: tuple[str, int, int, int], wave: np.ndarray) -> None:
+    def put(self, key: tuple[Any, ...], wave: np.ndarray) -> None:
         with self.lock:
             if key in self.waves or wave.nbytes > self.limit // 8:  # one long file must not push all others out
                 return
@@ -144,21 +177,16 @@ class _Cache:
 _cache = _Cache(CACHE_BYTES)
 
 
-def _read_file(path: str, sampling_rate: int) -> np.ndarray:
-    check_files(path)
-    file = Path(path).stat()
-    key = (path, sampling_rate, file.st_mtime_ns, file.st_size)  # a file written anew is decoded anew
+def _read(sound: Encoded, sampling_rate: int) -> np.ndarray:
+    """Decode a recording, unless it is in the cache."""
+    if sound.path is None:
+        return _checked_mono(*decode(sound), sampling_rate, sound.name.removeprefix("the audio in "))
+    check_files(sound.path)
+    file = Path(sound.path).stat()
+    key = (sound, sampling_rate, file.st_mtime_ns, file.st_size)  # a file written anew is decoded anew
     wave = _cache.get(key)
     if wave is None:
-        try:
-            wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, OSError, TypeError) as error:
-            raise _unreadable(path, error) from error
-        except MemoryError as error:
-            raise AudioError(
-                f"The audio file {path} is not what its header says, or does not fit into memory: {error}."
-            ) from error
-        wave = _checked_mono(wave, rate, sampling_rate, f"the file {path}")
+        wave = _checked_mono(*decode(sound), sampling_rate, f"the file {sound.path}")
         wave.setflags(write=False)  # the cache hands the same array to every caller
         _cache.put(key, wave)
     return wave
@@ -212,12 +240,14 @@ def _check_rate(rate: int, name: str) -> None:
         )
 
 
-def _samples_and_rate(audio: Mapping[str, Any]) -> tuple[np.ndarray, int]:
-    """Read samples and sampling rate out of a mapping, checked."""
-    if "array" not in audio or "sampling_rate" not in audio:
-        raise AudioError(
-            f"Audio came as a mapping with {shown(sorted(map(str, audio)))}; it needs 'array' and 'sampling_rate'."
-        )
+def samples_and_rate(audio: Mapping[str, Any]) -> tuple[np.ndarray, int]:
+    """Read the samples that are heard and their rate out of a mapping, checked.
+
+    Raises:
+        AudioError: they are missing or no samples.
+    """
+    if audio.get("array") is None or "sampling_rate" not in audio:
+        raise AudioError(f"Audio came as a mapping with {shown(sorted(map(str, audio)))}; it needs {_FORMS}.")
     rate: Any = audio["sampling_rate"]
     whole = isinstance(rate, int | float | np.integer | np.floating) and not isinstance(rate, bool)
     if not whole or not abs(rate) < 1e9 or rate % 1 != 0:
@@ -229,9 +259,5 @@ def _samples_and_rate(audio: Mapping[str, Any]) -> tuple[np.ndarray, int]:
         raise AudioError(f"Audio came with an array that is not one: {error}.") from error
     if array.ndim == 0:
         raise AudioError(f"Audio came with the array {shown(audio['array'])} of shape (); give (samples,).")
-    return array, int(rate)
-
-
-def _unreadable(path: str, error: Exception) -> AudioError:
-    reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
-    return AudioError(f"The audio file {path} cannot be read: {reason.rstrip('. ')}. Give wav, flac, ogg or mp3.")
+    start, end = bounds(*stretch_of(audio), len(array) / int(rate), "the array given")
+    return array[round(start * rate) : round(end * rate)], int(rate)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from leaf.data.manifest import sources_of
+from leaf.data.recordings import sources_of
 
 
 def check_leakage(

@@ -5,15 +5,17 @@ Every row and every file is checked before anything starts, so that a run does n
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from leaf.data.audio import file_problem
 from leaf.data.cells import cell, folded, text_cell, with_references
 from leaf.data.hashing import stable_fraction
+from leaf.data.recordings import names_of
+from leaf.data.stretches import STRETCH, heard, stretch_of
 from leaf.data.tables import read_table
-from leaf.errors import DataError, did_you_mean, shown
+from leaf.errors import AudioError, DataError, did_you_mean, shown
 
 REQUIRED = ("prompt", "audio", "reference")
 SPLITS = ("train", "validation", "test")
@@ -29,7 +31,7 @@ def read_manifest(path: Path, split: str, columns: dict[str, str]) -> list[dict[
 
     Args:
         path: a .jsonl, .csv or .tsv file in UTF-8; csv and tsv have a header line. `audio` is a path, in JSONL also a
-            list of paths to be joined.
+            list of paths to be joined. `offset` and `duration`, in seconds, name the stretch of it that is heard.
         split: the split wanted.
         columns: ours → theirs, e.g. {"reference": "answer"}.
 
@@ -56,15 +58,9 @@ def manifest_splits(path: Path, columns: dict[str, str]) -> tuple[str, ...]:
     return tuple(name for name in NAMED_SPLITS if name in splits)
 
 
-def sources_of(row: Mapping[str, Any]) -> list[str]:
-    """List what a row's recordings are known by: where a prepared corpus took them from, else the audio files."""
-    sources = row.get("audio_sources") or row["audio"]
-    return [sources] if isinstance(sources, str) else list(sources)
-
-
 def _rows_and_splits(path: Path, columns: dict[str, str]) -> tuple[list[dict[str, Any]], list[str]]:
     """Read and check all rows of a manifest, and decide the split of each."""
-    mappable = (*REQUIRED, "split")
+    mappable = (*REQUIRED, "split", *STRETCH)
     if unknown := sorted(set(columns) - set(mappable)):
         raise DataError(
             f"columns maps {', '.join(unknown)}.{did_you_mean(unknown[0], mappable)} "
@@ -80,8 +76,9 @@ def _rows_and_splits(path: Path, columns: dict[str, str]) -> tuple[list[dict[str
         row = {**record, **{ours: _mapped(record, theirs) for ours, theirs in columns.items()}}
         row = _with_texts(row, needed, record, f"Row {number} of {path.name}")
         row["audio"] = _audio_files(row["audio"], number, path, folders)
-        row |= {"id": _text_or(number, row.get("id")), "utterance": _text_or(row["audio"][0], row.get("utterance"))}
-        first = seen.setdefault((row["prompt"], row.get("reference", ""), *row["audio"]), number)
+        sounds = _stretch(row, number, path)
+        row |= {"id": _text_or(number, row.get("id")), "utterance": _text_or(sounds[0], row.get("utterance"))}
+        first = seen.setdefault((row["prompt"], row.get("reference", ""), *sounds), number)
         if first != number:
             raise DataError(f"Row {number} of {path.name} repeats row {first}: same prompt, audio and reference.")
         rows.append(row)
@@ -119,6 +116,18 @@ def _with_texts(row: dict[str, Any], needed: Sequence[str], record: dict[str, An
             "Fill it, or map names with columns."
         )
     return row
+
+
+def _stretch(row: dict[str, Any], number: int, path: Path) -> list[str]:
+    """Make a row's offset and duration numbers of seconds, and name what is heard of its files."""
+    given = [name for name in STRETCH if name in row]
+    try:
+        offset, duration = stretch_of(row)
+        names = names_of(heard(row["audio"], row)) if offset or duration is not None else row["audio"]
+    except AudioError as error:
+        raise DataError(f"Row {number} of {path.name}: {error}") from error
+    row.update({name: value for name, value in zip(STRETCH, (offset, duration), strict=True) if name in given})
+    return names
 
 
 def _text_or(otherwise: Any, value: Any) -> str:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from leaf.credit.tree import PrefixTree
 from leaf.data.audio import load_audio
+from leaf.data.recordings import audio_of, with_audio
 from leaf.errors import ModelError
 from leaf.model.declared import check_declared, stated_scale
 from leaf.model.lora import check_frozen
 from leaf.model.policy import Policy, Prompt
-from leaf.model.prompts import audio_of
 from leaf.model.sampling import Group, sample
 from leaf.model.scoring import layout_for, score
 
@@ -169,7 +169,7 @@ def audio_effect(
     for row in rows:
         wave = load_audio(audio_of(row), sampling_rate=rate)
         array = noise.normal(0.0, float(np.sqrt(np.mean(wave**2))), len(wave)).astype(np.float32)
-        swapped.append({**row, "audio": {"array": array.clip(-1, 1), "sampling_rate": rate}})
+        swapped.append(with_audio(row, {"array": array.clip(-1, 1), "sampling_rate": rate}))
     others = score(policy, policy.embed(swapped), trees).log_probs
     return _mean([a - b for a, b in zip(scores, others, strict=True)], trees)
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from leaf.data.audio import load_audio
+from leaf.data.recordings import audio_of, with_audio
 from leaf.errors import ModelError
 from leaf.model.family import Family
 from leaf.model.policy import Policy, Prompt
-from leaf.model.prompts import audio_of, encode
+from leaf.model.prompts import encode
 from leaf.text import fold_whitespace
 
 # Where the recording's last part has to reach the features, in seconds.
@@ -134,7 +135,7 @@ def check_neighbours(policy: Policy, row: Mapping[str, Any], prompt: Prompt) -> 
     """Check that a prompt is embedded alone as it is beside a longer one."""
     rate = policy.family.sampling_rate(policy.processor)
     wave = load_audio(audio_of(row), sampling_rate=rate)
-    half = {**row, "audio": {"array": wave[: len(wave) // 2 + 1], "sampling_rate": rate}}
+    half = with_audio(row, {"array": wave[: len(wave) // 2 + 1], "sampling_rate": rate})
     (alone,), (_, beside) = policy.embed([half]), policy.embed([row, half])
     same = alone.embeddings.shape == beside.embeddings.shape
     away = float((alone.embeddings - beside.embeddings).norm() / alone.embeddings.norm()) if same else float("inf")
@@ -163,7 +164,7 @@ def check_longest(family: Family, processor: Any, row: Mapping[str, Any]) -> Non
     found = []
     for end in (noise, noise[::-1]):
         sound = {"array": np.concatenate([silence, end]), "sampling_rate": rate}
-        found.append(_features(family, processor, {**row, "audio": sound}, seconds))
+        found.append(_features(family, processor, with_audio(row, sound), seconds))
     if all(torch.equal(a, b) for a, b in zip(*found, strict=True)):
         raise ModelError(
             f"The family {family.model_type!r} says that its processor takes {stated:g} s of audio, and the last "

@@ -5,8 +5,7 @@ their content. The audio is the row's `audio`, or else what the audio part names
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from leaf.data.audio import audio_seconds, load_audio
+from leaf.data.recordings import audio_of, check_stated, named
 from leaf.data.rows import Example, row_name
 from leaf.errors import AudioError, DataError, ModelError, shown
 from leaf.model.family import Family, encode_text
@@ -192,33 +192,6 @@ def _flat(content: Any, placeholder: str) -> str:
     return "".join(placeholder if part.get("type") == "audio" else part["text"] for part in content)
 
 
-def audio_of(example: Example) -> Any:
-    """Find a row's audio: its column, or the audio part of its messages.
-
-    Raises:
-        DataError, ModelError: the row has no prompt, or not exactly one recording.
-    """
-    prompt = example.get("prompt")
-    if prompt is None:
-        raise DataError(f"A row has no prompt; it has the columns {shown(sorted(map(str, example)))}.")
-    if example.get("audio") is not None:
-        return example["audio"]
-    parts = [
-        part
-        for message in (() if isinstance(prompt, str) else _messages(prompt))
-        if not isinstance(message["content"], str)
-        for part in message["content"]
-        if part.get("type") == "audio"
-    ]
-    found = [part[key] for part in parts for key in ("audio", "path", "url") if part.get(key) is not None]
-    if len(found) != 1:
-        raise ModelError(
-            f"The row {row_name(example)!r} carries {len(found)} recordings; give it one, as `audio` or in the audio "
-            "part of its messages."
-        )
-    return found[0]
-
-
 def encode(
     family: Family, processor: Any, examples: Sequence[Example], max_prompt_tokens: int | None
 ) -> dict[str, Tensor]:
@@ -287,10 +260,11 @@ def waveform(family: Family, processor: Any, example: Example) -> np.ndarray:
     check_length(family, processor, example)
     rate = family.sampling_rate(processor)
     longest = family.max_seconds(processor)
-    with _named(example):
+    with named(example):
         wave = load_audio(audio_of(example), sampling_rate=rate)
         if len(wave) > longest * rate:  # a header may state less than there is
             raise _too_long(len(wave) / rate, longest)
+        check_stated(example, len(wave) / rate)
     return wave
 
 
@@ -302,19 +276,11 @@ def check_length(family: Family, processor: Any, example: Example) -> None:
     """
     rate = family.sampling_rate(processor)
     longest = family.max_seconds(processor)
-    with _named(example):
+    with named(example):
         seconds = audio_seconds(audio_of(example))
         if seconds - 1 / rate > longest:  # one sample may be lost in resampling
             raise _too_long(seconds, longest)
-
-
-@contextmanager
-def _named(example: Example) -> Iterator[None]:
-    """Put the row's name in front of what is wrong with its audio."""
-    try:
-        yield
-    except AudioError as error:
-        raise AudioError(f"Row {row_name(example)!r}: {error}") from error
+        check_stated(example, seconds)
 
 
 def _too_long(seconds: float, longest: float) -> AudioError:

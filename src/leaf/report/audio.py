@@ -16,6 +16,7 @@ import numpy as np
 import soundfile
 
 from leaf.data.audio import JOIN_PAUSE, Audio, audio_seconds, load_audio
+from leaf.data.recordings import audio_of
 from leaf.data.rows import prompt_text
 from leaf.errors import AudioError, ConfigError, DataError, ModelError
 from leaf.evaluation.predictions import kept_items
@@ -102,7 +103,7 @@ class ClipStore:
         Raises:
             AudioError: the audio cannot be read; the store is as before.
         """
-        if isinstance(source, Mapping):  # samples have no name to know them by
+        if isinstance(source, Mapping) and not isinstance(source.get("path"), str):  # samples have no name
             return self._stored(source)
         key = str(source)
         if key not in self._known:
@@ -191,10 +192,6 @@ class Recordings:
 
 
 def _audio_of(row: dict[str, Any]) -> Audio:
-    if row.get("audio") is not None:
-        return row["audio"]
-    from leaf.model.prompts import audio_of  # imports the model families, which few reports need
-
     try:
         return audio_of(row)
     except ModelError as error:

@@ -136,7 +136,7 @@ def group_record(
     tree = group.tree
     spans = list(enumerate(group.lengths.tolist()))
     audio = row.get("audio")
-    audio = audio if isinstance(audio, list) else [audio]
+    audio = audio if isinstance(audio, list) else [audio.get("path") if isinstance(audio, Mapping) else audio]
     return {
         "id": row.get("id"),
         "prompt": _without_audio(row["prompt"]),

@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from leaf.checksums import write_checksums
 from leaf.config import SftConfig
 from leaf.credit.tree import PrefixTree
+from leaf.data.recordings import audio_of, names_of
 from leaf.data.rows import batch_indices, row_name, take
 from leaf.errors import DataError
 from leaf.evaluation.evaluate import evaluate
@@ -23,7 +22,7 @@ from leaf.memory import within_memory
 from leaf.model.family import encode_text
 from leaf.model.policy import Policy
 from leaf.model.projector import save_projector, unfreeze_projector
-from leaf.model.prompts import audio_of, check_placeholders, check_prompt_length
+from leaf.model.prompts import check_placeholders, check_prompt_length
 from leaf.model.scoring import batches, score
 from leaf.runs.directory import RunDirectory
 from leaf.train.schedule import seed_dropout
@@ -35,16 +34,8 @@ def share_audio(policy: Policy, rows: Sequence[dict[str, Any]]) -> list[list[dic
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         head, _ = _split_prompt(policy, row)
-        groups.setdefault((str(head), _same(audio_of(row))), []).append(row)
+        groups.setdefault((str(head), str(names_of(audio_of(row)))), []).append(row)
     return list(groups.values())
-
-
-def _same(audio: Any) -> str:
-    """Give a recording a name that tells it from others: a path as it is, a waveform by all of its samples."""
-    if isinstance(audio, Mapping):
-        wave = np.ascontiguousarray(audio["array"])
-        return f"{audio['sampling_rate']} {wave.dtype} {wave.shape} {sha256(wave.tobytes()).hexdigest()}"
-    return str([audio] if isinstance(audio, str | Path) else [str(name) for name in audio])
 
 
 def _split_prompt(policy: Policy, row: dict[str, Any]) -> tuple[str, str]:

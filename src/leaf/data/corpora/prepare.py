@@ -19,7 +19,8 @@ import pyarrow as pa
 from leaf.data.corpora.clips import place
 from leaf.data.corpora.items import Corpus, Item, Options, Refusal
 from leaf.data.hashing import stable_fraction
-from leaf.data.manifest import SPLITS, sources_of
+from leaf.data.manifest import SPLITS
+from leaf.data.recordings import sources_of
 from leaf.errors import AudioError, DataError, did_you_mean
 from leaf.files import append_row, drop_torn_line, read_rows, write_json, writing
 
