@@ -1,7 +1,7 @@
 """Recipes: flat dataclasses whose fields have one default, one line of help and a group each; unknown keys are refused.
 
-A recipe is a YAML file of these fields. `extends: other.yaml` (one name or a list, relative to the file) lays it over
-others. On the command line further recipes and then `key=value` are laid over it.
+A recipe is a YAML file of these fields. `extends: other.yaml` lays it over others: one name or a list, relative to the
+file, or of recipes that come with leaf. On the command line further recipes and then `key=value` are laid over it.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import yaml
 
 from leaf.errors import ConfigError, did_you_mean, shown
 from leaf.fields import checked, declare
+from leaf.shipped import find_recipe, recipe_meant
 from leaf.text import fold_whitespace
 
 STEPS = 100  # of a run whose recipe names neither max_steps nor epochs
@@ -245,7 +246,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> RunConf
     """Read a recipe with its `extends` chain, further recipes and `key=value` into the dataclass of its stage.
 
     Args:
-        path: the recipe.
+        path: the recipe; one that comes with leaf is found by its name `recipes/...` from any folder.
         overrides: in order: further recipe files (*.yaml), each laid over what came before, and key=value pairs, laid
             over all files. The default run directory is named after the files.
     """
@@ -253,14 +254,15 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> RunConf
     files = [Path(path), *(Path(text) for text in overrides if "=" not in text and text.endswith((".yaml", ".yml")))]
     values: dict[str, Any] = {}
     for file in files:
-        values |= _read(_real(file), ())
+        values |= _read(_real(find_recipe(file)), ())
     for override in overrides:
         key, equals, value = override.partition("=")
         if equals:
             values[key.strip()] = _yaml(value, f"the override {shown(override)}")
         elif Path(override) not in files:
             raise ConfigError(f"{shown(override)} is neither key=value nor a further recipe (.yaml).")
-    values.setdefault("output_dir", f"runs/{'-'.join(file.stem for file in files)}")
+    if values.get("output_dir") is None:
+        values["output_dir"] = f"runs/{'-'.join(file.stem for file in files)}"
     return from_dict(values)
 
 
@@ -269,7 +271,7 @@ def overridden_keys(overrides: list[str] | None) -> set[str]:
     keys: set[str] = set()
     for text in overrides or []:
         key, equals, _ = text.partition("=")
-        keys |= {key.strip()} if equals else {*_read(_real(Path(text)), ())}
+        keys |= {key.strip()} if equals else {*_read(_real(find_recipe(text)), ())}
     return keys
 
 
@@ -332,7 +334,7 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"The recipe {path} cannot be read: {reason}.") from error
+        raise ConfigError(f"The recipe {path} cannot be read: {reason}.{recipe_meant(path)}") from error
     values = _yaml(text, f"the recipe {path.name}") or {}
     if not isinstance(values, dict):
         raise ConfigError(f"The recipe {path.name} holds a {type(values).__name__}; it must be `key: value` lines.")
@@ -344,7 +346,7 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"extends in {path.name} is {shown(parents)}; give the name of a recipe, or a list of names.")
     merged: dict[str, Any] = {}
     for parent in parents:
-        merged |= _read(_real(path.parent / Path(parent).expanduser()), (*chain, path))
+        merged |= _read(_real(find_recipe(parent, path.parent)), (*chain, path))
     return merged | values
 
 

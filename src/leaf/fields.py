@@ -82,7 +82,8 @@ def checked(key: str, value: Any, hint: Any, metadata: Any) -> Any:
             value = float(value)
     if origin is not None or not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         came = "has no value" if value is None else f"is {shown(value)}"
-        raise ConfigError(f"{key} {came}; give {_WORDS.get(origin or hint, str(hint))}.")
+        what = f" ({metadata['help']})" if value is None and "help" in metadata else ""
+        raise ConfigError(f"{key} {came}; give {_WORDS.get(origin or hint, str(hint))}{what}.")
     low, high = metadata.get("low"), metadata.get("high")
     if (low is not None and not value >= low) or (high is not None and not value <= high):  # NaN too
         allowed = f"at least {low}" if high is None else f"from {low} to {high}"
