@@ -53,7 +53,7 @@ CORPORA: dict[str, Corpus] = {
     "hub": Corpus(
         "any data set that `datasets` loads from a folder or the hub, by --columns",
         "its publisher's",
-        "a folder of parquet, JSON or CSV files whose rows hold or name audio, or a hub id",
+        "a folder or a file of parquet, JSON, CSV or TSV whose rows hold or name audio, or a hub id",
         hub.items,
         validation=0.05,
         test=0.05,

@@ -1,15 +1,21 @@
 """Read any data set that the library `datasets` reads, from the hub or a folder, by column names."""
 
+import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
+import soundfile
 
+from leaf.data.audio import load_audio
+from leaf.data.cells import cell, column_of, folded, references_cell, text_cell
 from leaf.data.corpora.items import Clip, Item, Options, Refusal
+from leaf.data.corpora.sources import Table, tables_of
 from leaf.data.manifest import SPLITS
-from leaf.errors import DataError, did_you_mean
+from leaf.errors import AudioError, DataError, did_you_mean, shown
 
 # Names of splits as publishers write them → ours.
 _SPLITS = {
@@ -23,107 +29,181 @@ _SPLITS = {
 }
 _LEFT_OUT = "none"
 _SHARD = re.compile(r"[-_]\d+([-_]of[-_]\d+)?([-_][0-9a-f]{16})?$")  # train-00000-of-00004, with a hash in older sets
-_ROWS_AT_ONCE = 16
-# Suffixes of files with rows → the builder that reads them. Audio files beside them are what rows name.
-_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
-_NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # `datasets` writes them
-_OURS = ("prompt", "audio", "reference", "recording", "text")
+_OURS = ("prompt", "audio", "reference", "recording", "text", "split")
 
 
 def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
     """Yield the rows of every split. The publisher's splits are kept; a single split is cut by recording.
 
-    `options.columns` maps prompt, audio and reference to the data set's names, and recording and text where it has
-    them. A prompt that is no column is used as it is, for every row. `options.splits` maps the data set's splits to
-    ours, or to none. Without a column for it, a recording is an audio file, known by its path or, in a table, by name
-    or hash.
+    `options.columns` maps prompt, audio and reference to the data set's names, and recording, text and split where it
+    has them. A prompt that is no column is used as it is, for every row. A column `split` decides row by row; without
+    one the names of files or of the publisher's splits do. `options.splits` maps their names to ours, or to none.
+    Without a column for it, a recording is an audio file, known by its path or, in a table, by name or hash.
     """
-    from datasets import load_dataset
-
     unknown = sorted(set(options.columns) - set(_OURS))
     if unknown:
         hint = did_you_mean(unknown[0], _OURS)
         raise DataError(f"--columns maps {', '.join(unknown)}.{hint} Allowed are {', '.join(_OURS)}.")
-    names = {ours: options.columns.get(ours, ours) for ours in _OURS}
-    arguments = _files(source, options)
-    try:
-        splits = load_dataset(*arguments, streaming=True)
-    except (OSError, ValueError) as error:
-        raise DataError(f"datasets cannot read {source}: {error}") from error
-    keys = [str(key) for key in splits]
-    sides: dict[str, Any]
-    if len(keys) == 1 and not options.splits:
-        sides = {keys[0]: None}
-    else:
-        sides = {key: key for key in keys} if source.is_dir() else _sides(keys, options, source)
-    for split, side in sides.items():
+    tables = tables_of(source, options.config)
+    if not any(table.columns for table in tables):
+        raise DataError(f"{source} has no rows. Give one with a header and at least one row.")
+    by_row = _split_column(tables, options)
+    sides = _sides_of_tables(tables, options, source, by_row)
+    values = [] if by_row is None else [value for table in tables for value in table.values(by_row)]
+    kept = {side for side in sides.values() if side} | {_SPLITS.get(folded(value)) for value in values}
+    kept |= set(options.splits.values()) if by_row else set()
+    numbers: Counter[str] = Counter()
+    folder = source.parent if source.is_file() else source  # that paths count from
+    for table in tables:
+        side = sides[table.name]
         if side == _LEFT_OUT:
             continue
-        # As Arrow tables: rows as objects would pass through the library's own audio decoder, another package.
-        tables: Any = splits[split].with_format("arrow").iter(batch_size=_ROWS_AT_ONCE)
-        for number, row in enumerate(row for table in tables for row in table.to_pylist()):
-            name = f"{split}-{number}"
-            missing = [names[ours] for ours in ("audio", "reference") if names[ours] not in row]
-            if missing:
-                raise DataError(
-                    f"Row {number} of split {split} has no column {', '.join(missing)}; it has {', '.join(row)}. "
-                    "Map names with --columns."
-                )
-            cell = row[names["audio"]]
-            clip = _clip(cell, source)
-            if clip is None:
-                yield Refusal(name, "audio missing")
-                continue
-            yield Item(
-                id=name,
-                audio=(clip,),
-                prompt=_text(row[names["prompt"]] if names["prompt"] in row else options.columns.get("prompt")),
-                reference=_text(row[names["reference"]]),
-                recording=_text(row.get(names["recording"])) or _recording(cell, clip, side),
-                split=side,
-                published=side,
-                own_validation="validation" in sides.values(),
-                text=_text(row.get(names["text"])),
-            )
+        prefix = table.name if not source.exists() else side or "train"
+        for row in table.rows():
+            number = numbers[prefix]
+            numbers[prefix] += 1
+            where = f"Row {number} of {table.shown}"
+            own = side if by_row is None else _row_side(row, by_row, side, options, where)
+            if own != _LEFT_OUT:
+                yield _item(row, f"{prefix}-{number}", (side, own), folder, options, where, "validation" in kept)
 
 
-def _files(source: Path, options: Options) -> tuple[Any, ...]:
-    """Choose the arguments of `load_dataset`: hub id and configuration, or builder, None, None and files by split."""
-    if not source.is_dir():
-        return str(source), options.config
-    if options.config is not None:
-        raise DataError(f"--config goes with an id of the hub, and {source} is a folder; give one with its files only.")
-    found = sorted(
-        path
-        for folder in (source, source / "data")
-        for path in folder.glob("*")
-        if path.suffix in _BUILDERS and path.name not in _NOT_ROWS
+def _item(
+    row: dict[str, Any],
+    name: str,
+    sides: tuple[str | None, str | None],
+    folder: Path,
+    options: Options,
+    where: str,
+    own_validation: bool,
+) -> Item | Refusal:
+    """Make an item of a row; `sides` are the split of its table and its own."""
+    given = {ours: options.columns.get(ours, ours) for ours in _OURS}
+    missing = [given[ours] for ours in ("audio", "reference") if _cell(row, given[ours]) is _NOTHING]
+    if missing:
+        raise DataError(
+            f"{where} has no column {', '.join(missing)}; it has {', '.join(map(str, row))}. Map names with --columns."
+        )
+    found = {ours: _cell(row, column) for ours, column in given.items()}
+    cells = found["audio"] if isinstance(found["audio"], list) else [found["audio"]]
+    try:
+        clips = [_clip(_encoded(one), folder) for one in cells]
+    except AudioError:
+        return Refusal(name, "audio unusable")
+    whole = [clip for clip in clips if clip is not None]
+    if not whole or len(whole) < len(clips):
+        return Refusal(name, "audio missing")
+    texts = {ours: text_cell(_or_none(found[ours]), given[ours], where) or "" for ours in ("text", "recording")}
+    prompt = options.columns.get("prompt") if found["prompt"] is _NOTHING else found["prompt"]
+    references = references_cell(found["reference"], given["reference"], where)
+    return Item(
+        id=name,
+        audio=tuple(whole),
+        prompt=text_cell(prompt, given["prompt"], where) or "",
+        reference=references[0] if references else "",
+        references=tuple(references),
+        recording=texts["recording"] or _recording(cells[0], whole[0], sides[0]),
+        split=sides[1],
+        published=sides[1],
+        own_validation=own_validation,
+        text=texts["text"],
     )
-    if not found:
-        raise DataError(
-            f"{source} has no file of rows ({', '.join(_BUILDERS)}), in itself or in data/. Put a table there whose "
-            "rows name the audio files."
-        )
-    kinds = sorted({path.suffix for path in found})
-    if len(kinds) > 1:
-        raise DataError(
-            f"{source} has rows as {' and '.join(kinds)}, and only one kind would be read. Keep one kind there."
-        )
-    names = [path.stem for path in found]
-    lone = len(set(map(_bare, names))) == 1 and not options.splits
-    sides = dict.fromkeys(names, "train") if lone else _sides(names, options, source)
-    files: dict[str, list[str]] = {}
-    for path in found:
-        files.setdefault(sides[path.stem], []).append(str(path))
-    return _BUILDERS[kinds[0]], None, None, files
 
 
-def _sides(names: Sequence[str], options: Options, source: Path) -> dict[str, str]:
-    """Map each of the publisher's splits, or names of files with their rows, to one of ours."""
+def _encoded(audio: Any) -> Any:
+    """Encode samples that stand in a table as a file; other cells are returned as they are.
+
+    Raises:
+        AudioError: they are no usable waveform.
+    """
+    if not isinstance(audio, dict) or audio.get("array") is None or not audio.get("sampling_rate"):
+        return audio
+    rate = int(audio["sampling_rate"])
+    file = io.BytesIO()
+    soundfile.write(file, load_audio(audio, sampling_rate=rate), rate, format="WAV", subtype="FLOAT")
+    return {"bytes": file.getvalue(), "path": audio.get("path")}
+
+
+_NOTHING = object()  # the cell of a column that is not there
+
+
+def _cell(row: dict[str, Any], name: str) -> Any:
+    try:
+        return cell(row, name)
+    except KeyError:
+        return _NOTHING
+
+
+def _or_none(value: Any) -> Any:
+    return None if value is _NOTHING else value
+
+
+# -- splits ------------------------------------------------------------------------------------------------------------
+def _split_column(tables: Sequence[Table], options: Options) -> str | None:
+    """Find the column that names the split of each row; `--columns split=none` leaves one out of account."""
+    wanted = options.columns.get("split", "split")
+    has = [table for table in tables if column_of(dict.fromkeys(table.columns.values()), wanted.partition(".")[0])]
+    if "split" in options.columns and wanted != _LEFT_OUT and len(has) < len(tables):
+        other = next(table for table in tables if table not in has)
+        raise DataError(
+            f"--columns maps split to {wanted}, and {other.shown} has no such column; it has "
+            f"{', '.join(other.columns.values())}."
+        )
+    if has and len(has) < len(tables):
+        raise DataError(
+            f"{has[0].shown} has a column {wanted} and other tables have none. Give all of them one, or leave it out "
+            "of account with --columns split=none."
+        )
+    return wanted if has else None
+
+
+def _row_side(row: dict[str, Any], column: str, side: str | None, options: Options, where: str) -> str:
+    """Read the split that a row names.
+
+    Raises:
+        DataError: it is unknown, or another one than that of the row's table.
+    """
+    value = _or_none(_cell(row, column))
+    known = {**_SPLITS, **{folded(theirs): ours for theirs, ours in options.splits.items()}}
+    found = known.get(folded(value))
+    if found is None:
+        raise DataError(
+            f"{where} has {column} {shown(value)}; known are {', '.join(known)}. Map it, as `--split {value}=train`, "
+            "or leave the column out of account with --columns split=none."
+        )
+    if side is not None and found != side:
+        raise DataError(
+            f"{where} has {column} {shown(value)}, and it is in a table for {side}. Correct the column, or leave it "
+            "out of account with --columns split=none."
+        )
+    return found
+
+
+def _sides_of_tables(
+    tables: Sequence[Table], options: Options, source: Path, by_row: str | None
+) -> dict[str, str | None]:
+    """Map every table to the split that its name says; None where the rows or their recordings decide."""
+    names = [table.name for table in tables]
+    if by_row is not None:
+        _check_splits(options)
+        said = [_SPLITS.get(_bare(name).lower()) for name in names]
+        return dict(zip(names, said, strict=True)) if len(set(said)) > 1 else dict.fromkeys(names)
+    if len(set(map(_bare, names))) == 1 and not options.splits:
+        return dict.fromkeys(names)
+    return {**_sides(names, options, source)}
+
+
+def _check_splits(options: Options) -> None:
+    """Refuse a --split that maps to no split of ours."""
     allowed = (*SPLITS, _LEFT_OUT)
     if wrong := sorted(set(options.splits.values()) - set(allowed)):
         hint = did_you_mean(wrong[0], allowed)
         raise DataError(f"--split maps to {', '.join(wrong)}.{hint} Allowed are {', '.join(allowed)}.")
+
+
+def _sides(names: Sequence[str], options: Options, source: Path) -> dict[str, str]:
+    """Map each of the publisher's splits, or names of files with their rows, to one of ours."""
+    _check_splits(options)
     known = {**_SPLITS, **options.splits}
     found = {
         name: next((form for form in (name, _bare(name), _bare(name).lower()) if form in known), None) for name in names
@@ -131,7 +211,7 @@ def _sides(names: Sequence[str], options: Options, source: Path) -> dict[str, st
     if unknown := [_bare(name) for name, form in found.items() if form is None]:
         raise DataError(
             f"{source} has a split {unknown[0]!r}; known are {', '.join(known)}. Map it to one of "
-            f"{', '.join(allowed)}, as `--split {unknown[0]}=train`."
+            f"{', '.join((*SPLITS, _LEFT_OUT))}, as `--split {unknown[0]}=train`."
         )
     if unused := sorted(set(options.splits) - set(found.values())):
         hint = did_you_mean(unused[0], names)
@@ -175,7 +255,3 @@ def _recording(cell: object, clip: Clip, side: str | None) -> str:
 def _path(cell: object) -> str | None:
     path = cell.get("path") if isinstance(cell, dict) else cell
     return path if isinstance(path, str) else None
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value)

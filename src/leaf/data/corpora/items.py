@@ -54,6 +54,7 @@ class Item:
         published: the split of the published runs or of the publisher, where recordings may be on both sides.
         text: the transcript, where there is one.
         language: of the reference, such as zh-CN, where the corpus states it.
+        references: all texts that are right, `reference` first, where there are several.
         own_validation: the publisher has a validation split, so none is cut out of its training split.
     """
 
@@ -66,6 +67,7 @@ class Item:
     published: str | None = None
     text: str = ""
     language: str = ""
+    references: tuple[str, ...] = ()
     own_validation: bool = False
 
 

@@ -23,6 +23,7 @@ from leaf.data.manifest import SPLITS
 from leaf.data.recordings import sources_of
 from leaf.errors import AudioError, DataError, did_you_mean
 from leaf.files import append_row, drop_torn_line, read_rows, write_json, writing
+from leaf.text import composed
 
 SPLIT_BY = ("recording", "published")
 _SCHEMA = pa.schema(
@@ -30,7 +31,9 @@ _SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("id", "prompt")),
         ("audio", pa.list_(pa.string())),
         ("audio_sources", pa.list_(pa.string())),  # Clip.source: what was cut or unpacked is in a file of its own
-        *((name, pa.string()) for name in ("reference", "text", "utterance", "reference_language")),
+        ("reference", pa.string()),
+        ("references", pa.list_(pa.string())),  # where there are several
+        *((name, pa.string()) for name in ("text", "utterance", "reference_language")),
         ("seconds", pa.float64()),
     ]
 )
@@ -119,7 +122,7 @@ class _Preparation:
         """Name everything that decides the result, as settings.json and prepared.json hold it."""
         return {
             "corpus": self.name,
-            "source": str(self.source.absolute() if self.source.is_dir() else self.source),
+            "source": str(self.source.absolute() if self.source.exists() else self.source),
             "options": asdict(self.options),
             "split_by": self.split_by,
             "max_seconds": self.longest,
@@ -148,11 +151,12 @@ class _Preparation:
             return too_long
         row = {
             "id": entry.id,
-            "prompt": entry.prompt,
+            "prompt": composed(entry.prompt),
             "audio": audio,
             "audio_sources": [clip.source for clip in entry.audio],
-            "reference": entry.reference,
-            "text": entry.text,
+            "reference": composed(entry.reference),
+            "references": [composed(text) for text in entry.references] if len(entry.references) > 1 else None,
+            "text": composed(entry.text),
             "utterance": entry.recording,
             "reference_language": entry.language or None,
             "seconds": round(seconds, 3),
