@@ -235,7 +235,7 @@ def parsed_row(line: bytes | str) -> dict[str, Any] | None:
     """Parse a line that should be a JSON object; None if it is none."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter of what is nested too deeply
         return None
     return row if isinstance(row, dict) else None
 

@@ -176,6 +176,39 @@ def test_lost_and_unreadable_lines_are_said(whole, tmp_path):
     assert said[1] == "metrics.jsonl lacks 2 of 5 steps, from step 2 on; they are lost"
 
 
+def test_what_is_lost_is_said_and_the_run_goes_on(whole, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(whole[0], path)
+    (path / "versions.json").write_text("{")
+    for log in ("metrics.jsonl", "validation.jsonl", "groups.jsonl"):
+        (path / log).write_text("")
+    shutil.rmtree(path / "best")
+    (path / "last").rename(path / "mine")
+    said = []
+    again = trainer(path, say=said.append, max_steps=6)
+    again.train(resume_from_checkpoint=True)
+    assert said[1:6] == [
+        "versions.json is missing or damaged, so it is not known with which versions the run began",
+        "metrics.jsonl lacks 5 of 5 steps, from step 1 on; they are lost",
+        "validation.jsonl lacks 4 of 4 lines; they are lost",
+        "groups.jsonl lacks 10 of 10 lines; they are lost",
+        f"resumed {path} after step 5",
+    ]
+    assert "last/ is missing; it is written again, from the checkpoint" in said
+    assert "best/ is missing; the best adapter from here on takes its place" in said
+    assert (path / "best/adapter_config.json").is_file()
+    assert [record["step"] for record in records(path, "metrics.jsonl")] == [6]
+
+
+def test_an_adapter_that_is_lost_after_the_last_step_is_written_again(whole, tmp_path):
+    path, said = tmp_path / "run", []
+    shutil.copytree(whole[0], path)
+    flip(path / "last/adapter_model.safetensors", -5)
+    trainer(path, say=said.append).train(resume_from_checkpoint=True)
+    assert "last/ is damaged (the checksum of adapter_model.safetensors is wrong); it is written again" in said[1]
+    assert same(path, whole)
+
+
 def test_best_and_last_caught_between_two_renames_are_brought_back(whole, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(whole[0], path)

@@ -1,5 +1,6 @@
 """A signal saves what is done, and the resumed run ends like the run that nothing interrupts."""
 
+import errno
 import multiprocessing
 import os
 import random
@@ -14,7 +15,7 @@ from tests.helpers import resume_worker as worker
 from tests.helpers.resuming import finish, letters_and, records, same, send, trainer
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"])
 def test_a_signal_saves_what_is_done_and_the_run_goes_on_as_if_nothing_happened(whole, tmp_path, name, capfd):
     """It comes within the rollout of step 4: that rollout is given up, and step 3, not on the schedule, is saved."""
     number = signal.Signals[name]
@@ -70,6 +71,20 @@ def test_a_second_ctrl_c_stops_at_once_and_the_run_can_still_be_resumed(whole, t
     with pytest.raises(KeyboardInterrupt):
         trainer(tmp_path / "run", rewards=send(signal.SIGINT, signal.SIGINT, at=4)).train()
     assert sorted(file.name for file in (tmp_path / "run/checkpoints").iterdir()) == ["step-000000", "step-000002"]
+    trainer(tmp_path / "run").train(resume_from_checkpoint=True)
+    assert same(tmp_path / "run", whole)
+
+
+def test_lines_that_nobody_can_read_any_more_stop_the_run_and_it_is_saved(whole, tmp_path, capfd):
+    def say(line):
+        if line.startswith("step 3/"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    stopped = trainer(tmp_path / "run", say=say)
+    stopped.on_step = None  # a step is said by a line
+    with pytest.raises(RunInterrupted, match=r"output cannot be written \(No space left on device\): .*step 3 of 5"):
+        stopped.train()
+    assert capfd.readouterr().err.count("the output cannot be written (No space left on device), saving") == 1
     trainer(tmp_path / "run").train(resume_from_checkpoint=True)
     assert same(tmp_path / "run", whole)
 

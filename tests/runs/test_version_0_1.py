@@ -1,6 +1,7 @@
 """Runs that version 0.1 began (tests/runs/version_0_1/make.py): today's code takes them to the end that 0.1 came to."""
 
 import json
+import math
 import shutil
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +14,6 @@ from typer.testing import CliRunner
 from leaf import LeafTrainer
 from leaf.commands.main import app
 from leaf.config import LeafConfig, SftConfig
-from leaf.errors import RunError
 from leaf.model.policy import Policy
 from leaf.runs.directory import RunDirectory
 from leaf.train.sft import sft
@@ -53,21 +53,53 @@ def test_a_run_of_the_command_line_is_resumed(project):
     assert (config.tolerate, config.epochs) == ("skip", 2)
 
 
-def test_a_run_whose_schedule_was_laid_out_for_more_steps_is_refused(project):
-    """The schedule of today covers all steps, so such a run would take another course."""
+def rewrite_state(checkpoint, change):
+    """Change the state of a checkpoint as if it had been written so."""
+    state = json.loads((checkpoint / "state.json").read_text())
+    change(state)
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    files = json.loads((checkpoint / "manifest.json").read_text())
+    content = (checkpoint / "state.json").read_bytes()
+    files["files"]["state.json"] = {"bytes": len(content), "sha256": sha256(content).hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(files))
+
+
+def test_a_run_whose_schedule_was_laid_out_for_other_steps_keeps_it(project, capsys):
+    """As 0.1 did: a cosine over 8 steps, of which 4 are taken, resumed once and once more."""
     run = Path("sft")
-    for file in (run / "recipe.yaml", run / "checkpoints/step-000002/state.json"):
-        was = "schedule_steps: null" if file.suffix == ".yaml" else '"schedule_steps": null'
-        assert was in file.read_text()
-        file.write_text(file.read_text().replace(was, was.replace("null", "8")))
-    state = (run / "checkpoints/step-000002/state.json").read_bytes()
-    manifest = json.loads((run / "checkpoints/step-000002/manifest.json").read_text())
-    manifest["files"]["state.json"] = {"bytes": len(state), "sha256": sha256(state).hexdigest()}
-    (run / "checkpoints/step-000002/manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(RunError, match=r"schedule_steps 8, a key of version 0\.1.*which is 4\. Set max_steps=8"):
-        supervised(4)
-    supervised(8)
-    assert len(records(run, "metrics.jsonl")) == 8
+    recipe = (run / "recipe.yaml").read_text()
+    assert "schedule_steps: null" in recipe
+    (run / "recipe.yaml").write_text(recipe.replace("schedule_steps: null", "schedule_steps: 8"))
+    rewrite_state(run / "checkpoints/step-000002", lambda state: state["recipe"].update(schedule_steps=8))
+    supervised(4)
+    assert "the learning rate follows a cosine over 8 steps, the schedule_steps of" in capsys.readouterr().out
+    supervised(6)
+    assert "learning rate now follows" not in capsys.readouterr().out
+    config = SftConfig(**make.SHARED, max_steps=8)
+    for record in records(run, "metrics.jsonl")[2:]:
+        cosine = 0.5 * (1 + math.cos(math.pi * (record["step"] - 1) / 7))  # after one step of warm-up
+        wanted = config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
+        assert record["learning_rate"] == pytest.approx(wanted)
+    assert len(records(run, "metrics.jsonl")) == 6
+
+
+def test_a_run_with_two_rewards_of_one_name_is_resumed(project):
+    """0.1 called the second `vowels#2`."""
+    recipe = Path("script/recipe.yaml").read_text()
+    assert "- vowels (from Python)\n" in recipe
+    Path("script/recipe.yaml").write_text(recipe.replace("- vowels (from Python)\n", "- vowels (from Python)\n" * 2))
+
+    def double(state):
+        state["facts"]["rewards"] = ["vowels", "vowels#2"]
+        state["recipe"]["rewards"] *= 2
+
+    rewrite_state(Path("script/checkpoints/step-000002"), double)
+    config = LeafConfig(**make.SHARED, **make.ROLLOUTS, max_steps=4, tolerate="skip", output_dir="script")
+    model, processor = tiny.tiny_model()
+    one = LeafTrainer(model, [make.vowels] * 2, config, tiny.rows(5), tiny.rows(2), processor)
+    assert one.start(resume=True) == 2
+    assert one.run is not None
+    one.run.release()
 
 
 def test_a_run_of_a_script_is_resumed(project):

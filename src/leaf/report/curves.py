@@ -1,6 +1,5 @@
 """The first section: what ran, how it ended, and every curve of the runs, the seeds of a method together."""
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
@@ -151,8 +150,7 @@ def _settings(runs: Sequence[ShownRun]) -> dict[str, list[list[str]]]:
     texts = {key: told_apart([recipe.get(key) for recipe in recipes]) for key in _SETTINGS}
     settings = {}
     for number, (run, recipe) in enumerate(zip(runs, recipes, strict=True)):
-        file = run.directory.path / "versions.json"
-        versions = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        versions = run.directory.versions() or {}
         shown = [[key, texts[key][number]] for key in _SETTINGS if recipe.get(key) not in (None, {}, [])]
         made_with = ", ".join(f"{key} {value}" for key, value in versions.items())
         settings[run.name] = [*shown, ["made with", made_with]]

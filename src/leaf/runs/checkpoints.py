@@ -9,6 +9,7 @@ No random state is kept, because data order, sampling and dropout are functions 
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -26,6 +27,7 @@ from leaf.errors import RunError
 from leaf.fields import Resume
 from leaf.files import remove_directory
 from leaf.runs.directory import LOGS, RunDirectory
+from leaf.runs.lost import lost_records
 
 FORMAT = 1
 _FILES = ("tensors.safetensors", "state.json")
@@ -65,6 +67,7 @@ class Checkpoints:
         self.run, self.config, self.parameters = run, config, dict(parameters)
         self.optimizer, self.schedule = optimizer, schedule
         self.facts, self.script, self.say = dict(facts), dict(script or {}), say
+        self.schedule_steps: int | None = None  # of a run of version 0.1 that laid its schedule out for other steps
 
     # -- writing -------------------------------------------------------------------------------------------------------
     def save(self, step: int, *, validation_due: bool, **extra: Any) -> None:
@@ -81,6 +84,8 @@ class Checkpoints:
             "updates": self.schedule.last_epoch,
             "facts": self.facts,
             "script": self.script,
+            "schedule_steps": self.schedule_steps,
+            "lines": {log: self.run.count(log) for log in LOGS},
             "recipe": to_dict(self.config),
             **extra,
         }
@@ -138,6 +143,8 @@ class Checkpoints:
             return None
         if main:
             self._drop_oldest(state["step"])  # a kill may have come before `save` did
+            for line in lost_records(self.run, state):
+                self.say(line)
             if changes := self.run.other_versions():
                 self.say(
                     f"changed since the run began: {'; '.join(changes)}. Results may match only up to floating-point "
@@ -184,23 +191,21 @@ class Checkpoints:
             unreadable = self.run.forget_after(log, step - (log == "validation.jsonl" and again))
             if unreadable:
                 self.say(f"{unreadable} lines of {self.run.path / log} could not be read and were dropped")
-        missing = set(range(1, step + 1)) - {record["step"] for record in self.run.lines("metrics.jsonl")}
-        if missing:
-            self.say(f"metrics.jsonl lacks {len(missing)} of {step} steps, from step {min(missing)} on; they are lost")
 
     def _check(self, state: Mapping[str, Any]) -> None:
         """Refuse a checkpoint of a run that would take another course from here on."""
+        facts = _of_version_0_1(state["facts"])
         for key, value in self.facts.items():
-            if state["facts"].get(key, value) != value:
+            if facts.get(key, value) != value:
                 raise RunError(
-                    f"{self.run.path} was trained with {key}: {state['facts'][key]!r}, now {value!r}, but "
+                    f"{self.run.path} was trained with {key}: {facts[key]!r}, now {value!r}, but "
                     f"{FACTS[key]}. Put back what differs, or start another run in another output_dir."
                 )
         recipe, script = of_version_0_1(state["recipe"])
         was, now = from_dict(recipe), self.config
-        _refuse_settled_schedule(self.run.path, state["recipe"], now)
+        self._keep_schedule(state)
         changed = changed_keys(self.run.path, was, now, state.get("script", script), self.script)
-        if "max_steps" in changed and now.schedule != "constant":
+        if "max_steps" in changed and now.schedule != "constant" and self.schedule_steps is None:
             self.say(
                 f"the learning rate now follows a {now.schedule} over {now.max_steps} steps instead of {was.max_steps}"
             )
@@ -211,6 +216,17 @@ class Checkpoints:
             )
         if bits := sorted({field.name for field in fields(now) if field.metadata["resume"] == "bits"} & {*changed}):
             self.say(f"{', '.join(bits)} changed: results will match only up to floating-point rounding")
+
+    def _keep_schedule(self, state: Mapping[str, Any]) -> None:
+        """Keep the schedule of a run of version 0.1 that was laid out for another number of steps than it takes."""
+        now, recipe = self.config, state["recipe"]
+        settled = state.get("schedule_steps", recipe.get("schedule_steps"))
+        if settled is None or recipe.get("epochs") is not None or not now.max_steps or settled == now.max_steps:
+            return
+        self.schedule_steps = settled
+        factor: Any = self.schedule.lr_lambdas[0]  # the same for all groups of parameters (leaf.train.schedule)
+        factor.total = factor.total // now.max_steps * settled
+        self.say(f"the learning rate follows a {now.schedule} over {settled} steps, the schedule_steps of version 0.1")
 
     def _load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
         """Copy a checkpoint into parameters, optimiser and schedule."""
@@ -307,14 +323,10 @@ def _name(step: int) -> str:
     return f"checkpoints/step-{step:06d}"
 
 
-def _refuse_settled_schedule(path: Path, was: Mapping[str, Any], now: RunConfig) -> None:
-    """Refuse a run of version 0.1 whose schedule was laid out for another number of steps than it takes."""
-    settled = was.get("schedule_steps")
-    if settled is not None and was.get("epochs") is None and settled != now.max_steps:
-        raise RunError(
-            f"{path} was trained with schedule_steps {settled}, a key of version 0.1; today the schedule covers all of "
-            f"max_steps, which is {now.max_steps}. Set max_steps={settled}, or continue the run with version 0.1."
-        )
+def _of_version_0_1(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Name reward functions as today: of two with one name, version 0.1 called the second `name#2`."""
+    names = [re.sub(r"#(\d+)$", r" (\1)", name) for name in facts.get("rewards", [])]
+    return {**facts, "rewards": names} if names else dict(facts)
 
 
 def changed_keys(

@@ -55,6 +55,7 @@ class RunDirectory:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._lock: int | None = None  # a file descriptor
+        self._counts: dict[str, int] = {}  # lines of the logs, as far as they were counted
 
     @classmethod
     def begin(
@@ -145,9 +146,13 @@ class RunDirectory:
 
     def other_versions(self) -> list[str]:
         """Compare versions.json with today: one phrase for each difference, as `torch 2.14.0, was 2.13.0`."""
-        file = self.path / "versions.json"
-        was = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        was = self.versions() or {}
         return [f"{name} {now}, was {was[name]}" for name, now in _versions().items() if was.get(name, now) != now]
+
+    def versions(self) -> dict[str, Any] | None:
+        """Read the versions that the run began with; None where versions.json is missing or damaged."""
+        file = self.path / "versions.json"
+        return files.parsed_row(file.read_bytes()) if file.is_file() else None
 
     # -- one process at a time -----------------------------------------------------------------------------------------
     def lock(self, say: Callable[[str], None] = print) -> None:
@@ -206,6 +211,14 @@ class RunDirectory:
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Append one JSON line; NaN is refused, because no other program reads it."""
         files.append_row(self.path / name, record)
+        if name in self._counts:
+            self._counts[name] += 1
+
+    def count(self, name: str) -> int:
+        """Count the lines of a JSON-lines file; the file is read the first time only."""
+        if name not in self._counts:
+            self._counts[name] = sum(1 for _ in files.finished_lines(self.path / name))
+        return self._counts[name]
 
     def lines(self, name: str) -> Iterator[dict[str, Any]]:
         """Yield the records of a JSON-lines file without a torn last line; none if there is no file.
@@ -236,6 +249,7 @@ class RunDirectory:
         content = b"".join(kept)
         if len(content) != (self.path / name).stat().st_size:
             self.replace_file(name, lambda partial: partial.write_bytes(content))
+        self._counts[name] = len(kept)
         return unreadable
 
     def sync_logs(self) -> None:

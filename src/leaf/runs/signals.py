@@ -1,16 +1,19 @@
-"""Signals that ask a training run to stop. They are noted when they come, and obeyed where nothing is half done."""
+"""What asks a training run to stop: signals, and lines that nobody can read any more.
+
+It is noted when it comes, and obeyed where nothing is half done.
+"""
 
 import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 from leaf.errors import RunInterrupted
 
-_ASKING = {"SIGTERM", "SIGUSR1", "SIGINT"}
+_ASKING = {"SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"}
 
 
 class StopRequested(Exception):
@@ -18,7 +21,7 @@ class StopRequested(Exception):
 
 
 class StopSignals:
-    """Note SIGTERM, SIGUSR1 and the first Ctrl-C inside a `with` block.
+    """Note SIGTERM, SIGUSR1, SIGHUP and the first Ctrl-C inside a `with` block.
 
     A second Ctrl-C is a KeyboardInterrupt at once. At the end of the block the handlers from before are put back.
     Python delivers signals to the main thread only; elsewhere the block changes nothing. Ignored signals (as under
@@ -26,10 +29,12 @@ class StopSignals:
 
     Attributes:
         received: the signal that came first, None if none did.
+        lost: why a line for a person could not be written, None if all could.
     """
 
     def __init__(self):
         self.received: signal.Signals | None = None
+        self.lost: OSError | None = None
         self._may_stop = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -47,6 +52,28 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
 
+    @property
+    def asked(self) -> bool:
+        """Whether the run is to stop."""
+        return self.received is not None or self.lost is not None
+
+    def heard(self, say: Callable[[str], None]) -> Callable[[str], None]:
+        """Make a `say` that asks the run to stop, and says so on stderr, where the line cannot be written.
+
+        The pipe may be closed (`| head`), the disk of the log full, the terminal gone. Training on would cost nothing,
+        but nobody would see it.
+        """
+
+        def say_or_note(line: str) -> None:
+            try:
+                say(line)
+            except OSError as error:
+                if self.lost is None:
+                    self.lost = error
+                    _tell(f"the output cannot be written ({error.strerror or error}), saving as soon as it is safe")
+
+        return say_or_note
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         # Only noted: an exception raised here could come in the middle of an optimiser step or of writing a file.
         again, self.received = self.received, self.received or signal.Signals(number)
@@ -55,10 +82,7 @@ class StopSignals:
                 raise KeyboardInterrupt
             return
         more = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
-        # Not print(): the signal may have come while the same stream was being written. A closed stream is no reason to
-        # lose the run.
-        with contextlib.suppress(OSError):
-            os.write(2, f"\nleaf: {self.received.name} received, saving as soon as it is safe{more}\n".encode())
+        _tell(f"{self.received.name} received, saving as soon as it is safe{more}")
 
     @contextlib.contextmanager
     def obeyed(self, allowed: bool = True) -> Iterator[None]:
@@ -74,14 +98,25 @@ class StopSignals:
             self._may_stop = False
 
     def check(self) -> None:
-        """Raise StopRequested if a signal has come and may be obeyed here."""
-        if self._may_stop and self.received is not None:
+        """Raise StopRequested if the run was asked to stop and may do so here."""
+        if self._may_stop and self.asked:
             raise StopRequested
 
     def interrupted(self, step: int, steps: int) -> RunInterrupted:
         """Make the error that ends a run which was saved after a step."""
-        asked = "Another process" if self.received is None else self.received.name
+        if self.received is not None:
+            why = f"{self.received.name} asked to stop"
+        elif self.lost is not None:
+            why = f"The output cannot be written ({self.lost.strerror or self.lost})"
+        else:
+            why = "Another process asked to stop"
         return RunInterrupted(
-            f"{asked} asked to stop: the run is saved after step {step} of {steps}. Give the same command with "
-            "`--resume` to continue."
+            f"{why}: the run is saved after step {step} of {steps}. Give the same command with `--resume` to continue."
         )
+
+
+def _tell(text: str) -> None:
+    # Not print(): a signal may have come while the same stream was being written. A closed stream is no reason to lose
+    # the run.
+    with contextlib.suppress(OSError):
+        os.write(2, f"\nleaf: {text}\n".encode())

@@ -121,10 +121,10 @@ class _Align(SupervisedStage):
         eval_rows = take(eval_rows, range(min(len(eval_rows), config.eval_items or len(eval_rows))))
         self.eval_texts = [row["reference"] for row in eval_rows]
         # The encoder is frozen, so its output is computed once, not once per epoch.
-        say(f"align: encoding {len(train_rows)} + {len(eval_rows)} recordings")
+        self.say(f"align: encoding {len(train_rows)} + {len(eval_rows)} recordings")
         check_frame_wise(policy, *take(train_rows, [0]))
         self.features, self.eval_features = _features(policy, train_rows), _features(policy, eval_rows)
-        self.usable = _usable(self.aligner, self.features, self.texts, say)
+        self.usable = _usable(self.aligner, self.features, self.texts, self.say)
 
     def step(self, number: int) -> None:
         """Take a step on the next recordings."""
@@ -148,11 +148,13 @@ class _Align(SupervisedStage):
             rate = token_error_rate(self.aligner, frames, self.eval_texts)
         self.log_scores({"token_error_rate": rate}, f"token error rate {rate:.4f}")
 
-    def save(self) -> None:
-        """Write projector.safetensors and the checkpoint."""
-        if self.done > 0:
-            self.run.replace_file("projector.safetensors", partial(save_projector, self.policy))
-        self.checkpoints.save(self.done, validation_due=self.validation_due)
+    def write_trained(self) -> None:
+        """Write projector.safetensors."""
+        self.run.replace_file("projector.safetensors", partial(save_projector, self.policy))
+
+    def lost(self) -> str | None:
+        """Say that projector.safetensors is missing."""
+        return None if (self.run.path / "projector.safetensors").is_file() else "projector.safetensors is missing"
 
 
 def align(
@@ -181,7 +183,7 @@ def align(
         The scores of the last validation.
 
     Raises:
-        RunInterrupted: SIGTERM, SIGUSR1 or Ctrl-C came, and the run is saved; only in the main thread.
+        RunInterrupted: the run was asked to stop (leaf.runs.signals), and it is saved.
     """
     return _Align(config, policy, train_rows, eval_rows, run, say).train(resume=resume)
 

@@ -65,7 +65,8 @@ class Learner:
     ):
         self.policy, self.rewards, self.rule, self.config = policy, rewards, rule, config
         self.train_rows, self.eval_rows = train_rows, [] if eval_rows is None else eval_rows
-        self.accelerator, self.say = accelerator, say
+        self.stop = StopSignals()
+        self.accelerator, self.say = accelerator, self.stop.heard(say)
         self.processes = Processes(accelerator)
         self.processes.place(policy)
         set_token_budget(policy, config, config.num_completions * config.max_new_tokens)
@@ -85,7 +86,6 @@ class Learner:
             restarts=config.epochs is not None,
         )
         self.skips = SkippedSteps(policy.base.dtype, self._say)
-        self.stop = StopSignals()
         self.seconds: dict[str, float] = {}  # phase of the step → seconds
 
     @property

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -75,17 +76,32 @@ def build_schedule(
 
     It covers so many optimiser updates. With `restarts` it then begins again, otherwise it keeps its last value.
     """
-    total = max(updates, 1)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, Factor(config, max(updates, 1), restarts))
 
-    def factor(step: int) -> float:
-        step = step % total if restarts else step
+
+@dataclass
+class Factor:
+    """Compute the share of the peak learning rate at an update; see `build_schedule`.
+
+    Attributes:
+        config: the recipe.
+        total: updates that the schedule covers. A resumed run of version 0.1 may have another number.
+        restarts: whether it begins again after them.
+    """
+
+    config: RunConfig
+    total: int
+    restarts: bool
+
+    def __call__(self, step: int) -> float:
+        """Give the share at an update, counted from 0."""
+        config = self.config
+        step = step % self.total if self.restarts else step
         if step < config.warmup_steps:
             return (step + 1) / (config.warmup_steps + 1)
-        progress = min((step - config.warmup_steps) / max(total - config.warmup_steps, 1), 1.0)
+        progress = min((step - config.warmup_steps) / max(self.total - config.warmup_steps, 1), 1.0)
         decay = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
         return config.min_lr_ratio + (1 - config.min_lr_ratio) * decay[config.schedule]
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def seed_dropout(seed: int, step: int, *, update: int = 0, process: int = 0) -> None:

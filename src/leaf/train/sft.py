@@ -25,6 +25,7 @@ from leaf.model.projector import save_projector, unfreeze_projector
 from leaf.model.prompts import check_placeholders, check_prompt_length
 from leaf.model.scoring import batches, score
 from leaf.runs.directory import RunDirectory
+from leaf.runs.lost import lost_adapter
 from leaf.train.schedule import seed_dropout
 from leaf.train.supervised import SupervisedStage
 
@@ -129,8 +130,10 @@ class _Sft(SupervisedStage):
         self.recordings = share_audio(policy, take(train_rows, range(len(train_rows))))
         if config.eval_every:
             for line in advice(validation_metrics(config.best_metric), *texts_and_languages(eval_rows)):
-                say(f"sft: {line}")
-        say(f"sft: {len(train_rows)} rows on {len(self.recordings)} recordings, {config.batch_size} recordings a step")
+                self.say(f"sft: {line}")
+        self.say(
+            f"sft: {len(train_rows)} rows on {len(self.recordings)} recordings, {config.batch_size} recordings a step"
+        )
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take position and token budget from the state of a checkpoint."""
@@ -176,11 +179,13 @@ class _Sft(SupervisedStage):
             save_projector(self.policy, folder / "projector.safetensors")
             write_checksums(folder)
 
-    def save(self) -> None:
-        """Write last/ and the checkpoint."""
-        if self.done > 0:
-            self.run.replace_directory("last", self._write_last)
-        self.checkpoints.save(self.done, validation_due=self.validation_due, token_budget=self.policy.token_budget)
+    def write_trained(self) -> None:
+        """Write last/."""
+        self.run.replace_directory("last", self._write_last)
+
+    def lost(self) -> str | None:
+        """Say that last/ is missing or damaged."""
+        return lost_adapter(self.run.path / "last")
 
 
 def sft(
@@ -209,6 +214,6 @@ def sft(
         The scores of the last validation.
 
     Raises:
-        RunInterrupted: SIGTERM, SIGUSR1 or Ctrl-C came, and the run is saved; only in the main thread.
+        RunInterrupted: the run was asked to stop (leaf.runs.signals), and it is saved.
     """
     return _Sft(config, policy, train_rows, eval_rows, run, say).train(resume=resume)

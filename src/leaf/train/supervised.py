@@ -43,6 +43,8 @@ class SupervisedStage:
         say: Callable[[str], None],
     ):
         check_stage(config)
+        self.stop = StopSignals()
+        say = self.stop.heard(say)
         self.config, self.policy, self.run, self.say = config, policy, run, say
         self.optimizer = build_optimizer(groups, config)
         self.length = run_length(config, rows)
@@ -53,7 +55,6 @@ class SupervisedStage:
         check_space(run.path, trained, config.keep_checkpoints, have=len(self.checkpoints.steps()))
         self.skips = SkippedSteps(policy.base.dtype, say)
         self.scores: dict[str, float] = {}
-        self.stop = StopSignals()
         self.done, self.validation_due = 0, False
 
     def train(self, *, resume: bool) -> dict[str, float]:
@@ -63,7 +64,7 @@ class SupervisedStage:
             resume: continue from the newest intact checkpoint, if there is one.
 
         Raises:
-            RunInterrupted: SIGTERM, SIGUSR1 or Ctrl-C came, and the run is saved; only in the main thread.
+            RunInterrupted: the run was asked to stop (leaf.runs.signals), and it is saved.
         """
         self.began = time.perf_counter()
         state = self.checkpoints.begin(resume)
@@ -71,6 +72,9 @@ class SupervisedStage:
             self.save()
         else:
             self.restore(state)
+            if self.done > 0 and (lost := self.lost()):
+                self.say(f"{lost}; it is written again, from the checkpoint")
+                self.write_trained()
         with self.stop:
             take_steps(self)
         return self.scores
@@ -88,13 +92,23 @@ class SupervisedStage:
         """Score the validation rows and log the scores."""
         raise NotImplementedError
 
-    def save(self) -> None:
-        """Write what is trained and the checkpoint of the last step taken."""
+    def write_trained(self) -> None:
+        """Write what is trained, for use."""
         raise NotImplementedError
 
+    def lost(self) -> str | None:
+        """Say that what `write_trained` wrote is missing or damaged; None if it is whole."""
+        raise NotImplementedError
+
+    def save(self) -> None:
+        """Write what is trained and the checkpoint of the last step taken."""
+        if self.done > 0:
+            self.write_trained()
+        self.checkpoints.save(self.done, validation_due=self.validation_due, token_budget=self.policy.token_budget)
+
     def asked_to_stop(self) -> bool:
-        """Tell whether a signal has come."""
-        return self.stop.received is not None
+        """Tell whether the run was asked to stop."""
+        return self.stop.asked
 
     def finish_step(self, number: int, loss: float, clipped: Sequence[nn.Parameter], rows: str) -> None:
         """Clip the gradient, take the optimiser step or skip it, and log the step.

@@ -21,6 +21,7 @@ from leaf.model.policy import Policy
 from leaf.rewards.total import Rewards
 from leaf.runs.checkpoints import Checkpoints, check_space
 from leaf.runs.directory import RunDirectory, run_path
+from leaf.runs.lost import lost_adapter
 from leaf.runs.provenance import Given
 from leaf.train.learner import Learner
 from leaf.train.making import RewardFunctions, check_rows, make_accelerator, parts_from_model, parts_from_recipe
@@ -138,7 +139,7 @@ class RLTrainer(Learner):
             ModelError: a start-up check failed: the packed forward is wrong, or the audio does not reach the model.
             RunError: the run directory exists already and is not being resumed, cannot be continued with this recipe,
                 or cannot be written.
-            RunInterrupted: SIGTERM, SIGUSR1 or Ctrl-C came, and the run is saved; only in the main thread.
+            RunInterrupted: the run was asked to stop (leaf.runs.signals), and it is saved.
         """
         self.start(resume_from_checkpoint)
         assert self.run is not None
@@ -184,6 +185,7 @@ class RLTrainer(Learner):
                 self.save()
             else:
                 self._restore(state)
+                self.processes.on_main(self._restore_adapters)
         except BaseException:
             run.release()
             self.checkpoints = None
@@ -266,8 +268,8 @@ class RLTrainer(Learner):
         self.processes.on_main(self._write)
 
     def asked_to_stop(self) -> bool:
-        """Tell whether a signal came to any process; all get the same answer, so that they stop together."""
-        return self.processes.sum([float(self.stop.received is not None)])[0] > 0
+        """Tell whether any process was asked to stop; all get the same answer, so that they stop together."""
+        return self.processes.sum([float(self.stop.asked)])[0] > 0
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
     def _log(self, step: int, record: dict[str, Any], rollout: Rollout) -> None:
@@ -307,7 +309,7 @@ class RLTrainer(Learner):
         assert self.run is not None
         assert self.checkpoints is not None
         if self.done > 0:
-            self.run.replace_directory("last", self.policy.save_adapter)
+            self._write_last()
         # The checkpoint comes last: whatever a kill leaves undone before it, the resumed run does again.
         self.checkpoints.save(
             self.done,
@@ -320,6 +322,20 @@ class RLTrainer(Learner):
             skipped_in_a_row=self.skips.in_a_row,
             streaks=self.streaks.lengths,
         )
+
+    def _write_last(self) -> None:
+        assert self.run is not None
+        self.run.replace_directory("last", self.policy.save_adapter)
+
+    def _restore_adapters(self) -> None:
+        """Write last/ again where it is lost, and say so of best/, which the next validation then writes."""
+        assert self.run is not None
+        if self.done > 0 and (lost := lost_adapter(self.run.path / "last")):
+            self._say(f"{lost}; it is written again, from the checkpoint")
+            self._write_last()
+        if self.best is not None and (lost := lost_adapter(self.run.path / "best")):
+            self._say(f"{lost}; the best adapter from here on takes its place")
+            self.best = None
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Take the position of the run, and what memory was found to allow, from the state of a checkpoint."""
