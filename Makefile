@@ -57,6 +57,7 @@ node_modules: package-lock.json
 	npm ci --silent
 	@touch $@
 
-# Removes the environment, everything built, and runs/ with all trained adapters.
+# Removes the environment, everything built, and runs/ with all trained adapters. The assembled demo model is not here: it
+# stays in ~/.cache/leaf.
 clean:
 	rm -rf $(VENV) node_modules build runs .pytest_cache .ruff_cache .hypothesis

@@ -1,10 +1,16 @@
 """Settings of the whole suite. The import hook must stand before anything imports leaf."""
 
+import os
+from pathlib import Path
+
 import jaxtyping
 
 # Shapes in these modules are checked in tests only; users pay nothing for the annotations.
 CHECKED = ["leaf.credit", "leaf.model.packing", "leaf.model.head", "leaf.model.attention"]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+
+# The embedded model is assembled in the checkout, where `make clean` removes it, not in the home of who runs the tests.
+os.environ["LEAF_CACHE"] = str(Path(__file__).parents[1] / "build")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

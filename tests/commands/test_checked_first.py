@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from leaf.commands.doctor import examine
 from leaf.commands.main import app
 from leaf.config import load_recipe
 from leaf.errors import LeafError, ModelError
+from tests.helpers import tiny
 
 STAGES = {"rl": ("train",), "sft": ("train", "sft"), "align": ("train", "align")}
 # Overrides that are wrong in every stage, and what is said.
@@ -122,8 +124,7 @@ def test_doctor_finds_the_same(project, monkeypatch, override, message):
     def absent(*arguments, **options):
         raise ModelError("There is no model here.")
 
-    monkeypatch.setattr("leaf.commands.doctor.resolve_model", absent)
-    monkeypatch.setattr("leaf.commands.doctor.look_up", absent)
+    monkeypatch.setattr("leaf.commands.doctor.describe_model", absent)
     found = [finding.found for finding in examine(load_recipe("rl.yaml", [override])) if finding.state == "fails"]
     assert any(re.search(message, text) for text in found)
 
@@ -157,3 +158,21 @@ def test_rows_without_references_go_with_what_reads_none(project):
     refused("Stage align learns to write `reference`", "train", "align.yaml", "eval_every=0")
     with pytest.raises(AssertionError, match="a model was touched"):
         CliRunner().invoke(app, ["train", "rl.yaml", own, "eval_every=0"], catch_exceptions=False)
+
+
+def test_doctor_assembles_no_model(project, monkeypatch, tmp_path):
+    """It makes configuration and processor from the parts; with settings that fail, too."""
+    tiny_config, tiny_processor = tiny.tiny_model()[0].config, tiny.tiny_model()[1]
+    monkeypatch.setenv("LEAF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("leaf.model.demo._described", lambda *parts: (tiny_config, tiny_processor))
+    for name in ("package_file", "_whisper"):
+        monkeypatch.setattr(
+            f"leaf.model.demo.{name}", lambda *arguments: SimpleNamespace(parent="", name="", config=None)
+        )
+    for name in ("AutoConfig", "AutoTokenizer"):
+        monkeypatch.setattr(f"leaf.model.demo.{name}.from_pretrained", lambda *arguments, **options: None)
+    for override in ("seed=0", "credit=leaff"):
+        (model,) = [found for found in examine(load_recipe("rl.yaml", [override])) if found.subject == "model"]
+        assert model.state == "ok"
+        assert f"The first run assembles it: 0.69 GB in {tmp_path}/cache/demo-model" in model.found
+    assert not (tmp_path / "cache").exists()

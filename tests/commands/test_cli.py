@@ -261,7 +261,7 @@ def test_stages_that_were_finished_resume_without_harm(project):
 def test_saved_adapters_call_the_base_as_the_recipe_does(project, monkeypatch):
     """The demo's is assembled in a folder of this machine; its adapters say `demo`."""
     for module in ("leaf.model.demo", "leaf.train.making"):
-        monkeypatch.setattr(f"{module}.resolve_model", lambda name: str(project / "model"))
+        monkeypatch.setattr(f"{module}.resolve_model", lambda name, **options: str(project / "model"))
     run("train", "rl.yaml", "model=demo", "max_steps=1")
     run("sft", "sft.yaml", "model=base", "max_steps=1")
     for folder, name in (("rl", "demo"), ("sft", "base")):

@@ -26,11 +26,14 @@ from leaf.data.audio import load_audio
 from leaf.errors import ConfigError, ModelError, RunError
 from leaf.model.ctranslate2 import read_ctranslate2, whisper_from_ctranslate2
 from leaf.model.demo import (
+    GIGABYTES,
     WINDOW,
     _is_current,
     _save,
     build_base_model,
     build_demo_model,
+    describe_model,
+    model_cache,
     package_file,
     resolve_model,
 )
@@ -152,6 +155,56 @@ def test_a_checkpoint_of_the_same_origin_is_kept(base_model_dir):
         resolve_model("demoo")
 
 
+def test_the_cache_is_one_for_each_user(monkeypatch, tmp_path):
+    monkeypatch.delenv("LEAF_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert model_cache() == tmp_path / ".cache/leaf"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert model_cache() == tmp_path / ".cache/leaf"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert model_cache() == Path("/xdg/leaf")
+    monkeypatch.setenv("LEAF_CACHE", "~/own")
+    assert model_cache() == tmp_path / "own"
+
+
+def test_assembling_is_announced_with_its_size_and_its_place(monkeypatch, tmp_path):
+    said = []
+    monkeypatch.setenv("LEAF_CACHE", str(tmp_path))
+    monkeypatch.setattr("leaf.model.demo.build_demo_model", lambda out: (out.mkdir(exist_ok=True), out)[1])
+    for _ in range(2):  # the second time it is there
+        assert resolve_model("demo", say=said.append) == str(tmp_path / "demo-model")
+    assert [line for line in said if "once: 0.69 GB in" in line and str(tmp_path / "demo-model") in line] == said
+    assert len(said) == 1
+
+
+def test_the_announced_size_is_that_of_the_checkpoint(base_model_dir):
+    size = sum(file.stat().st_size for file in base_model_dir.iterdir()) / 1e9
+    assert size == pytest.approx(GIGABYTES, abs=0.01)
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_set(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LEAF_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr("leaf.model.demo.build_base_model", lambda out: _save(out, Part("model"), Part("other"), {}))
+    with pytest.raises(ModelError, match="Or name a folder for the assembled models in LEAF_CACHE"):
+        resolve_model("base", say=[].append)
+
+
+@pytest.mark.slow
+def test_a_described_model_is_the_assembled_one_and_nothing_is_written(base_model_dir, monkeypatch, tmp_path):
+    kept = describe_model("base")
+    monkeypatch.setenv("LEAF_CACHE", str(tmp_path))
+    config, processor = describe_model("base")
+    assert list(tmp_path.iterdir()) == []
+    theirs, written_by_saving = kept[0].to_dict(), ("_name_or_path", "architectures", "dtype")
+    ours = {key: value for key, value in config.to_dict().items() if key not in written_by_saving}
+    assert {key: value for key, value in ours.items() if theirs[key] != value} == {}
+    assert processor.tokenizer.get_vocab() == kept[1].tokenizer.get_vocab()
+    assert processor.chat_template == kept[1].chat_template
+    assert processor.feature_extractor.to_dict() == kept[1].feature_extractor.to_dict()
+
+
 class Part:
     """Stands for a model or processor where only the saving matters."""
 
@@ -207,17 +260,16 @@ def test_demo_model_is_the_base_with_projector_and_adapter(base_model_dir, proce
                 parameter.normal_(0.0, 0.05, generator=generator)
     policy.save_adapter(tmp_path / "weights/adapter")
     save_projector(policy, tmp_path / "weights/projector.safetensors")
-    options = {"base": base_model_dir, "weights": tmp_path / "weights"}
-    out = build_demo_model(tmp_path / "demo", **options)
+    out = build_demo_model(tmp_path / "demo", weights=tmp_path / "weights")
     inode = (out / "model.safetensors").stat().st_ino
-    assert (build_demo_model(out, **options) / "model.safetensors").stat().st_ino == inode
+    assert (build_demo_model(out, weights=tmp_path / "weights") / "model.safetensors").stat().st_ino == inode
     merged = AutoModelForSeq2SeqLM.from_pretrained(out, dtype=torch.float32).eval()
     batch = processor(text=["<sound>What is said?"], audio=[recordings[0][0]], sampling_rate=RATE)
     with torch.no_grad():
         torch.testing.assert_close(merged(**batch).logits, policy.model(**batch).logits, atol=1e-3, rtol=1e-3)
     (tmp_path / "weights/projector.safetensors").unlink()
     with pytest.raises(ModelError, match="make demo-model"):
-        build_demo_model(out, **options)
+        build_demo_model(out, weights=tmp_path / "weights")
 
 
 # -- the processor -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from rich.table import Table
 from leaf.commands.running import Overrides, make_trainer, read_recipe
 from leaf.commands.terminal import console, say, show
 from leaf.config import LeafConfig
+from leaf.progress import Busy
 
 
 def demo(
@@ -19,6 +20,8 @@ def demo(
     resume: Annotated[bool, typer.Option("--resume", help="continue a demo that was interrupted")] = False,
 ) -> None:
     """Train the embedded model with LEAF on spoken questions, and show held-out scores before and after."""
+    began = time.perf_counter()
+    config = read_recipe(recipe, overrides, LeafConfig)
     from leaf.data import load
     from leaf.evaluation.evaluate import evaluate
     from leaf.evaluation.predict import Decoding
@@ -26,8 +29,6 @@ def demo(
     from leaf.report import live
     from leaf.train.recipe import check_recipe, check_run
 
-    began = time.perf_counter()
-    config = read_recipe(recipe, overrides, LeafConfig)
     check_recipe(config)
     check_run(config, resume=resume)
     rows = load(config.task, "test", limit=items, columns=config.columns).to_list()
@@ -35,11 +36,13 @@ def demo(
     policy = trainer.policy
     how = Decoding(greedy=True, max_new_tokens=config.max_new_tokens), Scoring(intervals=True)
     trainer.start(resume)
-    say(f"scoring {len(rows)} held-out recordings before training")
-    with policy.reference():  # a resumed run has trained the adapter already
-        before = evaluate(policy, rows, *how)
+    what = f"scoring {len(rows)} held-out recordings"
+    # A resumed run has trained the adapter already.
+    with policy.reference(), Busy(say, f"{what} before training", len(rows)) as busy:
+        before = evaluate(policy, rows, *how, progress=busy.add)
     run = live.train(trainer, console)
-    after = evaluate(policy, rows, *how)
+    with Busy(say, f"{what} after training", len(rows)) as busy:
+        after = evaluate(policy, rows, *how, progress=busy.add)
     for scored, name in ((before, "test_before"), (after, "test_after")):
         scored.predictions.meta["made_with"] |= {"task": Path(config.task).name, "split": "test"}
         scored.write(run.path / f"{name}.jsonl")

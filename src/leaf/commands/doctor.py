@@ -14,8 +14,9 @@ from leaf.data.recordings import named, row_seconds
 from leaf.data.rows import stated_seconds
 from leaf.errors import LeafError
 from leaf.memory import available_bytes
-from leaf.model.demo import resolve_model
+from leaf.model.demo import ASSEMBLED, GIGABYTES, describe_model, model_cache, resolve_model
 from leaf.model.device import pick_device, pick_dtype
+from leaf.model.families import family_of
 from leaf.model.family import Family
 from leaf.model.footprint import SHARE, Estimate, footprint_of
 from leaf.model.from_recipe import planned_prompt, recipe_lora
@@ -56,10 +57,9 @@ def examine(config: RunConfig) -> Iterator[Finding]:
     family: Family | None = None
     processor: Any = None
     try:
-        name = resolve_model(config.model)
-        model_config, family, processor = look_up(name, trust_remote_code=config.trust_remote_code)
+        model_config, family, processor = _look_up(config)
         shape, layers = _shape(config, family, model_config, processor, device)
-        yield Finding("model", "ok", f"{config.model}: {family.model_type}. {family.note}".rstrip(". ") + ".")
+        yield _model(config, family)
     except LeafError as error:
         yield Finding("model", "fails", str(error))
     except (OSError, ValueError, ImportError) as error:
@@ -69,6 +69,22 @@ def examine(config: RunConfig) -> Iterator[Finding]:
         yield from _memory(config, shape, layers, device)
     yield from _data(config, family, processor)
     yield _disk(config, shape)
+
+
+def _look_up(config: RunConfig) -> tuple[Any, Family, Any]:
+    """Find configuration, family and processor of the recipe's model; one that leaf assembles is not assembled."""
+    if config.model in ASSEMBLED:
+        model_config, processor = describe_model(config.model)
+        return model_config, family_of(model_config), processor
+    return look_up(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
+
+
+def _model(config: RunConfig, family: Family) -> Finding:
+    found = f"{config.model}: {family.model_type}. {family.note}".rstrip(". ") + "."
+    folder = model_cache() / f"{config.model}-model"
+    if config.model in ASSEMBLED and not folder.exists():
+        found += f" The first run assembles it: {GIGABYTES} GB in {folder}."
+    return Finding("model", "ok", found)
 
 
 def _packages() -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from leaf.commands.running import OF_A_SCRIPT, Overrides, Recipe, Resume, load_p
 from leaf.commands.terminal import Commands, complaints, console, say, show, with_home
 from leaf.config import AlignConfig, LeafConfig, SftConfig
 from leaf.errors import ConfigError, LeafError, ModelError, RunInterrupted, did_you_mean
+from leaf.progress import Busy
 
 app = typer.Typer(
     cls=Commands,
@@ -33,8 +34,10 @@ def main() -> None:
 
     Errors print one sentence to stderr and exit with 2. A run that was interrupted and saved exits with 75.
     """
-    # The bars of transformers count files being loaded. The variable is read when it is imported, seconds from now.
+    # The bars of libraries count files and tensors, and spoil a log. They read these variables when they are imported,
+    # seconds from now.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     # peft 0.21 reads a property that transformers 5.23 has renamed; a user can do nothing about it.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     for stream in (sys.stdout, sys.stderr):
@@ -123,6 +126,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="default runs/evaluation-RECIPE-SPLIT[-greedy]")] = None,
 ) -> None:
     """Score a model and its adapters on a split, with the task and decoding of a recipe; keep the predictions."""
+    config = read_recipe(recipe, overrides, LeafConfig, needed=("model", "task"))
     from leaf.data import load
     from leaf.evaluation.compare import chosen_metrics, compare_files
     from leaf.evaluation.predict import Decoding
@@ -130,7 +134,6 @@ def evaluate(
     from leaf.evaluation.systems import evaluate_systems, name_systems
     from leaf.train.recipe import check_recipe
 
-    config = read_recipe(recipe, overrides, LeafConfig, needed=("model", "task"))
     check_recipe(config)
     systems = name_systems(config.model, adapter or [], with_base=with_base)
     names, paths = chosen_metrics(metrics, metric_path)
@@ -205,13 +208,13 @@ def merge(
     overrides: Overrides = None,
 ) -> None:
     """Merge an adapter into the model of a recipe, for serving or to train on from (`model=`)."""
+    config = read_recipe(recipe, overrides, needed=("model",))
     from leaf.evaluation.systems import name_systems
     from leaf.files import file_sha256
     from leaf.model.from_recipe import projector_of
     from leaf.model.merging import write_merged
     from leaf.train.recipe import check_recipe
 
-    config = read_recipe(recipe, overrides, needed=("model",))
     check_recipe(config)
     name_systems(config.model, [str(adapter)], with_base=False)  # refuses what is no adapter
     if out.exists():
@@ -221,7 +224,8 @@ def merge(
     card["dtype"] = str(policy.base.dtype).removeprefix("torch.")
     if (projector := projector_of(config, adapter)) is not None:
         card["projector_sha256"] = file_sha256(Path(projector))
-    write_merged(policy, out, card)
+    with Busy(say, f"writing {out}"):
+        write_merged(policy, out, card)
     trained = str(adapter) if projector is None else f"{adapter} and {projector}"
     say(f"{out} holds {config.model} with {trained} merged in {card['dtype']}; train on with `model={out}`")
 
@@ -229,14 +233,14 @@ def merge(
 @app.command("demo-model")
 def demo_model(
     stage: Annotated[str, typer.Option(help="base (no training) or demo (after align and sft)")] = "demo",
-    cache: Annotated[Path, typer.Option(help="folder to build in")] = Path("build"),
+    cache: Annotated[Path | None, typer.Option(help="folder to build in; default $LEAF_CACHE or ~/.cache/leaf")] = None,
 ) -> None:
     """Assemble the embedded model: Whisper tiny.en, projector, SmolLM2-135M."""
     from leaf.model.demo import resolve_model
 
     if stage not in ("base", "demo"):
         raise ConfigError(f"stage is {stage!r}; allowed are base and demo.{did_you_mean(stage, ('base', 'demo'))}")
-    say(f"the {stage} model is in {resolve_model(stage, cache)}")
+    say(f"the {stage} model is in {resolve_model(stage, cache, say)}")
 
 
 @app.command()
@@ -247,9 +251,11 @@ def report(
     audio: Annotated[bool, typer.Option(help="put recordings into the page")] = True,
 ) -> None:
     """Write a report on runs, with curves, trees, forks and evaluations: one HTML file that needs no server."""
-    from leaf.report.write import write_report
+    with Busy(say, f"reading {', '.join(map(str, runs))}"):
+        from leaf.report.write import write_report
 
-    say(f"the report is in {write_report(runs, output, predictions=predictions or [], audio=audio)}")
+        written = write_report(runs, output, predictions=predictions or [], audio=audio)
+    say(f"the report is in {written}")
 
 
 app.command()(demo)
@@ -271,10 +277,11 @@ def tree(
 @app.command()
 def doctor(recipe: Recipe, overrides: Overrides = None) -> None:
     """Check whether this machine can run a recipe, and say what to change. Exits with 1 if it cannot."""
+    config = read_recipe(recipe, overrides)
     from leaf.commands.doctor import examine
 
     states = []
-    for finding in examine(read_recipe(recipe, overrides)):
+    for finding in examine(config):
         states.append(finding.state)
         say(f"{finding.state:6}  {finding.subject}: {finding.found}")
         if finding.advice:

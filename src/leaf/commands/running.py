@@ -13,6 +13,7 @@ import typer
 from leaf.commands.terminal import say
 from leaf.config import AlignConfig, LeafConfig, RunConfig, SftConfig, load_recipe, overridden_keys
 from leaf.errors import ConfigError
+from leaf.progress import Busy
 
 Recipe = Annotated[Path, typer.Argument(help="recipe file (YAML)")]
 Overrides = Annotated[
@@ -28,7 +29,7 @@ OF_A_SCRIPT = ("model", "task", "rewards", "credit", "lora_layers")
 def read_recipe(
     path: Path, overrides: list[str] | None, stage: type[C] = RunConfig, *, needed: Collection[str] = OF_A_SCRIPT
 ) -> C:
-    """Read the recipe of a command line.
+    """Read the recipe of a command line, and say what it is.
 
     Args:
         path, overrides: as given on the command line.
@@ -49,6 +50,8 @@ def read_recipe(
         from leaf.runs.provenance import refuse_missing
 
         refuse_missing(path, needed, overridden_keys(overrides))
+    # At once: what the command imports next takes seconds.
+    say(f"{path}: stage {config.stage}, model {config.model}, task {config.task}")
     return config
 
 
@@ -102,15 +105,17 @@ def load_policy(config: RunConfig, adapter: Path | None = None) -> Any:
     from leaf.model.device import pick_device
 
     torch.manual_seed(config.seed)  # of a fresh adapter's values; torch seeds itself differently in every process
-    policy = from_recipe.load_policy(
-        dataclasses.replace(config, projector=from_recipe.projector_of(config, adapter)),
-        resolve_model(config.model),
-        device=pick_device(config.device),
-        lora=from_recipe.recipe_lora(config) if isinstance(config, SftConfig) else None,
-        adapter=adapter,
-        token_budget=config.token_budget or 4096,
-        base_name=config.model,  # not the folder in which the embedded model was assembled
-    )
+    checkpoint = resolve_model(config.model, say=say)
+    with Busy(say, f"loading the model {config.model}" + ("" if adapter is None else f" with {adapter}")):
+        policy = from_recipe.load_policy(
+            dataclasses.replace(config, projector=from_recipe.projector_of(config, adapter)),
+            checkpoint,
+            device=pick_device(config.device),
+            lora=from_recipe.recipe_lora(config) if isinstance(config, SftConfig) else None,
+            adapter=adapter,
+            token_budget=config.token_budget or 4096,
+            base_name=config.model,  # not the folder in which the embedded model was assembled
+        )
     if isinstance(config, SftConfig):
         from_recipe.set_token_budget(policy, config, config.max_new_tokens)
     return policy

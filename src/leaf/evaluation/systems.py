@@ -25,6 +25,7 @@ from leaf.model.device import pick_device, pick_dtype
 from leaf.model.from_recipe import projector_of
 from leaf.model.policy import Policy
 from leaf.model.usable import unusable_audio
+from leaf.progress import Busy
 from leaf.runs.directory import bring_back
 
 
@@ -96,7 +97,7 @@ def evaluate_systems(
     for line in advice(scoring.metrics, *texts_and_languages(rows)):
         say(line)
     items = kept_items(rows)
-    shared = _describe(config, items, split, decoding)
+    shared = _describe(config, resolve_model(config.model, say=say), items, split, decoding)
     results = {}
     for name, adapter in systems.items():
         file = out / f"{name}.jsonl"
@@ -137,7 +138,9 @@ def _add_passes(
         "left_out": known.meta.get("left_out", []),
     }
     unfinished = Unfinished(file, about, say)
-    known.add(decoding.passes, predict(policy, rows, decoding, unfinished=unfinished))
+    with Busy(say, f"{known.system}: decoding {len(rows)} rows", len(rows)) as busy:
+        passes = predict(policy, rows, decoding, unfinished=unfinished, progress=busy.add)
+    known.add(decoding.passes, passes)
     known.kept = {}  # has an entry for each pass; computed again now that there are more
     known.meta.pop("metrics", None)
     known.write(file)
@@ -179,14 +182,16 @@ def _leave_out(known: Predictions, bad: Mapping[int, str], *, may_skip: bool, sa
 
 
 # -- what predictions were made with -----------------------------------------------------------------------------------
-def _describe(config: LeafConfig, items: Sequence[Mapping[str, Any]], split: str, decoding: Decoding) -> dict[str, Any]:
+def _describe(
+    config: LeafConfig, checkpoint: str, items: Sequence[Mapping[str, Any]], split: str, decoding: Decoding
+) -> dict[str, Any]:
     """Describe what decides the predictions of all systems, without a path of this machine: model, items, decoding.
 
     A model in a folder is known by the checksum of its files, and a name of the hub stands for itself.
     """
     asked = json.dumps([[item["id"], item["prompt"], item.get("reference")] for item in items], ensure_ascii=False)
     return {
-        "model": _identity(Path(resolve_model(config.model)), config.model),
+        "model": _identity(Path(checkpoint), config.model),
         "task": Path(config.task).name,
         "split": split,
         "items": {"count": len(items), "sha256": sha256(asked.encode()).hexdigest()},

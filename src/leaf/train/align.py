@@ -18,6 +18,7 @@ from leaf.data.rows import batch_indices, take
 from leaf.errors import DataError, ModelError
 from leaf.model.policy import Policy
 from leaf.model.projector import audio_features, project, save_projector, unfreeze_projector
+from leaf.progress import Busy
 from leaf.runs.directory import RunDirectory
 from leaf.train.supervised import SupervisedStage
 
@@ -121,9 +122,11 @@ class _Align(SupervisedStage):
         eval_rows = take(eval_rows, range(min(len(eval_rows), config.eval_items or len(eval_rows))))
         self.eval_texts = [row["reference"] for row in eval_rows]
         # The encoder is frozen, so its output is computed once, not once per epoch.
-        self.say(f"align: encoding {len(train_rows)} + {len(eval_rows)} recordings")
-        check_frame_wise(policy, *take(train_rows, [0]))
-        self.features, self.eval_features = _features(policy, train_rows), _features(policy, eval_rows)
+        what = f"align: encoding {len(train_rows)} + {len(eval_rows)} recordings"
+        with Busy(self.say, what, len(train_rows) + len(eval_rows)) as busy:
+            check_frame_wise(policy, *take(train_rows, [0]))
+            self.features = _features(policy, train_rows, busy)
+            self.eval_features = _features(policy, eval_rows, busy)
         self.usable = _usable(self.aligner, self.features, self.texts, self.say)
 
     def step(self, number: int) -> None:
@@ -136,9 +139,7 @@ class _Align(SupervisedStage):
         loss.backward()
         # The norm is that of the projector alone; the aligner's own parameter is one number, its scale.
         rows = f"training rows {', '.join(map(str, batch))}, counted from 0"
-        self.finish_step(number, loss.item(), self.projector, rows)
-        if number % 50 == 0:
-            self.say_progress(number, f"ctc {loss.item():.3f}  {self.seconds:.0f} s")
+        self.finish_step(number, loss.item(), self.projector, rows, name="ctc", every=50)
 
     @torch.no_grad()
     def validate(self) -> None:
@@ -209,10 +210,14 @@ def _usable(aligner: CtcAligner, features: list[Tensor], texts: list[str], say: 
     return usable
 
 
-def _features(policy: Policy, rows: Any, batch_size: int = 16) -> list[Tensor]:
+def _features(policy: Policy, rows: Any, busy: Busy, batch_size: int = 16) -> list[Tensor]:
     """Encode the audio of all rows; the frames are kept in half precision to save memory."""
-    batches = (take(rows, range(at, min(at + batch_size, len(rows)))) for at in range(0, len(rows), batch_size))
-    return [frames.half() for batch in batches for frames in audio_features(policy, batch)]
+    features: list[Tensor] = []
+    for at in range(0, len(rows), batch_size):
+        batch = take(rows, range(at, min(at + batch_size, len(rows))))
+        features += [frames.half() for frames in audio_features(policy, batch)]
+        busy.add(len(batch))
+    return features
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from leaf.model.draws import step_generator
 from leaf.model.from_recipe import has_dropout, set_token_budget
 from leaf.model.policy import Policy
 from leaf.model.usable import rows_with_audio
+from leaf.progress import Busy
 from leaf.rewards.total import Rewards
 from leaf.runs.processes import Processes
 from leaf.runs.signals import StopSignals
@@ -153,14 +154,20 @@ class Learner:
             rows, _ = rows_with_audio(
                 self.policy, self.eval_rows, indices, lambda line: self._say(f"validation: {line}")
             )
-        return evaluate(
-            self.policy,
-            rows,
-            Decoding.of_recipe(config, greedy=config.eval_greedy),
-            Scoring(validation_metrics(config.best_metric), intervals=True),
-            progress=lambda count: self.stop.check(),
-            processes=self.processes,
-        )
+        with Busy(self._say, "validating", len(rows), quiet=True) as busy:
+            return evaluate(
+                self.policy,
+                rows,
+                Decoding.of_recipe(config, greedy=config.eval_greedy),
+                Scoring(validation_metrics(config.best_metric), intervals=True),
+                progress=lambda count: self._count(busy, count),
+                processes=self.processes,
+            )
+
+    def _count(self, busy: Busy, count: int) -> None:
+        """Count rows that were validated; between two batches the run may stop."""
+        busy.add(count * self.processes.count)
+        self.stop.check()
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

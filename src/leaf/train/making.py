@@ -3,6 +3,7 @@
 What can be known to be wrong without the model is refused before the model is loaded.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from leaf.model.demo import resolve_model
 from leaf.model.device import take_device
 from leaf.model.from_recipe import trainable_policy
 from leaf.model.policy import Policy
+from leaf.progress import Busy
 from leaf.rewards.total import Rewards, rewards_from
 from leaf.runs.directory import run_path
 from leaf.runs.processes import Processes
@@ -25,7 +27,10 @@ from leaf.train.recipe import RewardFunctions, check_processes, check_recipe, ch
 
 
 def parts_from_recipe(
-    config: LeafConfig, rewards: RewardFunctions | None, credit: str | CreditRule | None
+    config: LeafConfig,
+    rewards: RewardFunctions | None,
+    credit: str | CreditRule | None,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Make the arguments of `RLTrainer` from a recipe; `rewards` and `credit`, where given, replace the recipe's."""
     check_recipe(config, rewards, credit)
@@ -34,7 +39,10 @@ def parts_from_recipe(
     check_rows(config, functions, train_rows)
     check_targets(config, train_rows, eval_rows)
     accelerator = make_accelerator(config)
-    policy = _policy(config, resolve_model(config.model), None, None, accelerator)
+    tell = say if accelerator.is_main_process else lambda line: None
+    checkpoint = resolve_model(config.model, say=tell)
+    with Busy(tell, f"loading the model {config.model}"):
+        policy = _policy(config, checkpoint, None, None, accelerator)
     policy.base_name = config.model  # not the folder in which the embedded model is assembled
     return {
         "policy": policy,

@@ -24,6 +24,7 @@ from leaf.model.policy import Policy
 from leaf.model.projector import save_projector, unfreeze_projector
 from leaf.model.prompts import check_placeholders, check_prompt_length
 from leaf.model.scoring import batches, score
+from leaf.progress import Busy
 from leaf.runs.directory import RunDirectory
 from leaf.runs.lost import lost_adapter
 from leaf.train.schedule import seed_dropout
@@ -156,9 +157,7 @@ class _Sft(SupervisedStage):
 
         loss = within_memory(policy, accumulate)
         names = [repr(row_name(row)) for rows in batch for row in rows]
-        self.finish_step(number, loss, self.parameters, f"rows {', '.join(names)}")
-        if number % 20 == 0:
-            self.say_progress(number, f"nll {loss:.3f}  {self.seconds:.0f} s")
+        self.finish_step(number, loss, self.parameters, f"rows {', '.join(names)}", name="nll", every=20)
 
     def validate(self) -> None:
         """Score greedy answers to the validation rows."""
@@ -167,8 +166,9 @@ class _Sft(SupervisedStage):
         rows = take(self.eval_rows, range(min(len(self.eval_rows), config.eval_items or len(self.eval_rows))))
         decoding = Decoding(greedy=True, max_new_tokens=config.max_new_tokens)
         scoring = Scoring(validation_metrics(config.best_metric))
-        with self.stop.obeyed():  # nothing is kept of a validation that is given up
-            result = evaluate(policy, rows, decoding, scoring, progress=lambda count: self.stop.check())
+        # Nothing is kept of a validation that is given up.
+        with self.stop.obeyed(), Busy(self.say, "sft: validating", len(rows), quiet=True) as busy:
+            result = evaluate(policy, rows, decoding, scoring, progress=lambda count: self.count(busy, count))
         scores = result.values()
         self.log_scores(scores, "  ".join(f"{name} {value:.2f}" for name, value in scores.items()))
 

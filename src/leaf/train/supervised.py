@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from leaf.config import AlignConfig, SftConfig
 from leaf.model.policy import Policy
+from leaf.progress import EVERY, Busy
 from leaf.runs.checkpoints import Checkpoints, check_space
 from leaf.runs.directory import RunDirectory
 from leaf.runs.signals import StopSignals
@@ -66,7 +67,7 @@ class SupervisedStage:
         Raises:
             RunInterrupted: the run was asked to stop (leaf.runs.signals), and it is saved.
         """
-        self.began = time.perf_counter()
+        self.began, self._said = time.perf_counter(), 0.0
         state = self.checkpoints.begin(resume)
         if state is None:
             self.save()
@@ -110,7 +111,9 @@ class SupervisedStage:
         """Tell whether the run was asked to stop."""
         return self.stop.asked
 
-    def finish_step(self, number: int, loss: float, clipped: Sequence[nn.Parameter], rows: str) -> None:
+    def finish_step(
+        self, number: int, loss: float, clipped: Sequence[nn.Parameter], rows: str, *, name: str, every: int
+    ) -> None:
         """Clip the gradient, take the optimiser step or skip it, and log the step.
 
         Args:
@@ -118,6 +121,8 @@ class SupervisedStage:
             loss: whose gradient has been added up.
             clipped: parameters whose joint gradient norm is held to `max_grad_norm`.
             rows: which rows the step has; see `SkippedSteps.take`.
+            name: what the loss is called in the line that is said of a step.
+            every: so many steps a line is said, and after half a minute without one.
         """
         norm = float(nn.utils.clip_grad_norm_(clipped, self.config.max_grad_norm))
         taken = self.skips.take(self.optimizer, self.schedule, number, loss, norm, lambda: rows)
@@ -130,6 +135,13 @@ class SupervisedStage:
             "learning_rate": self.schedule.get_last_lr()[0],
         }
         self.run.append("metrics.jsonl", record)
+        if number % every == 0 or self.seconds - self._said > EVERY:
+            self.say_progress(number, f"{name} {loss:.3f}  {self.seconds:.0f} s")
+
+    def count(self, busy: Busy, count: int) -> None:
+        """Count rows that were validated; between two batches the run may stop."""
+        busy.add(count)
+        self.stop.check()
 
     @property
     def seconds(self) -> float:
@@ -144,4 +156,5 @@ class SupervisedStage:
 
     def say_progress(self, number: int, line: str) -> None:
         """Say a line about a step."""
+        self._said = self.seconds
         self.say(f"{self.config.stage} {number}/{self.length.steps}  {line}")

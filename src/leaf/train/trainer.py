@@ -18,6 +18,7 @@ from leaf.evaluation.registry import less_is_better
 from leaf.memory import peak_bytes, reset_peak
 from leaf.model.checks import check_policy
 from leaf.model.policy import Policy
+from leaf.progress import Busy
 from leaf.rewards.total import Rewards
 from leaf.runs.checkpoints import Checkpoints, check_space
 from leaf.runs.directory import RunDirectory, run_path
@@ -95,7 +96,7 @@ class RLTrainer(Learner):
             rewards, credit: in place of the recipe's; see `from_model`.
             say, on_step: see the class.
         """
-        return RLTrainer(**parts_from_recipe(config, rewards, credit), say=say, on_step=on_step)
+        return RLTrainer(**parts_from_recipe(config, rewards, credit, say), say=say, on_step=on_step)
 
     @classmethod
     def from_model(
@@ -210,7 +211,8 @@ class RLTrainer(Learner):
     def _check_policy(self) -> None:
         """Check, before the first step, that this model scores and hears as it should, and say what was found."""
         first = range(min(2, len(self.train_rows)))
-        found, left_out, _ = self._with_usable_audio(first, partial(check_policy, self.policy))
+        with Busy(self._say, "checking the model on training rows", quiet=True):
+            found, left_out, _ = self._with_usable_audio(first, partial(check_policy, self.policy))
         for line in (*(f"start: {line}" for line in left_out), *found):
             self._say(line)
         for line in self.advice():
