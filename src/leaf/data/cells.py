@@ -20,6 +20,7 @@ OURS = (
     "text",
     "seconds",
     "kind",
+    "reference_language",
     "offset",
     "duration",
 )
@@ -144,7 +145,8 @@ def with_references(row: dict[str, Any], where: str) -> dict[str, Any]:
         given = [*given, *(text for text in more if text not in given)]
     row = {name: value for name, value in row.items() if name != "references"}
     if "reference" in row or given:
-        row["reference"] = given[0] if given else None
+        empty = row.get("reference")  # "" stays "", which judges without references read
+        row["reference"] = given[0] if given else "" if isinstance(empty, str) else None
     if len(given) > 1 or listed is not None:
         row["references"] = given or None
     return row

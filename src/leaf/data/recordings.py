@@ -25,7 +25,7 @@ def audio_of(example: Example) -> Any:
     if prompt is None:
         raise DataError(f"A row has no prompt; it has the columns {shown(sorted(map(str, example)))}.")
     if example.get("audio") is not None:
-        return heard(example["audio"], example)
+        return heard(plain_audio(example["audio"]), example)
     found = [
         part[key] for part in _audio_parts(prompt) for key in ("audio", "path", "url") if part.get(key) is not None
     ]
@@ -34,7 +34,17 @@ def audio_of(example: Example) -> Any:
             f"The row {row_name(example)!r} carries {len(found)} recordings; give it one, as `audio` or in the audio "
             "part of its messages."
         )
-    return heard(found[0], example)
+    return heard(plain_audio(found[0]), example)
+
+
+def plain_audio(audio: Any) -> Any:
+    """Turn an AudioDecoder, as `datasets` and torchcodec give it, and encoded bytes into what `load_audio` takes."""
+    if isinstance(audio, bytes | bytearray):
+        return {"bytes": bytes(audio)}
+    if not hasattr(audio, "get_all_samples"):
+        return audio
+    samples = audio.get_all_samples()  # (channels, samples)
+    return {"array": samples.data.cpu().numpy().T, "sampling_rate": samples.sample_rate}
 
 
 def _audio_parts(prompt: Any) -> list[Mapping[str, Any]]:

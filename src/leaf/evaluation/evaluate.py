@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from leaf.data.given import rows_from
 from leaf.errors import DataError
 from leaf.evaluation.predict import Decoding, predict
 from leaf.evaluation.predictions import Predictions, kept_items
@@ -59,7 +60,7 @@ class Evaluation:
 
 def evaluate(
     policy: Policy,
-    rows: Sequence[dict[str, Any]],
+    rows: Any,
     decoding: Decoding | None = None,
     scoring: Scoring | None = None,
     *,
@@ -70,7 +71,7 @@ def evaluate(
 
     Args:
         policy: decodes.
-        rows: with `prompt`, `audio` and `reference`.
+        rows: with `prompt`, `audio` and `reference`; a list of dicts, a `datasets.Dataset` or a DataFrame of pandas.
         decoding: how to decode; default one sampled pass.
         scoring: how to score; default `DEFAULT_METRICS`, without intervals.
         progress: called with the number of rows after each batch.
@@ -121,14 +122,14 @@ def score_predictions(predictions: Predictions, rows: Sequence[dict[str, Any]], 
     )
 
 
-def checked_rows(rows: Sequence[Any], scoring: Scoring) -> list[dict[str, Any]]:
+def checked_rows(rows: Any, scoring: Scoring) -> list[dict[str, Any]]:
     """Refuse what would fail only after hours of decoding, and return the rows as dictionaries.
 
     Raises:
         ConfigError: an unknown metric, or one that cannot run here.
         DataError: no rows, or rows without a text that a metric reads.
     """
-    rows = [dict(row) for row in rows]
+    rows = [dict(row) for row in rows_from(rows, "Row") or ()]
     if not rows:
         raise DataError("There are no rows to evaluate; give at least one.")
     for name in scoring.metrics:

@@ -211,10 +211,9 @@ class Rewards:
         Raises:
             DataError: a row lacks such a column, or has one of a name that is taken.
         """
-        from datasets import Dataset  # slow to import, and no reward needs it
-
-        named = isinstance(rows, Dataset)
-        given = [rows.column_names] if named else rows if isinstance(rows, list | tuple) else []
+        names = getattr(rows, "column_names", None)
+        named = names is not None
+        given: Any = [names] if named else rows if isinstance(rows, list | tuple) else []
         taken = next((column for row in given for column in (*BESIDE_COLUMNS, "self") if column in row), None)
         if taken is not None:
             raise DataError(

@@ -23,7 +23,8 @@ class LeafTrainer(RLTrainer):
         model: checkpoint directory or hub id, a transformers model, or a `Policy` that carries its adapter.
         reward_funcs: names, import paths or callables with TRL's signature, or one callable; default the recipe's.
         args: the recipe.
-        train_dataset, eval_dataset: rows with `prompt`, `audio` and `reference`; further columns reach the rewards.
+        train_dataset, eval_dataset: rows with `prompt`, `audio` and `reference`; further columns reach the rewards. A
+            list of dicts, a `datasets.Dataset` or a DataFrame of pandas (leaf.data.given.rows_from).
         processing_class: the processor, where `model` is a transformers model.
         peft_config: LoRA settings; default the recipe's.
         credit: a credit rule in place of the recipe's name, called as `rule(tree, rewards, surprisal=..., **options)`.
@@ -45,8 +46,9 @@ class LeafTrainer(RLTrainer):
         on_step: Callable[[dict[str, Any]], None] | None = None,
     ):
         config = LeafConfig() if args is None else args
-        parts = parts_from_model(model, config, train_dataset, reward_funcs, credit, processing_class, peft_config)
-        super().__init__(**parts, eval_rows=eval_dataset, say=say, on_step=on_step)
+        rows = (train_dataset, eval_dataset)
+        parts = parts_from_model(model, config, *rows, reward_funcs, credit, processing_class, peft_config)
+        super().__init__(**parts, say=say, on_step=on_step)
 
     @property
     def args(self) -> LeafConfig:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from leaf.config import LeafConfig
 from leaf.credit import CreditRule
+from leaf.data.given import rows_from
 from leaf.errors import DataError
 from leaf.model.demo import resolve_model
 from leaf.model.device import take_device
@@ -60,6 +61,7 @@ def parts_from_model(
     model: str | Path | torch.nn.Module,
     config: LeafConfig,
     train_rows: Any,
+    eval_rows: Any,
     rewards: RewardFunctions | None,
     credit: str | CreditRule | None,
     processor: Any,
@@ -68,7 +70,9 @@ def parts_from_model(
     """Make the arguments of `RLTrainer` from a model and rows; see `RLTrainer.from_model`."""
     check_recipe(config, rewards, credit, has_model=True)
     functions = rewards_from(config, rewards)
+    train_rows, eval_rows = rows_from(train_rows, "Training row"), rows_from(eval_rows, "Validation row")
     check_rows(config, functions, train_rows)
+    check_targets(config, train_rows, eval_rows)
     accelerator = make_accelerator(config)
     return {
         "policy": _policy(config, model, processor, lora, accelerator),
@@ -76,6 +80,7 @@ def parts_from_model(
         "rule": find_rule(config, credit),
         "config": config,
         "train_rows": train_rows,
+        "eval_rows": eval_rows,
         "given": recorded_arguments(model, rewards, credit, lora, from_recipe=False),
         "accelerator": accelerator,
     }

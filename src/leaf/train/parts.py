@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from leaf.data.recordings import plain_audio
 from leaf.model.policy import Prompt
 from leaf.runs.processes import Processes
 from leaf.train.rollout import Rollout
@@ -32,7 +34,7 @@ def gathered(rollout: Rollout, processes: Processes) -> Rollout:
     mine = [
         (
             position,
-            rollout.rows[i] if position < RECORDED else {},
+            _plain(rollout.rows[i]) if position < RECORDED else {},
             sent[i],
             rollout.rewards[i].clone(),
             rollout.advantages[i].cpu(),
@@ -69,6 +71,11 @@ def gathered(rollout: Rollout, processes: Processes) -> Rollout:
         positions=positions,
         bad_audio=bad_audio,
     )
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Make a row that can be sent: an open decoder cannot."""
+    return {**row, "audio": plain_audio(row["audio"])} if "audio" in row else row
 
 
 def cut(rollout: Rollout, size: int | None, prompts: int) -> Iterator[Rollout]:

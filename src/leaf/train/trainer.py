@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from leaf.config import LeafConfig
 from leaf.credit import CreditRule
+from leaf.data.given import rows_from
 from leaf.evaluation.evaluate import Evaluation
 from leaf.evaluation.registry import less_is_better
 from leaf.memory import peak_bytes, reset_peak
@@ -66,6 +67,7 @@ class RLTrainer(Learner):
         on_step: OnStep | None = None,
     ):
         check_stage(config)
+        train_rows, eval_rows = rows_from(train_rows, "Training row"), rows_from(eval_rows, "Validation row")
         check_rows(config, rewards, train_rows)
         self.given = given or Given()
         config = replace(config, **self.given.recipe)
@@ -125,8 +127,8 @@ class RLTrainer(Learner):
             lora: settings of a fresh adapter.
             say, on_step: see the class.
         """
-        parts = parts_from_model(model, config, train_rows, rewards, credit, processor, lora)
-        return RLTrainer(**parts, eval_rows=eval_rows, say=say, on_step=on_step)
+        parts = parts_from_model(model, config, train_rows, eval_rows, rewards, credit, processor, lora)
+        return RLTrainer(**parts, say=say, on_step=on_step)
 
     # -- a run ---------------------------------------------------------------------------------------------------------
     def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> RunDirectory:

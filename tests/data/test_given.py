@@ -1,0 +1,147 @@
+"""Rows from Python: every form of an audio column is heard, and texts pass the checks of manifests."""
+
+import io
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from datasets import Audio, ClassLabel, Dataset, DatasetDict
+
+from leaf.data.audio import load_audio
+from leaf.data.given import rows_from
+from leaf.data.recordings import audio_of
+from leaf.data.rows import take
+from leaf.errors import DataError
+from tests.helpers.sound import tone
+
+WAVE = tone(0.5)
+
+
+class Decoder:
+    """Stands for torchcodec's AudioDecoder, whose libraries are not everywhere: samples are (channels, samples)."""
+
+    def get_all_samples(self):
+        return SimpleNamespace(data=torch.from_numpy(WAVE).float()[None].repeat(2, 1), sample_rate=16000)
+
+
+def encoded():
+    file = io.BytesIO()
+    soundfile.write(file, WAVE, 16000, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+def with_audio(cells):
+    return {"prompt": ["Say"] * len(cells), "audio": cells, "reference": [f"r{i}" for i in range(len(cells))]}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(encoded())
+    return str(path)
+
+
+FORMS = {
+    "path, decoded": lambda file: Dataset.from_dict(with_audio([file])).cast_column("audio", Audio()),
+    "path, encoded": lambda file: Dataset.from_dict(with_audio([file])).cast_column("audio", Audio(decode=False)),
+    "bytes, decoded": lambda file: Dataset.from_dict(with_audio([encoded()])).cast_column("audio", Audio()),
+    "bytes, encoded": lambda file: Dataset.from_dict(with_audio([encoded()])).cast_column("audio", Audio(decode=False)),
+    "rate": lambda file: Dataset.from_dict(with_audio([file])).cast_column("audio", Audio(sampling_rate=16000)),
+    "array": lambda file: Dataset.from_dict(with_audio([{"array": WAVE.tolist(), "sampling_rate": 16000}])),
+    "array, numpy": lambda file: FORMS["array"](file).with_format("numpy"),
+    "array, torch": lambda file: FORMS["array"](file).with_format("torch"),
+    "pandas format": lambda file: FORMS["bytes, decoded"](file).with_format("pandas"),
+    "transform": lambda file: FORMS["path, encoded"](file).with_transform(lambda batch: batch),
+    "list, decoder": lambda file: [{"prompt": "Say", "audio": Decoder(), "reference": "r0"}],
+    "list, bytes": lambda file: [{"prompt": "Say", "audio": encoded(), "reference": "r0"}],
+    "list, dict": lambda file: [{"prompt": "Say", "audio": {"bytes": encoded(), "path": None}, "reference": "r0"}],
+    "frame": lambda file: pd.DataFrame(with_audio([file])),
+    "message": lambda file: [
+        {"prompt": [{"role": "user", "content": [{"type": "audio", "audio": Decoder()}]}], "reference": "r0"}
+    ],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_audio_is_heard(form, file):
+    rows = rows_from(FORMS[form](file), "Training row")
+    assert len(rows) == 1
+    (row,) = take(rows, [0])
+    assert row["reference"] == "r0"
+    np.testing.assert_allclose(load_audio(audio_of(row)), WAVE, atol=1e-6)
+
+
+def test_the_rate_that_an_audio_column_asks_for_is_kept(tmp_path):
+    """At 8 kHz a tone of 6 kHz is not there, at whatever rate the model listens."""
+    mixed = tone(0.5, hz=440.0) * 0.5 + tone(0.5, hz=6000.0) * 0.5
+    soundfile.write(tmp_path / "a.wav", mixed, 16000, subtype="FLOAT")
+    given = Dataset.from_dict(with_audio([str(tmp_path / "a.wav")])).cast_column("audio", Audio(sampling_rate=8000))
+    (row,) = take(rows_from(given, "Training row"), [0])
+    assert row["audio"]["sampling_rate"] == 8000
+    spectrum = np.abs(np.fft.rfft(load_audio(audio_of(row))))
+    assert spectrum[3000] < 0.02 * spectrum[220]  # bins of 2 Hz
+
+
+def test_texts_are_checked_and_columns_named_as_in_manifests():
+    given = Dataset.from_dict(
+        {"Prompt": ["e\u0301", "b"], " Reference": [0, 1], "audio": ["a.wav", "b.wav"], "Level": [1, 2]}
+    ).cast_column(" Reference", ClassLabel(names=["yes", "no"]))
+    rows = rows_from(given, "Training row")
+    assert rows.column_names == ["prompt", "reference", "audio", "Level"]
+    assert rows["reference"] == ["yes", "no"]
+    assert next(iter(rows)) == {"prompt": "é", "reference": "yes", "audio": "a.wav", "Level": 1}
+    assert rows[-1]["reference"] == "no"
+    (row,) = rows_from([{"prompt": "p", "audio": "a.wav", "Reference": ["x", "y"]}], "Training row")
+    assert (row["reference"], row["references"]) == ("x", ["x", "y"])
+    messages = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "e\u0301"}]}]
+    (row,) = rows_from([{"prompt": messages, "audio": "a.wav"}], "Training row")
+    assert row["prompt"][0]["content"][1]["text"] == "é"
+
+
+def test_gaps_of_a_frame_are_empty_cells():
+    frame = pd.DataFrame(
+        {"prompt": ["p", "q"], "audio": ["a.wav", "b.wav"], "reference": ["NA", None], "level": [1, None]}
+    )
+    rows = rows_from(frame, "Training row")
+    assert [row["reference"] for row in rows] == ["NA", None]
+    assert rows[1]["level"] is None
+
+
+ROW = {"prompt": "p", "audio": "a.wav", "reference": "x"}
+STREAM = Dataset.from_list([ROW]).to_iterable_dataset()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (STREAM, "rows are an IterableDataset, which has no length, .* list.rows., or load .* without streaming=True"),
+        ((row for row in [ROW]), "are a generator, which has no length"),
+        (
+            DatasetDict({"train": Dataset.from_list([ROW])}),
+            r"a DatasetDict with the splits 'train'; .*dataset\['train'\]",
+        ),
+        (datasets.IterableDatasetDict({"test": STREAM}), r"with the splits 'test'; give one of them"),
+        ({"validation": Dataset.from_list([ROW])}, r"a dict with the splits 'validation'; give one"),
+        ({"prompt": ["p"]}, "a dict; give a list of mappings, one for each row"),
+        ("my.jsonl", r"a str; read them first: leaf\.data\.load"),
+        ({1, 2}, "a set; give a list of mappings, a datasets.Dataset or a DataFrame"),
+        (["p"], "Training row 0, counted from 0, is 'p'; give a mapping"),
+        ([ROW, {"audio": "a.wav"}], "Training row 1, counted from 0, has no prompt; it has the columns audio"),
+        ([ROW, {**ROW, "reference": 1.5}], "Training row 1, .* has reference 1.5; it must be text, .* with a point"),
+        (Dataset.from_list([{**ROW, "reference": {"de": "ja"}}]), "Training row 0, .*, and this is a dict with de"),
+        ([{**ROW, "Reference": "y"}], "has the columns 'reference' and 'Reference', which are the same"),
+    ],
+)
+def test_what_cannot_be_taken_is_said_in_one_sentence(given, message):
+    with pytest.raises(DataError, match=message):
+        rows_from(given, "Training row")
+
+
+def test_rows_are_checked_once_and_nothing_stays_nothing():
+    rows = rows_from([ROW], "Training row")
+    assert rows_from(rows, "Training row") is rows
+    assert rows_from(None, "Validation row") is None
