@@ -60,7 +60,8 @@ ABLATIONS = {
     "leaf random boundaries": random_leaf(),
     "leaf even boundaries": even_leaf,
     "leaf entropy boundaries": credit_rule("leaf"),  # is given entropy in the place of surprisal, see BY_ENTROPY
-    **{name: credit_rule(name) for name in ("rloo", "treerl", "spo", "treepo")},
+    **{name: credit_rule(name) for name in ("rloo", "treerl", "treepo")},
+    "spo": credit_rule("spo", credited="branching"),
 }
 BY_ENTROPY = {"leaf entropy boundaries"}
 RULES |= {name: rule for name, rule in ABLATIONS.items() if name not in RULES}

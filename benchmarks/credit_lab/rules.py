@@ -86,7 +86,8 @@ def random_leaf(seed=0):
 def all_rules():
     return {
         **{f"leaf B={b}": credit_rule("leaf", max_boundaries=b) for b in (0, 1, 2, 4)},
-        **{name: credit_rule(name) for name in ("grpo", "dr_grpo", "rloo", "treerl", "tempo", "spo", "treepo")},
+        **{name: credit_rule(name) for name in ("grpo", "dr_grpo", "rloo", "treerl", "tempo", "treepo")},
+        "spo": credit_rule("spo", credited="branching"),
         "r - V(prefix), own in": own(0.0),
         **{f"shrunken own in, kappa={k}": own(float(k)) for k in (1, 2, 4)},
         "r - V(prefix), own out": out(0.0),

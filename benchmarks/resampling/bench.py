@@ -41,7 +41,7 @@ MORE_RULES = {  # only where a rule costs no backward of its own
     "leaf sqrt_count=false normalize=false": credit_rule("leaf", sqrt_count=False, normalize=False),
     "treerl": credit_rule("treerl"),
     "treepo": credit_rule("treepo"),
-    "spo": credit_rule("spo"),
+    "spo": credit_rule("spo", credited="branching"),
 }
 
 

@@ -101,7 +101,7 @@ def token_sums(group, rewards, value, error):
     before = np.concatenate([np.full((len(node), 1), tree.num_nodes), node[:, :-1]], 1)
     truth, noise = (value[node] - value[before])[real], (error[node] + error[before])[real]
     result = {"tokens": int(real.sum()), "credit": {}, "baseline": {}}
-    for name, rule in {**MASS_RULES, "spo": credit_rule("spo")}.items():
+    for name, rule in {**MASS_RULES, "spo": credit_rule("spo", credited="branching")}.items():
         a = rule(tree, rewards, surprisal=group.surprisal).numpy()[real]
         result["credit"][name] = short([(a * truth).sum(), (a * a).sum(), (truth * truth).sum(), noise.sum()])
     scored = scored_completions(tree, rewards)

@@ -58,6 +58,9 @@ class RunConfig:
     )
     learning_rate: float = _update(5e-6, "peak learning rate of AdamW", low=0.0, common=True)
     weight_decay: float = _update(0.0, "weight decay of AdamW", low=0.0)
+    adam_betas: list[float] = _update(
+        [0.9, 0.999], "decay of AdamW's two moments, each in [0, 1); published: 0.9, 0.95"
+    )
     schedule: Literal["cosine", "linear", "constant"] = _update("cosine", "learning-rate schedule after warm-up")
     min_lr_ratio: float = _update(0.1, "learning rate at the end, as a share of the peak", low=0.0, high=1.0)
     warmup_steps: int = _update(0, "optimiser updates of linear warm-up", low=0)
@@ -146,11 +149,18 @@ class LeafConfig(LoraFields, RunConfig):
     top_p: float = _sampling(0.9, "nucleus of the sampler", low=1e-6, high=1.0)
     credit: str = _credit(
         "leaf",
-        "credit rule: leaf, grpo, dr_grpo, rloo, treerl, tempo, spo, treepo, shrunken; for distinct completions "
-        "unordered_set, rescaled_set, importance, nbest",
+        "credit rule: leaf, grpo, dr_grpo, rloo, max_rl, treerl, tempo, spo, treepo, shrunken; with all groups of "
+        "a step leaf_batch, reinforce_pp, reinforce_pp_baseline, treepo_whitened, gtpo, grpo_s; for distinct "
+        "completions unordered_set, rescaled_set, importance, nbest",
         common=True,
     )
     credit_options: dict[str, Any] = _credit({}, "options of the rule, e.g. max_boundaries: 2")
+    uncertain_share: float = _credit(
+        1.0,
+        "credit only this share of a step's tokens, those of highest entropy; 0.2 in 2506.01939",
+        low=1e-6,
+        high=1.0,
+    )
     rewards: list[str] = _credit(
         ["bleu"], "reward functions by name, or package.module:function, path/file.py:function", common=True, path=True
     )
@@ -171,6 +181,8 @@ class LeafConfig(LoraFields, RunConfig):
         None, "completions per optimiser step; default all of a rollout (on-policy); published: 6", low=1
     )
     passes_per_rollout: int = _update(1, "passes of updates over one rollout", low=1)
+    loss: str = _update("clip", "surrogate of the policy gradient: clip, gspo, cispo, sapo")
+    loss_options: dict[str, Any] = _update({}, "options of the loss, e.g. tau_neg: 1.05 of sapo")
     clip: float = _update(0.2, "clip range of the probability ratio (epsilon)", low=0.0, high=1 - 1e-6)
     clip_high: float | None = _update(None, "upper clip range where it differs", low=0.0)
     kl_coef: float = _update(

@@ -59,7 +59,9 @@ class RunInterrupted(LeafError, RuntimeError):
 
 def did_you_mean(given: object, allowed: Iterable[str]) -> str:
     """Name the allowed word that is closest to a mistyped one: " Did you mean 'seed'?", or "" where none is close."""
-    close = difflib.get_close_matches(str(given)[:80], [*allowed], n=1)  # cut: the search takes quadratic time
+    typed = str(given)[:80]  # cut: the search takes quadratic time
+    close = difflib.get_close_matches(typed, [*allowed], n=3)
+    close.sort(key=lambda word: sorted(word) != sorted(typed))  # two letters swapped are likelier than another word
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

@@ -149,7 +149,7 @@ def test_spo_and_the_prefix_baseline_are_one_gradient():
     groups = world.sample(20, torch.Generator().manual_seed(0))
     judge = Judge(world, groups)
     prefix = credit_rule("shrunken", kappa=0.0, leave_one_out=False)
-    drawn = advantages(groups, {"spo": credit_rule("spo"), "prefix": prefix})
+    drawn = advantages(groups, {"spo": credit_rule("spo", credited="branching"), "prefix": prefix})
     spo, baseline = (judge.total(judge.weight * a.reshape(20, -1)) for a in drawn.values())
     assert torch.allclose(spo, baseline, atol=1e-9)
 

@@ -12,7 +12,7 @@ from leaf.credit import CREDIT_RULES, PrefixTree, credit, credit_rule, leaf_span
 from leaf.credit.boundaries import even_boundaries, random_boundaries
 from leaf.errors import ConfigError, DataError
 from tests.helpers import oracle
-from tests.helpers.groups import as_tensors, random_group
+from tests.helpers.groups import PLAIN_RULES, as_tensors, random_group
 
 SEEDS = st.integers(0, 10**9)
 NAN = float("nan")
@@ -119,6 +119,7 @@ RELATIVES = {
     "treerl": [[0.25 / math.sqrt(2), 0.875], [0.25 / math.sqrt(2), -0.625], [-0.5, -0.5]],
     # Means of the others: 1/4, 5/8, 5/8. κ = 4: Ṽ(1) = (1/4 + 4 · 1/4) / 5 and (1 + 4 · 5/8) / 5; nobody shares (4).
     "shrunken": [[0.75, 0.75], [-0.375, 0.25 - 0.7], [-0.375, -0.375]],
+    "max_rl": [[1.0, 1.0], [-0.5, -0.5], [-0.5, -0.5]],
     "treepo": [[(3 * 0.5 + 2 * 0.375) / 5] * 2, [(3 * -0.25 + 2 * -0.375) / 5] * 2, [-0.25, -0.25]],
 }
 
@@ -130,12 +131,12 @@ def test_relatives_by_hand(name):
     want = torch.tensor(RELATIVES[name], dtype=torch.float64)
     if name == "tempo":
         want = want / (math.sqrt(3 / 16) + 1e-6)
-    got = credit_rule(name)(PrefixTree.build(tokens, lengths), torch.tensor([1.0, 0.25, 0.25]))
+    got = credit(PLAIN_RULES[name], PrefixTree.build(tokens, lengths), torch.tensor([1.0, 0.25, 0.25]))
     assert torch.allclose(got, want)
 
 
 # -- degenerate groups -------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", CREDIT_RULES)
+@pytest.mark.parametrize("name", PLAIN_RULES)
 @pytest.mark.parametrize(
     ("completions", "rewards"),
     [
@@ -150,16 +151,16 @@ def test_relatives_by_hand(name):
 )
 def test_degenerate_groups_are_exactly_zero(name, completions, rewards):
     tokens, lengths, surprisal, reward = as_tensors(completions, rewards, [[1.0] * len(c) for c in completions])
-    got = credit(CREDIT_RULES[name], PrefixTree.build(tokens, lengths), reward, surprisal=surprisal)
+    got = credit(PLAIN_RULES[name], PrefixTree.build(tokens, lengths), reward, surprisal=surprisal)
     assert got.shape == tokens.shape
     assert bool((got == 0).all())
 
 
-@pytest.mark.parametrize("name", [name for name in CREDIT_RULES if name != "leaf"])
+@pytest.mark.parametrize("name", [name for name in PLAIN_RULES if name != "leaf"])
 def test_an_unscored_completion_changes_nothing_for_the_others(name):
     completions, rewards = [[1, 2, 3], [1, 2, 4], [1, 5, 6], [7, 8]], [1.0, 0.25, 0.5, 0.0]
-    alone = credit(CREDIT_RULES[name], *_called(completions, rewards))
-    with_nan = credit(CREDIT_RULES[name], *_called([*completions, [1, 2, 3]], [*rewards, NAN]))
+    alone = credit(PLAIN_RULES[name], *_called(completions, rewards))
+    with_nan = credit(PLAIN_RULES[name], *_called([*completions, [1, 2, 3]], [*rewards, NAN]))
     assert torch.equal(alone, with_nan[:4])
     assert bool((with_nan[4] == 0).all())
 
@@ -219,11 +220,11 @@ def test_leaf_equals_the_oracle(seed, budget, terms, normalize, group_ended):
 
 
 @settings(max_examples=300, deadline=None)
-@given(SEEDS, st.sampled_from([name for name in CREDIT_RULES if name != "leaf"]))
+@given(SEEDS, st.sampled_from([name for name in PLAIN_RULES if name != "leaf"]))
 def test_relatives_equal_the_oracle(seed, name):
     completions, rewards, surprisal = random_group(seed)
     tokens, lengths, _, reward = as_tensors(completions, rewards, surprisal)
-    got = credit(CREDIT_RULES[name], PrefixTree.build(tokens, lengths), reward)
+    got = credit(PLAIN_RULES[name], PrefixTree.build(tokens, lengths), reward)
     want = torch.tensor(oracle.per_token(name, completions, rewards, tokens.shape[1]), dtype=torch.float64)
     assert torch.allclose(got, want.reshape(got.shape), atol=1e-9)
 
@@ -249,14 +250,14 @@ def test_spans_partition_each_completion_and_local_terms_telescope(seed, budget)
 
 
 @settings(max_examples=200, deadline=None)
-@given(SEEDS, st.sampled_from(list(CREDIT_RULES)), st.randoms(use_true_random=False), st.integers(0, 5))
+@given(SEEDS, st.sampled_from(list(PLAIN_RULES)), st.randoms(use_true_random=False), st.integers(0, 5))
 def test_order_and_padding_do_not_matter(seed, name, rng, extra):
     completions, rewards, surprisal = random_group(seed)
     surprisal = [[s + 1e-3 * (i + len(row) * j) for j, s in enumerate(row)] for i, row in enumerate(surprisal)]
     tokens, lengths, nats, reward = as_tensors(completions, rewards, surprisal)
     cuts = select_boundaries(nats, lengths)
     given_cuts = {"boundaries": cuts} if name == "leaf" else {}
-    plain = credit(CREDIT_RULES[name], PrefixTree.build(tokens, lengths), reward, **given_cuts)
+    plain = credit(PLAIN_RULES[name], PrefixTree.build(tokens, lengths), reward, **given_cuts)
     order = list(range(len(completions)))
     rng.shuffle(order)
     mixed = as_tensors(
@@ -265,7 +266,7 @@ def test_order_and_padding_do_not_matter(seed, name, rng, extra):
     tokens, lengths, nats, reward = mixed
     if name == "leaf" and len({s for row in surprisal for s in row}) == sum(map(len, surprisal)):
         assert torch.equal(select_boundaries(nats, lengths), cuts)
-    got = credit(CREDIT_RULES[name], PrefixTree.build(tokens, lengths), reward, **given_cuts)
+    got = credit(PLAIN_RULES[name], PrefixTree.build(tokens, lengths), reward, **given_cuts)
     assert torch.allclose(got[:, : plain.shape[1]], plain[order], atol=1e-9)
     assert bool((got[:, plain.shape[1] :] == 0).all())
 
@@ -289,11 +290,12 @@ def test_without_boundaries_leaf_is_the_z_scored_group_advantage(seed):
 
 
 @pytest.mark.parametrize("dtype", [torch.long, torch.bool])
-@pytest.mark.parametrize("name", CREDIT_RULES)
+@pytest.mark.parametrize("name", PLAIN_RULES)
 def test_rewards_may_be_whole_numbers_or_booleans(name, dtype):
     tree, rewards = _called([[1, 2], [1, 3], [4, 2]], [1.0, 0.0, 0.0])
-    rule = credit_rule(name, boundaries=[1]) if name == "leaf" else credit_rule(name)
-    assert torch.equal(rule(tree, rewards.to(dtype)), rule(tree, rewards))
+    options = {"boundaries": [1]} if name == "leaf" else {}
+    plain = credit(PLAIN_RULES[name], tree, rewards, **options)
+    assert torch.equal(credit(PLAIN_RULES[name], tree, rewards.to(dtype), **options), plain)
     grpo = leaf.grpo_advantages(rewards, tree.lengths)
     assert torch.allclose(leaf.grpo_advantages(rewards.to(dtype), tree.lengths), grpo.float())
 

@@ -22,7 +22,7 @@ from leaf.credit import (
 )
 from leaf.errors import ConfigError, DataError
 from tests.helpers import oracle
-from tests.helpers.groups import as_tensors, random_group
+from tests.helpers.groups import PLAIN_RULES, as_tensors, random_group
 
 NAN, INF = float("nan"), float("inf")
 SEEDS = st.integers(0, 10**9)
@@ -35,7 +35,8 @@ def built(completions, rewards, extra=0):
 
 # -- registry ----------------------------------------------------------------------------------------------------------
 def test_the_rules_by_name():
-    assert list(CREDIT_RULES) == ["leaf", "grpo", "dr_grpo", "rloo", "tempo", "spo", "treerl", "treepo", "shrunken"]
+    relatives = ["grpo", "dr_grpo", "rloo", "max_rl", "tempo", "spo", "treerl", "treepo", "shrunken"]
+    assert list(CREDIT_RULES) == ["leaf", *relatives]
     assert {name: rule.__name__ for name, rule in CREDIT_RULES.items()} == {name: name for name in CREDIT_RULES}
 
 
@@ -43,7 +44,7 @@ def test_unknown_options_are_refused_when_bound():
     wanted = r"leaf does not take the option boundries\. Did you mean 'boundaries'\? Allowed are .*max_boundaries"
     with pytest.raises(ConfigError, match=wanted):
         credit_rule("leaf", boundries=3)
-    with pytest.raises(ConfigError, match=r"max_boundaries\. It is an option of leaf\. It takes none"):
+    with pytest.raises(ConfigError, match=r"max_boundaries\. It is an option of leaf, leaf_batch\. It takes none"):
         credit_rule("rloo", max_boundaries=2)
     with pytest.raises(ConfigError, match="Allowed are std_floor"):
         credit_rule("grpo", floor=0.5)
@@ -76,6 +77,8 @@ def test_options_of_the_wrong_kind_are_refused_before_anything_is_sampled(rule, 
         ("grpo", {"std_floor": -1.0}, r"std_floor is -1\.0"),
         ("grpo", {"std_floor": NAN}, "std_floor is nan"),
         ("shrunken", {"kappa": -1.0}, r"kappa is -1\.0"),
+        ("spo", {"credited": "some"}, "credited is 'some'; allowed are unsure, branching and all"),
+        ("spo", {"probability": 0.0}, r"probability is 0\.0"),
     ],
 )
 def test_option_values_out_of_range_are_refused_when_bound(rule, options, message):
@@ -148,9 +151,31 @@ def test_a_rule_of_ones_own_is_a_function():
 def test_whole_segments_for_spo():
     # (1, 2, 3), (1, 2, 4), (5, 6, 7): mean 1/2, V̂(1) = V̂(1, 2) = 5/8.
     tree, rewards = built([[1, 2, 3], [1, 2, 4], [5, 6, 7]], [1.0, 0.25, 0.25])
-    assert credit_rule("spo")(tree, rewards).tolist() == [[0.125, 0, 0.375], [0.125, 0, -0.375], [-0.25, 0, 0]]
-    whole = credit_rule("spo", whole_segment=True)(tree, rewards)
+    assert credit_rule("spo", credited="branching")(tree, rewards).tolist() == [
+        [0.125, 0, 0.375],
+        [0.125, 0, -0.375],
+        [-0.25, 0, 0],
+    ]
+    whole = credit_rule("spo", credited="all")(tree, rewards)
     assert whole.tolist() == [[0.125, 0.125, 0.375], [0.125, 0.125, -0.375], [-0.25] * 3]
+
+
+def test_spo_credits_the_tokens_of_which_the_policy_was_unsure():
+    # The same group; −ln 0.9 = 0.105. Segments (1, 2), (3), (4), (5, 6, 7) differ by 1/8, 3/8, −3/8, −1/4.
+    tree, rewards = built([[1, 2, 3], [1, 2, 4], [5, 6, 7]], [1.0, 0.25, 0.25])
+    surprisal = torch.tensor([[0.2, 0.1, 2.0], [0.2, 0.1, 0.05], [1.0, 0.11, 0.0]])
+    got = credit_rule("spo")(tree, rewards, surprisal=surprisal)
+    assert got.tolist() == [[0.125, 0, 0.375], [0.125, 0, 0], [-0.25, -0.25, 0]]
+    half = credit_rule("spo", probability=0.5)(tree, rewards, surprisal=surprisal)
+    assert half.tolist() == [[0, 0, 0.375], [0, 0, 0], [-0.25, 0, 0]]
+    with pytest.raises(ConfigError, match="reads surprisal for its mask"):
+        credit_rule("spo")(tree, rewards)
+
+
+def test_max_rl_refuses_rewards_below_zero():
+    tree, rewards = built([[1, 2], [1, 3]], [1.0, -0.5])
+    with pytest.raises(ConfigError, match=r"divides by the mean reward, and -0\.5 is below 0"):
+        credit_rule("max_rl")(tree, rewards)
 
 
 @settings(max_examples=100, deadline=None)
@@ -159,7 +184,7 @@ def test_whole_segments_equal_the_oracle(seed):
     completions, rewards, _ = random_group(seed)
     tree, reward = built(completions, rewards)
     want = oracle.per_token("spo_whole_segment", completions, rewards, tree.tokens.shape[1])
-    got = credit_rule("spo", whole_segment=True)(tree, reward)
+    got = credit_rule("spo", credited="all")(tree, reward)
     assert torch.allclose(got, torch.tensor(want, dtype=torch.float64).reshape(got.shape), atol=1e-9)
 
 
@@ -169,7 +194,7 @@ def test_step_credit_telescopes_to_the_own_reward(seed):
     """Sums of SPO's credit over a completion nobody repeats or continues are r − mean."""
     completions, rewards, _ = random_group(seed)
     tree, reward = built(completions, rewards)
-    total = credit_rule("spo")(tree, reward).sum(1)
+    total = credit_rule("spo", credited="branching")(tree, reward).sum(1)
     deviation = credit_rule("dr_grpo")(tree, reward)
     scored = [c for c, r in zip(completions, rewards, strict=True) if not math.isnan(r)]
     for i, c in enumerate(completions):
@@ -272,7 +297,7 @@ def test_a_prefix_everybody_shares_earns_exactly_nothing():
     rewards = [math.sqrt(i) for i in range(60)]
     tree, reward = built([[7, 7, i] for i in range(60)], rewards)
     for name in ("spo", "treerl"):
-        assert credit_rule(name)(tree, reward)[:, :2].abs().max().item() == 0.0
+        assert credit(PLAIN_RULES[name], tree, reward)[:, :2].abs().max().item() == 0.0
 
 
 def test_a_completion_that_ends_at_the_boundary_has_ended():
@@ -370,7 +395,7 @@ def test_no_completions_or_no_tokens():
         assert tree.num_nodes == 0
         assert tree.node.shape == shape
         assert tree.subtree_end.shape == tree.is_leaf.shape == (0,)
-        for name, rule in CREDIT_RULES.items():
+        for name, rule in PLAIN_RULES.items():
             options = {"boundaries": torch.tensor([1])} if name == "leaf" else {}
             assert credit(rule, tree, torch.zeros(shape[0]), **options).shape == shape
 

@@ -1,9 +1,15 @@
 """Random groups that truly share prefixes: completions branch off earlier ones, repeat them or end inside them."""
 
+from functools import partial
+
 import numpy as np
 import torch
 
+from leaf.credit import CREDIT_RULES
+
 NAN = float("nan")
+# The rules that need nothing but a tree and rewards, beside leaf: spo's mask would read surprisal.
+PLAIN_RULES = {**CREDIT_RULES, "spo": partial(CREDIT_RULES["spo"], credited="branching")}
 
 
 def random_group(seed):

@@ -91,6 +91,12 @@ def rloo(rows, rewards):
     return lambda i, t: rewards[i] - _mean([rewards[j] for j in scored if j != i])
 
 
+def max_rl(rows, rewards):
+    scored = _scored(rows, rewards)
+    mean = _mean([rewards[j] for j in scored])
+    return lambda i, t: (rewards[i] - mean) / mean
+
+
 def tempo(rows, rewards):
     members = _members(rows, rewards)
     known, step = members[()], spo(rows, rewards)
@@ -145,7 +151,8 @@ def shrunken(rows, rewards, kappa=4.0, leave_one_out=True):
 
 
 RELATIVES = {
-    rule.__name__: rule for rule in (grpo, dr_grpo, rloo, tempo, spo, spo_whole_segment, treerl, treepo, shrunken)
+    rule.__name__: rule
+    for rule in (grpo, dr_grpo, rloo, tempo, spo, spo_whole_segment, treerl, treepo, shrunken, max_rl)
 }
 
 

@@ -42,6 +42,8 @@ SCENARIOS = {
         BASE, prompts_per_rollout=3, completions_per_update=3, passes_per_rollout=2, reduction="token_mean", clip=0.05
     ),
     "constant": replace(BASE, reduction="constant", kl_coef=0.0, token_budget=40),
+    # Credit that looks at all groups of a step, and at their most uncertain tokens.
+    "whole_batch": replace(BASE, credit="reinforce_pp_baseline", uncertain_share=0.5),
     # Another seed: with the first one a draw lies so near the edge of a token that last bits decide it (Intel CPUs).
     "one_sided": replace(BASE, seed=1),
     # One prompt a micro-batch; where there are two processes, one of them runs out of memory in its second.

@@ -96,6 +96,22 @@ def test_entropy_is_that_of_the_next_token_distribution(policy):
     assert torch.allclose(got[:, 0], -(p * p.log()).sum().expand(5), atol=1e-4)
 
 
+def test_the_sampler_records_the_entropy_of_the_policy_whatever_the_nucleus(policy):
+    prompts = policy.embed(tiny.rows(3))
+    options = {"num_completions": 5, "max_new_tokens": 9, "temperature": policy.temperature, "entropy": True}
+    for top_p in (1.0, 0.6):
+        draws = torch.Generator().manual_seed(0)
+        groups = sample(policy, prompts, top_p=top_p, generator=draws, **options)
+        scores = score(policy, prompts, [group.tree for group in groups])
+        for group, wanted in zip(groups, scores.entropies, strict=True):
+            assert group.entropy is not None
+            assert torch.allclose(group.entropy, wanted.detach() * (group.tree.node >= 0), atol=1e-4)
+            picked = group.select([2, 0]).entropy
+            assert picked is not None
+            assert torch.equal(picked, group.entropy[[2, 0]])
+    assert groups_of(policy)[1][0].entropy is None
+
+
 def test_greedy_tokens_equal_stock_generate(policy):
     rows = tiny.rows()
     prompts = policy.embed(rows)

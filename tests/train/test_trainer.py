@@ -11,7 +11,7 @@ import torch
 
 from leaf import LeafTrainer, RLTrainer
 from leaf.config import LeafConfig
-from leaf.credit import CREDIT_RULES, credit_rule
+from leaf.credit import BATCH_RULES, CREDIT_RULES, SURROGATES, credit_rule
 from leaf.errors import ConfigError, DataError, RewardError, RunError
 from leaf.model.decoding import TreeDecoder
 from leaf.model.draws import step_generator
@@ -66,7 +66,7 @@ def without_times(records):
     return [{k: v for k, v in record.items() if not k.startswith(("seconds", "memory"))} for record in records]
 
 
-@pytest.mark.parametrize("credit", list(CREDIT_RULES))
+@pytest.mark.parametrize("credit", [*CREDIT_RULES, *BATCH_RULES])
 def test_every_rule_trains_and_leaves_a_whole_run_directory(tmp_path, credit):
     run = trainer(recipe(tmp_path, credit=credit)).train()
     metrics = lines(run.path, "metrics.jsonl")
@@ -130,6 +130,36 @@ def test_small_updates_and_off_policy_passes(tmp_path):
     metrics = lines(run.path, "metrics.jsonl")
     assert metrics[0]["ratio_max"] > 1.0
     assert "seconds/old" in metrics[0]
+
+
+def test_losses_differ_once_the_policy_has_moved_and_not_before(tmp_path):
+    def adapter(name, **changes):
+        run = trainer(recipe(tmp_path / name, learning_rate=1e-2, max_steps=1, eval_every=0, **changes)).train()
+        return torch.cat([value.flatten() for value in weights(run.path / "last").values()])
+
+    def trained(name, **changes):
+        return adapter(f"{name}-{len(changes)}", loss=name, **changes)
+
+    on_policy = [trained(name) for name in SURROGATES]
+    assert all(torch.allclose(on_policy[0], other, atol=1e-6) for other in on_policy[1:])
+    off_policy = [trained(name, completions_per_update=2, passes_per_rollout=3) for name in SURROGATES]
+    for i, one in enumerate(off_policy):
+        assert all(not torch.allclose(one, other, atol=1e-4) for other in off_policy[i + 1 :])
+
+
+def test_only_the_most_uncertain_tokens_are_credited(tmp_path):
+    plain, some = (trainer(recipe(tmp_path / str(s), uncertain_share=s)).rollout(1) for s in (1.0, 0.25))
+    tokens = sum(int((group.tree.node >= 0).sum()) for group in some.groups)
+    credited = torch.cat([one.flatten() for one in some.advantages])
+    assert 0 < int((credited != 0).sum()) <= -(-tokens // 4)
+    for one, whole in zip(some.advantages, plain.advantages, strict=True):
+        assert torch.equal(one[one != 0], whole[one != 0])
+
+
+@pytest.mark.parametrize("betas", [[0.9], [0.9, 1.0], [-0.1, 0.9]])
+def test_betas_of_adam_are_two_numbers_below_one(tmp_path, betas):
+    with pytest.raises(ConfigError, match="two numbers of at least 0 and below 1"):
+        trainer(recipe(tmp_path, adam_betas=betas))
 
 
 def test_one_update_with_all_completions_is_on_policy_however_it_is_asked_for(tmp_path):

@@ -1,6 +1,6 @@
 """From a group and its rewards to advantages: what every credit rule guarantees, and LEAF and GRPO in one call each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,8 +33,15 @@ def credit(
         ConfigError: the rule gave something other than finite advantages of shape (K, T) or (K, 1).
         DataError: rewards or surprisal do not fit the group.
     """
+    scored_completions(tree, rewards)  # which refuses rewards that do not fit, before the rule sees them
+    return guarantee(rule, tree, rewards, rule(tree, rewards, surprisal=surprisal, **options))
+
+
+def guarantee(
+    rule: Callable[..., object], tree: PrefixTree, rewards: GroupRewards, given: object
+) -> Float[Tensor, "K T"]:
+    """Check what a rule gave for a group, and set to exactly 0 what there is nothing to learn from; see `credit`."""
     scored = scored_completions(tree, rewards)
-    given = rule(tree, rewards, surprisal=surprisal, **options)
     size, width = tree.node.shape
     if not isinstance(given, Tensor) or given.shape not in ((size, width), (size, 1)):
         came = f"a tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else shown(given)
@@ -52,7 +59,7 @@ def credit(
     return advantages
 
 
-def rule_name(rule: rules.CreditRule) -> str:
+def rule_name(rule: Callable[..., object]) -> str:
     """Name a rule as its function is named; an object that is called has no name and is shown whole."""
     return getattr(rule, "__name__", repr(rule))
 

@@ -1,4 +1,4 @@
-"""The clipped policy loss with the k3 divergence, and the weight of every token in it.
+"""The policy loss, a surrogate and the k3 divergence, and the weight of every token in it.
 
 The weights are computed once over the whole batch of an update, the loss group by group: so the losses of micro-batches
 add up to the loss of the batch, however it is cut.
@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from leaf.credit import surrogates
+from leaf.credit.surrogates import LOG_LIMIT
 from leaf.errors import ConfigError, did_you_mean
 
 Reduction = Literal["completion_mean", "token_mean", "constant"]
-# Beyond e^60 a ratio may overflow, and inf times an advantage of 0 is NaN. A token clamped here has no gradient.
-_LOG_LIMIT = 60.0
 
 
 def k3(new_logp: Float[Tensor, "K T"], ref_logp: Float[Tensor, "K T"]) -> Float[Tensor, "K T"]:
@@ -23,7 +23,7 @@ def k3(new_logp: Float[Tensor, "K T"], ref_logp: Float[Tensor, "K T"]) -> Float[
 
     Source: Schulman, "Approximating KL divergence" (2020). Inputs in nats.
     """
-    d = (ref_logp - new_logp).clamp_max(_LOG_LIMIT)
+    d = (ref_logp - new_logp).clamp_max(LOG_LIMIT)
     return torch.expm1(d) - d
 
 
@@ -81,13 +81,14 @@ def policy_loss(
     mask: Bool[Tensor, "K T"],
     *,
     weights: Float[Tensor, "K T"],
+    surrogate: surrogates.SurrogateFunction = surrogates.clip,
     clip: float = 0.2,
     clip_high: float | None = None,
     ref_logp: Float[Tensor, "K T"] | None = None,
     kl_coef: float = 0.02,
     shares: Float[Tensor, " K"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Compute Σ weight · [−min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) + β k3] and its statistics (arXiv 2606.07610).
+    """Compute Σ weight · [surrogate + β k3] and its statistics; LEAF's surrogate is `clip` (arXiv 2606.07610).
 
     Args:
         new_logp: (K, T) log-probabilities under the policy, with graph.
@@ -95,6 +96,7 @@ def policy_loss(
         advantages: (K, T).
         mask: (K, T) True at real tokens; values elsewhere have no effect, not on the gradient either.
         weights: (K, T) of every token, from `token_weights` over the whole batch of the update.
+        surrogate: a function of leaf.credit.surrogates, with its own options bound.
         clip, clip_high: ε below and above; `clip_high` defaults to `clip`.
         ref_logp: (K, T) log-probabilities under the reference model; None leaves the divergence out.
         kl_coef: β.
@@ -103,7 +105,7 @@ def policy_loss(
     Returns:
         The scalar loss, and detached over the real tokens: mean kl (only with `ref_logp`), clip_fraction, ratio_mean,
         and ratio_max. clip_fraction counts tokens where the clipped term is the smaller one, so that they have no
-        gradient.
+        gradient (cispo: where the weight of the gradient is bounded).
 
     Raises:
         ConfigError: clip, clip_high or kl_coef is out of range.
@@ -115,17 +117,12 @@ def policy_loss(
         )
     # Padding is blanked before any exp: 0 times the gradient of an inf there would be NaN.
     new, old, advantage = (x.masked_fill(~mask, 0.0) for x in (new_logp, old_logp, advantages))
-    ratio = torch.exp((new - old).clamp_max(_LOG_LIMIT))
-    high = clip if clip_high is None else clip_high
-    clipped = ratio.clamp(1 - clip, 1 + high)
-    per_token = -torch.minimum(ratio * advantage, clipped * advantage)
+    given = surrogate(new, old, advantage, mask, clip, clip if clip_high is None else clip_high)
     divergence = None if ref_logp is None else k3(new, ref_logp.masked_fill(~mask, 0.0))
-    if divergence is not None:
-        per_token = per_token + kl_coef * divergence
-    loss = (weights * per_token).masked_fill(~mask, 0.0).sum()
+    per_token = given.loss if divergence is None else given.loss + kl_coef * divergence
+    total = (weights * per_token).masked_fill(~mask, 0.0).sum()
     counted = mask.to(weights.dtype) if shares is None else mask * shares[:, None]
-    binding = clipped * advantage < ratio * advantage
-    return loss, _statistics(ratio.detach(), binding, divergence, mask, counted)
+    return total, _statistics(given.ratio.detach(), given.held, divergence, mask, counted)
 
 
 @torch.no_grad()

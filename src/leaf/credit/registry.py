@@ -1,4 +1,4 @@
-"""Credit rules by name, with their options bound and checked before a model is loaded."""
+"""Credit rules and surrogates by name, with their options bound and checked before a model is loaded."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from leaf.credit.advantages import credit, rule_name
+from leaf.credit.batches import BATCH_RULES, BatchCredit, RewardedGroup
 from leaf.credit.rules import CREDIT_RULES, CreditRule
 from leaf.credit.sets import SET_RULES
+from leaf.credit.surrogates import SURROGATES, SurrogateFunction
 from leaf.credit.tree import PrefixTree
 from leaf.errors import ConfigError, LeafError, did_you_mean, raised_at, shown
 
@@ -39,25 +41,72 @@ def credit_rule(rule: str | CreditRule, **options: Any) -> CreditRule:
     """
     if isinstance(rule, str):
         known = CREDIT_RULES | SET_RULES
+        if rule in BATCH_RULES:
+            raise ConfigError(f"The credit rule {rule} sees all groups of a step together; it has no credit for one.")
         if rule not in known:
             raise ConfigError(
-                f"The credit rule {shown(rule)} is unknown.{did_you_mean(rule, known)} Allowed are "
-                f"{', '.join(CREDIT_RULES)}; with rollout: distinct {', '.join(SET_RULES)}."
+                f"The credit rule {shown(rule)} is unknown.{did_you_mean(rule, {*known, *BATCH_RULES})} Allowed are "
+                f"{', '.join(CREDIT_RULES | BATCH_RULES)}; with rollout: distinct {', '.join(SET_RULES)}."
             )
         rule = known[rule]
     bound = partial(credit, rule, **options)
     if options:
         _check_names_and_types(rule, options)
         tree = PrefixTree.build(torch.tensor([[0, 0], [0, 1]]), torch.tensor([2, 2]))
-        try:
-            bound(tree, torch.tensor([0.0, 1.0]), surprisal=torch.ones(2, 2))
-        except LeafError:
-            raise
-        except Exception as error:  # a rule of the user's own may raise anything
-            raise ConfigError(
-                f"The credit rule {rule_name(rule)} fails on a group of two completions with the options "
-                f"{shown(options)}: {type(error).__name__}: {str(error)[:500]}{raised_at(error)}"
-            ) from error
+        _try(rule, options, lambda: bound(tree, torch.tensor([0.0, 1.0]), surprisal=torch.ones(2, 2)))
+    return bound
+
+
+def batch_credit(name: str, **options: Any) -> BatchCredit:
+    """Look up a rule of `BATCH_RULES` and bind its options, which are tried as in `credit_rule`.
+
+    Raises:
+        ConfigError: the name is unknown, or the rule does not take one of the options or its value.
+    """
+    if name not in BATCH_RULES:
+        raise ConfigError(
+            f"The credit rule {shown(name)} is unknown.{did_you_mean(name, BATCH_RULES)} Allowed are "
+            f"{', '.join(BATCH_RULES)}."
+        )
+    bound = BatchCredit(BATCH_RULES[name], dict(options))
+    if options:
+        _check_names_and_types(bound.rule, options, positional=1)
+        tree = PrefixTree.build(torch.tensor([[0, 0], [0, 1]]), torch.tensor([2, 2]))
+        ones = torch.ones(2, 2)
+        _try(bound.rule, options, lambda: bound([RewardedGroup(tree, torch.tensor([0.0, 1.0]), ones, ones)]))
+    return bound
+
+
+def _try(rule: Callable[..., Any], options: Mapping[str, Any], action: Callable[[], object]) -> None:
+    """Call a rule on a group of two, and say which rule with which options failed."""
+    try:
+        action()
+    except LeafError:
+        raise
+    except Exception as error:  # a rule of the user's own may raise anything
+        raise ConfigError(
+            f"The credit rule {rule_name(rule)} fails on a group of two completions with the options "
+            f"{shown(dict(options))}: {type(error).__name__}: {str(error)[:500]}{raised_at(error)}"
+        ) from error
+
+
+def surrogate(name: str, **options: Any) -> SurrogateFunction:
+    """Look up a surrogate of the policy gradient and bind its options; it is tried on two tokens.
+
+    Raises:
+        ConfigError: the name is unknown, or the surrogate does not take one of the options or its value.
+    """
+    if name not in SURROGATES:
+        raise ConfigError(
+            f"The loss {shown(name)} is unknown.{did_you_mean(name, SURROGATES)} Allowed are {', '.join(SURROGATES)}."
+        )
+    found = SURROGATES[name]
+    own = [one for one in inspect.signature(found).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    check_options(f"loss {name}", {one.name: one.default for one in own}, options)
+    bound = partial(found, **options)
+    bound(
+        torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([[1.0, -1.0]]), torch.ones(1, 2, dtype=torch.bool), 0.0, 0.0
+    )
     return bound
 
 
@@ -93,20 +142,27 @@ def check_options(
             )
 
 
-def _check_names_and_types(rule: CreditRule, options: Mapping[str, Any]) -> None:
-    """Refuse options that a rule does not take, and values of another type than the option's default."""
-    defaults = _options_of(rule)
+def _check_names_and_types(rule: Callable[..., Any], options: Mapping[str, Any], positional: int = 2) -> None:
+    """Refuse options that a rule does not take, and values of another type than the option's default.
+
+    Args:
+        rule: a function whose first parameters are no options.
+        options: by name.
+        positional: how many these are: tree and rewards, or the groups of a batch.
+    """
+    defaults = _options_of(rule, positional)
     if defaults is not None:
         check_options(f"credit rule {rule_name(rule)}", defaults, options, _rules_with)
 
 
-def _options_of(rule: CreditRule) -> dict[str, Any] | None:
+def _options_of(rule: Callable[..., Any], positional: int) -> dict[str, Any] | None:
     """List the options of a rule with their defaults; None if it takes any."""
-    beyond_tree_and_rewards = list(inspect.signature(rule).parameters.values())[2:]
-    if any(p.kind is p.VAR_KEYWORD for p in beyond_tree_and_rewards):
+    options = list(inspect.signature(rule).parameters.values())[positional:]
+    if any(p.kind is p.VAR_KEYWORD for p in options):
         return None
-    return {p.name: p.default for p in beyond_tree_and_rewards if p.name not in ("surprisal", "draw")}
+    return {p.name: p.default for p in options if p.name not in ("surprisal", "draw")}
 
 
 def _rules_with(option: str) -> list[str]:
-    return [name for name, rule in (CREDIT_RULES | SET_RULES).items() if option in (_options_of(rule) or {})]
+    kinds = ((CREDIT_RULES | SET_RULES, 2), (BATCH_RULES, 1))
+    return [name for rules, n in kinds for name, rule in rules.items() if option in (_options_of(rule, n) or {})]

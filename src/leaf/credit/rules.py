@@ -8,7 +8,9 @@ n and V̂ of a prefix are the number and the mean reward of the scored completio
 of the group.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +20,7 @@ from leaf.credit.spans import Terms, cut_spans
 from leaf.credit.stretches import stretches
 from leaf.credit.tree import GroupRewards, PrefixTree
 from leaf.credit.values import known_rewards, prefix_values, root_mean, scored_completions, shrunken_values
-from leaf.errors import ConfigError
+from leaf.errors import ConfigError, shown
 
 CreditRule = Callable[..., Tensor]
 
@@ -81,10 +83,25 @@ def dr_grpo(tree: PrefixTree, rewards: GroupRewards, *, surprisal: Tensor | None
 def rloo(tree: PrefixTree, rewards: GroupRewards, *, surprisal: Tensor | None = None) -> Float[Tensor, "K 1"]:
     """Give every token A = r − mean of the others' rewards = (r − mean) · n / (n − 1) (RLOO, arXiv 2402.14740).
 
-    Reason: a baseline that does not contain the completion's own reward leaves the gradient unbiased.
+    Reason: a baseline that does not contain the completion's own reward leaves the gradient unbiased. That holds for
+    sums over a completion's tokens: a mean over them (`reduction: completion_mean`) weighs long completions less.
     """
     deviation, _, n = _deviations(tree, rewards)
     return (deviation * n / (n - 1).clamp_min(1))[:, None]
+
+
+def max_rl(tree: PrefixTree, rewards: GroupRewards, *, surprisal: Tensor | None = None) -> Float[Tensor, "K 1"]:
+    """Give every token A = (r − mean) / mean (MaxRL, arXiv 2602.02710), 0 where the mean is 0. Rewards must be ≥ 0.
+
+    Reason: with rewards 0 and 1 this is the gradient of log p(right answer), the likelihood, in place of that of p. A
+    prompt that is hardly ever solved weighs more.
+    """
+    scored = scored_completions(tree, rewards)
+    reward = known_rewards(rewards, scored)
+    if bool((reward < 0).any()):
+        raise ConfigError(f"The credit rule max_rl divides by the mean reward, and {reward.min():g} is below 0.")
+    deviation, mean = _deviations(tree, rewards)[0], root_mean(reward, scored)
+    return (deviation / mean if mean > 0 else torch.zeros_like(deviation))[:, None]
 
 
 def tempo(tree: PrefixTree, rewards: GroupRewards, *, surprisal: Tensor | None = None) -> Float[Tensor, "K T"]:
@@ -102,26 +119,49 @@ def tempo(tree: PrefixTree, rewards: GroupRewards, *, surprisal: Tensor | None =
 
 
 def spo(
-    tree: PrefixTree, rewards: GroupRewards, *, surprisal: Tensor | None = None, whole_segment: bool = False
+    tree: PrefixTree,
+    rewards: GroupRewards,
+    *,
+    surprisal: Tensor | None = None,
+    credited: Literal["unsure", "branching", "all"] = "unsure",
+    probability: float = 0.9,
 ) -> Float[Tensor, "K T"]:
-    """Give V̂(child) − V̂(parent) to the token at which paths part (SPO-tree, arXiv 2505.23564).
+    """Give V̂(child) − V̂(parent) to a segment's tokens of probability below 0.9 (SPO-tree, arXiv 2505.23564).
 
-    Segments are the unbranched stretches of the tree (the paper samples segments of fixed length). As under the paper's
-    probability mask, only the token that decides which segment follows is credited; `whole_segment` credits them all.
+    Segments are the unbranched stretches of the tree (the paper samples segments of fixed length), and the probability
+    is the one under the sampling distribution. The paper's loss is divided by the number of tokens under its mask; here
+    the reduction of the recipe divides.
 
-    Reason: a segment is worth what it changes in the expected reward, and nothing else.
+    Args:
+        tree, rewards, surprisal: see the module.
+        credited: "unsure" is the paper's probability mask; "branching" credits only the token that decides which
+            segment follows; "all" credits whole segments.
+        probability: of the mask.
+
+    Reason: a segment is worth what it changes in the expected reward, and a token of which the policy was certain
+    changed nothing.
     """
+    if credited not in ("unsure", "branching", "all"):
+        raise ConfigError(f"credited is {shown(credited)}; allowed are unsure, branching and all.")
+    if not 0 < probability <= 1:
+        raise ConfigError(f"probability is {probability}; it must be a number above 0 and at most 1.")
     cut = stretches(tree, rewards)
-    if whole_segment:
-        return cut.value - cut.parent
-    return torch.where(cut.opens, cut.value - cut.before, 0.0)
+    if credited == "branching":
+        return torch.where(cut.opens, cut.value - cut.before, 0.0)
+    credit = cut.value - cut.parent
+    if credited == "all":
+        return credit
+    if surprisal is None:
+        raise ConfigError("The credit rule spo reads surprisal for its mask. Pass it, or set credited: all.")
+    return torch.where(surprisal.to(credit.device) > -math.log(probability), credit, 0.0)
 
 
 def treerl(tree: PrefixTree, rewards: GroupRewards, *, surprisal: Tensor | None = None) -> Float[Tensor, "K T"]:
     """Give every token of a step (GA + LA) / √n of the node it ends at (TreeRL, arXiv 2506.11902).
 
     GA is V̂(node) − V̂(v₀), and LA is V̂(node) − V̂(branching node before). Steps are the unbranched stretches of the tree,
-    so every branching node counts, without boundary selection.
+    so every branching node counts, without boundary selection. This is the paper's formula; its code divides each V̂ by
+    √n of its own node before it takes differences.
 
     Reason: a step is good if it leads to good answers, and better if it improves on the step before. 1/√n, because the
     tokens of a shared step enter the loss n times.
@@ -182,6 +222,7 @@ CREDIT_RULES: dict[str, CreditRule] = {
     "grpo": grpo,
     "dr_grpo": dr_grpo,
     "rloo": rloo,
+    "max_rl": max_rl,
     "tempo": tempo,
     "spo": spo,
     "treerl": treerl,

@@ -43,6 +43,8 @@ class Group:
         surprisal: (K, T) −log p in nats under the distribution drawn from (after temperature and top-p); padding 0.
         truncated: (K,) True where the length limit came before an end-of-sequence token.
         draw: what the estimators ask of distinct completions; None for independent ones.
+        entropy: (K, T) of the policy at the sampling temperature, without top-p, in nats; padding 0. None unless asked
+            for.
     """
 
     prompt: Prompt
@@ -51,6 +53,7 @@ class Group:
     surprisal: Tensor
     truncated: Tensor
     draw: SetDraw | None = None
+    entropy: Tensor | None = None
 
     @cached_property
     def tree(self) -> PrefixTree:
@@ -60,7 +63,9 @@ class Group:
     def select(self, indices: list[int]) -> "Group":
         """Make a group of some of the completions, width unchanged."""
         tokens, lengths = self.tokens[indices], self.lengths[indices]
-        return Group(self.prompt, tokens, lengths, self.surprisal[indices], self.truncated[indices])
+        entropy = None if self.entropy is None else self.entropy[indices]
+        rest = (self.surprisal[indices], self.truncated[indices])
+        return Group(self.prompt, tokens, lengths, *rest, entropy=entropy)
 
     def texts(self, tokenizer) -> list[str]:
         """Decode the completions without special tokens."""
@@ -82,6 +87,7 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     greedy: bool | Sequence[bool] = False,
+    entropy: bool = False,
     generator: Generators = None,
     token_budget: int | None = None,
 ) -> list[Group]:
@@ -99,6 +105,7 @@ def sample(
         top_p: in (0, 1]; the smallest set of most likely tokens whose probability reaches it is kept.
         greedy: take the most likely token instead; the surprisal is then that of the whole distribution. One value for
             all completions, or one for each of the K.
+        entropy: whether to record the policy's entropy at every token.
         generator: source of randomness on the CPU. With one for each prompt, what a prompt draws depends on its own
             alone. In place of a prompt's there may be one for each of its completions.
         token_budget: largest padded size (prompts × longest prompt) sampled at once, prompts of like length together;
@@ -118,7 +125,7 @@ def sample(
     return in_batches(
         policy,
         prompts,
-        lambda part: _sample(policy, [prompts[i] for i in part], draws[:, part], temperature, top_p, each),
+        lambda part: _sample(policy, [prompts[i] for i in part], draws[:, part], temperature, top_p, each, entropy),
         behind_prompt=num_completions * max_new_tokens,
         token_budget=token_budget,
     )
@@ -190,7 +197,13 @@ def _draws_of(generator: torch.Generator | Sequence[torch.Generator], steps: int
 
 
 def _sample(
-    policy: Policy, prompts: Sequence[Prompt], draws: Tensor, temperature: float, top_p: float, greedy: Sequence[bool]
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    draws: Tensor,
+    temperature: float,
+    top_p: float,
+    greedy: Sequence[bool],
+    with_entropy: bool,
 ) -> list[Group]:
     """Sample one batch.
 
@@ -198,6 +211,7 @@ def _sample(
         draws: (T, P, K) uniform numbers.
         greedy: which of the K completions take the most likely token instead.
         policy, prompts, temperature, top_p: as in `sample`.
+        with_entropy: its `entropy`.
     """
     device = prompts[0].embeddings.device
     limit, _, completions = draws.shape
@@ -209,6 +223,7 @@ def _sample(
 
     tokens = torch.zeros(count, limit, dtype=torch.long, device=device)
     surprisal = torch.zeros(count, limit, device=device)
+    entropy = torch.zeros(count, limit, device=device) if with_entropy else None
     lengths = torch.zeros(count, dtype=torch.long, device=device)
     truncated = torch.ones(count, dtype=torch.bool, device=device)
     active = torch.arange(count, device=device)  # (A,) completions that still grow, in order of prompt
@@ -222,6 +237,8 @@ def _sample(
             chosen = torch.where(is_greedy[active], best, chosen)
             nats = torch.where(is_greedy[active], its_nats, nats)
         tokens[active, step], surprisal[active, step], lengths[active] = chosen, nats, step + 1
+        if entropy is not None:
+            entropy[active, step] = torch.special.entr(logits.softmax(-1)).sum(-1)[row]
         ended = torch.isin(chosen, eos)
         truncated[active[ended]] = False
         if step + 1 == limit or bool(ended.all()):
@@ -233,13 +250,26 @@ def _sample(
         branch, row = torch.unique(row[~ended] * vocabulary + chosen[~ended], return_inverse=True)
         logits = decode.advance(branch // vocabulary, branch % vocabulary) * scale
 
-    # To the CPU once for all groups: what follows is bookkeeping, group by group.
-    tokens, lengths, surprisal, truncated = (part.cpu() for part in (tokens, lengths, surprisal, truncated))
+    entropies = None if entropy is None else entropy.cpu()
+    return _groups(prompts, completions, tokens.cpu(), lengths.cpu(), surprisal.cpu(), truncated.cpu(), entropies)
+
+
+def _groups(
+    prompts: Sequence[Prompt],
+    completions: int,
+    tokens: Tensor,
+    lengths: Tensor,
+    surprisal: Tensor,
+    truncated: Tensor,
+    entropy: Tensor | None,
+) -> list[Group]:
+    """Cut what all completions of a batch are, in order of prompt, into a group for each prompt."""
     groups = []
     for i, prompt in enumerate(prompts):
         mine = slice(i * completions, (i + 1) * completions)
         width = int(lengths[mine].max())
-        groups.append(Group(prompt, tokens[mine, :width], lengths[mine], surprisal[mine, :width], truncated[mine]))
+        per_token = (tokens[mine, :width], lengths[mine], surprisal[mine, :width], truncated[mine])
+        groups.append(Group(prompt, *per_token, entropy=None if entropy is None else entropy[mine, :width]))
     return groups
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.trainer_callback import TrainerState
 
 from leaf.config import LeafConfig
-from leaf.credit import CreditRule
+from leaf.credit import BatchCredit, CreditRule
 from leaf.data.rows import batch_indices, take
 from leaf.errors import AudioError
 from leaf.evaluation.evaluate import Evaluation, evaluate
@@ -57,7 +57,7 @@ class Learner:
         self,
         policy: Policy,
         rewards: Rewards,
-        rule: CreditRule,
+        rule: CreditRule | BatchCredit,
         config: LeafConfig,
         train_rows: Any,
         eval_rows: Any,

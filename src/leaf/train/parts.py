@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leaf.config import LeafConfig
+from leaf.credit import BatchCredit, CreditRule
 from leaf.data.recordings import plain_audio
 from leaf.model.policy import Prompt
+from leaf.model.sampling import Group
 from leaf.runs.processes import Processes
-from leaf.train.rollout import Rollout
+from leaf.train.rollout import Rollout, assign_credit, reads_entropy
 
 RECORDED = 2  # groups of a step that groups.jsonl keeps
 
@@ -76,6 +79,28 @@ def gathered(rollout: Rollout, processes: Processes) -> Rollout:
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
     """Make a row that can be sent: an open decoder cannot."""
     return {**row, "audio": plain_audio(row["audio"])} if "audio" in row else row
+
+
+def credited_together(
+    rollout: Rollout, rule: CreditRule | BatchCredit, config: LeafConfig, processes: Processes
+) -> Rollout:
+    """Credit groups anew with those of all processes in sight, where the rule or the share looks at the whole batch."""
+    if processes.alone or not reads_entropy(rule, config):
+        return rollout
+    mine = [
+        (position, group.tokens, group.lengths, group.surprisal.clone(), group.entropy, earned.clone())
+        for position, group, earned in zip(rollout.positions, rollout.groups, rollout.rewards, strict=True)
+    ]
+    everyone = sorted((one for given in processes.gather(mine) for one in given), key=lambda one: one[0])
+    nothing = Prompt(torch.empty(0, 0), torch.empty(0, dtype=torch.bool))
+    groups = [
+        Group(nothing, tokens, lengths, surprisal, torch.zeros(len(lengths), dtype=torch.bool), entropy=entropy)
+        for _, tokens, lengths, surprisal, entropy, _ in everyone
+    ]
+    device = rollout.advantages[0].device if rollout.advantages else torch.device("cpu")
+    advantages = assign_credit(rule, groups, [one[-1] for one in everyone], device, config.uncertain_share)
+    by_position = dict(zip((one[0] for one in everyone), advantages, strict=True))
+    return replace(rollout, advantages=[by_position[position] for position in rollout.positions])
 
 
 def cut(rollout: Rollout, size: int | None, prompts: int) -> Iterator[Rollout]:

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from leaf.config import AlignConfig, LeafConfig, LoraFields, RunConfig, SftConfig
-from leaf.credit import CREDIT_RULES, SET_RULES, CreditRule, credit_rule
+from leaf.credit import (
+    BATCH_RULES,
+    CREDIT_RULES,
+    SET_RULES,
+    BatchCredit,
+    CreditRule,
+    batch_credit,
+    credit_rule,
+    surrogate,
+)
 from leaf.data import load
 from leaf.data.rows import check_references
 from leaf.errors import ConfigError, DataError, did_you_mean, shown
@@ -51,6 +60,7 @@ def recipe_checks(
         checks["adapter"] = lambda: _check_layers(config)
     if isinstance(config, LeafConfig):
         checks["credit"] = lambda: find_rule(config, credit)
+        checks["loss"] = lambda: surrogate(config.loss, **config.loss_options)
         checks["rewards"] = lambda: rewards_from(config, rewards)
     return checks
 
@@ -127,7 +137,7 @@ def check_targets(config: RunConfig, training: Any, validation: Any) -> None:
     )
 
 
-def find_rule(config: LeafConfig, credit: str | CreditRule | None = None) -> CreditRule:
+def find_rule(config: LeafConfig, credit: str | CreditRule | None = None) -> CreditRule | BatchCredit:
     """Find the credit rule of a recipe, or the one that a script passes in its place.
 
     Raises:
@@ -135,10 +145,10 @@ def find_rule(config: LeafConfig, credit: str | CreditRule | None = None) -> Cre
     """
     chosen = config.credit if credit is None else credit
     weighs = isinstance(chosen, str) and chosen in SET_RULES
-    if isinstance(chosen, str) and chosen not in CREDIT_RULES and not weighs:
+    if isinstance(chosen, str) and chosen not in CREDIT_RULES | BATCH_RULES and not weighs:
         return credit_rule(chosen)  # which refuses it by its name
     if weighs != (config.rollout == "distinct"):
-        allowed = ", ".join(SET_RULES if config.rollout == "distinct" else CREDIT_RULES)
+        allowed = ", ".join(SET_RULES if config.rollout == "distinct" else CREDIT_RULES | BATCH_RULES)
         raise ConfigError(
             f"credit is {shown(chosen)} and rollout is {config.rollout}: rules for independent completions take plain "
             f"means, those for distinct ones weigh each. With rollout: {config.rollout} use {allowed}."
@@ -152,6 +162,13 @@ def find_rule(config: LeafConfig, credit: str | CreditRule | None = None) -> Cre
             f"completions_per_update is {config.completions_per_update} and rollout is distinct: the weights of a set "
             "hold for all of it together. Set completions_per_update=null."
         )
+    if config.rollout == "distinct" and config.uncertain_share < 1:
+        raise ConfigError(
+            f"uncertain_share is {config.uncertain_share} and rollout is distinct, which records no entropy. Set "
+            "uncertain_share=1."
+        )
+    if isinstance(chosen, str) and chosen in BATCH_RULES:
+        return batch_credit(chosen, **config.credit_options)
     return credit_rule(chosen, **config.credit_options)
 
 

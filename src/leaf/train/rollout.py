@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.trainer_callback import TrainerState
 
 from leaf.config import LeafConfig
-from leaf.credit import CreditRule, set_shares
+from leaf.credit import BatchCredit, CreditRule, RewardedGroup, most_uncertain, set_shares
 from leaf.memory import within_memory
 from leaf.model.distinct import sample_distinct
 from leaf.model.policy import Policy, Prompt
@@ -66,7 +66,7 @@ class Rollout:
 def rollout(
     policy: Policy,
     rows: list[dict[str, Any]],
-    rule: CreditRule,
+    rule: CreditRule | BatchCredit,
     rewards: Rewards,
     config: LeafConfig,
     draws: Sequence[torch.Generator],
@@ -79,7 +79,7 @@ def rollout(
     Args:
         policy: the model with the adapter that is trained.
         rows: with `prompt`, `audio` and whatever the reward functions take.
-        rule: as `leaf.credit.credit_rule` gives it; computes the advantages (K, T) of a group.
+        rule: as `leaf.credit.credit_rule` gives it; computes the advantages (K, T) of a group, or of all these groups.
         rewards: the reward functions.
         config: how to sample, and `kl_coef`.
         draws: a random generator for each row.
@@ -88,10 +88,10 @@ def rollout(
         trainer_state: tells reward functions where the run is, as in TRL.
     """
     prompts = embed(policy, rows)  # audio is encoded once and serves sampling, scoring and the update
-    groups = draw(policy, prompts, config, draws)
+    groups = draw(policy, prompts, config, draws, entropy=reads_entropy(rule, config))
     earned, result = reward(rewards, rows, groups, policy.tokenizer, trainer_state)
     groups, earned, broken = unscore_unsampled(groups, earned)
-    advantages = assign_credit(rule, groups, earned, policy.device)
+    advantages = assign_credit(rule, groups, earned, policy.device, config.uncertain_share)
     shares = [shares_of(group, config.credit).to(policy.device) for group in groups]
     old = None if on_policy else old_log_probs(policy, groups)
     reference = reference_log_probs(policy, groups) if config.kl_coef else None
@@ -123,7 +123,12 @@ def embed(policy: Policy, rows: Sequence[dict[str, Any]]) -> list[Prompt]:
 
 @phase("sample")
 def draw(
-    policy: Policy, prompts: Sequence[Prompt], config: LeafConfig, draws: Sequence[torch.Generator]
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    config: LeafConfig,
+    draws: Sequence[torch.Generator],
+    *,
+    entropy: bool = False,
 ) -> list[Group]:
     """Sample `num_completions` (K) completions for every prompt as the recipe says, independent or distinct."""
     limits: dict[str, Any] = {"num_completions": config.num_completions, "max_new_tokens": config.max_new_tokens}
@@ -134,9 +139,15 @@ def draw(
         prompts,
         temperature=config.temperature,
         top_p=config.top_p,
+        entropy=entropy,
         generator=list(draws),
         **limits,
     )
+
+
+def reads_entropy(rule: CreditRule | BatchCredit, config: LeafConfig) -> bool:
+    """Tell whether credit needs the policy's entropy at every token."""
+    return isinstance(rule, BatchCredit) or config.uncertain_share < 1
 
 
 @phase("reward")
@@ -170,14 +181,28 @@ def unscore_unsampled(groups: Sequence[Group], rewards: Sequence[Tensor]) -> tup
 
 @phase("credit")
 def assign_credit(
-    rule: CreditRule, groups: Sequence[Group], rewards: Sequence[Tensor], device: torch.device
+    rule: CreditRule | BatchCredit,
+    groups: Sequence[Group],
+    rewards: Sequence[Tensor],
+    device: torch.device,
+    uncertain_share: float = 1.0,
 ) -> list[Tensor]:
-    """Compute the advantages (K, T) of every group in float32."""
-    advantages = []
-    for group, earned in zip(groups, rewards, strict=True):
-        drawn = {} if group.draw is None else {"draw": group.draw}  # only the rules of distinct completions take it
-        advantages.append(rule(group.tree, earned, surprisal=group.surprisal, **drawn).float().to(device))
-    return advantages
+    """Compute the advantages (K, T) of every group in float32, 0 beyond the share of the most uncertain tokens."""
+    seen = [
+        RewardedGroup(group.tree, earned, group.surprisal, group.entropy)
+        for group, earned in zip(groups, rewards, strict=True)
+    ]
+    if isinstance(rule, BatchCredit):
+        advantages = rule(seen)
+    else:
+        drawn = [{} if group.draw is None else {"draw": group.draw} for group in groups]  # for distinct completions
+        advantages = [
+            rule(one.tree, one.rewards, surprisal=one.surprisal, **more) for one, more in zip(seen, drawn, strict=True)
+        ]
+    if uncertain_share < 1:
+        marks = most_uncertain(seen, uncertain_share)
+        advantages = [torch.where(mark, one, 0.0) for mark, one in zip(marks, advantages, strict=True)]
+    return [one.float().to(device) for one in advantages]
 
 
 def shares_of(group: Group, estimator: str) -> Tensor:

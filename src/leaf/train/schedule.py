@@ -17,6 +17,8 @@ from leaf.model.draws import step_generator
 
 def check_stage(config: RunConfig) -> None:
     """Refuse what would fail only once a run has begun: a metric that cannot run, a tracker that the stage has not."""
+    if len(config.adam_betas) != 2 or not all(0 <= beta < 1 for beta in config.adam_betas):
+        raise ConfigError(f"adam_betas is {config.adam_betas}; it must be two numbers of at least 0 and below 1.")
     if config.track_with is not None and not isinstance(config, LeafConfig):
         raise ConfigError(
             f"track_with is {config.track_with!r}, and stage {config.stage} writes only metrics.jsonl and "
@@ -39,8 +41,11 @@ def check_tracker(name: str) -> None:
 
 
 def build_optimizer(parameters: Iterable[Any], config: RunConfig) -> torch.optim.AdamW:
-    """Make AdamW over parameters or parameter groups with the recipe's learning rate and weight decay."""
-    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    """Make AdamW over parameters or parameter groups with the recipe's learning rate, betas and weight decay."""
+    first, second = config.adam_betas
+    return torch.optim.AdamW(
+        parameters, lr=config.learning_rate, betas=(first, second), weight_decay=config.weight_decay
+    )
 
 
 class Length(NamedTuple):

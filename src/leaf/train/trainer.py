@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from leaf.config import LeafConfig
-from leaf.credit import CreditRule
+from leaf.credit import BatchCredit, CreditRule
 from leaf.data.given import rows_from
 from leaf.evaluation.evaluate import Evaluation
 from leaf.evaluation.registry import less_is_better
@@ -27,7 +27,7 @@ from leaf.runs.lost import lost_adapter
 from leaf.runs.provenance import Given
 from leaf.train.learner import Learner
 from leaf.train.making import RewardFunctions, check_rows, make_accelerator, parts_from_model, parts_from_recipe
-from leaf.train.parts import RECORDED, gathered
+from leaf.train.parts import RECORDED, credited_together, gathered
 from leaf.train.records import group_record, rollout_statistics, step_line
 from leaf.train.rollout import Rollout
 from leaf.train.schedule import check_stage, is_warm_restart
@@ -56,7 +56,7 @@ class RLTrainer(Learner):
         self,
         policy: Policy,
         rewards: Rewards,
-        rule: CreditRule,
+        rule: CreditRule | BatchCredit,
         config: LeafConfig,
         train_rows: Any,
         eval_rows: Any = None,
@@ -239,6 +239,7 @@ class RLTrainer(Learner):
         # others would wait for this one in the next collective.
         with self.stop.obeyed(self.processes.alone):
             rolled_out = self.processes.together(lambda: self.rollout(number))
+            rolled_out = credited_together(rolled_out, self.rule, self.config, self.processes)
         whole = gathered(rolled_out, self.processes)
         for line in whole.left_out:
             self._say(line)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from leaf.config import LeafConfig
-from leaf.credit import policy_loss, token_weights
+from leaf.credit import policy_loss, surrogate, token_weights
 from leaf.data.rows import row_name
 from leaf.memory import within_memory
 from leaf.model.policy import Policy
@@ -43,7 +43,7 @@ def optimizer_step(
     Args:
         policy: the model that is trained.
         part: of this process; it may have no group.
-        config: the loss (clip, kl_coef, reduction) and max_grad_norm.
+        config: the loss (loss, clip, kl_coef, reduction) and max_grad_norm.
         optimizer, schedule: what trains.
         skips: takes or skips the step.
         processes: those that share the update.
@@ -105,6 +105,7 @@ def add_gradient(
     reference log-probabilities there is no `kl`.
     """
     prompts, trees = [group.prompt for group in part.groups], [group.tree for group in part.groups]
+    gain = surrogate(config.loss, **config.loss_options)
     sums = dict.fromkeys(_SUMS, 0.0) | {"ratio_max": 0.0}
     if part.ref_log_probs is None:
         del sums["kl"]
@@ -120,6 +121,7 @@ def add_gradient(
                 part.advantages[i],
                 masks[i],
                 weights=weights[i],
+                surrogate=gain,
                 clip=config.clip,
                 clip_high=config.clip_high,
                 ref_logp=None if part.ref_log_probs is None else part.ref_log_probs[i],
