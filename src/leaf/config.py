@@ -131,11 +131,11 @@ class LoraFields:
 
 @dataclass
 class LeafConfig(LoraFields, RunConfig):
-    """Recipe of stage rl. The defaults are the published protocol where it names a value, except for five.
+    """Recipe of stage rl. The defaults are the published protocol where it names a value, except for six.
 
-    Published are `dtype` bfloat16, `completions_per_update` 6, `max_prompt_tokens` 256 (Qwen2-Audio 1024) without the
-    audio, which counts here, `eval_every` 200 (and so `save_every`), and `epochs` in place of `max_steps`. The whole
-    protocol is `load_recipe("recipes/published/leaf.yaml", ...)`, with the recipes of a model and a task beside it.
+    Published are `dtype` bfloat16, `adam_betas` 0.9 and 0.95, `completions_per_update` 6, `max_prompt_tokens` 256
+    (Qwen2-Audio 1024), `eval_every` 200 (and so `save_every`), and `epochs` in place of `max_steps`. The whole protocol
+    is `load_recipe("recipes/published/leaf.yaml", ...)`, with the recipes of a model and a task beside it.
     """
 
     prompts_per_rollout: int = _sampling(6, "prompts per rollout, over all processes", low=1, common=True)

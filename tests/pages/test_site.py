@@ -73,7 +73,7 @@ def test_every_command_is_listed_with_its_options(site):
             waiting.append(inner)
         for parameter in command.params:
             for option in parameter.opts if parameter.param_type_name == "option" else ():
-                assert f"<code>{option}</code>" in shown or option.endswith(("help", "completion")), option
+                assert f"<code>{option}</code>" in shown or option.endswith(("help", "completion", "version")), option
 
 
 def test_every_page_is_in_the_navigation():
