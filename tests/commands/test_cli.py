@@ -101,6 +101,22 @@ def test_resume_continues_a_finished_run_without_harm(project):
     assert (project / "runs/rl/metrics.jsonl").read_text() == before
 
 
+def test_resume_finds_the_run_of_a_recipe_from_another_folder(project, monkeypatch):
+    (project / "recipes").mkdir()
+    (project / "rl.yaml").rename(project / "recipes/rl.yaml")
+    absolute = [f"model={project}/model", f"task={project}/data.jsonl"]
+    run("train", "recipes/rl.yaml", *absolute)
+    (project / "elsewhere").mkdir()
+    monkeypatch.chdir(project / "elsewhere")
+    for recipe in ("../runs/rl/recipe.yaml", "../recipes/rl.yaml"):
+        said = run("train", recipe, *absolute, "--resume")
+        assert re.search(r"continuing the run in /\S+/runs/rl, not in runs/rl below this folder", said)
+        assert re.search(r"resumed \S+runs/rl after step 2", said)
+    assert not (project / "elsewhere/runs").exists()
+    said = run("train", "../recipes/rl.yaml", *absolute, "output_dir=runs/new", "--resume")
+    assert "runs/new has no run yet, so there is nothing to resume: training starts at step 0 there" in said
+
+
 def test_demo_prints_the_table_and_keeps_the_predictions(project):
     shown = run("demo", "--recipe", "rl.yaml", "--items", "3", "--resume")  # as `make demo` does
     assert "nothing to resume: training starts at step 0" in shown

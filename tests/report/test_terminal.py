@@ -16,7 +16,7 @@ from leaf.config import AlignConfig, LeafConfig, to_dict
 from leaf.errors import ConfigError, LeafError, RunError
 from leaf.report import terminal
 from leaf.report.drawn_group import DrawnGroup, pieces
-from leaf.report.visible import visible
+from leaf.visible import visible
 from tests.helpers.recorded import REWARDS, SURPRISAL, WORDS, record, shown, tree_of, write_run
 
 

@@ -21,7 +21,7 @@ def demo(
 ) -> None:
     """Train the embedded model with LEAF on spoken questions, and show held-out scores before and after."""
     began = time.perf_counter()
-    config = read_recipe(recipe, overrides, LeafConfig)
+    config = read_recipe(recipe, overrides, LeafConfig, resume=resume)
     from leaf.data import load
     from leaf.evaluation.evaluate import evaluate
     from leaf.evaluation.predict import Decoding

@@ -1,6 +1,5 @@
 """The command `leaf`, one function per subcommand. Each imports what it needs, so that `leaf --help` is quick."""
 
-import io
 import os
 import sys
 import warnings
@@ -13,8 +12,17 @@ from rich.table import Table
 
 from leaf.commands import data as data_commands
 from leaf.commands.demo import demo
+from leaf.commands.output import OutputLost, watch_streams
 from leaf.commands.recipe import recipe as show_keys
-from leaf.commands.running import OF_A_SCRIPT, Overrides, Recipe, Resume, load_policy, read_recipe, run_recipe
+from leaf.commands.running import (
+    OF_A_SCRIPT,
+    Overrides,
+    Recipe,
+    Resume,
+    load_policy,
+    read_recipe,
+    run_recipe,
+)
 from leaf.commands.terminal import Commands, complaints, console, say, show, with_home
 from leaf.config import AlignConfig, LeafConfig, SftConfig
 from leaf.errors import ConfigError, LeafError, ModelError, RunInterrupted, did_you_mean
@@ -40,15 +48,16 @@ def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     # peft 0.21 reads a property that transformers 5.23 has renamed; a user can do nothing about it.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without a character gets a question mark in its place
+    watch_streams()
     code: str | int | None = 0
     try:
         app(with_home(sys.argv[1:]))
     except LeafError as error:
         say(f"leaf: {error}", complaints)
         code = error.exit_code
+    except OutputLost as error:
+        say(f"leaf: the output cannot be written: {error.strerror}.", complaints)
+        code = LeafError.exit_code
     except SystemExit as ended:
         code = ended.code
     if code in (None, 0, RunInterrupted.exit_code) and "leaf.runs.processes" in sys.modules:
@@ -80,7 +89,8 @@ def train(
     resume: Resume = False,
 ) -> None:
     """Train with a recipe of any stage, e.g. `leaf train recipes/demo.yaml seed=1 output_dir=runs/s1`."""
-    run_recipe(read_recipe(recipe, overrides, needed=() if resume else OF_A_SCRIPT), resume=resume)
+    needed = () if resume else OF_A_SCRIPT
+    run_recipe(read_recipe(recipe, overrides, needed=needed, resume=resume), resume=resume)
 
 
 @app.command()
@@ -90,7 +100,7 @@ def sft(
     resume: Resume = False,
 ) -> None:
     """Train on references (stage sft), e.g. `leaf sft recipes/sft.yaml max_steps=50`."""
-    run_recipe(read_recipe(recipe, overrides, SftConfig), resume=resume)
+    run_recipe(read_recipe(recipe, overrides, SftConfig, resume=resume), resume=resume)
 
 
 @app.command()
@@ -100,7 +110,7 @@ def align(
     resume: Resume = False,
 ) -> None:
     """Train the projector alone, with a CTC loss against the token embeddings of the language model (stage align)."""
-    run_recipe(read_recipe(recipe, overrides, AlignConfig), resume=resume)
+    run_recipe(read_recipe(recipe, overrides, AlignConfig, resume=resume), resume=resume)
 
 
 @app.command()

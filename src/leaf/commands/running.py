@@ -19,15 +19,21 @@ Recipe = Annotated[Path, typer.Argument(help="recipe file (YAML)")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="further recipes (.yaml) laid over the first, then key=value")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="continue the run in the recipe's output_dir")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue the recipe's run")]
 C = TypeVar("C", bound=RunConfig)
 
+_PACKAGE = Path(__file__).parents[1]  # whose recipes are everybody's
 # What a script may pass in place of a recipe's values.
 OF_A_SCRIPT = ("model", "task", "rewards", "credit", "lora_layers")
 
 
 def read_recipe(
-    path: Path, overrides: list[str] | None, stage: type[C] = RunConfig, *, needed: Collection[str] = OF_A_SCRIPT
+    path: Path,
+    overrides: list[str] | None,
+    stage: type[C] = RunConfig,
+    *,
+    needed: Collection[str] = OF_A_SCRIPT,
+    resume: bool = False,
 ) -> C:
     """Read the recipe of a command line, and say what it is.
 
@@ -35,6 +41,7 @@ def read_recipe(
         path, overrides: as given on the command line.
         stage: dataclass of the stage that the command is for.
         needed: keys that the command uses and that a run's recipe.yaml may lack, because a script passed them.
+        resume: whether the recipe's run is to be continued; its output_dir is then where that run is.
 
     Raises:
         ConfigError: the recipe is wrong, of another stage, or lacks what is needed.
@@ -52,7 +59,30 @@ def read_recipe(
         refuse_missing(path, needed, overridden_keys(overrides))
     # At once: what the command imports next takes seconds.
     say(f"{path}: stage {config.stage}, model {config.model}, task {config.task}")
-    return config
+    return _at_its_run(config, path, overrides) if resume else config
+
+
+def _at_its_run(config: C, recipe: Path, overrides: list[str] | None) -> C:
+    """Find the run that a recipe is to continue, and say so where it is not in the output_dir below this folder.
+
+    A recipe.yaml in a run directory means that run. Of another recipe, its output_dir may be below a folder above the
+    recipe, because the run was begun from there. One on the command line is taken as it is.
+    """
+    from leaf.runs.directory import RunDirectory, is_empty, run_path
+
+    path = run_path(config)
+    if "output_dir" in overridden_keys(overrides):
+        return config
+    places: list[Path] = []
+    if RunDirectory(recipe.parent).holds_run() and recipe.name == "recipe.yaml":
+        places = [recipe.parent]
+    elif is_empty(path) and not path.is_absolute() and not recipe.resolve().is_relative_to(_PACKAGE):
+        places = [folder / path for folder in recipe.resolve().parents]
+    found = next((place for place in places if RunDirectory(place).holds_run()), path)
+    if found.resolve() == path.resolve():
+        return config
+    say(f"continuing the run in {found.absolute()}, not in {path} below this folder")
+    return dataclasses.replace(config, output_dir=str(found.absolute()))  # the run's recipe.yaml notes it
 
 
 def run_recipe(config: RunConfig, *, resume: bool = False) -> None:

@@ -12,9 +12,12 @@ from rich.measure import Measurement
 from rich.table import Table
 from typer.core import TyperGroup
 
+from leaf.commands.output import Output
+from leaf.visible import visible
+
 # Whatever is printed may come from a model or a user: brackets in it are text, not markup.
-console = Console(highlight=False, soft_wrap=True, markup=False)
-complaints = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
+console = Output(highlight=False, soft_wrap=True, markup=False)
+complaints = Output(highlight=False, soft_wrap=True, markup=False, stderr=True)
 _WIDE = 10_000  # columns: more than any table of ours needs
 
 
@@ -29,8 +32,6 @@ class Commands(TyperGroup):
 
 def say(line: str, to: Console | None = None) -> None:
     """Print a line for a person, wrapped at its words on a terminal, whole in a file or pipe."""
-    from leaf.report.visible import visible
-
     text = visible(line, keep="\n")  # it may quote a model, or a user's function that does
     to = to or console
     to.print(wrapped(text, to.width) if to.is_terminal else text)
@@ -43,7 +44,7 @@ def show(table: Table) -> None:
     # rich shrinks columns below their longest word and then cuts it: so a column gets the words, and its share of the
     # room that is left.
     words = [max(cell_len(word) for cell in column for word in re.findall(r"^\s*\S+|\S+", cell)) for column in cells]
-    wide = Console(file=console.file, width=_WIDE)
+    wide = Output(file=console.file, width=_WIDE)
     lines = Measurement.get(wide, wide.options, table).maximum - sum(longest)  # what is between the columns
     room = console.width - lines - sum(words) if console.is_terminal else _WIDE
     wanted = [most - least for most, least in zip(longest, words, strict=True)]

@@ -15,9 +15,9 @@ from leaf.errors import AudioError, LeafError
 from leaf.report.audio import SECTION_BYTES, ClipStore, Recordings
 from leaf.report.drawn_group import DrawnGroup, Stretch
 from leaf.report.page import Section, assets
-from leaf.report.visible import visible
 from leaf.runs.directory import RunDirectory
 from leaf.text import unique_names
+from leaf.visible import visible
 
 TEXT_BYTES = 1_300_000  # of the groups of all runs; the recordings have SECTION_BYTES of their own
 RULES = {

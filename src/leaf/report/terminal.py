@@ -17,8 +17,8 @@ from leaf.credit import CREDIT_RULES
 from leaf.errors import RunError
 from leaf.plugins import load_plugins
 from leaf.report.drawn_group import END, DrawnGroup, Stretch
-from leaf.report.visible import visible
 from leaf.runs.directory import RunDirectory
+from leaf.visible import visible
 
 MARK = "┃"  # a boundary inside a stretch of text
 WHOLE_LINES = 1_000_000  # columns: the width of a file or pipe, in which nothing is wrapped
@@ -52,7 +52,7 @@ def show_group(
 def print_group(console: Console, view: Group) -> None:
     """Print what `group_view` made: wrapped to a terminal, in whole lines to a file or pipe."""
     if not console.is_terminal:
-        console = Console(file=console.file, width=WHOLE_LINES)  # else rich would wrap at 80 columns
+        console = type(console)(file=console.file, width=WHOLE_LINES)  # else rich would wrap at 80 columns
     console.print(view, soft_wrap=False)
 
 

@@ -69,7 +69,7 @@ class RunDirectory:
         """
         path = run_path(config, resume)
         if resume is True and is_empty(path):
-            say(f"{path} has no run yet, so there is nothing to resume: training starts at step 0")
+            say(f"{path} has no run yet, so there is nothing to resume: training starts at step 0 there")
             resume = False
         if not resume:
             return cls.create(config, say)
@@ -99,6 +99,10 @@ class RunDirectory:
         if not (run.path / "recipe.yaml").is_file():
             raise RunError(f"{path} is not a run directory: it has no recipe.yaml. Name one that `leaf train` wrote.")
         return run
+
+    def holds_run(self) -> bool:
+        """Tell whether there is a run: a recipe alone may lie in any folder."""
+        return (self.path / "recipe.yaml").is_file() and (self.path / "checkpoints").is_dir()
 
     def config(self) -> RunConfig:
         """Read the resolved recipe of the run."""

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from leaf.errors import RunInterrupted
+from leaf.visible import visible
 
 _ASKING = {"SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"}
 
@@ -60,13 +61,13 @@ class StopSignals:
     def heard(self, say: Callable[[str], None]) -> Callable[[str], None]:
         """Make a `say` that asks the run to stop, and says so on stderr, where the line cannot be written.
 
-        The pipe may be closed (`| head`), the disk of the log full, the terminal gone. Training on would cost nothing,
-        but nobody would see it.
+        The pipe may be closed (`| head`), the disk of the log full, the terminal gone. A line may quote a model or a
+        row, so what would steer a terminal is spelled out.
         """
 
         def say_or_note(line: str) -> None:
             try:
-                say(line)
+                say(visible(line, keep="\n"))
             except OSError as error:
                 if self.lost is None:
                     self.lost = error

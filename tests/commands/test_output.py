@@ -1,0 +1,80 @@
+"""Standard output that cannot be written, and text that would steer a terminal."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+from typer.testing import CliRunner
+
+from leaf.commands.main import app
+from leaf.commands.output import Output
+from leaf.runs.signals import StopSignals
+from tests.commands.test_cli import project  # noqa: F401  (a fixture)
+from tests.helpers.resuming import records
+
+ROOT = Path(__file__).parents[2]
+
+
+def leaf(*arguments, stdout):
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "leaf", *arguments]
+    return subprocess.run(command, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+
+
+@pytest.fixture
+def full():
+    with Path("/dev/full").open("w") as file:
+        yield file
+
+
+@pytest.fixture
+def closed():
+    """A pipe whose reader has gone, as of `| head`."""
+    read, write = os.pipe()
+    os.close(read)
+    yield write
+    os.close(write)
+
+
+def test_a_command_whose_output_is_lost_says_so(full, closed):
+    for stdout, why in ((full, "No space left on device"), (closed, "Broken pipe")):
+        done = leaf("--version", stdout=stdout)
+        assert (done.returncode, done.stderr) == (2, f"leaf: the output cannot be written: {why}.\n")
+
+
+def test_training_whose_output_is_lost_saves_and_goes_on_later(project, full):  # noqa: F811
+    done = leaf("train", "rl.yaml", "save_every=5", "max_steps=3", stdout=full)
+    assert done.returncode == 75, done.stderr
+    assert "the output cannot be written (No space left on device), saving as soon as it is safe" in done.stderr
+    assert "Traceback" not in done.stderr
+    said = CliRunner().invoke(app, ["train", "rl.yaml", "max_steps=3", "--resume"], catch_exceptions=False).output
+    assert "resumed runs/rl after step" in said
+    assert [record["step"] for record in records(project / "runs/rl", "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_no_text_steers_the_terminal():
+    steering = "\x1b[2J\x9b1m\u202e"
+    table = Table("name")
+    table.add_row(steering)
+    said, file = [], io.StringIO()
+    for printed in (steering, table):
+        Output(file=file, force_terminal=True, color_system=None, width=40).print(printed)
+    StopSignals().heard(said.append)(f"row {steering}")
+    for text in (file.getvalue(), *said):
+        assert not set(steering) & (set(text) - set("[2J1m"))
+        assert "␛[2J\\u{9b}1m\\u{202e}" in text
+
+
+def test_rows_and_names_from_data_are_printed_harmless(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    row = {"prompt": "p\x1b[2J", "audio": "a.wav", "reference": "r", "split": "train"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "a.wav").write_bytes(b"x")
+    for command in (["data", "show", "a.jsonl"], ["data", "show", "a\x1b[2J.jsonl"], ["train", "\x1b[2J.yaml"]):
+        result = CliRunner().invoke(app, command)
+        assert "\x1b" not in result.output
