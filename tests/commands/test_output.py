@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.table import Table
@@ -20,10 +22,14 @@ from tests.helpers.resuming import records
 ROOT = Path(__file__).parents[2]
 
 
-def leaf(*arguments, stdout):
+def started(*arguments) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "leaf", *arguments]
-    return subprocess.run(command, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    return {"args": command, "env": environment, "stderr": subprocess.PIPE, "text": True}
+
+
+def leaf(*arguments, stdout):
+    return subprocess.run(**started(*arguments), stdout=stdout, check=False)
 
 
 @pytest.fixture
@@ -47,14 +53,22 @@ def test_a_command_whose_output_is_lost_says_so(full, closed):
         assert (done.returncode, done.stderr) == (2, f"leaf: the output cannot be written: {why}.\n")
 
 
-def test_training_whose_output_is_lost_saves_and_goes_on_later(project, full):  # noqa: F811
-    done = leaf("train", "rl.yaml", "save_every=5", "max_steps=3", stdout=full)
-    assert done.returncode == 75, done.stderr
-    assert "the output cannot be written (No space left on device), saving as soon as it is safe" in done.stderr
-    assert "Traceback" not in done.stderr
-    said = CliRunner().invoke(app, ["train", "rl.yaml", "max_steps=3", "--resume"], catch_exceptions=False).output
-    assert "resumed runs/rl after step" in said
-    assert [record["step"] for record in records(project / "runs/rl", "metrics.jsonl")] == [1, 2, 3]
+def test_training_whose_output_is_lost_saves_and_goes_on_later(project):  # noqa: F811
+    steps = ["max_steps=200", "save_every=200", "eval_every=0"]
+    with subprocess.Popen(**started("train", "rl.yaml", *steps), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while not process.stdout.readline().startswith("step 1/"):  # as `| head` does
+            pass
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 75, said
+    assert "the output cannot be written (Broken pipe), saving as soon as it is safe" in said
+    assert "Traceback" not in said
+    (saved,) = [int(found) for found in re.findall(r"the run is saved after step (\d+) of 200", said)]
+    newest = max(path.name for path in (project / "runs/rl/checkpoints").iterdir())
+    assert newest == f"step-{saved:06d}"
+    assert saved == len(records(project / "runs/rl", "metrics.jsonl")) < 200
 
 
 def test_no_text_steers_the_terminal():

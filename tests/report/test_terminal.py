@@ -128,7 +128,7 @@ def test_visible_keeps_what_it_is_told_and_all_that_is_harmless():
 
 
 def test_an_error_with_escapes_reaches_the_terminal_as_text(monkeypatch, capsys):
-    def fail():
+    def fail(arguments):
         raise LeafError("the reward function said [red] \x1b[31m and\nmore")
 
     monkeypatch.setattr(cli, "app", fail)
