@@ -1,8 +1,14 @@
 """The live view of a run that trains: what it shows, at every width, and that a pipe gets plain lines."""
 
+import fcntl
 import io
 import json
+import os
+import pty
 import re
+import struct
+import sys
+import termios
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +16,9 @@ from rich.console import Console
 
 from leaf.report import live
 from leaf.runs.directory import RunDirectory
+from leaf.runs.signals import StopSignals
+from tests.helpers.screen import lines_shown
+from tests.pages.shown import ROOT
 
 
 def test_a_sparkline_runs_from_lowest_to_highest_with_gaps():
@@ -52,6 +61,7 @@ class FakeTrainer:
         self.run, self.say, self.on_step = RunDirectory(path), say, None
         self.length = SimpleNamespace(steps=3)
         self.accelerator = SimpleNamespace(is_main_process=True)
+        self.stop = StopSignals()
 
     def train(self, resume_from_checkpoint=False):
         for step in (2, 3):
@@ -99,3 +109,53 @@ def test_a_pipe_gets_the_plain_lines_and_no_live_view(tmp_path):
     assert file.getvalue() == ""
     assert lines[:2] == ["step 2/3  reward 0.2", "step 2/3  validation  bleu 20.00"]
     assert trainer.on_step is None
+
+
+class Terminal:
+    """A pseudo-terminal of 70 columns with a program in it."""
+
+    def __init__(self, *command):
+        self.process, self.file = pty.fork()
+        if self.process == 0:
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 70, 0, 0))
+            os.chdir(ROOT)
+            os.execvp(command[0], command)
+        self.written = ""
+
+    def read_until(self, text):
+        """Read until a text has been written."""
+        while text not in self.written:
+            assert self.read(), self.written
+
+    def read(self):
+        """Read what comes next; False at the end of the program, which Linux tells as an error."""
+        try:
+            self.written += os.read(self.file, 65536).decode()
+        except OSError:
+            return False
+        return True
+
+
+@pytest.fixture
+def terminal(tmp_path):
+    started = Terminal(sys.executable, "-m", "tests.helpers.live_worker", str(tmp_path))
+    yield started
+    os.close(started.file)
+
+
+def test_ctrl_c_is_answered_at_once_and_the_picture_stays_whole(terminal, tmp_path):
+    terminal.read_until("usable forks")
+    os.write(terminal.file, b"\x03")
+    terminal.read_until("press Ctrl-C")
+    steps = len((tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert steps == 1  # the step is one long operation, and the answer does not wait for its end
+    while terminal.read():
+        pass
+    assert os.waitstatus_to_exitcode(os.waitpid(terminal.process, 0)[1]) == 75
+    shown = lines_shown(terminal.written)
+    assert shown[0] == "the run begins"
+    for once in ("step", "reward", "time", "now", "SIGINT received", "leaf: SIGINT asked to stop"):
+        assert sum(line.startswith(once) for line in shown) == 1, shown
+    assert "press Ctrl-C again to stop at once" in " ".join(" ".join(shown).split())
+    assert "^C" not in "".join(shown)
+    assert (tmp_path / "saved").read_text() == str(len((tmp_path / "metrics.jsonl").read_text().splitlines()))

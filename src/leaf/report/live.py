@@ -1,6 +1,10 @@
 """A run while it trains, as a live view on the terminal: progress, rewards, validation, time, tokens saved."""
 
-from collections.abc import Sequence
+import signal
+import sys
+import termios
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -11,6 +15,7 @@ from rich.text import Text
 
 from leaf.report.runs import stage_seconds
 from leaf.runs.directory import RunDirectory
+from leaf.runs.signals import answer, signals_at_once
 from leaf.train.records import figure
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -32,9 +37,25 @@ def train(trainer: Any, console: Console, *, resume: bool = False) -> RunDirecto
         if trainer.run is not None:
             view.validations = list(trainer.run.lines("validation.jsonl"))
 
-    trainer.on_step, trainer.say = on_step, on_line
-    with Live(view, console=console, refresh_per_second=4):
+    trainer.on_step, trainer.say, trainer.stop.tell = on_step, on_line, view.tell
+    with keys_unseen(), signals_at_once() as view.signals, Live(view, console=console, refresh_per_second=4):
         return trainer.train(resume_from_checkpoint=resume)
+
+
+@contextmanager
+def keys_unseen() -> Iterator[None]:
+    """Keep the terminal from writing ^C where the cursor is, which is inside the picture."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    quiet = [*before]
+    quiet[3] &= ~termios.ECHOCTL
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 class TrainingView:
@@ -43,6 +64,8 @@ class TrainingView:
     def __init__(self, max_steps: int, console: Console):
         self.records: list[dict[str, Any]] = []
         self.validations: list[dict[str, Any]] = []
+        self.told = ""
+        self.signals: Callable[[], set[int]] = set
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=console)
         self.bar = self.progress.add_task("", total=max_steps)
@@ -52,9 +75,16 @@ class TrainingView:
         self.records = [*self.records, record] if self.records else list(run.lines("metrics.jsonl"))
         self.progress.update(self.bar, completed=record["step"])
 
+    def tell(self, text: str) -> None:
+        """Show an answer to the user below the picture, from its next refresh on."""
+        self.told = text
+
     def __rich__(self) -> RenderableType:
+        if not self.told and signal.SIGINT in self.signals():
+            self.told = answer(signal.SIGINT)
+        told = [Text(self.told, style="bold", no_wrap=False, overflow="fold")] if self.told else []
         if not self.records:
-            return self.progress
+            return Group(self.progress, *told)
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, style="dim")
         table.add_column(overflow="fold")
@@ -73,7 +103,7 @@ class TrainingView:
                 f"usable forks {last['usable_fork_rate']:.2f}  memory {last['memory/peak_gb']:.1f} GB"
             ),
         )
-        return Group(self.progress, table)
+        return Group(self.progress, table, *told)
 
 
 def _trend(values: Sequence[float | None]) -> Text:

@@ -31,11 +31,13 @@ class StopSignals:
     Attributes:
         received: the signal that came first, None if none did.
         lost: why a line for a person could not be written, None if all could.
+        tell: takes the answer to a signal, inside its handler; a live view has its own, as stderr would tear it.
     """
 
     def __init__(self):
         self.received: signal.Signals | None = None
         self.lost: OSError | None = None
+        self.tell = _tell
         self._may_stop = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -71,7 +73,7 @@ class StopSignals:
             except OSError as error:
                 if self.lost is None:
                     self.lost = error
-                    _tell(f"the output cannot be written ({error.strerror or error}), saving as soon as it is safe")
+                    self.tell(f"the output cannot be written ({error.strerror or error}), saving as soon as it is safe")
 
         return say_or_note
 
@@ -82,8 +84,7 @@ class StopSignals:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             return
-        more = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
-        _tell(f"{self.received.name} received, saving as soon as it is safe{more}")
+        self.tell(answer(self.received))
 
     @contextlib.contextmanager
     def obeyed(self, allowed: bool = True) -> Iterator[None]:
@@ -114,6 +115,39 @@ class StopSignals:
         return RunInterrupted(
             f"{why}: the run is saved after step {step} of {steps}. Give the same command with `--resume` to continue."
         )
+
+
+@contextlib.contextmanager
+def signals_at_once() -> Iterator[Callable[[], set[int]]]:
+    """Give a function that tells which signals have come, even while the main thread is inside one long operation.
+
+    A handler runs between two operations only. Python writes down the signal at once, into a pipe; here in the main
+    thread alone, since no other may ask for it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield set
+        return
+    read, write = os.pipe2(os.O_NONBLOCK)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    come: set[int] = set()
+
+    def look() -> set[int]:
+        with contextlib.suppress(BlockingIOError):  # nothing new
+            come.update(os.read(read, 64))
+        return come
+
+    try:
+        yield look
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(read)
+        os.close(write)
+
+
+def answer(number: signal.Signals) -> str:
+    """Say what becomes of a run after a signal."""
+    more = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+    return f"{number.name} received, saving as soon as it is safe{more}"
 
 
 def _tell(text: str) -> None:
