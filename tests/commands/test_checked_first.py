@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
+from leaf.commands import doctor
 from leaf.commands.doctor import examine
 from leaf.commands.main import app
 from leaf.config import load_recipe
@@ -158,6 +159,15 @@ def test_rows_without_references_go_with_what_reads_none(project):
     refused("Stage align learns to write `reference`", "train", "align.yaml", "eval_every=0")
     with pytest.raises(AssertionError, match="a model was touched"):
         CliRunner().invoke(app, ["train", "rl.yaml", own, "eval_every=0"], catch_exceptions=False)
+
+
+def test_doctor_says_what_rows_lack_and_where_validation_is_training(project):
+    rows = [{"prompt": f"Say {split}", "audio": "a.wav", "split": split} for split in ("train", "validation")]
+    (project / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = load_recipe("rl.yaml", ["train_split=validation"])
+    found = {one.subject: one for one in doctor._data(config, None, None)}
+    assert "The reward function bleu takes 'reference' by name" in found["columns"].found
+    assert "train_split and eval_split are both validation" in found["validation"].found
 
 
 def test_doctor_assembles_no_model(project, monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """Every stage takes a data set of `datasets` with an audio column, and refuses rows before a model is loaded."""
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from leaf.model.policy import Policy
 from leaf.runs.directory import RunDirectory
 from leaf.train.align import align
 from leaf.train.leaf_trainer import LeafTrainer
+from leaf.train.recipe import note_on_validation
 from leaf.train.sft import sft
 from tests.helpers import tiny
 
@@ -77,3 +79,22 @@ def test_stages_sft_and_align_and_evaluate_take_a_data_set_with_audio(tmp_path):
 def test_rows_that_cannot_be_used_are_refused_before_the_model_is_loaded(tmp_path, train, validation, changes, message):
     with pytest.raises(DataError, match=message):
         LeafTrainer("no/such/model", ["chrf"], recipe(LeafConfig, tmp_path / "run", **changes), train, validation)
+
+
+def test_a_run_that_validates_on_its_training_rows_says_so_at_the_start(tmp_path):
+    rows = tiny.rows(2)
+    model, processor = tiny.tiny_model()
+    small = {"prompts_per_rollout": 2, "num_completions": 2, "max_new_tokens": 4, "lora_r": 2}
+    said = []
+    config = recipe(LeafConfig, tmp_path / "rl", eval_every=1, **small)
+    run = LeafTrainer(model, ["chrf"], config, rows, rows, processor, say=said.append).train()
+    note = "the same rows are given for training and validation: validation scores say how well the training rows are"
+    assert any(line.startswith(f"start: {note}") for line in said[: len(said) // 2])
+    assert run.script_values()["eval_split"] == "the training rows"
+    said.clear()
+    config = recipe(AlignConfig, tmp_path / "align", eval_every=1, train_split="validation")
+    align(config, Policy.wrap(*tiny.tiny_model()), rows, rows[:1], RunDirectory.create(config), said.append)
+    assert said[0].startswith("align: train_split and eval_split are both validation: validation scores say")
+    other = dataclasses.replace(config, eval_every=0)
+    assert note_on_validation(other) is None
+    assert note_on_validation(dataclasses.replace(config, train_split="train"), rows, rows[:1]) is None

@@ -12,7 +12,7 @@ import torch
 from leaf.config import LeafConfig, LoraFields, RunConfig
 from leaf.data.recordings import named, row_seconds
 from leaf.data.rows import stated_seconds
-from leaf.errors import LeafError
+from leaf.errors import ConfigError, DataError, LeafError
 from leaf.memory import available_bytes
 from leaf.model.demo import ASSEMBLED, GIGABYTES, describe_model, model_cache, resolve_model
 from leaf.model.device import pick_device, pick_dtype
@@ -23,10 +23,11 @@ from leaf.model.from_recipe import planned_prompt, recipe_lora
 from leaf.model.loading import lacks_package, look_up
 from leaf.model.policy import Policy
 from leaf.plugins import load_plugins
+from leaf.rewards.total import rewards_from
 from leaf.runs.checkpoints import space_left, space_needed
 from leaf.runs.directory import run_path
 from leaf.runs.sharding import layer_bytes
-from leaf.train.recipe import recipe_checks
+from leaf.train.recipe import check_targets, note_on_validation, recipe_checks
 
 State = Literal["ok", "unsure", "fails"]
 GB = 1e9
@@ -198,10 +199,11 @@ def _data(config: RunConfig, family: Family | None, processor: Any) -> Iterator[
     limit = float("inf") if family is None else family.max_seconds(processor)
     read = [config.train_split, config.eval_split] if config.eval_every else [config.train_split]
     later = ["test"] if isinstance(config, LeafConfig) else []
+    loaded: dict[str, Any] = {}
     for split in dict.fromkeys([*read, *later]):
         bad: State = "fails" if split in read else "unsure"
         try:
-            rows = load(config.task, split, columns=config.columns)
+            rows = loaded[split] = load(config.task, split, columns=config.columns)
             first, too_long = _lengths(rows, limit)
         except LeafError as error:
             advice = "" if split in read else "Only `leaf evaluate` reads it; its --split names another."
@@ -218,6 +220,22 @@ def _data(config: RunConfig, family: Family | None, processor: Any) -> Iterator[
             bad = "unsure" if skipped else bad
             advice += "; tolerate: skip passes over them" + (" already" if skipped else "")
         yield Finding(f"data, {split}", bad, found, f"{advice}.")
+    if all(split in loaded for split in read):
+        yield from _use_of_rows(config, loaded[config.train_split], loaded.get(config.eval_split))
+
+
+def _use_of_rows(config: RunConfig, training: Any, validation: Any) -> Iterator[Finding]:
+    """Check that the rows have what rewards, metrics and stages read, and that validation is on other rows."""
+    try:
+        if isinstance(config, LeafConfig):
+            rewards_from(config).check_rows(training)
+        check_targets(config, training, validation)
+    except DataError as error:
+        yield Finding("columns", "fails", str(error))
+    except ConfigError:
+        return  # a reward that is not there was found among the settings
+    if note := note_on_validation(config):
+        yield Finding("validation", "unsure", note)
 
 
 def _lengths(rows: Any, limit: float) -> tuple[list[float], list[float]]:

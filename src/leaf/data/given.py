@@ -38,6 +38,16 @@ def rows_from(given: Any, what: str) -> Any:
     return Rows(given, what)
 
 
+def training_and_validation(train: Any, validation: Any) -> tuple[Any, Any]:
+    """Take the rows of both sides; the same rows for both stay one object.
+
+    Raises:
+        DataError: see `rows_from`.
+    """
+    rows = rows_from(train, "Training row")
+    return rows, rows if validation is train else rows_from(validation, "Validation row")
+
+
 class Listed(list[dict[str, Any]]):
     """Rows that were checked."""
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from leaf.config import AlignConfig
-from leaf.data.given import rows_from
+from leaf.data.given import training_and_validation
 from leaf.data.rows import batch_indices, take
 from leaf.errors import DataError, ModelError
 from leaf.model.policy import Policy
 from leaf.model.projector import audio_features, project, save_projector, unfreeze_projector
 from leaf.progress import Busy
 from leaf.runs.directory import RunDirectory
-from leaf.train.recipe import check_targets
+from leaf.train.recipe import check_targets, note_on_validation
 from leaf.train.supervised import SupervisedStage
 
 _FRAME_TOLERANCE = 0.02  # of the norm: frames are kept in half precision, and sums are in another order
@@ -188,8 +188,10 @@ def align(
     Raises:
         RunInterrupted: the run was asked to stop (leaf.runs.signals), and it is saved.
     """
-    train_rows, eval_rows = rows_from(train_rows, "Training row"), rows_from(eval_rows, "Validation row")
+    train_rows, eval_rows = training_and_validation(train_rows, eval_rows)
     check_targets(config, train_rows, eval_rows)
+    if note := note_on_validation(config, train_rows, eval_rows):
+        say(f"align: {note}")
     return _Align(config, policy, train_rows, eval_rows, run, say).train(resume=resume)
 
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from leaf.config import LeafConfig
 from leaf.credit import CreditRule
-from leaf.data.given import rows_from
+from leaf.data.given import training_and_validation
 from leaf.errors import DataError
 from leaf.model.demo import resolve_model
 from leaf.model.device import take_device
@@ -70,10 +70,13 @@ def parts_from_model(
     """Make the arguments of `RLTrainer` from a model and rows; see `RLTrainer.from_model`."""
     check_recipe(config, rewards, credit, has_model=True)
     functions = rewards_from(config, rewards)
-    train_rows, eval_rows = rows_from(train_rows, "Training row"), rows_from(eval_rows, "Validation row")
+    train_rows, eval_rows = training_and_validation(train_rows, eval_rows)
     check_rows(config, functions, train_rows)
     check_targets(config, train_rows, eval_rows)
     accelerator = make_accelerator(config)
+    given = recorded_arguments(model, rewards, credit, lora, from_recipe=False)
+    if eval_rows is train_rows:
+        given = given._replace(script={**given.script, "eval_split": "the training rows"})
     return {
         "policy": _policy(config, model, processor, lora, accelerator),
         "rewards": functions,
@@ -81,7 +84,7 @@ def parts_from_model(
         "config": config,
         "train_rows": train_rows,
         "eval_rows": eval_rows,
-        "given": recorded_arguments(model, rewards, credit, lora, from_recipe=False),
+        "given": given,
         "accelerator": accelerator,
     }
 

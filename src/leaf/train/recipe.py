@@ -137,6 +137,22 @@ def check_targets(config: RunConfig, training: Any, validation: Any) -> None:
     )
 
 
+def note_on_validation(config: RunConfig, training: Any = None, validation: Any = None) -> str | None:
+    """Say that a run validates on the rows that it trains on; None if it does not, as far as that shows."""
+    if not config.eval_every:
+        return None
+    if config.train_split == config.eval_split:
+        what = f"train_split and eval_split are both {config.eval_split}"
+    elif training is not None and training is validation:
+        what = "the same rows are given for training and validation"
+    else:
+        return None
+    return (
+        f"{what}: validation scores say how well the training rows are learnt, not what the model does on new ones"
+        + (", and they choose best/" if isinstance(config, LeafConfig) else "")
+    )
+
+
 def find_rule(config: LeafConfig, credit: str | CreditRule | None = None) -> CreditRule | BatchCredit:
     """Find the credit rule of a recipe, or the one that a script passes in its place.
 

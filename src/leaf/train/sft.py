@@ -11,7 +11,7 @@ from torch import Tensor
 from leaf.checksums import write_checksums
 from leaf.config import SftConfig
 from leaf.credit.tree import PrefixTree
-from leaf.data.given import rows_from
+from leaf.data.given import training_and_validation
 from leaf.data.recordings import audio_of, names_of
 from leaf.data.rows import batch_indices, row_name, take
 from leaf.errors import DataError
@@ -28,7 +28,7 @@ from leaf.model.scoring import batches, score
 from leaf.progress import Busy
 from leaf.runs.directory import RunDirectory
 from leaf.runs.lost import lost_adapter
-from leaf.train.recipe import check_targets
+from leaf.train.recipe import check_targets, note_on_validation
 from leaf.train.schedule import seed_dropout
 from leaf.train.supervised import SupervisedStage
 
@@ -218,6 +218,8 @@ def sft(
     Raises:
         RunInterrupted: the run was asked to stop (leaf.runs.signals), and it is saved.
     """
-    train_rows, eval_rows = rows_from(train_rows, "Training row"), rows_from(eval_rows, "Validation row")
+    train_rows, eval_rows = training_and_validation(train_rows, eval_rows)
     check_targets(config, train_rows, eval_rows)
+    if note := note_on_validation(config, train_rows, eval_rows):
+        say(f"sft: {note}")
     return _Sft(config, policy, train_rows, eval_rows, run, say).train(resume=resume)

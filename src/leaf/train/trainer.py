@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from leaf.config import LeafConfig
 from leaf.credit import BatchCredit, CreditRule
-from leaf.data.given import rows_from
+from leaf.data.given import training_and_validation
 from leaf.evaluation.evaluate import Evaluation
 from leaf.evaluation.registry import less_is_better
 from leaf.memory import peak_bytes, reset_peak
@@ -28,6 +28,7 @@ from leaf.runs.provenance import Given
 from leaf.train.learner import Learner
 from leaf.train.making import RewardFunctions, check_rows, make_accelerator, parts_from_model, parts_from_recipe
 from leaf.train.parts import RECORDED, credited_together, gathered
+from leaf.train.recipe import note_on_validation
 from leaf.train.records import group_record, rollout_statistics, step_line
 from leaf.train.rollout import Rollout
 from leaf.train.schedule import check_stage, is_warm_restart
@@ -67,7 +68,7 @@ class RLTrainer(Learner):
         on_step: OnStep | None = None,
     ):
         check_stage(config)
-        train_rows, eval_rows = rows_from(train_rows, "Training row"), rows_from(eval_rows, "Validation row")
+        train_rows, eval_rows = training_and_validation(train_rows, eval_rows)
         check_rows(config, rewards, train_rows)
         self.given = given or Given()
         config = replace(config, **self.given.recipe)
@@ -217,7 +218,8 @@ class RLTrainer(Learner):
             found, left_out, _ = self._with_usable_audio(first, partial(check_policy, self.policy))
         for line in (*(f"start: {line}" for line in left_out), *found):
             self._say(line)
-        for line in self.advice():
+        note = note_on_validation(self.config, self.train_rows, self.eval_rows)
+        for line in (*([note] if note else []), *self.advice()):
             self._say(f"start: {line}")
         self._say(f"token budget: {self.policy.token_budget} padded tokens a forward")
         if self.processes.sharded:
