@@ -3,22 +3,28 @@
 import io
 import json
 import shutil
+import tomllib
 from itertools import chain
 from pathlib import Path
 
+import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
 from datasets import Dataset
+from packaging.requirements import Requirement
 
 from leaf.data import load
 from leaf.data.audio import load_audio
 from leaf.data.corpora import Options
+from leaf.data.corpora.audio_cells import clip_of
+from leaf.data.corpora.items import Clip
 from leaf.data.leaks import check_leakage
 from leaf.errors import DataError
-from tests.helpers.corpora import run
-from tests.helpers.sound import tone, write
+from tests.helpers.corpora import hub_of, run
+from tests.helpers.sound import aac, tone, write
 
 
 def test_a_folder_of_the_datasets_library_is_read_by_column_names(tmp_path):
@@ -189,10 +195,11 @@ def test_a_configuration_and_maps_of_splits_reach_data_sets_of_the_hub(folder, t
     for i in range(6):  # what is the same is one recording
         write(source / f"{i}.wav", 0.1 + i / 100)
     asked = []
+    hub_of(monkeypatch, "datasets/somebody/speech@main", source)
 
     def load_dataset(*arguments, streaming):
         asked.append(arguments)
-        cells = [{"bytes": None, "path": (source / f"{i}.wav").as_uri()} for i in range(3)]  # as of a folder on the hub
+        cells = [{"bytes": None, "path": f"hf://datasets/somebody/speech@main/{i}.wav"} for i in range(3)]
         cells += [{"bytes": (source / f"{i}.wav").read_bytes(), "path": f"{i}.wav"} for i in range(3, 6)]
         rows = [{"audio": cell, "prompt": "p", "reference": f"r{i}"} for i, cell in enumerate(cells)]
         parts = {"train.clean": rows[:3], "test.clean": rows[3:5], "test.other": rows[5:]}
@@ -230,3 +237,132 @@ def test_empty_cells_are_no_text_and_zero_is(tmp_path):
     (split,) = summary["splits"]
     row = load(str(tmp_path / "to"), split)[0]
     assert (row["reference"], row["utterance"]) == ("0", "0")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "reference://x::file:///tmp/refs.json",
+        "zip://a.wav::file:///tmp/a.zip",
+        "file:///etc/hostname",
+        "http://127.0.0.1:9/a.wav",
+        "hf://datasets/somebody/else@main/a.wav",
+        "hf://datasets/somebody/speech@main/../../else/a.wav",
+        "hf://datasets/somebody/speech@main/a.zip::file:///etc/hostname",
+        "hf://datasets/somebody/speech::file:///etc/hostname",
+        "local::0.wav",
+        "/etc/hostname",
+        "../outside.wav",
+        "clips/../../outside.wav",
+        "..\\outside.wav",
+        "C:\\a.wav",
+        "file:a.wav",
+        "simplecache::0.wav",
+    ],
+)
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv"])
+def test_a_cell_that_leads_out_of_the_data_set_is_refused_before_it_is_opened(tmp_path, monkeypatch, path, suffix):
+    source = tmp_path / "source"
+    write(source / "0.wav", 0.1)
+    write(tmp_path / "outside.wav", 0.1)
+    table = rows_of(["0.wav", path])
+    if suffix == "parquet":
+        pq.write_table(table, source / "rows.parquet")
+    elif suffix == "jsonl":
+        (source / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    else:
+        table.to_pandas().to_csv(source / "rows.csv", index=False)
+
+    def never(*arguments, **options):
+        raise AssertionError(f"opened {arguments}")
+
+    monkeypatch.setattr(fsspec, "open", never)
+    with pytest.raises(
+        DataError, match=r"names the audio '.*'; allowed are bytes in the table and plain paths"
+    ) as caught:
+        run("hub", source, tmp_path / "target")
+    assert "\n" not in str(caught.value)
+    # On the hub, too; and beside bytes a path is a name only.
+    with pytest.raises(DataError, match="allowed are bytes in the table"):
+        clip_of({"bytes": None, "path": path}, Path("somebody/speech"), {}, "Row 1")
+    assert clip_of({"bytes": b"RIFF", "path": path}, Path("somebody/speech"), {}, "Row 1") == Clip(data=b"RIFF")
+
+
+def test_a_plain_path_of_a_data_set_on_the_hub_is_fetched_from_it(tmp_path, monkeypatch):
+    data = write(tmp_path / "clips/a b.wav", 0.1).read_bytes()
+    hub_of(monkeypatch, "datasets/somebody/speech", tmp_path)
+    for path in ("clips/a b.wav", "./clips/a b.wav", "hf://datasets/somebody/speech/clips/a b.wav"):
+        assert clip_of(path, Path("somebody/speech"), {}, "Row 1") == Clip(data=data)
+    assert clip_of("clips/none.wav", Path("somebody/speech"), {}, "Row 1") is None
+
+
+def test_the_fsspec_that_is_allowed_runs_no_commands():
+    """Up to 2026.4 the address reference://... could."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    (wanted,) = (Requirement(one) for one in project["project"]["dependencies"] if one.startswith("fsspec"))
+    assert "2026.4.0" not in wanted.specifier
+    assert fsspec.__version__ in wanted.specifier
+
+
+def test_recordings_that_all_have_one_name_are_told_apart_by_their_bytes(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    pq.write_table(rows_of([cell | {"path": "audio.wav"} for cell in cells(120)]), source / "data.parquet")
+    summary = run("hub", source, tmp_path / "target")
+    assert sum(counts["recordings"] for counts in summary["splits"].values()) == 120
+    assert list(summary["splits"]) == ["train", "validation", "test"]
+
+
+@pytest.mark.parametrize("kind", ["files", "bytes"])
+def test_a_stretch_of_a_recording_is_cut_out(tmp_path, kind):
+    """As NeMo's manifests name it, with columns of other names; the length of the whole makes no copy."""
+    source = tmp_path / "source"
+    source.mkdir()
+    whole = np.concatenate([tone(1.0, hz=200 + 100 * i) for i in range(4)])
+    soundfile.write(source / "a.wav", whole, 16000)
+    audio = "a.wav" if kind == "files" else {"bytes": (source / "a.wav").read_bytes(), "path": "a.wav"}
+    stretches = [(0.0, 4.0), (1.0, 1.0), (3.0, None), (None, 2.0), (3.5, 2.0), ("x", 1.0)]
+    rows = [
+        {"audio": audio, "prompt": "p", "reference": f"r{i}", "begin": start, "length": length}
+        for i, (start, length) in enumerate(stretches)
+    ]
+    if kind == "files":
+        lines = [",".join(rows[0]), *(",".join(str(value or "") for value in row.values()) for row in rows)]
+        (source / "rows.csv").write_text("\n".join(lines))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows[:-1]), source / "rows.parquet")
+    columns = {"offset": "begin", "duration": "length"}
+    summary = run("hub", source, tmp_path / "to", options=Options(columns=columns))
+    refused = {"offset or duration is no number of seconds": 1} if kind == "files" else {}
+    assert summary["refused"] == {"audio unusable": 1, **refused}
+    assert "stretch from 3.5 to 5.5 s is not in" in summary["examples"]["audio unusable"][0]
+    (split,) = summary["splits"]  # one recording is on one side
+    got = load(str(tmp_path / "to"), split).to_list()
+    assert [row["seconds"] for row in got] == [4.0, 1.0, 1.0, 2.0]
+    waves = [load_audio(row["audio"]) for row in got]
+    assert [len(wave) / 16000 for wave in waves] == [4.0, 1.0, 1.0, 2.0]
+    assert [round(np.abs(np.fft.rfft(wave)).argmax()) for wave in waves[1:3]] == [300, 500]
+    assert (got[0]["audio"] == [str(source / "a.wav")]) == (kind == "files")
+
+
+def test_aac_in_a_table_is_unpacked(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    aac(tmp_path / "a.m4a", 1.0)
+    cell = {"bytes": (tmp_path / "a.m4a").read_bytes(), "path": "audio.wav"}
+    pq.write_table(rows_of([cell]), source / "rows.parquet")
+    summary = run("hub", source, tmp_path / "to")
+    assert summary["refused"] == {}
+    (split,) = summary["splits"]
+    assert len(load_audio(load(str(tmp_path / "to"), split)[0]["audio"])) / 16000 == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_a_recording_that_is_cut_off_is_refused(tmp_path, decode):
+    source = tmp_path / "source"
+    whole = write(source / "a.wav", 2.0).read_bytes()
+    (source / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    pq.write_table(rows_of(["a.wav", "cut.wav"]), source / "rows.parquet")
+    summary = run("hub", source, tmp_path / "to", decode=decode)
+    assert summary["refused"] == {"audio unusable": 1}
+    assert "states 2.00 s and holds 1.00 s" in summary["examples"]["audio unusable"][0]

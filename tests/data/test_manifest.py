@@ -16,7 +16,7 @@ from leaf.errors import DataError
 @pytest.fixture
 def folder(tmp_path):
     for i in range(40):
-        soundfile.write(tmp_path / f"{i}.wav", np.full(1600, 0.1), 16000)
+        soundfile.write(tmp_path / f"{i}.wav", np.full(1600, 0.1 + i / 1000), 16000)
     return tmp_path
 
 
@@ -106,7 +106,7 @@ def test_the_split_follows_the_path_from_the_manifest_on_every_machine(folder):
     rows = []
     for i in range(200):
         (folder / f"d{i}").mkdir()
-        soundfile.write(folder / f"d{i}/speech.wav", np.full(1600, 0.1), 16000)
+        soundfile.write(folder / f"d{i}/speech.wav", np.full(1600, 0.1 + i / 1000), 16000)
         rows += [{"prompt": "Say", "audio": f"{dot}d{i}/speech.wav", "reference": f"{dot}x"} for dot in ("", "./")]
     path = manifest(folder, rows)
     splits = {split: load(path, split).to_list() for split in ("train", "validation", "test")}
@@ -228,3 +228,18 @@ def test_offset_and_duration_name_the_stretch_that_is_heard(folder, name):
 def test_stretches_that_are_none_are_named(folder, stretch, message):
     with pytest.raises(DataError, match=message):
         load(manifest(folder, [{"prompt": "Say", "audio": "1.wav", "reference": "x", **stretch}]), "train")
+
+
+def test_one_file_is_in_two_splits_by_its_stretches(folder):
+    row = {"prompt": "Say", "audio": "1.wav", "reference": "x", "duration": 0.05}
+    rows = [row | {"offset": 0, "split": "train"}, row | {"offset": 0.05, "split": "test"}]
+
+    def leaks():
+        path = manifest(folder, rows)
+        return check_leakage({split: load(path, split).to_list() for split in ("train", "test")})
+
+    assert leaks() == []
+    rows[1]["offset"] = 0.04
+    assert leaks() == ["test: the recording 1.wav#0.04-0.09 is heard in train too, as 1.wav#0.0-0.05"]
+    rows[0] |= {"offset": None, "duration": None}
+    assert leaks() == ["test: the recording 1.wav#0.04-0.09 is heard in train too, as 1.wav"]

@@ -1,7 +1,10 @@
 """What corpora are made of, and one call that prepares them."""
 
+import sys
+
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from leaf.data.corpora import CORPORA, prepare
 from tests.helpers.sound import write
@@ -22,3 +25,17 @@ def parquet(path, seconds):
     file.unlink()
     cell = [{"bytes": data, "path": "a.wav"}, {"bytes": b"RIFFnothing", "path": "b.wav"}, None]
     pq.write_table(pa.table({"audio": cell, "prompt": ["Name a tree.", "Broken", "None"]}), path)
+
+
+def hub_of(monkeypatch, name, folder):
+    """Let addresses of a data set on the hub, which no test can reach, lead to a folder."""
+
+    class Hub(LocalFileSystem):
+        protocol = "hf"
+        cachable = False
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return str(path).replace(f"hf://{name}", str(folder))
+
+    monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "hf", Hub)

@@ -1,6 +1,7 @@
 """Tones, as arrays and as files."""
 
 import warnings
+import zlib
 from pathlib import Path
 
 import av
@@ -13,8 +14,10 @@ def tone(seconds=1.0, rate=16000, hz=220.0, level=0.3):
 
 
 def write(path: Path, seconds=1.0, rate=16000, **options):
+    """Write a tone whose level is its file's own, for recordings of other names are not the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, tone(seconds, rate), rate, **options)
+    level = 0.28 + 0.04 * zlib.crc32("/".join(path.parts[-4:]).encode()) / 2**32
+    soundfile.write(path, tone(seconds, rate, level=level), rate, **options)
     return path
 
 

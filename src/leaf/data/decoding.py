@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -58,7 +58,7 @@ class Encoded:
             return whole
         return f"{whole}#{self.offset}-{'' if self.duration is None else self.offset + self.duration}"
 
-    def open(self) -> BinaryIO:
+    def open(self) -> io.BytesIO | io.BufferedReader:
         """Open the encoded bytes."""
         return io.BytesIO(self.data or b"") if self.path is None else open(self.path, "rb")
 

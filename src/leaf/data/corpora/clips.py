@@ -11,6 +11,7 @@ import soundfile
 
 from leaf.data.audio import audio_seconds, load_audio
 from leaf.data.corpora.items import Clip
+from leaf.data.stretches import SLACK
 from leaf.files import replace_file
 
 RATE = 16000  # Hz, of what is written
@@ -28,6 +29,7 @@ def place(clips: Sequence[Clip], folder: Path, *, decode: bool = False) -> tuple
         AudioError: audio that is missing, unreadable, empty, silent or not finite.
         RunError: the file cannot be written.
     """
+    clips = [_without_needless_end(clip) for clip in clips]
     if all(clip.whole for clip in clips):
         paths = [str(Path(clip.path).absolute()) for clip in clips if clip.path is not None]
         if decode:
@@ -43,6 +45,13 @@ def place(clips: Sequence[Clip], folder: Path, *, decode: bool = False) -> tuple
     soundfile.write(encoded, wave, RATE, format="FLAC", subtype="PCM_16")
     replace_file(target, lambda partial: partial.write_bytes(encoded.getvalue()))
     return [str(target.absolute())], len(wave) / RATE
+
+
+def _without_needless_end(clip: Clip) -> Clip:
+    """Make a clip that ends where its file does the whole file, so that nothing need be cut."""
+    if clip.path is None or clip.start or clip.end is None:
+        return clip
+    return Clip(clip.path) if abs(audio_seconds(clip.path) - clip.end) <= SLACK else clip
 
 
 def _audio(clip: Clip) -> dict[str, Any]:

@@ -5,16 +5,17 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-import fsspec
 import soundfile
 
 from leaf.data.audio import load_audio
 from leaf.data.cells import cell, column_of, folded, references_cell, text_cell
-from leaf.data.corpora.items import Clip, Item, Options, Refusal
+from leaf.data.corpora.audio_cells import clip_of, recording_of
+from leaf.data.corpora.items import Item, Options, Refusal
 from leaf.data.corpora.sources import Table, tables_of
 from leaf.data.manifest import SPLITS
+from leaf.data.stretches import STRETCH, stretch_of
 from leaf.errors import AudioError, DataError, did_you_mean, shown
 
 # Names of splits as publishers write them → ours.
@@ -29,16 +30,17 @@ _SPLITS = {
 }
 _LEFT_OUT = "none"
 _SHARD = re.compile(r"[-_]\d+([-_]of[-_]\d+)?([-_][0-9a-f]{16})?$")  # train-00000-of-00004, with a hash in older sets
-_OURS = ("prompt", "audio", "reference", "recording", "text", "split")
+_OURS = ("prompt", "audio", "reference", "recording", "text", "split", *STRETCH)
 
 
 def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
     """Yield the rows of every split. The publisher's splits are kept; a single split is cut by recording.
 
-    `options.columns` maps prompt, audio and reference to the data set's names, and recording, text and split where it
-    has them. A prompt that is no column is used as it is, for every row. A column `split` decides row by row; without
-    one the names of files or of the publisher's splits do. `options.splits` maps their names to ours, or to none.
-    Without a column for it, a recording is an audio file, known by its path or, in a table, by name or hash.
+    `options.columns` maps prompt, audio and reference to the data set's names, and recording, text, split, and offset
+    and duration of a stretch where it has them. A prompt that is no column is used as it is, for every row. A column
+    `split` decides row by row; without one the names of files or of the publisher's splits do. `options.splits` maps
+    their names to ours, or to none. Without a column for it, a recording is an audio file, known by its path or, in a
+    table, by its bytes.
     """
     unknown = sorted(set(options.columns) - set(_OURS))
     if unknown:
@@ -86,8 +88,15 @@ def _item(
         )
     found = {ours: _cell(row, column) for ours, column in given.items()}
     cells = found["audio"] if isinstance(found["audio"], list) else [found["audio"]]
+    stretch = {ours: _or_none(found[ours]) for ours in STRETCH}
     try:
-        clips = [_clip(_encoded(one), folder) for one in cells]
+        begins, lasts = stretch_of(stretch)
+    except AudioError:
+        return Refusal(name, "offset or duration is no number of seconds")
+    if len(cells) > 1 and (begins or lasts is not None):
+        return Refusal(name, "a stretch of several files")
+    try:
+        clips = [clip_of(_encoded(one), folder, stretch, where) for one in cells]
     except AudioError:
         return Refusal(name, "audio unusable")
     whole = [clip for clip in clips if clip is not None]
@@ -102,7 +111,7 @@ def _item(
         prompt=text_cell(prompt, given["prompt"], where) or "",
         reference=references[0] if references else "",
         references=tuple(references),
-        recording=texts["recording"] or _recording(cells[0], whole[0], sides[0]),
+        recording=texts["recording"] or recording_of(cells[0], whole[0]),
         split=sides[1],
         published=sides[1],
         own_validation=own_validation,
@@ -222,36 +231,3 @@ def _sides(names: Sequence[str], options: Options, source: Path) -> dict[str, st
 def _bare(name: str) -> str:
     """Cut the number of a shard off the name of a split."""
     return _SHARD.sub("", name)
-
-
-def _clip(cell: object, source: Path) -> Clip | None:
-    """Read an audio cell: bytes, an address that `datasets` gives, or a path that counts from the source.
-
-    Raises:
-        DataError: the file at an address cannot be fetched.
-    """
-    if isinstance(cell, dict) and cell.get("bytes"):
-        return Clip(data=cell["bytes"])
-    path = _path(cell)
-    if path is None or "://" not in path:
-        return Clip(source / path) if path else None
-    try:
-        with fsspec.open(path, "rb") as file:
-            return Clip(data=cast(BinaryIO, file).read())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, ImportError) as error:
-        raise DataError(f"{path} cannot be fetched: {error}. Repeat the command to continue from here.") from error
-
-
-def _recording(cell: object, clip: Clip, side: str | None) -> str:
-    """Name a row's recording; names of files inside tables are unique only within a split of the publisher's."""
-    path = _path(cell)
-    if not path:
-        return clip.source
-    return path if clip.path is not None or side is None or "://" in path else f"{side}/{path}"
-
-
-def _path(cell: object) -> str | None:
-    path = cell.get("path") if isinstance(cell, dict) else cell
-    return path if isinstance(path, str) else None

@@ -1,14 +1,15 @@
 """What `leaf data prepare` knows of a corpus: its items, what was refused and why, and its entry in `CORPORA`."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from leaf.data.decoding import Encoded
+
 
 @dataclass(frozen=True)
 class Clip:
-    """A stretch of speech: seconds [start, end) of a file, or a whole encoded file in memory.
+    """A stretch of speech: seconds [start, end) of a file, or of an encoded file in memory.
 
     Attributes:
         path: the publisher's file; None where the publisher ships bytes inside a table.
@@ -34,10 +35,9 @@ class Clip:
     @property
     def source(self) -> str:
         """Identify what is heard, wherever it is written: the publisher's file and stretch, or a hash of the bytes."""
-        if self.path is None:
-            return f"sha256:{hashlib.sha256(self.data or b'').hexdigest()}"
-        stretch = "" if self.whole else f"#{self.start}-{'' if self.end is None else self.end}"
-        return f"{self.path.absolute()}{stretch}"
+        duration = None if self.end is None else self.end - self.start
+        path = None if self.path is None else str(self.path)
+        return Encoded(path, self.data, self.start, duration).source
 
 
 @dataclass(frozen=True)
