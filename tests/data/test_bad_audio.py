@@ -116,7 +116,7 @@ def test_clipped_audio_is_used_and_said(tmp_path):
     [
         (None, "carries 0 recordings"),
         (7, "Audio came as 7; give a path"),
-        (b"a.wav", "give a path"),
+        (b"a.wav", "The audio in the table cannot be read"),
         ([None], "give a path"),
         ("", "does not exist|is a folder"),
         ("a\0b.wav", "cannot exist under such a name"),

@@ -15,10 +15,11 @@ def save(model, processor, folder):
 def write_manifest(path, splits=("train", "validation", "test"), count=4):
     """Write a manifest of `count` tiny rows for each split, and their recordings beside it."""
     lines = []
-    for split in splits:
+    for number, split in enumerate(splits):
+        louder = 1 + 0.01 * number  # no recording of one split is heard in another
         for i, row in enumerate(tiny.rows(count)):
             audio = path.with_name(f"{split}{i}.wav")
-            soundfile.write(audio, row["audio"]["array"], row["audio"]["sampling_rate"])
+            soundfile.write(audio, louder * row["audio"]["array"], row["audio"]["sampling_rate"])
             kept = {key: row[key] for key in ("prompt", "reference")}
             lines.append({**kept, "audio": audio.name, "split": split})
     write_rows(path, lines)

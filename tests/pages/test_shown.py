@@ -216,9 +216,9 @@ def test_the_reward_of_its_page_runs_by_path(tmp_path, monkeypatch):
 
 def test_the_task_of_its_page_is_loaded_by_name_and_checked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for split in ("train", "validation", "test"):
+    for split, level in {"train": 0.1, "validation": 0.2, "test": 0.3}.items():
         (tmp_path / "corpora/dictations" / split).mkdir(parents=True)
-        soundfile.write(f"corpora/dictations/{split}/{split}1.wav", np.resize([0.1, -0.1], 1600), 16000)
+        soundfile.write(f"corpora/dictations/{split}/{split}1.wav", np.resize([level, -level], 1600), 16000)
         (tmp_path / f"corpora/dictations/{split}/{split}1.txt").write_text("Dear Sir,\n")
     (tmp_path / "my_tasks.py").write_text(blocks("adding_a_task.md", "python")[0])
     (tmp_path / "recipe.yaml").write_text(blocks("adding_a_task.md", "yaml")[0])
