@@ -7,7 +7,8 @@ from vl_convert import vegalite_to_svg
 from benchmarks.learning.chosen import SPLITS, Chosen
 from leaf.report.curves import band
 
-COLORS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7"]  # told apart by the colour-blind (Okabe and Ito)
+# Told apart by the colour-blind (Okabe and Ito), in the order of the report: LEAF's and GRPO's first.
+COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"]
 AXIS = {"scale": {"zero": False}}
 
 

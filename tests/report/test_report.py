@@ -19,7 +19,7 @@ from leaf.evaluation.predictions import Predictions
 from leaf.report import curves
 from leaf.report.curves import band, curves_section, thinned, top_score
 from leaf.report.forks import ForkCounts, forks_section, round_width
-from leaf.report.runs import methods, read_runs
+from leaf.report.runs import colours, differences, methods, read_runs
 from leaf.report.write import write_report
 from tests.helpers.waits import until
 
@@ -102,38 +102,68 @@ def panel(section, title):
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
+def named(*recipes):
+    return methods(recipes, [f"run{number}" for number in range(len(recipes))])
+
+
 def test_methods_are_what_recipes_differ_in_seeds_aside():
     def recipe(**settings):
         return LeafConfig(model="/home/me/models/tiny", task="t", **settings)
 
     one, two = recipe(credit="leaf", seed=1, output_dir="a"), recipe(credit="leaf", seed=2, output_dir="b")
-    assert methods([one, two]) == ["leaf", "leaf"]
-    assert methods([one, recipe(credit="grpo")]) == ["leaf", "grpo"]
-    options = {"sqrt_count": False}
-    assert methods([one, recipe(credit="leaf", credit_options=options, learning_rate=1e-3)]) == [
-        f"learning_rate {one.learning_rate}, credit_options none",
-        "learning_rate 0.001, credit_options sqrt_count False",
-    ]
-    assert methods([one, SftConfig(model="x/other", task="t")])[1].startswith("sft, model other")
-    assert "home" not in methods([one, recipe(credit="grpo"), SftConfig(model="other", task="t")])[0]
+    assert named(one, two) == ["leaf", "leaf"]
+    assert named(one, recipe(credit="grpo")) == ["leaf", "grpo"]
+    assert named(one, recipe(credit="leaf", learning_rate=1e-3)) == ["learning_rate 5e-06", "learning_rate 0.001"]
+    assert named(one, recipe(credit="grpo", lora_r=8)) == ["leaf, lora_r 64", "grpo, lora_r 8"]
+
+
+def test_methods_that_differ_in_much_have_the_names_of_their_runs():
+    one = LeafConfig(model="/home/me/models/tiny", task="t")
+    other = {"credit_options": {"sqrt_count": False}, "learning_rate": 1e-3}
+    others = [LeafConfig(model="/home/me/models/tiny", task="t", seed=seed, **other) for seed in range(3)]
+    assert named(one, *others) == ["run0", *["run1 and 2 more"] * 3]
+    assert named(one, SftConfig(model="x/other", task="t")) == ["run0", "run1"]
+
+
+@pytest.mark.parametrize(
+    "free",
+    [
+        {"eval_every": 7, "save_every": 3, "record_every": 2, "keep_checkpoints": 9},
+        {"track_with": "tensorboard", "tolerate": "skip", "device": "cpu", "token_budget": 99, "attention": "eager"},
+        {"reward_options": {"judge": {"model": "j", "url": "http://b/v1", "concurrency": 2}}},
+    ],
+)
+def test_what_teaches_a_run_nothing_makes_no_method(free):
+    judged = {"reward_options": {"judge": {"model": "j", "url": "http://a/v1"}}}
+    one, other = LeafConfig(**judged), LeafConfig(**{**judged, **free})  # type: ignore[arg-type]
+    assert named(one, other) == ["leaf", "leaf"]
+    assert set(differences([one, other])) == set(free)
+
+
+def test_leaf_and_grpo_have_one_colour_each_on_every_page():
+    assert colours(["leaf", "grpo"]) == [0, 1]
+    assert colours(["grpo", "leaf"]) == [1, 0]
+    assert colours(["grpo"]) == [1]
+    assert colours(["tempo", "grpo", "mine"]) == [2, 1, 3]
+    assert colours(["leaf", "leaf", "sft", "grpo", "grpo"]) == [0, 2, 3, 1, 4]
 
 
 def test_methods_whose_paths_end_alike_are_not_one(tmp_path):
-    def named(key, *values):
-        return methods([LeafConfig(**{"model": "m", "task": "t", key: value}) for value in values])
+    def named_by(key, *values):
+        return named(*(LeafConfig(**{"model": "m", "task": "t", key: value}) for value in values))
 
-    assert named("model", "/home/me/warm-a/merged", "/home/me/warm-b/merged", "/home/me/warm-a/merged") == [
+    assert named_by("model", "/home/me/warm-a/merged", "/home/me/warm-b/merged", "/home/me/warm-a/merged") == [
         "model warm-a/merged",
         "model warm-b/merged",
         "model warm-a/merged",
     ]
-    assert named("task", "a/x/my.jsonl", "b/x/my.jsonl") == ["task a/x/my.jsonl", "task b/x/my.jsonl"]
-    assert named("rewards", ["bleu", "a/my.py:polite"], ["bleu", "b/my.py:polite"]) == [
+    assert named_by("task", "a/x/my.jsonl", "b/x/my.jsonl") == ["task a/x/my.jsonl", "task b/x/my.jsonl"]
+    assert named_by("rewards", ["bleu", "a/my.py:polite"], ["bleu", "b/my.py:polite"]) == [
         "rewards bleu a/my.py:polite",
         "rewards bleu b/my.py:polite",
     ]
-    assert named("train_split", "train", "small") == ["train_split train", "train_split small"]
-    assert named("credit_options", {"a": "b c"}, {"a": ["b", "c"]}) == [
+    assert named_by("train_split", "train", "small") == ["train_split train", "train_split small"]
+    assert named_by("credit_options", {"a": "b c"}, {"a": ["b", "c"]}) == [
         'credit_options {"a": "b c"}',
         'credit_options {"a": ["b", "c"]}',
     ]
@@ -411,12 +441,52 @@ def test_the_note_on_a_point_names_its_run(opened, html):
     assert "NaN" not in tip.text_content()
 
 
-def test_settings_are_side_by_side_where_runs_differ(opened, html):
+def test_settings_are_side_by_side_where_runs_differ(opened, html, tmp_path):
     tab = opened(html)
+    tables = tab.locator("#curves .settings table")
+    found = [row.locator("th, td").all_text_contents() for row in tables.first.locator("tr").all()]
+    assert [row[1] for row in found] == ["credit", "leaf", "leaf", "grpo", "grpo"]  # a row for each run
     tab.locator("#curves summary").click()
-    rows = tab.locator("#curves .settings .differs")
-    found = [row.locator("th, td").all_text_contents() for row in rows.all()]
-    assert found == [["credit", "leaf", "leaf", "grpo", "grpo"], ["seed", "0", "1", "0", "1"]]
+    common = [row.locator("th, td").all_text_contents() for row in tables.last.locator("tr").all()]
+    assert ["lora_r", "64"] in common
+    assert not {"credit", "seed"} & {key for key, _ in common}
+    paths = [made(tmp_path / "one"), made(tmp_path / "two", lora_r=8, save_every=7, credit="grpo")]
+    tab = opened(write_report(paths, tmp_path / "r.html").read_text())
+    rows = tab.locator("#curves .settings table").first.locator("tr").all()
+    found = [row.locator("th, td").all_text_contents() for row in rows]  # fewer runs than settings: a column for each
+    assert sorted(found) == [
+        ["", "one", "two"],
+        ["credit", "leaf", "grpo"],
+        ["lora_r", "64", "8"],
+        ["save_every", "50", "7"],
+    ]
+
+
+@pytest.mark.parametrize("width", [800, 1280])
+def test_no_table_is_wider_than_the_page_however_much_the_runs_differ(opened, tmp_path, width):
+    paths = []
+    for number in range(8):
+        task = f"a/rather/long/path/of/a/manifest/number-{number}/with_a_long_name_of_its_own.jsonl"
+        many = {
+            "learning_rate": 1e-5 * (number + 1),
+            "lora_r": 8 + number,
+            "temperature": 1 - number / 10,
+            "task": task,
+        }
+        many |= {"credit_options": {"max_boundaries": number, "min_prefix": number + 1, "sqrt_count": number % 2 == 0}}
+        many |= {"max_new_tokens": 40 + number, "kl_coef": number / 10, "lora_alpha": 10 + number, "clip": number / 10}
+        paths.append(made(tmp_path / f"a-run-with-a-rather-long-name-{number}", **many))
+    tab = opened(write_report(paths, tmp_path / "r.html").read_text(), viewport={"width": width, "height": 900})
+    names = [path.name for path in paths]
+    assert tab.locator("#curves .key").first.text_content() == names[0]
+    assert names == [key.text_content() for key in tab.locator("#curves .key").all()[:8]]
+    for section in ("curves", "forks"):
+        tab.evaluate(f"location.hash = '#{section}'")
+        tab.locator(f"#{section} .scroll").first.wait_for()
+        for opened_table in tab.locator(f"#{section} summary").all():
+            opened_table.click()
+        for box in tab.locator(f"#{section} .scroll").all():
+            assert box.evaluate("box => box.scrollWidth - box.clientWidth") <= 1, box.get_attribute("aria-label")
 
 
 def test_a_rule_has_one_colour_whether_it_trained_or_not(opened, html):

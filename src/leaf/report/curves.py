@@ -9,7 +9,7 @@ from leaf.errors import ConfigError
 from leaf.evaluation.bootstrap import mean_interval
 from leaf.evaluation.registry import less_is_better
 from leaf.report.page import Section, assets
-from leaf.report.runs import ShownRun, stage_seconds, told_apart
+from leaf.report.runs import ShownRun, colours, differences, rules_of, stage_seconds, told_apart
 
 POINTS = 200  # of a curve; if a run has more steps, a point is the mean of several
 # With fewer runs, Student's intervals are wider than the runs are apart (with two: thirteen times).
@@ -72,13 +72,16 @@ def curves_section(runs: Sequence[ShownRun], notes: Sequence[str] = ()) -> Secti
     validations, steps = ([(run, run.validations) for run in runs], [(run, run.steps) for run in runs])
     panels = [_panel(_curves(validations, name), f"Validation {name}", "") for name in metrics]
     panels += [_panel(_curves(steps, column), title, what) for title, what, column in PANELS]
+    methods = rules_of(runs)
     data = {
         "runs": [_table_row(run) for run in runs],
         "metrics": metrics,
-        "methods": list(dict.fromkeys(run.method for run in runs)),
+        "methods": list(methods),
+        "colours": colours(list(methods.values())),
         "panels": [panel for panel in panels if panel["lines"]],
         "stages": _stages(runs),
         "settings": _settings(runs),
+        "differences": differences([run.recipe for run in runs]),
         "notes": list(notes),
     }
     scripts = (*plotting(), *assets("curves/table.js", "curves/panel.js", "curves/curves.js"))
@@ -147,11 +150,12 @@ def top_score(name: str, values: Iterable[float]) -> float | None:
 def _settings(runs: Sequence[ShownRun]) -> dict[str, list[list[str]]]:
     """Write the settings of each run's recipe as texts, and what it was made with."""
     recipes = [to_dict(run.recipe) for run in runs]
-    texts = {key: told_apart([recipe.get(key) for recipe in recipes]) for key in _SETTINGS}
+    keys = dict.fromkeys([*_SETTINGS, *differences([run.recipe for run in runs])])
+    texts = {key: told_apart([recipe.get(key) for recipe in recipes]) for key in keys}
     settings = {}
     for number, (run, recipe) in enumerate(zip(runs, recipes, strict=True)):
         versions = run.directory.versions() or {}
-        shown = [[key, texts[key][number]] for key in _SETTINGS if recipe.get(key) not in (None, {}, [])]
+        shown = [[key, texts[key][number]] for key in keys if recipe.get(key) not in (None, {}, [])]
         made_with = ", ".join(f"{key} {value}" for key, value in versions.items())
         settings[run.name] = [*shown, ["made with", made_with]]
     return settings

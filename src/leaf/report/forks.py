@@ -14,7 +14,7 @@ from leaf.credit import Fork, credit_mass, credit_mass_by_position, fork_rates, 
 from leaf.report.curves import plotting
 from leaf.report.drawn_group import DrawnGroup
 from leaf.report.page import Section, assets
-from leaf.report.runs import ShownRun
+from leaf.report.runs import ShownRun, colours, rules_of
 
 EDGES = (0, 2, 5, 10, 20, 50, 100)  # token positions at which a stretch begins; the last one is open
 FIFTHS = ("first", "second", "third", "fourth", "last")
@@ -84,13 +84,17 @@ def forks_section(runs: Sequence[ShownRun]) -> Section | None:
             methods.setdefault(run.method, ForkCounts()).add(DrawnGroup(record, run.recipe), run.recipe.credit)
     if not methods:
         return None
+    rules = rules_of(runs)  # of all runs, so that a method has the colour of the other sections
+    colour = dict(zip(rules, colours(list(rules.values())), strict=True))
     spreads = [spread for counts in methods.values() for fork in counts.forks for spread in fork.spreads]
     width = round_width(max(spreads, default=0.0))
     data = {
         "fifths": FIFTHS,
         "spreads": ["equal", *(f"to {width * number:.3g}" for number in range(1, 10))],
         "stretches": [_named(*edge) for edge in zip(EDGES, [*EDGES[1:], None], strict=True)],
-        "methods": [{"method": name, **counts.as_json(width)} for name, counts in methods.items()],
+        "methods": [
+            {"method": name, "colour": colour[name], **counts.as_json(width)} for name, counts in methods.items()
+        ],
     }
     scripts = (*plotting(), *assets("forks/forks.js"))
     return Section("forks", "Forks and credit", data, scripts, assets("plots.css", "forks/forks.css"), evaluates=True)

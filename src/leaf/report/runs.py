@@ -1,5 +1,6 @@
 """Runs as the report shows them: their lines, their names, and how their methods differ."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from leaf.errors import RunError
 from leaf.runs.directory import RunDirectory
 from leaf.text import unique_names
 
-# Runs that differ in nothing but these are seeds of one method.
-_OF_A_SEED = ("seed", "output_dir", "track_with", "device")
+LONGEST = 40  # characters of a method's name that says its settings; it is to be read in a key and a table
+OWN_COLOUR = {"leaf": 0, "grpo": 1}  # credit rule → its number in the palette of assets/plots.js
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class ShownRun:
         directory: the run directory.
         recipe: its resolved recipe.
         name: the last part of its path, or as many as tell it apart from other runs.
-        method: how it differs from the runs of other methods; its other seeds have the same.
+        method: the name of all runs whose settings are the same but for the seed.
         steps: the lines of metrics.jsonl.
         validations: the lines of validation.jsonl.
     """
@@ -52,7 +53,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[ShownRun]:
     names = unique_names([path.name for path in resolved], resolved)
     runs = [
         ShownRun(directory, recipe, name, method, list(directory.lines("metrics.jsonl")), validations)
-        for directory, recipe, name, method in zip(directories, recipes, names, methods(recipes), strict=True)
+        for directory, recipe, name, method in zip(directories, recipes, names, methods(recipes, names), strict=True)
         for validations in [list(directory.lines("validation.jsonl"))]
     ]
     if not any(run.steps for run in runs):
@@ -76,12 +77,13 @@ def stage_seconds(steps: Sequence[dict[str, Any]]) -> tuple[float, dict[str, flo
 
 
 # -- how runs differ ---------------------------------------------------------------------------------------------------
-def methods(recipes: Sequence[RunConfig]) -> list[str]:
-    """Name each recipe by the settings in which it differs from the others, seeds aside: equal recipes have one name.
+def methods(recipes: Sequence[RunConfig], names: Sequence[str]) -> list[str]:
+    """Name the method of each run; runs that learn by equal settings, seeds aside, are runs of one method.
 
-    A credit rule is named without its key. Recipes that differ in nothing are named after their rule or stage.
+    Methods are named by the settings in which they differ, a credit rule without its key. If that would be long, they
+    are named after their runs. Recipes that differ in nothing are named after their rule or stage.
     """
-    settings = [{k: v for k, v in to_dict(recipe).items() if k not in _OF_A_SEED} for recipe in recipes]
+    settings = [_taught_by(recipe) for recipe in recipes]
     keys = list(dict.fromkeys(key for each in settings for key in each))
     differing = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
     texts = {key: told_apart([each.get(key) for each in settings]) for key in differing}
@@ -93,7 +95,50 @@ def methods(recipes: Sequence[RunConfig]) -> list[str]:
             parts = {key: told(each[key])}
         without_key = [parts.pop(key) for key in ("stage", "credit") if key in parts]
         named.append(", ".join([*without_key, *(f"{key} {value}" for key, value in parts.items())]))
-    return named
+    if all(len(name) <= LONGEST for name in named):
+        return named
+    of_method = [[name for name, other in zip(names, settings, strict=True) if other == each] for each in settings]
+    return [its[0] if len(its) == 1 else f"{its[0]} and {len(its) - 1} more" for its in of_method]
+
+
+def _taught_by(recipe: RunConfig) -> dict[str, Any]:
+    """Take the settings of a recipe on which it depends what is learned: those that a resumed run may not change."""
+    fields = {one.name: one.metadata for one in dataclasses.fields(recipe)}
+    settings = {key: value for key, value in to_dict(recipe).items() if fields[key]["resume"] not in ("free", "bits")}
+    for key, value in settings.items():
+        if free := fields[key]["free_options"]:
+            settings[key] = {name: {k: v for k, v in one.items() if k not in free} for name, one in value.items()}
+    settings.pop("seed")
+    return settings
+
+
+def differences(recipes: Sequence[RunConfig]) -> list[str]:
+    """List the keys in which recipes differ, without the seed and the run directory, which the runs' table shows."""
+    every = [to_dict(recipe) for recipe in recipes]
+    keys = dict.fromkeys(key for each in every for key in each if key not in ("seed", "output_dir"))
+    return [key for key in keys if any(each.get(key) != every[0].get(key) for each in every)]
+
+
+def rules_of(runs: Sequence[ShownRun]) -> dict[str, str]:
+    """Map the name of each method to its credit rule, or to its stage where it has none."""
+    return {run.method: getattr(run.recipe, "credit", run.recipe.stage) for run in runs}
+
+
+def colours(rules: Sequence[str]) -> list[int]:
+    """Choose the colour of each method by its credit rule: LEAF and GRPO have the same one on every page.
+
+    Args:
+        rules: the credit rule of each method, or its stage.
+
+    Returns:
+        Per method its number in the palette. The first method of a rule in `OWN_COLOUR` has that rule's colour.
+    """
+    chosen: list[int] = []
+    for number, rule in enumerate(rules):
+        own = OWN_COLOUR.get(rule) if rule not in rules[:number] else None
+        free = len(OWN_COLOUR) + sum(one >= len(OWN_COLOUR) for one in chosen)
+        chosen.append(free if own is None else own)
+    return chosen
 
 
 def told_apart(values: Sequence[Any]) -> list[str]:

@@ -2,7 +2,8 @@
 // What the sections with plots share: colours, dashes, a key, and a Vega-Lite plot that follows the page's theme.
 const plots = (() => {
   const { element, svg } = leaf;
-  // Okabe and Ito's colours, in an order whose neighbours differ in lightness too; yellow is too light on white.
+  // Okabe and Ito's colours, in an order whose neighbours differ in lightness too; yellow is too light on white. The
+  // first two are LEAF's and GRPO's, see leaf.report.runs.
   const LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#595959", "#56b4e9", "#e69f00"];
   const DARK = ["#56b4e9", "#e69f00", "#2fc79a", "#e59ac4", "#f0f0f0", "#7fa8ff", "#ff8a4c"];
   const DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [10, 2], [1, 3]]; // prettier-ignore
@@ -69,10 +70,11 @@ const plots = (() => {
     for (const place of drawers.keys()) if (place.clientWidth === 0) stale.add(place);
   });
 
-  // Make a key of methods: the colour and dash of each.
-  function key(methods) {
+  // Make a key of methods: the colour and dash of each, by its number in the palette.
+  function key(methods, colours) {
     const box = element("span.facts");
-    const entry = (method, i) => {
+    const entry = (method, at) => {
+      const i = colours[at];
       const stroke = { stroke: colour(i), "stroke-width": 3, "stroke-dasharray": i ? dash(i).join(" ") : "none" };
       const line = svg("line", { x1: 0, x2: 28, y1: 5, y2: 5, ...stroke });
       return element("span.key", {}, svg("svg", { "aria-hidden": "true" }, line), method);

@@ -19,7 +19,7 @@
   function whatRan(data) {
     const runs = `${data.runs.length} run${several(data) ? "s" : ""}`;
     const methods = data.methods.length > 1 ? ` of ${data.methods.length} methods` : "";
-    const facts = element("p.facts", {}, element("b", {}, runs + methods), plots.key(data.methods));
+    const facts = element("p.facts", {}, element("b", {}, runs + methods), plots.key(data.methods, data.colours));
     const notes = data.notes.map((note) => element("p.dim", {}, note));
     const accidents = data.runs.flatMap((run) =>
       Object.entries(run.accidents).map(([what, often]) => element("p.accident", {}, `${run.name}: ${often} ${what}`)),
@@ -29,7 +29,8 @@
 
   function tables(data) {
     const about = data.metrics.length ? [element("p.dim", {}, ABOUT_SCORES)] : [];
-    return [runTables.runTable(data), ...about, runTables.settingsTable(data)];
+    const differences = runTables.differencesTable(data);
+    return [runTables.runTable(data), ...about, ...(differences ? [differences] : []), runTables.settingsTable(data)];
   }
 
   // -- what the curves show ----------------------------------------------------------------------------------------
@@ -95,14 +96,14 @@
       element("label", { for: "smooth" }, "curves "),
       element("select", { id: "smooth", onchange: onWindow }, ...WINDOWS.map(option)),
       bandsOf(data).length ? element("label", {}, single, " single runs") : null,
-      several(data) ? plots.key(data.methods) : null,
+      several(data) ? plots.key(data.methods, data.colours) : null,
     );
   }
 
   leaf.section("curves", (root, data) => {
     const longest = Math.max(0, ...data.panels.flatMap((panel) => panel.lines.map((line) => line.step.length)));
     // The rewards of a few prompts a step are noise, and more so in a small picture.
-    const view = { methods: data.methods, window: longest > 60 ? 5 : 1, single: true };
+    const view = { methods: data.methods, colours: data.colours, window: longest > 60 ? 5 : 1, single: true };
     const drawn = figures(data, view);
     const redraw = () => drawn.forEach((figure) => figure.redraw());
     root.append(

@@ -8,11 +8,11 @@ const curvePlots = (() => {
     axis: { grid: false, tickMinStep: 1, tickCount: 6, format: "d", labelOverlap: true, labelSeparation: 8 },
   };
   const y = (field) => ({ field, type: "quantitative", title: null, scale: { zero: false, nice: true } });
-  const byMethod = (methods, property) => ({
+  const byMethod = ({ methods, colours }, property) => ({
     field: "method",
     type: "nominal",
     legend: null,
-    scale: { domain: methods, range: methods.map((_, i) => property(i)) },
+    scale: { domain: methods, range: colours.map(property) },
   });
 
   // Mean of each value and those before it. The ends of a band are smoothed as its curve is.
@@ -44,15 +44,17 @@ const curvePlots = (() => {
     };
   }
 
-  // `view`: the methods of the page, the points to average over, and whether to draw single runs beside their mean.
-  function curve(panel, { methods, window, single }) {
+  // `view`: the methods of the page with the numbers of their colours, the points to average over, and whether to draw
+  // single runs beside their mean.
+  function curve(panel, view) {
+    const { window, single } = view;
     const validation = panel.title.startsWith("Validation");
     const over = validation ? 1 : window; // validations are few
     const lines = panel.lines.flatMap((line) => points(line, over));
     const means = panel.bands.flatMap((band) => points(band, over, `mean of ${band.method}`));
     const averaged = means.length > 0;
-    const color = byMethod(methods, plots.colour);
-    const strokeDash = byMethod(methods, plots.dash);
+    const color = byMethod(view, plots.colour);
+    const strokeDash = byMethod(view, plots.dash);
     const between = { x: X, y: y("low"), y2: { field: "high" }, color };
     const short = panel.lines.every((line) => line.step.length < 3); // a line of one point would not be seen
     const point = (validation || short) && { size: 30 };

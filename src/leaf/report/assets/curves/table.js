@@ -5,10 +5,11 @@ const runTables = (() => {
   const digits = (value) => (Math.abs(value) <= 1.5 ? 3 : 2);
 
   // [heading, value of a run, digits of it]: a value is text, a number, or null for none.
-  function columnsOf(metrics) {
+  function columnsOf({ metrics, runs }) {
+    const named = runs.some((run) => run.method !== run.name); // else the methods are called as their runs
     const columns = [
       ["run", (run) => run.name],
-      ["method", (run) => run.method],
+      ...(named ? [["method", (run) => run.method]] : []),
       ["seed", (run) => run.seed],
       ["steps", (run) => run.steps],
       ["minutes", (run) => run.minutes],
@@ -48,7 +49,7 @@ const runTables = (() => {
   }
 
   function runTable(data) {
-    const columns = columnsOf(data.metrics);
+    const columns = columnsOf(data);
     const head = element("tr");
     const body = element("tbody");
     const sort = (at, descending) => {
@@ -69,30 +70,46 @@ const runTables = (() => {
     return leaf.scrolling("runs", element("table.runs", {}, element("thead", {}, head), body));
   }
 
-  // One wide cell where all runs agree.
-  function settingRow(key, settings) {
-    const heading = element("th", { scope: "row" }, key);
-    const values = settings.map((one) => one.get(key) ?? "–");
-    if (new Set(values).size > 1) {
-      return element("tr.differs", {}, heading, ...values.map((value) => element("td", {}, value)));
-    }
-    return element("tr", {}, heading, element("td", { colspan: values.length }, values[0]));
-  }
+  const settingsOf = (data) => data.runs.map((run) => new Map(data.settings[run.name]));
+  const differ = (settings, key) => new Set(settings.map((one) => one.get(key))).size > 1;
 
-  function settingsTable(data) {
-    const settings = data.runs.map((run) => new Map(data.settings[run.name]));
-    const keys = [...new Set(settings.flatMap((one) => [...one.keys()]))];
-    const several = data.runs.length > 1;
-    const names = data.runs.map((run) => element("th", { scope: "col" }, run.name));
-    const head = several ? element("thead", {}, element("tr", {}, element("td"), ...names)) : null;
-    const body = element("tbody", {}, ...keys.map((key) => settingRow(key, settings)));
+  // A row for each setting in which the runs differ and a column for each run, or the other way round if that is
+  // narrower.
+  function differencesTable(data) {
+    const settings = settingsOf(data);
+    const keys = data.differences.filter((key) => differ(settings, key));
+    if (!keys.length) return null;
+    const names = data.runs.map((run) => run.name);
+    const valueOf = (key, at) => settings[at].get(key) ?? "–";
+    const wide = names.length > keys.length;
+    const [rows, columns] = wide ? [names, keys] : [keys, names];
+    const cells = (row) => columns.map((_, at) => (wide ? valueOf(keys[at], row) : valueOf(keys[row], at)));
+    const heading = (scope) => (name) => element("th", { scope }, name);
+    const head = element("thead", {}, element("tr", {}, element("td"), ...columns.map(heading("col"))));
+    const body = rows.map((name, row) =>
+      element("tr", {}, heading("row")(name), ...cells(row).map((value) => element("td", {}, value))),
+    );
     return element(
-      "details.settings",
+      "div.settings",
       {},
-      element("summary", {}, several ? "settings (where the runs differ in bold)" : "settings"),
-      leaf.scrolling("settings", element("table", {}, head, body)),
+      element("p", {}, element("b", {}, "Where the runs differ")),
+      leaf.scrolling("where the runs differ", element("table", {}, head, element("tbody", {}, ...body))),
     );
   }
 
-  return { runTable, settingsTable };
+  // What all runs have in common; of a single run, all.
+  function settingsTable(data) {
+    const settings = settingsOf(data);
+    const keys = [...new Set(settings.flatMap((one) => [...one.keys()]))].filter((key) => !differ(settings, key));
+    const row = (key) =>
+      element("tr", {}, element("th", { scope: "row" }, key), element("td", {}, settings[0].get(key)));
+    return element(
+      "details.settings",
+      {},
+      element("summary", {}, data.runs.length > 1 ? "settings of all runs" : "settings"),
+      leaf.scrolling("settings", element("table", {}, element("tbody", {}, ...keys.map(row)))),
+    );
+  }
+
+  return { runTable, differencesTable, settingsTable };
 })();

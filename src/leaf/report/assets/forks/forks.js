@@ -15,6 +15,7 @@
     "whatever its sign, by position. GRPO spreads credit evenly over the same completions.";
 
   const namesOf = (data) => data.methods.map(({ method }) => method);
+  const coloursOf = (data) => data.methods.map(({ colour }) => colour);
 
   // -- the table ---------------------------------------------------------------------------------------------------
   const percent = (rate) => `${(100 * rate).toFixed(0)} %`;
@@ -43,11 +44,11 @@
   }
 
   // -- plots -------------------------------------------------------------------------------------------------------
-  const colourBy = (field, domain, range = domain.map((_, i) => plots.colour(i))) => ({
+  const colourBy = (field, domain, numbers) => ({
     field,
     type: "nominal",
     legend: null,
-    scale: { domain, range },
+    scale: { domain, range: numbers.map(plots.colour) },
   });
   const axis = { labelAngle: 0 };
   const beside = (names) => ({ field: "method", sort: names });
@@ -84,13 +85,14 @@
       encoding: {
         x: { field: "stretch", type: "nominal", sort: stretches, title: before, axis },
         xOffset: beside(names),
-        color: colourBy("method", names),
+        color: colourBy("method", names, coloursOf(data)),
       },
     };
   }
 
   // How often each value of a field occurs, by method.
-  function counts(names, values, field, x) {
+  function counts(data, values, field, x) {
+    const names = namesOf(data);
     return {
       height: HEIGHT,
       data: { values },
@@ -99,14 +101,13 @@
         x: { field, type: "ordinal", axis, ...x },
         xOffset: beside(names),
         y: { field: "count", type: "quantitative", title: null },
-        color: colourBy("method", names),
+        color: colourBy("method", names, coloursOf(data)),
         tooltip: [{ field: "method" }, { field }, { field: "count" }],
       },
     };
   }
 
   function forkPlots(data) {
-    const names = namesOf(data);
     const sizes = data.methods.flatMap(({ method, sizes: all }) =>
       all.map(([size, count]) => ({ method, size, count })),
     );
@@ -118,10 +119,10 @@
       plots.plot("Cuts that fire", byPosition, () => rates(data, "fire")),
       plots.plot("Usable cuts", byPosition, () => rates(data, "usable")),
       plots.plot("Completions that share a prefix", "how many, at the cuts", () =>
-        counts(names, sizes, "size", { title: "completions" }),
+        counts(data, sizes, "size", { title: "completions" }),
       ),
       plots.plot("Reward spread", "highest minus lowest reward of the completions that share a prefix", () =>
-        counts(names, spreads, "spread", { title: "spread", sort: data.spreads }),
+        counts(data, spreads, "spread", { title: "spread", sort: data.spreads }),
       ),
     ];
   }
@@ -129,12 +130,9 @@
   // -- where the credit goes ---------------------------------------------------------------------------------------
   const withoutNote = (rule) => rule.split(",")[0]; // of "leaf, as trained"
 
-  // A rule has one colour in all plots, that of its method where there is one, whether it trained or not.
-  function coloursOf(data) {
-    const credited = new Set(data.methods.flatMap(({ credit }) => credit.map(({ rule }) => withoutNote(rule))));
-    const order = [...new Set([...namesOf(data), "leaf", "grpo", ...credited])].filter((rule) => credited.has(rule));
-    return (rule) => order.indexOf(withoutNote(rule));
-  }
+  // LEAF and GRPO have one colour on every page, whether they trained or not; a rule that trained has its method's.
+  const OWN = { leaf: 0, grpo: 1 };
+  const colourOfRule = (colour) => (rule) => OWN[withoutNote(rule)] ?? colour;
 
   // `field` of the data is `fifths` or `stretches`, `labels` are its places.
   function creditShare(credit, colourOf, field, labels, title) {
@@ -144,7 +142,7 @@
       shares.map((value, i) => ({ rule, place: labels[i], value, groups })).filter((_, i) => reached(i)),
     );
     const legend = rules.length > 1 ? { orient: "bottom", title: null, columns: 2, labelLimit: 220 } : null;
-    const colours = rules.map((rule) => plots.colour(colourOf(rule)));
+    const colours = rules.map(colourOf);
     return {
       height: HEIGHT,
       data: { values },
@@ -164,8 +162,8 @@
     };
   }
 
-  function creditPlots(data, { method, credit }) {
-    const colourOf = coloursOf(data);
+  function creditPlots(data, { method, colour, credit }) {
+    const colourOf = colourOfRule(colour);
     const whose = `completions of ${method}`;
     return [
       plots.plot("Credit by fifths of a completion", whose, () =>
@@ -179,7 +177,7 @@
 
   leaf.section("forks", (root, data) => {
     root.append(
-      element("p.facts", {}, plots.key(namesOf(data))),
+      element("p.facts", {}, plots.key(namesOf(data), coloursOf(data))),
       element("p", {}, ABOUT_CUTS),
       table(data),
       element("p.dim", {}, ABOUT_COUNTS),
