@@ -2,6 +2,7 @@
 
 import gc
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from typer.testing import CliRunner
 
 from leaf.commands.main import app
-from leaf.data import load
+from leaf.data import load, splits_of
 from leaf.data.corpora import CORPORA, Options, prepare
 from leaf.errors import DataError
 from tests.helpers.corpora import hub_of
@@ -241,3 +242,25 @@ def test_arrays_inside_a_table(source):
     pq.write_table(pa.table(rows), source / "x.parquet")
     ((row,),) = prepared(source).values()
     assert row["seconds"] == pytest.approx(0.1)
+
+
+def test_a_data_set_without_references_is_prepared_where_that_is_asked_for(source):
+    (source / "x.csv").write_text("prompt,audio,split,lang\np,0.wav,train,ja\nq,1.wav,train,ja\n")
+    with pytest.raises(DataError, match=r"has no column reference; .*reference=none is for rewards that read none"):
+        prepared(source)
+    columns = {"reference": "none", "reference_language": "lang"}
+    rows = prepared(source, "free", columns=columns)["train"]
+    assert "reference" not in rows.column_names
+    assert rows["reference_language"] == ["ja", "ja"]
+
+
+def test_files_are_found_in_the_other_unicode_form(source):
+    """macOS decomposes names, and its archives keep them so; a table from elsewhere has them composed."""
+    (source / unicodedata.normalize("NFD", "für")).mkdir()
+    write(source / unicodedata.normalize("NFD", "für/ガ.wav"), 0.2)
+    name = unicodedata.normalize("NFC", "für/ガ.wav")
+    (source / "x.csv").write_text(f"prompt,audio,reference\np,{name},x\n")
+    ((row,),) = prepared(source).values()
+    assert row["seconds"] == pytest.approx(0.2)
+    (manifested,) = [row for split in splits_of(str(source / "x.csv")) for row in load(str(source / "x.csv"), split)]
+    assert manifested["audio"] == row["audio"]

@@ -73,6 +73,7 @@ def test_stages_sft_and_align_and_evaluate_take_a_data_set_with_audio(tmp_path):
         (data_set(), {"test": data_set()}, {}, "validation rows are a dict with the splits 'test'"),
         (data_set().remove_columns("reference"), None, {}, "The reward function chrf takes 'reference' by name"),
         (data_set(), data_set().remove_columns("reference"), {}, "The validation metric bleu compares answers with"),
+        ([{**row, "reference": None} for row in tiny.rows(2)], None, {}, "reward chrf compares .* '0' has none"),
         (data_set(), [{**row, "reference": " "} for row in tiny.rows(2)], {}, "and the row '0' has none"),
     ],
 )

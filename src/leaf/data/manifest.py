@@ -12,6 +12,7 @@ from typing import Any
 from leaf.data.audio import file_problem
 from leaf.data.cells import cell, folded, text_cell, with_references
 from leaf.data.hashing import stable_fraction
+from leaf.data.naming import as_on_disk
 from leaf.data.recordings import names_of
 from leaf.data.stretches import STRETCH, heard, stretch_of
 from leaf.data.tables import read_table
@@ -147,6 +148,9 @@ def _audio_files(audio: Any, number: int, path: Path, folders: dict[str, str]) -
     for name in names:
         file = os.path.join(path.parent, name)
         problem = file_problem(file)
+        if problem is not None:
+            file = as_on_disk(file)
+            problem = file_problem(file)
         if problem is not None:
             raise DataError(f"Row {number} of {path.name} names the audio file {shown(file)}, which {problem}.")
         folder, last = os.path.split(file)

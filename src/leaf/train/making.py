@@ -14,12 +14,14 @@ from accelerate import Accelerator
 from leaf.config import LeafConfig
 from leaf.credit import CreditRule
 from leaf.data.given import training_and_validation
+from leaf.data.rows import check_references
 from leaf.errors import DataError
 from leaf.model.demo import resolve_model
 from leaf.model.device import take_device
 from leaf.model.from_recipe import trainable_policy
 from leaf.model.policy import Policy
 from leaf.progress import Busy
+from leaf.rewards.functions import REWARDS
 from leaf.rewards.total import Rewards, rewards_from
 from leaf.runs.directory import run_path
 from leaf.runs.processes import Processes
@@ -94,6 +96,9 @@ def check_rows(config: LeafConfig, rewards: Rewards, rows: Any) -> None:
     if rows is None or len(rows) == 0:
         raise DataError("There are no training rows; give rows with prompt, audio and reference.")
     rewards.check_rows(rows)
+    reader = rewards.columns.get("reference")
+    if reader in REWARDS:  # a function of the user's own may take an empty text
+        check_references(rows, f"The reward {reader} compares answers with")
 
 
 def make_accelerator(config: LeafConfig) -> Accelerator:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from leaf.data.corpora.items import Clip
+from leaf.data.naming import as_on_disk
 from leaf.data.stretches import stretch_of
 from leaf.errors import DataError, shown
 
@@ -44,7 +45,7 @@ def clip_of(cell: object, source: Path, row: Mapping[str, Any], where: str) -> C
             "set, such as clips/1.wav. Copy the recordings there, or write a manifest of your own."
         )
     if not remote:
-        return Clip(source / path, *stretch)
+        return Clip(Path(as_on_disk(str(source / path))), *stretch)
     return _fetched(address or f"hf://datasets/{source.as_posix()}/{path}", stretch)
 
 

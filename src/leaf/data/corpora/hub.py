@@ -30,7 +30,7 @@ _SPLITS = {
 }
 _LEFT_OUT = "none"
 _SHARD = re.compile(r"[-_]\d+([-_]of[-_]\d+)?([-_][0-9a-f]{16})?$")  # train-00000-of-00004, with a hash in older sets
-_OURS = ("prompt", "audio", "reference", "recording", "text", "split", *STRETCH)
+_OURS = ("prompt", "audio", "reference", "reference_language", "recording", "text", "split", *STRETCH)
 
 
 def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
@@ -81,10 +81,12 @@ def _item(
 ) -> Item | Refusal:
     """Make an item of a row; `sides` are the split of its table and its own."""
     given = {ours: options.columns.get(ours, ours) for ours in _OURS}
-    missing = [given[ours] for ours in ("audio", "reference") if _cell(row, given[ours]) is _NOTHING]
+    needed = ("audio",) if given["reference"] == _LEFT_OUT else ("audio", "reference")
+    missing = [given[ours] for ours in needed if _cell(row, given[ours]) is _NOTHING]
     if missing:
         raise DataError(
-            f"{where} has no column {', '.join(missing)}; it has {', '.join(map(str, row))}. Map names with --columns."
+            f"{where} has no column {', '.join(missing)}; it has {', '.join(map(str, row))}. Map names with --columns"
+            + ("; reference=none is for rewards that read none." if given["reference"] in missing else ".")
         )
     found = {ours: _cell(row, column) for ours, column in given.items()}
     cells = found["audio"] if isinstance(found["audio"], list) else [found["audio"]]
@@ -102,20 +104,22 @@ def _item(
     whole = [clip for clip in clips if clip is not None]
     if not whole or len(whole) < len(clips):
         return Refusal(name, "audio missing")
-    texts = {ours: text_cell(_or_none(found[ours]), given[ours], where) or "" for ours in ("text", "recording")}
+    others = ("text", "recording", "reference_language")
+    texts = {ours: text_cell(_or_none(found[ours]), given[ours], where) or "" for ours in others}
     prompt = options.columns.get("prompt") if found["prompt"] is _NOTHING else found["prompt"]
-    references = references_cell(found["reference"], given["reference"], where)
+    references = references_cell(_or_none(found["reference"]), given["reference"], where)
     return Item(
         id=name,
         audio=tuple(whole),
         prompt=text_cell(prompt, given["prompt"], where) or "",
-        reference=references[0] if references else "",
+        reference=None if given["reference"] == _LEFT_OUT else references[0] if references else "",
         references=tuple(references),
         recording=texts["recording"] or recording_of(cells[0], whole[0]),
         split=sides[1],
         published=sides[1],
         own_validation=own_validation,
         text=texts["text"],
+        language=texts["reference_language"],
     )
 
 

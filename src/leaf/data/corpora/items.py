@@ -48,7 +48,7 @@ class Item:
         id: unique in the corpus.
         audio: the clips, joined in order.
         prompt: what the model is asked, in words, without an audio placeholder.
-        reference: the answer or translation; empty where a corpus is for judges only.
+        reference: the answer or translation; empty where a corpus is for judges only, None where rewards read none.
         recording: what has to stay in one split: a session, a speaker, a sitting.
         split: the publisher's split; None where there is none, and `recording` decides.
         published: the split of the published runs or of the publisher, where recordings may be on both sides.
@@ -61,7 +61,7 @@ class Item:
     id: str
     audio: tuple[Clip, ...]
     prompt: str
-    reference: str
+    reference: str | None
     recording: str
     split: str | None = None
     published: str | None = None

@@ -37,6 +37,7 @@ _SCHEMA = pa.schema(
         ("seconds", pa.float64()),
     ]
 )
+_MAY_BE_NONE = ("reference", "references", "reference_language")
 _ROWS_AT_ONCE = 10_000
 
 
@@ -136,7 +137,7 @@ class _Preparation:
             return {"refused": entry.reason}
         if not entry.prompt.strip():
             return {"refused": "no prompt"}
-        if not entry.reference.strip() and not self.corpus.judged_only:
+        if entry.reference is not None and not entry.reference.strip() and not self.corpus.judged_only:
             return {"refused": "no reference"}
         limit = math.inf if self.longest is None else self.longest
         too_long = {"refused": f"longer than {limit:g} s"}
@@ -154,7 +155,7 @@ class _Preparation:
             "prompt": composed(entry.prompt),
             "audio": audio,
             "audio_sources": [clip.source for clip in entry.audio],
-            "reference": composed(entry.reference),
+            "reference": None if entry.reference is None else composed(entry.reference),
             "references": [composed(text) for text in entry.references] if len(entry.references) > 1 else None,
             "text": composed(entry.text),
             "utterance": entry.recording,
@@ -217,7 +218,12 @@ def load_prepared(folder: Path, split: str) -> list[dict[str, Any]]:
         raise DataError(f"{folder} has no split {split!r}; it has {', '.join(sorted(there))}.{hint}")
     file = folder / f"{split}.arrow"
     with pa.memory_map(str(file)) as stream:
-        rows = pa.ipc.open_stream(stream).read_all().to_pylist()
+        table = pa.ipc.open_stream(stream).read_all()
+    # A column in which nothing is said is none: what reads references or their language asks for the column.
+    table = table.drop_columns(
+        [n for n in _MAY_BE_NONE if n in table.column_names and table[n].null_count == len(table)]
+    )
+    rows = table.to_pylist()
     seen: set[str] = set()
     for number, row in enumerate(rows, start=1):
         for path in row["audio"]:
