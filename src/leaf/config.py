@@ -61,7 +61,9 @@ class RunConfig:
     adam_betas: list[float] = _update(
         [0.9, 0.999], "decay of AdamW's two moments, each in [0, 1); published: 0.9, 0.95"
     )
-    schedule: Literal["cosine", "linear", "constant"] = _update("cosine", "learning-rate schedule after warm-up")
+    schedule: Literal["cosine", "linear", "constant", "published"] = _update(
+        "cosine", "learning-rate schedule after warm-up; published: four cycles, as LEAF's code has them"
+    )
     min_lr_ratio: float = _update(0.1, "learning rate at the end, as a share of the peak", low=0.0, high=1.0)
     warmup_steps: int = _update(0, "optimiser updates of linear warm-up", low=0)
     max_grad_norm: float = _update(1.0, "largest gradient norm; a longer gradient is scaled down to it", low=1e-6)
@@ -131,11 +133,12 @@ class LoraFields:
 
 @dataclass
 class LeafConfig(LoraFields, RunConfig):
-    """Recipe of stage rl. The defaults are the published protocol where it names a value, except for six.
+    """Recipe of stage rl. The defaults are the published protocol where it names a value, except for eight.
 
-    Published are `dtype` bfloat16, `adam_betas` 0.9 and 0.95, `completions_per_update` 6, `max_prompt_tokens` 256
-    (Qwen2-Audio 1024), `eval_every` 200 (and so `save_every`), and `epochs` in place of `max_steps`. The whole protocol
-    is `load_recipe("recipes/published/leaf.yaml", ...)`, with the recipes of a model and a task beside it.
+    Published are `dtype` bfloat16, `adam_betas` 0.9 and 0.95, `schedule` published, `completions_per_update` 6,
+    `mix_prompts` 2, `max_prompt_tokens` 256 (Qwen2-Audio 1024), `eval_every` 200 (and so `save_every`), and `epochs` in
+    place of `max_steps`. The whole protocol is `load_recipe("recipes/published/leaf.yaml", ...)`, with the recipes of a
+    model and a task beside it.
     """
 
     prompts_per_rollout: int = _sampling(6, "prompts per rollout, over all processes", low=1, common=True)
@@ -179,6 +182,9 @@ class LeafConfig(LoraFields, RunConfig):
     )
     completions_per_update: int | None = _update(
         None, "completions per optimiser step; default all of a rollout (on-policy); published: 6", low=1
+    )
+    mix_prompts: int = _update(
+        1, "lanes of prompts that every update takes equally many completions from; published: 2", low=1
     )
     passes_per_rollout: int = _update(1, "passes of updates over one rollout", low=1)
     loss: str = _update("clip", "surrogate of the policy gradient: clip, gspo, cispo, sapo")

@@ -1,4 +1,5 @@
 import math
+import statistics
 from functools import partial
 from itertools import pairwise
 
@@ -75,6 +76,22 @@ def test_a_node_beyond_the_end_adds_no_zero_token_span():
     spans = spans_of(completions, rewards, [2, 4])
     # At 2 three share (1, 2); at 4 the ended pair would make a second node ending at 2: dropped.
     assert [[(a, b) for a, b, _ in each] for each in spans] == [[(0, 2)], [(0, 2)], [(0, 2), (2, 5)], [(0, 5)]]
+
+
+def test_phantom_spans_enter_the_z_score_as_in_the_published_code():
+    # At 2 three share (1, 2): V̂ 5/12, GA = LA = −1/12. At 4 the ended pair is a node again: V̂ 1/2, GA 0, LA 1/12.
+    completions, rewards = [[1, 2], [1, 2], [1, 2, 3, 4, 5], [9, 9, 9, 9, 9]], [1.0, 0.0, 0.25, 0.75]
+    tokens, lengths, _, reward = as_tensors(completions, rewards, [[0.0] * len(c) for c in completions])
+    tree, cuts = PrefixTree.build(tokens, lengths), torch.tensor([2, 4])
+    node, phantom = -1 / 6 / math.sqrt(3), 1 / 12 / math.sqrt(2)
+    tails = [(0.25 - 0.5) + (0.25 - 5 / 12), 2 * (0.75 - 0.5)]
+    for flag, extra in ((False, []), (True, [phantom, phantom])):
+        counted = [node] * 3 + tails + extra
+        mean, spread = statistics.mean(counted), statistics.stdev(counted)
+        got = credit(CREDIT_RULES["leaf"], tree, reward, boundaries=cuts, phantom_spans=flag)
+        assert got[0].tolist() == pytest.approx([(node - mean) / spread] * 2 + [0] * 3)
+        assert got[2].tolist() == pytest.approx([(node - mean) / spread] * 2 + [(tails[0] - mean) / spread] * 3)
+        assert got[3].tolist() == pytest.approx([(tails[1] - mean) / spread] * 5)
 
 
 def test_boundaries_by_hand():

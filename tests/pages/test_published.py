@@ -39,12 +39,9 @@ def test_every_combination_resolves_to_the_protocol(method):
         config = recipe(method, model, task)
         assert config.output_dir == f"runs/{method}-{model}-{task}"
         assert config.task == f"data/{task}"
-        assert (config.dtype, config.schedule, config.min_lr_ratio, config.max_grad_norm) == (
-            "bfloat16",
-            "cosine",
-            0.1,
-            1.0,
-        )
+        assert (config.dtype, config.min_lr_ratio, config.max_grad_norm) == ("bfloat16", 0.1, 1.0)
+        assert config.schedule == ("cosine" if method == "sft" else "published")
+        assert config.adam_betas == [0.9, 0.95]
         assert isinstance(config, LeafConfig | SftConfig)
         assert (config.lora_r, config.lora_alpha, config.lora_dropout) == (64, 128, 0.05)
         assert set(config.lora_layers or ()) == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
@@ -55,8 +52,9 @@ def test_every_combination_resolves_to_the_protocol(method):
             assert (config.temperature, config.top_p, config.max_new_tokens) == (1.0, 0.9, 200)
             assert (config.learning_rate, config.clip, config.kl_coef) == (5e-6, 0.2, 0.02)
             assert (config.eval_temperature, config.eval_top_p, config.rewards) == (0.9, 0.9, ["bleu"])
-            assert config.reduction == "completion_mean"
-    assert recipe("leaf", MODELS[0], TASKS[0]).credit_options == {"max_boundaries": 2, "min_prefix": 1}  # type: ignore[union-attr]
+            assert (config.reduction, config.mix_prompts) == ("completion_mean", 2)
+    options = recipe("leaf", MODELS[0], TASKS[0]).credit_options  # type: ignore[union-attr]
+    assert options == {"max_boundaries": 2, "min_prefix": 1, "phantom_spans": True}
 
 
 def test_variants_for_other_machines_lie_over_them():

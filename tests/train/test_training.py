@@ -2,20 +2,26 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import peft
 import pytest
 import torch
 
 from leaf import LeafTrainer
-from leaf.config import LeafConfig, SftConfig, from_dict, to_dict
+from leaf.config import LeafConfig, SftConfig, from_dict, load_recipe, to_dict
 from leaf.errors import ConfigError
 from leaf.model.device import pick_device, take_device
-from leaf.model.policy import Policy
+from leaf.model.policy import Policy, Prompt
 from leaf.model.projector import save_projector
+from leaf.model.sampling import Group
+from leaf.train.parts import cut
 from leaf.train.records import group_record
-from leaf.train.schedule import build_schedule, check_tracker, is_warm_restart, run_length
+from leaf.train.rollout import Rollout
+from leaf.train.schedule import build_schedule, check_stage, check_tracker, is_warm_restart, run_length
 from tests.helpers.tiny import rows, tiny_model
+
+PUBLISHED = Path(__file__).parents[2] / "recipes/published"
 
 
 def rates(config, length, updates, **options):
@@ -52,6 +58,57 @@ def test_the_schedule_without_restarts_stays_where_it_ends():
 def test_warm_up_counts_updates():
     config = LeafConfig(warmup_steps=2, schedule="constant")
     assert rates(config, 8, 4) == rates(config, 4, 4) == pytest.approx([1 / 3, 2 / 3, 1.0, 1.0])
+
+
+def test_the_published_schedule_has_four_cycles():
+    # 6,000 prompts in rollouts of 6, 8 updates each: a horizon of 1,000 updates of 8,000. Read in the code.
+    config = LeafConfig(schedule="published", epochs=1)
+    seen = rates(config, 8000, 8001, updates_per_step=8)
+    shares = [0.001, 0.0625, 0.125, 0.25, 0.375, 0.5, 0.75, 0.95, 1.0]
+    wanted = [0.16, 0.54, 0.10, 0.99, 0.10, 0.94, 0.84, 0.99, 0.70]
+    assert [round(seen[round(share * 8000)], 2) for share in shares] == wanted
+    assert min(seen[1000:]) == 0.1
+    with pytest.raises(ConfigError, match="has a warm-up of its own"):
+        check_stage(LeafConfig(schedule="published", warmup_steps=3))
+
+
+def test_published_updates_mix_two_to_four_prompts_evenly_over_two_processes():
+    config = load_recipe(PUBLISHED / "leaf.yaml")
+    assert isinstance(config, LeafConfig)
+    assert (config.prompts_per_rollout, config.completions_per_update, config.mix_prompts) == (6, 6, 2)
+    updates = dealt(range(6), mix=2)
+    assert [sum(map(len, update.values())) for update in updates] == [6] * 8
+    assert {len(update) for update in updates} == {2, 4}
+    both = [(0, 2, 4), (1, 3, 5)]  # the prompts of two processes
+    assert all(sum(len(ks) for p, ks in update.items() if p in own) == 3 for own in both for update in updates)
+    for own in both:  # a process alone sees its own part of the same updates
+        mine = [{p: ks for p, ks in update.items() if p in own} for update in updates]
+        assert dealt(own, mix=2) == mine
+    everything = sorted((p, k) for update in updates for p, ks in update.items() for k in ks)
+    assert everything == [(p, k) for p in range(6) for k in range(8)]
+    # In order, as before: half of the updates have one prompt.
+    assert [len(update) for update in dealt(range(6), mix=1)] == [1, 2, 2, 1, 1, 2, 2, 1]
+
+
+def dealt(positions, *, mix):
+    """Cut a rollout of six prompts with eight completions each; gives per update its completions by prompt."""
+    ks = torch.arange(8)
+    prompt = Prompt(torch.empty(0, 0), torch.empty(0, dtype=torch.bool))
+    group = Group(prompt, ks[:, None], torch.ones_like(ks), torch.zeros(8, 1), torch.zeros(8, dtype=torch.bool))
+    many = {name: [torch.zeros(8)] * len(positions) for name in ("rewards", "advantages", "shares")}
+    rows, groups = [{} for _ in positions], [group] * len(positions)
+    whole = Rollout(rows, groups, **many, old_log_probs=None, ref_log_probs=None, reward_errors=0, left_out=[])
+    return [
+        {p: one.tokens[:, 0].tolist() for p, one in zip(part.positions, part.groups, strict=True)}
+        for part in cut(replace(whole, positions=positions), 6, 6, mix)
+    ]
+
+
+@pytest.mark.parametrize(("prompts", "size"), [(5, 6), (6, 5)])
+def test_lanes_must_divide_prompts_and_updates(prompts, size):
+    config = LeafConfig(prompts_per_rollout=prompts, completions_per_update=size, mix_prompts=2)
+    with pytest.raises(ConfigError, match="mix_prompts is 2; it must divide prompts_per_rollout"):
+        check_stage(config)
 
 
 def test_epochs_beside_a_number_of_steps_are_refused():

@@ -37,6 +37,7 @@ def leaf(
     normalize: bool = True,
     group_ended: bool = True,
     sqrt_count: bool = True,
+    phantom_spans: bool = False,
 ) -> Float[Tensor, "K T"]:
     """Give every token its span's z-scored credit (LEAF, arXiv 2606.07610); `cut_spans` has formula and options.
 
@@ -54,6 +55,7 @@ def leaf(
         normalize=normalize,
         group_ended=group_ended,
         sqrt_count=sqrt_count,
+        phantom_spans=phantom_spans,
     )
     return spans.paint(tree.tokens.shape[1])
 

@@ -70,7 +70,10 @@ class SpanTable:
 
 
 class _Paths(NamedTuple):
-    """The spans of a group before they have credit: columns (K, J) as in `SpanTable`, and V̂ of each one's parent."""
+    """The spans of a group before they have credit: columns (K, J) as in `SpanTable`, and V̂ of each one's parent.
+
+    `counted` marks what the z-score is taken over: `kept`, and phantom spans if asked for.
+    """
 
     kept: Tensor
     start: Tensor
@@ -79,6 +82,7 @@ class _Paths(NamedTuple):
     size: Tensor
     value: Tensor
     parent: Tensor
+    counted: Tensor
 
 
 def cut_spans(
@@ -93,6 +97,7 @@ def cut_spans(
     normalize: bool = True,
     group_ended: bool = True,
     sqrt_count: bool = True,
+    phantom_spans: bool = False,
 ) -> SpanTable:
     """Cut each completion at its retained nodes and credit each span (LEAF, arXiv 2606.07610).
 
@@ -113,6 +118,8 @@ def cut_spans(
         group_ended: a completion that ended at or before a boundary takes part with its whole sequence; False leaves
             it out (ablation).
         sqrt_count: divide by √n(v); False is an ablation.
+        phantom_spans: count the second node of a duplicate that has ended in the z-score, with its credit but without a
+            token, as the authors' code does.
 
     Raises:
         ConfigError: neither surprisal nor boundaries, or an option out of range.
@@ -126,9 +133,9 @@ def cut_spans(
         cuts = select_boundaries(surprisal, tree.lengths, max_boundaries=max_boundaries, min_prefix=min_prefix)
     else:
         raise ConfigError("LEAF needs the surprisal of the sampled tokens, or boundaries of your own; got neither.")
-    paths = _walk(tree, rewards, cuts, group_ended=group_ended)
+    paths = _walk(tree, rewards, cuts, group_ended=group_ended, phantom_spans=phantom_spans)
     raw, advantage = _credit_spans(tree, rewards, paths, terms, sqrt_count=sqrt_count, normalize=normalize)
-    return SpanTable(cuts, *paths[:-1], raw, advantage)
+    return SpanTable(cuts, *paths[:-2], raw, advantage)
 
 
 def leaf_spans(
@@ -145,7 +152,7 @@ def leaf_spans(
     return table.boundaries, [[Span(*next(flat)) for _ in range(n)] for n in table.kept.sum(1).tolist()]
 
 
-def _walk(tree: PrefixTree, rewards: GroupRewards, cuts: Tensor, *, group_ended: bool) -> _Paths:
+def _walk(tree: PrefixTree, rewards: GroupRewards, cuts: Tensor, *, group_ended: bool, phantom_spans: bool) -> _Paths:
     """Follow the completions from boundary to boundary, all at once, and note the span that each one ends there."""
     scored = scored_completions(tree, rewards)
     reward = known_rewards(rewards, scored)
@@ -158,13 +165,14 @@ def _walk(tree: PrefixTree, rewards: GroupRewards, cuts: Tensor, *, group_ended:
         size, value = group_means(node, reward, part)
         end = tree.lengths.clamp_max(t)
         # A completion that ended before the last boundary already has end = start: it gets no second, empty span.
-        kept = part & (size >= 2) & (end > start)
-        columns.append((kept, start, end, node, size, value, parent))
+        retained = part & (size >= 2)
+        kept = retained & (end > start)
+        columns.append((kept, start, end, node, size, value, parent, retained if phantom_spans else kept))
         start, parent = torch.where(kept, end, start), torch.where(kept, value, parent)
     # What is left after the last node is the tail: a group of one, worth the completion's own reward.
     tail = scored & (start < tree.lengths)
     no_node, one = torch.full_like(start, -1), torch.ones_like(reward)
-    columns.append((tail, start, tree.lengths, no_node, one, reward, parent))
+    columns.append((tail, start, tree.lengths, no_node, one, reward, parent, tail))
     return _Paths(*(torch.stack(column, 1) for column in zip(*columns, strict=True)))
 
 
@@ -183,7 +191,7 @@ def _credit_spans(
         # Rounding could leave 1e-17 here, which the z-score would blow up.
         zero = torch.zeros_like(raw)
         return zero, zero
-    credit = raw[paths.kept]
+    credit = raw[paths.counted]
     # Two scored completions have at least two spans, so the deviation exists.
     advantage = (raw - credit.mean()) / credit.std().clamp_min(1e-6) if normalize else raw
     return raw, advantage.masked_fill(~paths.kept, 0.0)

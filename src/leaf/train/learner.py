@@ -85,6 +85,7 @@ class Learner:
             config,
             self.length.cycle * self.updates_per_rollout,
             restarts=config.epochs is not None,
+            updates_per_step=self.updates_per_rollout,
         )
         self.skips = SkippedSteps(policy.base.dtype, self._say)
         self.seconds: dict[str, float] = {}  # phase of the step → seconds
@@ -130,7 +131,7 @@ class Learner:
         updates: list[tuple[dict[str, float], bool]] = []
         with self._phase("update"):
             for _ in range(config.passes_per_rollout):
-                for part in cut(rollout, config.completions_per_update, config.prompts_per_rollout):
+                for part in cut(rollout, config.completions_per_update, config.prompts_per_rollout, config.mix_prompts):
                     updates.append(self._optimizer_step(part, len(updates)))
         return update_record(updates)
 

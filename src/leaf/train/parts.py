@@ -103,7 +103,7 @@ def credited_together(
     return replace(rollout, advantages=[by_position[position] for position in rollout.positions])
 
 
-def cut(rollout: Rollout, size: int | None, prompts: int) -> Iterator[Rollout]:
+def cut(rollout: Rollout, size: int | None, prompts: int, mix: int = 1) -> Iterator[Rollout]:
     """Cut a rollout into the parts that one optimiser step each takes; it stays whole where one step takes all of it.
 
     Parts are counted over all processes. So every process yields as many as the others, its own completions of each,
@@ -113,18 +113,20 @@ def cut(rollout: Rollout, size: int | None, prompts: int) -> Iterator[Rollout]:
         rollout: of this process.
         size: completions in a part, group by group and in order; None for all.
         prompts: prompts of the rollout, over all processes.
+        mix: lanes that every part takes equally many completions from. Lane m has the prompts m, m + mix, ...
     """
     completions = rollout.groups[0].tokens.shape[0]
     total = prompts * completions
     if size is None or size >= total:
         yield rollout
         return
-    for start in range(0, total, size):
+    share = size // mix
+    for start in range(0, total // mix, share):
         chosen: dict[int, list[int]] = {}  # group of this process → its completions in this part
         for i, position in enumerate(rollout.positions):
-            # Completion k of the group at `position` is number position * completions + k of the whole rollout.
-            first = position * completions
-            inside = range(max(start - first, 0), min(start + size - first, completions))
+            # Completion k of the group at `position` is number (position // mix) * completions + k of its lane.
+            first = position // mix * completions
+            inside = range(max(start - first, 0), min(start + share - first, completions))
             if inside:
                 chosen[i] = list(inside)
         yield replace(
