@@ -23,6 +23,10 @@ class ConfigError(LeafError, ValueError):
     """A recipe or an argument has an unknown name, a wrong type or a value out of range."""
 
 
+class CodeRefused(ConfigError):
+    """A command that only looks would have run code that a recipe names."""
+
+
 class DataError(LeafError, ValueError):
     """A data set, manifest or row cannot be used as it is."""
 

@@ -1,15 +1,37 @@
-"""Import the user's own Python: reward functions by import path, and modules that a recipe names as plugins."""
+"""Import the user's own Python: reward functions by import path, and modules that a recipe names as plugins.
+
+A recipe may come from somebody else. Commands that only look (report, tree, doctor) refuse its code inside
+`code_refused`, unless the user trusts it.
+"""
 
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 
-from leaf.errors import ConfigError, raised_at
+from leaf.errors import CodeRefused, ConfigError, raised_at
 
+_allowed: ContextVar[bool] = ContextVar("allowed", default=True)
 _read: dict[str, bytes] = {}  # file → its text when it was run
+
+
+@contextmanager
+def code_refused(refuse: bool = True) -> Iterator[None]:
+    """Refuse the code of recipes and of checkpoints inside the block."""
+    before = _allowed.set(not refuse)
+    try:
+        yield
+    finally:
+        _allowed.reset(before)
+
+
+def code_allowed() -> bool:
+    """Tell whether the code of a recipe or of a checkpoint may run here."""
+    return _allowed.get()
 
 
 def load_plugins(names: Iterable[str]) -> None:
@@ -21,6 +43,8 @@ def load_plugins(names: Iterable[str]) -> None:
     for name in names:
         try:
             import_module(name)
+        except CodeRefused:
+            raise
         except Exception as error:  # the user's module may raise anything
             raise ConfigError(
                 f"The plugin {name!r} cannot be imported ({type(error).__name__}: {error}){raised_at(error)}; give the "
@@ -29,7 +53,16 @@ def load_plugins(names: Iterable[str]) -> None:
 
 
 def import_module(name: str) -> ModuleType:
-    """Import a module by name, or a file by a path that ends in .py; a file is run once, and again once it changed."""
+    """Import a module by name, or a file by a path that ends in .py; a file is run once, and again once it changed.
+
+    Raises:
+        CodeRefused: no code may run here.
+    """
+    if not code_allowed():
+        raise CodeRefused(
+            f"{name} is code that the recipe names, and this command does not run it by itself. Read it, and give "
+            "--trust to run it."
+        )
     if not name.endswith(".py"):
         return importlib.import_module(name)
     file = str(Path(name).expanduser().resolve())

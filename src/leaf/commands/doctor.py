@@ -12,7 +12,7 @@ import torch
 from leaf.config import LeafConfig, LoraFields, RunConfig
 from leaf.data.recordings import named, row_seconds
 from leaf.data.rows import stated_seconds
-from leaf.errors import ConfigError, DataError, LeafError
+from leaf.errors import CodeRefused, ConfigError, DataError, LeafError
 from leaf.memory import available_bytes
 from leaf.model.demo import ASSEMBLED, GIGABYTES, describe_model, model_cache, resolve_model
 from leaf.model.device import pick_device, pick_dtype
@@ -22,7 +22,7 @@ from leaf.model.footprint import SHARE, Estimate, footprint_of
 from leaf.model.from_recipe import planned_prompt, recipe_lora
 from leaf.model.loading import lacks_package, look_up
 from leaf.model.policy import Policy
-from leaf.plugins import load_plugins
+from leaf.plugins import code_allowed, load_plugins
 from leaf.rewards.total import rewards_from
 from leaf.runs.checkpoints import space_left, space_needed
 from leaf.runs.directory import run_path
@@ -47,10 +47,23 @@ class Finding:
 def examine(config: RunConfig) -> Iterator[Finding]:
     """Check whether this machine can run a recipe, one finding after the other. Nothing is trained.
 
-    The model is built without its weights, so even one that does not fit into memory can be checked.
+    The model is built without its weights, so even one that does not fit into memory can be checked. Where the code of
+    the recipe may not run (leaf.plugins), what depends on it stays open.
     """
+    code = [*config.plugins, *(["the checkpoint's own"] if config.trust_remote_code else [])]
+    if not code or code_allowed():
+        load_plugins(config.plugins)
+        yield from _findings(config)
+        return
+    yield Finding("code", "unsure", f"{', '.join(code)}: not run", "Read it, and give --trust to run it.")
+    for finding in _findings(config):
+        # What the code would register is missing: a rule, a reward, a task or a family.
+        open_ = finding.state == "fails" and finding.subject not in ("device", "memory", "disk")
+        yield dataclasses.replace(finding, state="unsure") if open_ else finding
+
+
+def _findings(config: RunConfig) -> Iterator[Finding]:
     yield from _packages()
-    load_plugins(config.plugins)
     device = pick_device(config.device)
     yield _device(config, device)
     yield from _settings(config)
@@ -98,6 +111,8 @@ def _settings(config: RunConfig) -> Iterator[Finding]:
     for subject, check in recipe_checks(config).items():
         try:
             check()
+        except CodeRefused as error:
+            yield Finding(subject, "unsure", str(error))
         except LeafError as error:
             yield Finding(subject, "fails", str(error))
 

@@ -26,6 +26,7 @@ from leaf.commands.running import (
 from leaf.commands.terminal import Commands, complaints, console, say, show, with_home
 from leaf.config import AlignConfig, LeafConfig, SftConfig
 from leaf.errors import ConfigError, LeafError, ModelError, RunInterrupted, did_you_mean
+from leaf.plugins import code_refused
 from leaf.progress import Busy
 
 app = typer.Typer(
@@ -35,6 +36,9 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich cuts words off where the terminal is narrow
 )
 app.add_typer(data_commands.app, name="data")
+
+
+Trust = Annotated[bool, typer.Option("--trust", help="run the code that the recipe names: plugins, own functions")]
 
 
 def main() -> None:
@@ -207,7 +211,8 @@ def compare(
     names, paths = chosen_metrics(metrics, metric_path)
     options: dict[str, Any] = {"lowercase": lowercase, "judged": judged or [], "format": format, "samples": samples}
     files = prediction_files(predictions)
-    console.print(compare_files(files, metrics=names, paths=paths, **options))
+    with code_refused(names is None):  # a prediction file may name a function of its author's
+        console.print(compare_files(files, metrics=names, paths=paths, **options))
 
 
 @app.command()
@@ -259,9 +264,10 @@ def report(
     output: Annotated[Path, typer.Option(help="the file to write")] = Path("report.html"),
     predictions: Annotated[list[Path] | None, typer.Option(help="further prediction files or folders to show")] = None,
     audio: Annotated[bool, typer.Option(help="put recordings into the page")] = True,
+    trust: Trust = False,
 ) -> None:
     """Write a report on runs, with curves, trees, forks and evaluations: one HTML file that needs no server."""
-    with Busy(say, f"reading {', '.join(map(str, runs))}"):
+    with code_refused(not trust), Busy(say, f"reading {', '.join(map(str, runs))}"):
         from leaf.report.write import write_report
 
         written = write_report(runs, output, predictions=predictions or [], audio=audio)
@@ -277,25 +283,28 @@ def tree(
     step: Annotated[int | None, typer.Option(help="recorded step; default the last one")] = None,
     group: Annotated[int, typer.Option(help="which of the step's recorded groups, from 0")] = 0,
     credit: Annotated[str | None, typer.Option(help="show this rule's credit on the same rollouts, e.g. grpo")] = None,
+    trust: Trust = False,
 ) -> None:
     """Draw a recorded group as a prefix tree, to see where completions part and what each part is credited with."""
     from leaf.report.terminal import show_group
 
-    show_group(console, run, step=step, group=group, credit=credit)
+    with code_refused(not trust):
+        show_group(console, run, step=step, group=group, credit=credit)
 
 
 @app.command()
-def doctor(recipe: Recipe, overrides: Overrides = None) -> None:
+def doctor(recipe: Recipe, overrides: Overrides = None, trust: Trust = False) -> None:
     """Check whether this machine can run a recipe, and say what to change. Exits with 1 if it cannot."""
     config = read_recipe(recipe, overrides)
     from leaf.commands.doctor import examine
 
     states = []
-    for finding in examine(config):
-        states.append(finding.state)
-        say(f"{finding.state:6}  {finding.subject}: {finding.found}")
-        if finding.advice:
-            say(f"        {finding.advice}")
+    with code_refused(not trust):
+        for finding in examine(config):
+            states.append(finding.state)
+            say(f"{finding.state:6}  {finding.subject}: {finding.found}")
+            if finding.advice:
+                say(f"        {finding.advice}")
     if "fails" in states:
         raise typer.Exit(1)
 

@@ -17,6 +17,7 @@ from leaf.model.families import family_of
 from leaf.model.family import Family
 from leaf.model.lora import load_lora, put_lora
 from leaf.model.own_adapter import load_own_adapter, merge_own_adapter, refuse_pickle, refuse_pickled_shards
+from leaf.plugins import code_allowed
 from leaf.text import fold_whitespace
 
 
@@ -27,6 +28,7 @@ def look_up(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Family,
         ModelError: it is of no known family, or a package that its processor needs is not installed.
         OSError, ValueError: it does not exist, or is no checkpoint.
     """
+    trust_remote_code = trust_remote_code and code_allowed()
     config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     family = family_of(config)
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from leaf.errors import ConfigError, did_you_mean, raised_at, shown
+from leaf.errors import CodeRefused, ConfigError, did_you_mean, raised_at, shown
 from leaf.plugins import import_module
 from leaf.rewards.functions import REWARDS, RewardFunction, built_in
 
@@ -120,6 +120,8 @@ def _import_path(path: str) -> Any:
         )
     try:
         return getattr(import_module(module_name), attribute)
+    except CodeRefused:
+        raise
     except Exception as error:  # the user's module may raise anything
         raise ConfigError(
             f"The reward function {shown(path)} cannot be imported ({type(error).__name__}: {str(error)[:500]})"
