@@ -21,6 +21,8 @@ from leaf.runs.directory import RunDirectory
 from leaf.visible import visible
 
 MARK = "┃"  # a boundary inside a stretch of text
+NARROWEST = 24  # columns that the text of a branch has at least
+_GUIDE = 4  # columns that rich draws for a level
 WHOLE_LINES = 1_000_000  # columns: the width of a file or pipe, in which nothing is wrapped
 _UP, _DOWN, _PAPER = (86, 156, 255), (255, 148, 60), (244, 244, 240)
 
@@ -50,10 +52,23 @@ def show_group(
 
 
 def print_group(console: Console, view: Group) -> None:
-    """Print what `group_view` made: wrapped to a terminal, in whole lines to a file or pipe."""
+    """Print what `group_view` made: wrapped to a terminal, in whole lines to a file or pipe.
+
+    Guides take four columns a level. A terminal with no room left for text gets lines that are wider than it is, since
+    rich would leave the text out.
+    """
     if not console.is_terminal:
         console = type(console)(file=console.file, width=WHOLE_LINES)  # else rich would wrap at 80 columns
+    width = _GUIDE * max((_levels(part) for part in view.renderables if isinstance(part, Tree)), default=0) + NARROWEST
+    if width > console.width:
+        options: Any = {"color_system": console.color_system, "force_terminal": True}
+        console = type(console)(file=console.file, width=width, **options)
     console.print(view, soft_wrap=False)
+
+
+def _levels(tree: Tree) -> int:
+    """Count the levels below the root of a tree."""
+    return max((1 + _levels(branch) for branch in tree.children), default=0)
 
 
 def recorded_group(run: RunDirectory, step: int | None = None, group: int = 0) -> dict[str, Any]:
