@@ -69,12 +69,18 @@ def failing(completions, **columns):
     return [0.0] * len(completions)
 
 
-def trainer(folder, name, reward, args):
+def trainer(folder, name, reward, args, unlike=""):
+    """Make a trainer; `unlike` names what this process has otherwise than the others."""
     model, processor = tiny_model()
+    if unlike == "model":
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.01)
     args = replace(args, output_dir=str(folder / name))
-    said = []
+    said, train_rows = [], rows(5)
+    if unlike == "rows":
+        train_rows[4]["reference"] += "s"
     return LeafTrainer(
-        model, [reward], args, rows(5), rows(4), processing_class=processor, say=said.append, on_step=said.append
+        model, [reward], args, train_rows, rows(4), processing_class=processor, say=said.append, on_step=said.append
     )
 
 
@@ -191,6 +197,16 @@ def main():
         trainer(folder, "failing", failing, BASE).train()
     except LeafError as error:
         (folder / f"error-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+    differing = {
+        "recipe": replace(BASE, seed=rank, max_steps=3 + rank),
+        "rows": BASE,
+        "model": BASE,
+    }
+    for what, config in differing.items():
+        try:
+            trainer(folder, f"unlike_{what}", letters, config, unlike=what if rank == 1 else "")
+        except LeafError as error:
+            (folder / f"unlike-{what}-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
     try:
         trainer(folder, "few", letters, replace(BASE, prompts_per_rollout=1))
     except LeafError as error:

@@ -95,6 +95,18 @@ def test_what_fails_in_one_process_stops_all_and_is_named(runs):
     assert "prompts_per_rollout is 1 for 2 processes" in (two / "few-1.txt").read_text()
 
 
+def test_a_process_that_was_given_something_else_is_refused_in_all_by_its_number(runs):
+    _, two = runs
+    for what, said in {
+        "recipe": "another recipe's max_steps than process 0: 4, not 3. It differs in 1 more. Start all",
+        "rows": "another training rows than process 0: '5 rows, ",
+        "model": "another model than process 0: ",
+    }.items():
+        texts = [(two / f"unlike-{what}-{rank}.txt").read_text() for rank in (0, 1)]
+        assert texts[0] == texts[1]
+        assert texts[0].startswith(f"RunError: Process 1 of 2 was given {said}"), texts[0]
+
+
 def test_the_main_process_says_what_the_others_met(runs):
     _, two = runs
     said, others = (json.loads((two / f"said-{rank}.json").read_text()) for rank in (0, 1))

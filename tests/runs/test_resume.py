@@ -61,6 +61,16 @@ def test_another_number_of_rows_is_refused(whole, tmp_path):
             Checkpoints(RunDirectory(path), one.args, *training, facts={key: now}).restore()
 
 
+def test_other_rows_of_the_same_number_are_said(whole, tmp_path):
+    path, said = tmp_path / "run", []
+    shutil.copytree(whole[0], path)
+    one = trainer(path, say=said.append)
+    one.train_rows[2]["reference"] += "s"
+    one.start(resume=True)
+    one.run.release()
+    assert said[0] == "the training rows are as many as before, but not the same; the run goes on with those of now"
+
+
 def test_a_judge_may_have_moved_but_not_have_become_another(tmp_path):
     """What is kept in the recipe is compared; the reward itself is another here."""
     path = tmp_path / "run"

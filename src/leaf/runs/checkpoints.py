@@ -49,6 +49,7 @@ class Checkpoints:
         facts: what a resumed run needs to have in common with the run beside the recipe: JSON values for keys of
             `FACTS`.
         script: names of what a script passed in place of the recipe's values, by key (leaf.runs.provenance).
+        rows: fingerprint of the training rows. Rows may be mended under way; that they were is said.
         say: takes every line meant for a person.
     """
 
@@ -62,11 +63,13 @@ class Checkpoints:
         *,
         facts: Mapping[str, Any],
         script: Mapping[str, Any] | None = None,
+        rows: str | None = None,
         say: Callable[[str], None] = print,
     ):
         self.run, self.config, self.parameters = run, config, dict(parameters)
         self.optimizer, self.schedule = optimizer, schedule
         self.facts, self.script, self.say = dict(facts), dict(script or {}), say
+        self.rows = rows
         self.schedule_steps: int | None = None  # of a run of version 0.1 that laid its schedule out for other steps
 
     # -- writing -------------------------------------------------------------------------------------------------------
@@ -85,6 +88,7 @@ class Checkpoints:
             "facts": self.facts,
             "script": self.script,
             "schedule_steps": self.schedule_steps,
+            "rows": self.rows,
             "lines": {log: self.run.count(log) for log in LOGS},
             "recipe": to_dict(self.config),
             **extra,
@@ -145,6 +149,8 @@ class Checkpoints:
             self._drop_oldest(state["step"])  # a kill may have come before `save` did
             for line in lost_records(self.run, state):
                 self.say(line)
+            if state.get("rows") not in (None, self.rows):
+                self.say("the training rows are as many as before, but not the same; the run goes on with those of now")
             if changes := self.run.other_versions():
                 self.say(
                     f"changed since the run began: {'; '.join(changes)}. Results may match only up to floating-point "

@@ -26,6 +26,7 @@ from leaf.model.policy import Policy
 from leaf.model.usable import rows_with_audio
 from leaf.progress import Busy
 from leaf.rewards.total import Rewards
+from leaf.runs.alike import check_alike
 from leaf.runs.processes import Processes
 from leaf.runs.signals import StopSignals
 from leaf.runs.skipped import SkippedSteps
@@ -69,6 +70,7 @@ class Learner:
         self.stop = StopSignals()
         self.accelerator, self.say = accelerator, self.stop.heard(say)
         self.processes = Processes(accelerator)
+        check_alike(self.processes, config, policy, list(rewards.functions), train_rows, self.eval_rows)
         self.processes.place(policy)
         set_token_budget(policy, config, config.num_completions * config.max_new_tokens)
         self.trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}

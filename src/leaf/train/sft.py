@@ -128,7 +128,7 @@ class _Sft(SupervisedStage):
             groups.append({"params": unfreeze_projector(policy), "lr": rate})
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-        super().__init__(config, policy, run, groups, trained, len(train_rows), say)
+        super().__init__(config, policy, run, groups, trained, train_rows, say)
         self.eval_rows = eval_rows
         self.recordings = share_audio(policy, take(train_rows, range(len(train_rows))))
         if config.eval_every:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from leaf.config import AlignConfig, SftConfig
+from leaf.data.fingerprint import rows_fingerprint
 from leaf.model.policy import Policy
 from leaf.progress import EVERY, Busy
 from leaf.runs.checkpoints import Checkpoints, check_space
@@ -26,7 +27,7 @@ class SupervisedStage:
         run: the run directory.
         groups: parameter groups of the optimiser.
         trained: the trained parameters by name, for the checkpoints.
-        rows: number of training rows; a resumed run needs as many.
+        rows: the training rows; a resumed run needs as many.
         say: takes every line meant for a person.
 
     Attributes:
@@ -40,7 +41,7 @@ class SupervisedStage:
         run: RunDirectory,
         groups: Sequence[dict[str, Any]],
         trained: Mapping[str, Tensor],
-        rows: int,
+        rows: Any,
         say: Callable[[str], None],
     ):
         check_stage(config)
@@ -48,10 +49,17 @@ class SupervisedStage:
         say = self.stop.heard(say)
         self.config, self.policy, self.run, self.say = config, policy, run, say
         self.optimizer = build_optimizer(groups, config)
-        self.length = run_length(config, rows)
+        self.length = run_length(config, len(rows))
         self.schedule = build_schedule(self.optimizer, config, self.length.cycle)
         self.checkpoints = Checkpoints(
-            run, config, trained, self.optimizer, self.schedule, facts={"training rows": rows}, say=say
+            run,
+            config,
+            trained,
+            self.optimizer,
+            self.schedule,
+            facts={"training rows": len(rows)},
+            rows=rows_fingerprint(rows),
+            say=say,
         )
         check_space(run.path, trained, config.keep_checkpoints, have=len(self.checkpoints.steps()))
         self.skips = SkippedSteps(policy.base.dtype, say)

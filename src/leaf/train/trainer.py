@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from leaf.config import LeafConfig
 from leaf.credit import BatchCredit, CreditRule
+from leaf.data.fingerprint import rows_fingerprint
 from leaf.data.given import training_and_validation
 from leaf.evaluation.evaluate import Evaluation
 from leaf.evaluation.registry import less_is_better
@@ -179,6 +180,7 @@ class RLTrainer(Learner):
             self.schedule,
             facts=facts,
             script=self.given.script,
+            rows=rows_fingerprint(self.train_rows),
             say=self._say,
         )
         self.checkpoints = checkpoints
