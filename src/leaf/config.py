@@ -201,7 +201,12 @@ class LeafConfig(LoraFields, RunConfig):
     eval_temperature: float = _evaluation(0.9, "temperature of sampled validation", low=1e-3)
     eval_top_p: float = _evaluation(0.9, "nucleus of sampled validation", low=1e-6, high=1.0)
     eval_batch_size: int = _evaluation(16, "rows decoded at once in validation and evaluation", low=1, resume="bits")
-    best_metric: str = _evaluation("bleu", "validation metric that chooses the best adapter", common=True)
+    best_metric: str = _evaluation(
+        "bleu",
+        "what chooses the best adapter in validation: a metric, as bleu or bleu:tokenize=zh; `reward`, the weighted "
+        "sum of the rewards; or the name of one of them",
+        common=True,
+    )
     tolerate: Literal["stop", "skip"] = _run(
         "stop",
         "when a reward function fails or a row has no usable audio: stop the run, or skip (the completions stay "

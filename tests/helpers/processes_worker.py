@@ -120,7 +120,7 @@ def stop_and_go_on(folder, rank):
     calls = []
 
     def asking(completions, **columns):
-        calls.append(1)
+        calls.extend([1] * (len(completions) > 2))  # a validation has fewer, of three rows
         if rank == 1 and len(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return letters(completions)

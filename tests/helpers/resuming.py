@@ -23,13 +23,14 @@ def trainer(path, say=lambda line: None, rewards=worker.letters, on_step=None, *
 
 
 def letters_and(action):
-    """Return the worker's reward under its own name, with something done on its n-th call (of one per rollout)."""
+    """Return the worker's reward under its own name, with something done on its n-th rollout (of one call each)."""
     calls = 0
 
     def letters(**columns):
         nonlocal calls
-        calls += 1
-        action(calls)
+        if len(columns["completions"]) > 2:  # a validation has one of each of two rows
+            calls += 1
+            action(calls)
         return worker.letters(**columns)
 
     return letters

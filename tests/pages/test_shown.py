@@ -280,8 +280,9 @@ def test_the_table_of_figures_is_the_log(tmp_path):
     logged = {*logged, "set_mass"}  # of distinct rollouts only; tests/train/test_distinct_rollouts.py sees it logged
     assert sorted(told) == sorted(logged), set(told) ^ set(logged)
     validation = next(iter(run.lines("validation.jsonl")))
-    ends = [f"{name}/{end}" for name in ("bleu", "chrf", "exact_match") for end in ("high", "low")]
-    assert sorted(validation) == sorted(["bleu", "chrf", "exact_match", "step", "truncated", *ends])
+    measured = ["bleu", "chrf", "exact_match", "reward", "rewards/chrf/mean"]
+    ends = [f"{name}/{end}" for name in measured for end in ("high", "low")]
+    assert sorted(validation) == sorted([*measured, "step", "truncated", *ends])
     page = text("metrics.md")
     for entry in run.path.iterdir():
         assert entry.name.startswith(".") or f"`{entry.name}" in page, entry.name

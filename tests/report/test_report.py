@@ -215,6 +215,23 @@ def test_steps_without_a_reference_have_no_divergence_to_draw(tmp_path):
     assert "Divergence from the reference" not in titles
 
 
+def test_each_of_several_reward_functions_has_its_panels(tmp_path):
+    path = made(tmp_path / "run")
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for names, wanted in ((["bleu"], []), (["bleu", "brief"], ["Reward bleu", "Spread of bleu", "Reward brief"])):
+        more = {f"rewards/{name}/{what}": 0.25 for name in names for what in ("mean", "std")}
+        (path / "metrics.jsonl").write_text("".join(json.dumps({**row, **more}) + "\n" for row in rows))
+        titles = [one["title"] for one in curves_section(read_runs([path])).data["panels"]]
+        assert [title for title in titles if title.endswith(("bleu", "brief")) and "Validation" not in title][
+            :3
+        ] == wanted
+    scored = {"step": 0, "bleu": 50.0, "reward": 0.4, "reward/low": 0.3, "reward/high": 0.5}
+    scored["rewards/brief/mean"] = 0.2
+    (path / "validation.jsonl").write_text(json.dumps(scored) + "\n")
+    section = curves_section(read_runs([path]))
+    assert section.data["metrics"] == ["bleu", "reward", "rewards/brief/mean"]
+
+
 def test_a_row_of_the_table(tmp_path):
     (row,) = curves_section(read_runs([made(tmp_path / "run", steps=20)])).data["runs"]
     assert row["minutes"] == pytest.approx(20 * 4 / 60)

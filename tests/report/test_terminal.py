@@ -16,6 +16,7 @@ from leaf.config import AlignConfig, LeafConfig, to_dict
 from leaf.errors import ConfigError, LeafError, RunError
 from leaf.report import terminal
 from leaf.report.drawn_group import DrawnGroup, pieces
+from leaf.report.explorer import group_data
 from leaf.visible import visible
 from tests.helpers.recorded import REWARDS, SURPRISAL, WORDS, record, shown, tree_of, write_run
 
@@ -45,6 +46,15 @@ def test_the_worked_example_is_drawn_with_its_nodes_values_and_credit():
     ]
     assert "boundaries  1, 3\n" in text
     assert "full at ±1.64" in text
+
+
+def test_several_reward_functions_are_shown_one_by_one():
+    one = record(WORDS, REWARDS, SURPRISAL)
+    assert "(" not in shown(terminal.group_view(one, LeafConfig(), "leaf")).split("reward 1.000", 1)[1].split("#")[0]
+    one["rewards_by_function"] = {"bleu": [0.5, 0.3, 0.1, None], "brief": [0.5, 0.3, 0.1, 0.2]}
+    text = shown(terminal.group_view(one, LeafConfig(), "leaf"))
+    assert "reward 1.000 (bleu 0.500, brief 0.500)" in text
+    assert group_data(one, LeafConfig())["parts"]["bleu"] == [0.5, 0.3, 0.1, None]
 
 
 def test_recorded_advantages_and_another_rule_on_the_same_tree():

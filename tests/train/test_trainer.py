@@ -333,7 +333,8 @@ def test_the_best_adapter_is_the_one_with_the_fewest_errors(tmp_path, monkeypatc
 
     def measured():
         result = evaluate()
-        assert list(result.scores) == ["wer", "bleu", "exact_match", "chrf"]
+        metrics, *rewards = ("wer", "bleu", "exact_match", "chrf"), "reward", "rewards/length_reward/mean"
+        assert list(result.scores) == [*metrics, *rewards]
         return replace(result, scores={**result.scores, "wer": rates[one.done]})
 
     monkeypatch.setattr(one, "evaluate", measured)
@@ -423,7 +424,8 @@ def test_rows_may_differ_in_columns_that_no_reward_needs(tmp_path):
     rows = tiny.rows(2)
     rows[0]["hint"], rows[1]["note"] = "h", "n"
     trainer(recipe(tmp_path, max_steps=1), reward_funcs=[noted], train_dataset=rows).train()
-    ((notes, hints),) = seen
+    validated, (notes, hints), again = seen
+    assert validated == again == ([None, None], [None, None])  # the validation rows have neither
     assert sorted(notes, key=str) == [None] * 4 + ["n"] * 4
     assert [h for h in hints if h] == ["h"] * 4
     assert all((note is None) == (hint is not None) for note, hint in zip(notes, hints, strict=True))

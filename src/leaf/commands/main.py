@@ -24,7 +24,7 @@ from leaf.commands.running import (
     run_recipe,
 )
 from leaf.commands.terminal import Commands, complaints, console, say, show, with_home
-from leaf.config import AlignConfig, LeafConfig, SftConfig
+from leaf.config import AlignConfig, LeafConfig, SftConfig, overridden_keys
 from leaf.errors import ConfigError, LeafError, ModelError, RunInterrupted, did_you_mean
 from leaf.plugins import code_refused
 from leaf.progress import Busy
@@ -129,11 +129,16 @@ def evaluate(
     ] = False,
     split: Annotated[str, typer.Option(help="split to evaluate")] = "test",
     items: Annotated[int | None, typer.Option(help="only the first N rows")] = None,
-    greedy: Annotated[bool, typer.Option(help="one greedy pass instead of sampled passes")] = False,
-    passes: Annotated[int, typer.Option(min=1, help="sampled passes, seeds 42, 43, ...")] = 5,
+    greedy: Annotated[
+        bool | None, typer.Option("--greedy/--sampled", help="one greedy pass, or sampled passes; default eval_greedy")
+    ] = None,
+    passes: Annotated[int | None, typer.Option(min=1, help="sampled passes, seeds 42, 43, ...; default 5")] = None,
     metrics: Annotated[
         list[str] | None,
-        typer.Option(help="metrics, comma-separated or repeated, or none; default bleu,exact_match,chrf"),
+        typer.Option(
+            help="metrics, `reward`, rewards of the recipe or FILE.py:function, comma-separated or repeated, or none; "
+            "default bleu,exact_match,chrf"
+        ),
     ] = None,
     metric_path: Annotated[list[str] | None, typer.Option(help="METRIC=PATH of its data or model")] = None,
     lowercase: Annotated[bool, typer.Option(help="compare without case")] = False,
@@ -141,24 +146,23 @@ def evaluate(
 ) -> None:
     """Score a model and its adapters on a split, with the task and decoding of a recipe; keep the predictions."""
     config = read_recipe(recipe, overrides, LeafConfig, needed=("model", "task"))
-    from leaf.data import load
+    from leaf.commands.evaluating import decoding_of, folder_of, rows_of, scoring_of
     from leaf.evaluation.compare import chosen_metrics, compare_files
-    from leaf.evaluation.predict import Decoding
-    from leaf.evaluation.registry import DEFAULT_METRICS, Scoring
     from leaf.evaluation.systems import evaluate_systems, name_systems
     from leaf.train.recipe import check_recipe
 
     check_recipe(config)
     systems = name_systems(config.model, adapter or [], with_base=with_base)
     names, paths = chosen_metrics(metrics, metric_path)
-    rows = load(config.task, split, limit=items, columns=config.columns).to_list()
-    folder = out or Path("runs") / f"evaluation-{recipe.stem}-{split}{'-greedy' if greedy else ''}"
-    decoding = Decoding.of_recipe(config, greedy=greedy, seeds=range(42, 42 + passes))
-    scoring = Scoring(DEFAULT_METRICS if names is None else names, lowercase, paths)
+    decoding = decoding_of(config, greedy=greedy, passes=passes)
+    scoring = scoring_of(config, names, lowercase=lowercase, paths=paths)
+    rows = rows_of(config, split, items, overridden_keys(overrides), say)
+    folder = out or folder_of(recipe, split, decoding)
     how: dict[str, Any] = {"split": split, "decoding": decoding, "scoring": scoring, "say": say}
-    evaluate_systems(config, systems, lambda path: load_policy(config, path), rows, folder, **how)
+    results = evaluate_systems(config, systems, lambda path: load_policy(config, path), rows, folder, **how)
     files = [folder / f"{name}.jsonl" for name in systems]
-    console.print(compare_files(files, metrics=scoring.metrics, paths=paths, lowercase=lowercase))
+    scored = list(dict.fromkeys(name for result in results.values() for name in result.scores))
+    console.print(compare_files(files, metrics=scored, paths=paths, lowercase=lowercase))
 
 
 @app.command()

@@ -9,7 +9,7 @@ from leaf.data.features import label_columns, with_label_names
 from leaf.errors import DataError, shown
 from leaf.text import composed
 
-_TEXTS = ("prompt", "reference", "references", "text")
+_TEXTS = ("prompt", "reference", "references", "reference_language", "text")
 
 
 def rows_from(given: Any, what: str) -> Any:

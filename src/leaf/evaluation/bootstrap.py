@@ -66,7 +66,9 @@ class Scored:
     def item_values(self) -> np.ndarray:
         """Compute the value of each item, the mean over the passes."""
         total = self.item_total or self.total
-        return np.mean([[total(row) for row in items] for items in self.passes], axis=0)
+        values = np.array([[total(row) for row in items] for items in self.passes], dtype=np.float64)
+        scored = ~np.isnan(values)
+        return np.where(scored, values, 0.0).sum(0) / np.where(scored.any(0), scored.sum(0), np.nan)
 
     def values(self) -> list[float]:
         """Compute the value of each pass."""
@@ -118,6 +120,11 @@ def percentage(sums: np.ndarray) -> float:
 def mean_of_scored(sums: np.ndarray) -> float:
     """Compute the mean over the items that have a score, from sum and number; a resample without any counts as 0."""
     return float(sums[0] / sums[1]) if sums[1] else 0.0
+
+
+def mean_or_nan(sums: np.ndarray) -> float:
+    """Compute the mean of an item from sum and number; NaN where it was not scored."""
+    return float(sums[0] / sums[1]) if sums[1] else math.nan
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:

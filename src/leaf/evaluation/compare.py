@@ -11,7 +11,8 @@ from leaf.evaluation.bootstrap import Scored
 from leaf.evaluation.judgements import find_judgements, judge_lines
 from leaf.evaluation.predict import Decoding
 from leaf.evaluation.predictions import Predictions, in_order_of, item_difference, read_predictions
-from leaf.evaluation.registry import DEFAULT_METRICS
+from leaf.evaluation.registry import DEFAULT_METRICS, is_reward
+from leaf.evaluation.reward_metrics import kept_name
 from leaf.evaluation.table import FORMATS, Line, render
 from leaf.text import unique_names
 
@@ -69,7 +70,8 @@ def compare_files(
         metrics = tuple(dict.fromkeys(scored_with)) or DEFAULT_METRICS
     lines: list[Line] = []
     notes = [what_was_compared(systems, samples)]
-    for name in metrics:
+    kept = [name for one in systems for name in one.kept]
+    for name in dict.fromkeys(kept_name(one, kept) for one in metrics):
         pairs = [one.scored(name, lowercase=lowercase, paths=paths) for one in systems]
         signatures = {signature for _, signature in pairs}
         if len(signatures) > 1:
@@ -151,8 +153,9 @@ def what_was_compared(systems: Sequence[Predictions], samples: int) -> str:
 
 def _metric_lines(name: str, systems: Sequence[Predictions], scored: Sequence[Scored], samples: int) -> list[Line]:
     how = {"groups": systems[0].groups, "samples": samples}
+    digits = 4 if is_reward(name) else 2
     differences = [None, *(its.against(scored[0], **how) for its in scored[1:])]
     return [
-        Line(name, one.system, its.value(), its.interval(**how), tuple(its.values()), difference)
+        Line(name, one.system, its.value(), its.interval(**how), tuple(its.values()), difference, digits)
         for one, its, difference in zip(systems, scored, differences, strict=True)
     ]

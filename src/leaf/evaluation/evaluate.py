@@ -6,11 +6,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer_callback import TrainerState
+
 from leaf.data.given import rows_from
 from leaf.errors import DataError
 from leaf.evaluation.predict import Decoding, predict
 from leaf.evaluation.predictions import Predictions, kept_items
 from leaf.evaluation.registry import Scoring, metric
+from leaf.evaluation.reward_metrics import Arguments, reward_metric, reward_statistics
 from leaf.model.policy import Policy
 from leaf.runs.processes import Processes
 
@@ -30,6 +33,7 @@ class Evaluation:
         truncated: share of the predictions that the length limit cut.
         intervals: metric name → bootstrap interval of the mean over the passes, resampled by utterance; empty if not
             asked for.
+        notes: a sentence for each failure of a reward function, and each reward that scored nothing.
     """
 
     rows: list[dict[str, Any]]
@@ -39,6 +43,7 @@ class Evaluation:
     signatures: dict[str, str]
     truncated: float
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def passes(self) -> list[list[str]]:
@@ -66,6 +71,7 @@ def evaluate(
     *,
     progress: Callable[[int], None] | None = None,
     processes: Processes | None = None,
+    trainer_state: TrainerState | None = None,
 ) -> Evaluation:
     """Decode predictions and score them.
 
@@ -76,6 +82,7 @@ def evaluate(
         scoring: how to score; default `DEFAULT_METRICS`, without intervals.
         progress: called with the number of rows after each batch.
         processes: share the rows; all of them have to call, and all get the scores.
+        trainer_state: reaches reward functions under this name.
 
     Raises:
         ConfigError, DataError: no rows, an unknown metric, or rows that a metric cannot score; before any decoding.
@@ -85,13 +92,36 @@ def evaluate(
     predictions = Predictions("", kept_items(rows), meta={"made_with": {"decoding": decoding.as_meta()}})
     passes = predict(policy, rows, decoding, progress=progress, processes=processes)
     predictions.add(decoding.passes, passes)
-    return score_predictions(predictions, rows, scoring)
+
+    def arguments(texts: Sequence[str]) -> dict[str, Any]:
+        """Give reward functions what TRL gives them; the token ids are those of the text."""
+        return {
+            "completion_ids": [policy.token_ids(text) for text in texts],
+            "trainer_state": trainer_state or TrainerState(),
+        }
+
+    return score_predictions(predictions, rows, scoring, arguments=arguments, processes=processes)
 
 
-def score_predictions(predictions: Predictions, rows: Sequence[dict[str, Any]], scoring: Scoring) -> Evaluation:
-    """Score predictions and write the scores, with their signatures, into their meta data."""
+def score_predictions(
+    predictions: Predictions,
+    rows: Sequence[dict[str, Any]],
+    scoring: Scoring,
+    *,
+    arguments: Arguments | None = None,
+    processes: Processes | None = None,
+) -> Evaluation:
+    """Score predictions and write the scores, with their signatures, into their meta data.
+
+    Args:
+        predictions: changed in place.
+        rows: the rows of its items, in their order.
+        scoring: how to score.
+        arguments, processes: of `reward_statistics`.
+    """
+    names, notes = _score_rewards(predictions, rows, scoring, arguments, processes)
     results: dict[str, dict[str, Any]] = {}
-    for name in scoring.metrics:
+    for name in names:
         scored, signature = predictions.scored(name, lowercase=scoring.lowercase, paths=scoring.paths)
         results[name] = {"value": scored.value(), "passes": scored.values(), "signature": signature}
         if scoring.intervals:
@@ -119,7 +149,35 @@ def score_predictions(predictions: Predictions, rows: Sequence[dict[str, Any]], 
         signatures={name: f"{one['signature']}|{decoding.signature()}" for name, one in results.items()},
         truncated=truncated,
         intervals={name: tuple(one["interval"]) for name, one in results.items() if scoring.intervals},
+        notes=notes,
     )
+
+
+def _score_rewards(
+    predictions: Predictions,
+    rows: Sequence[dict[str, Any]],
+    scoring: Scoring,
+    arguments: Arguments | None,
+    processes: Processes | None,
+) -> tuple[list[str], list[str]]:
+    """Put the values of the rewards that are asked for into the predictions.
+
+    Returns:
+        What can be scored of `scoring.metrics`, rewards by the name of their values, and sentences on what failed.
+    """
+    asked = {name: reward_metric(name, scoring.rewards) for name in scoring.metrics}
+    wanted = {one.label: one for one in asked.values() if one is not None}
+    how = {"arguments": arguments, "processes": processes}
+    arrays, notes = reward_statistics(list(wanted.values()), rows, predictions.passes, **how)
+    for label in list(arrays):
+        if not any(items[:, 1].any() for items in arrays[label]):
+            notes.append(f"{label} is left out: it scored none of {len(rows)} predictions")
+            del arrays[label]
+    predictions.kept |= arrays
+    recorded = predictions.meta.setdefault("metrics", {})
+    recorded |= {label: {"signature": wanted[label].signature} for label in arrays}
+    names = [name if one is None else one.label for name, one in asked.items()]
+    return [name for name in dict.fromkeys(names) if name in arrays or name not in wanted], notes
 
 
 def checked_rows(rows: Any, scoring: Scoring) -> list[dict[str, Any]]:
@@ -132,14 +190,20 @@ def checked_rows(rows: Any, scoring: Scoring) -> list[dict[str, Any]]:
     rows = [dict(row) for row in rows_from(rows, "Row") or ()]
     if not rows:
         raise DataError("There are no rows to evaluate; give at least one.")
+    compared = []
     for name in scoring.metrics:
+        if (reward := reward_metric(name, scoring.rewards)) is not None:
+            reward.rewards.check_rows(rows, "evaluated")
+            continue
         found = metric(name, scoring.paths)
+        compared.append(name)
         if found.needs_source and not all(row.get("text") for row in rows):
             raise DataError(f"The metric {name} reads what was said. Give every row a `text`, or leave the metric out.")
     empty = sum(not str(row.get("reference") or "").strip() for row in rows)
-    if empty and scoring.metrics:
+    if empty and compared:
         raise DataError(
-            f"{empty} of {len(rows)} rows have no reference, so no metric can be computed. Ask for predictions alone "
-            "(`--metrics none`) and have them judged with `leaf judge`."
+            f"{empty} of {len(rows)} rows have no reference, so {', '.join(compared)} cannot be computed. Ask for "
+            "predictions alone (`--metrics none`) and have them judged with `leaf judge`, or for a reward that needs "
+            "no reference."
         )
     return rows

@@ -1,6 +1,6 @@
 """Say where a metric or reward does not fit the references: texts without spaces, answers of few words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from leaf.bleu import AUTO, SHORT, bleu_scorer, common_tokenizer, is_unspaced, short_references, tokenizer_for
@@ -39,11 +39,10 @@ def reward_advice(rewards: Rewards, references: Sequence[str], languages: Sequen
 
 def texts_and_languages(rows: Any) -> tuple[list[str], list[str | None]]:
     """Read references and their languages where no row has to be read for it: of a data set or a list; else nothing."""
-    from datasets import Dataset
-
-    if isinstance(rows, Dataset):
-        columns: Mapping[str, Any] = {name: rows[name] for name in rows.column_names if name in _READ}
-        pairs = zip(columns.get("reference", ()), columns.get("reference_language", [None] * len(rows)), strict=False)
+    names = getattr(rows, "column_names", None)
+    if names is not None:
+        columns = {name: rows[name] if name in names else [None] * len(rows) for name in _READ}
+        pairs = zip(columns["reference"], columns["reference_language"], strict=True)
     elif isinstance(rows, list | tuple):
         pairs = ((row.get("reference"), row.get("reference_language")) for row in rows)
     else:

@@ -16,8 +16,8 @@ import numpy as np
 
 from leaf.data.rows import prompt_text
 from leaf.errors import DataError, some_of
-from leaf.evaluation.bootstrap import Scored, percentage
-from leaf.evaluation.registry import fitted_metric, statistics
+from leaf.evaluation.bootstrap import Scored, mean_of_scored, mean_or_nan, percentage
+from leaf.evaluation.registry import fitted_metric, is_reward, statistics
 from leaf.files import append_row, drop_torn_line, file_sha256, read_rows, write_json, write_rows
 from leaf.text import composed, unique_names
 
@@ -78,6 +78,14 @@ class Predictions:
             ConfigError, DataError: as `leaf.evaluation.registry.score`.
         """
         recorded = self.meta.get("metrics", {})
+        if is_reward(name):
+            if name not in self.kept or name not in recorded:
+                raise DataError(
+                    f"{self.system} has no values of the reward {name}. Score it with `leaf evaluate --metrics ...`, "
+                    "which has the function's rows."
+                )
+            kept = Scored(mean_of_scored, self.kept[name], item_total=mean_or_nan)
+            return kept, recorded[name]["signature"]
         if name in self.kept and name in recorded and name not in (paths or {}) and self.meta["lowercase"] == lowercase:
             # All metrics that are kept are means, so a percentage of the sums is their value.
             return Scored(percentage, self.kept[name]), recorded[name]["signature"]

@@ -12,10 +12,12 @@ from leaf.errors import ConfigError, DataError, did_you_mean
 from leaf.evaluation.bootstrap import Metric, Scored
 from leaf.evaluation.metrics import METRICS, made_metric
 from leaf.evaluation.model_metrics import BUILDERS, COMET_PROGRAM, build
+from leaf.rewards.total import Rewards
 from leaf.text import fold_whitespace
 
 # What is computed where nobody says which metrics; validation computes these beside the recipe's best_metric.
 DEFAULT_METRICS = ("bleu", "exact_match", "chrf")
+REWARD = "reward"  # the weighted sum of the recipe's reward functions, as a metric (leaf.evaluation.reward_metrics)
 
 
 @dataclass(frozen=True)
@@ -23,16 +25,18 @@ class Scoring:
     """Describe how predictions are scored.
 
     Attributes:
-        metrics: names of metrics.
+        metrics: metrics and rewards, as a recipe writes them.
         lowercase: compare without case.
         paths: metric → where its data or model is (meteor, bertscore, comet).
         intervals: compute bootstrap intervals too.
+        rewards: the reward functions that `metrics` may name.
     """
 
     metrics: Sequence[str] = DEFAULT_METRICS
     lowercase: bool = False
     paths: Mapping[str, str] | None = None
     intervals: bool = False
+    rewards: Rewards | None = None
 
 
 @dataclass(frozen=True)
@@ -98,13 +102,21 @@ def fitted_metric(
     return found if found.fit is None else found.fit(references, languages or [None] * len(references))
 
 
-def validation_metrics(best: str) -> tuple[str, ...]:
+def is_reward(name: str) -> bool:
+    """Tell whether a result is that of a reward, in its own units, and not of a metric from 0 to 100."""
+    return name == REWARD or (name.startswith("rewards/") and name.endswith("/mean"))
+
+
+def validation_metrics(best: str | None) -> tuple[str, ...]:
     """List the metrics of validation in training: the one that chooses the best adapter, and those always shown.
 
-    Where the first is another one with options, its plain form is left out: a page has one BLEU.
+    Where the first is one of these with options, its plain form is left out: a page has one BLEU. None stands for a
+    reward, which is no metric of texts.
     """
+    if best is None:
+        return DEFAULT_METRICS
     chosen = name_and_options(best)[0]
-    return tuple(dict.fromkeys((best, *(name for name in DEFAULT_METRICS if name != chosen))))
+    return (best, *(name for name in DEFAULT_METRICS if name != chosen))
 
 
 def less_is_better(written: str) -> bool:

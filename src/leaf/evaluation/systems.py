@@ -92,10 +92,8 @@ def evaluate_systems(
         AudioError: rows whose audio is unreadable or longer than the model takes, and that may not be left out.
         RunError: a prediction file in `out` was made with something else.
     """
-    scoring = replace(scoring, intervals=True)
-    rows = checked_rows(rows, scoring)
-    for line in advice(scoring.metrics, *texts_and_languages(rows)):
-        say(line)
+    rows = checked_rows(rows, scoring := replace(scoring, intervals=True))
+    _say_all(say, advice(scoring.metrics, *texts_and_languages(rows)))
     items = kept_items(rows)
     shared = _describe(config, resolve_model(config.model, say=say), items, split, decoding)
     results = {}
@@ -114,8 +112,14 @@ def evaluate_systems(
             count = f"{len(left_out)} of {len(rows)} rows"
             say(f"{name}: {count} are left out for their audio, {some_of(left_out)}; {meta_path(file)} lists all")
         results[name] = score_predictions(known, [by_id[item["id"]] for item in known.items], scoring)
+        _say_all(say, results[name].notes, f"{name}: ")
         results[name].write(file)
     return results
+
+
+def _say_all(say: Callable[[str], None], lines: Sequence[str], before: str = "") -> None:
+    for line in lines:
+        say(f"{before}{line}")
 
 
 def _add_passes(

@@ -22,6 +22,7 @@ class Line:
         interval: its bootstrap interval.
         passes: value of each pass.
         difference: to the first system, with interval and p; None for the first itself.
+        digits: decimals of its numbers.
     """
 
     metric: str
@@ -30,6 +31,7 @@ class Line:
     interval: tuple[float, float]
     passes: tuple[float, ...]
     difference: tuple[float, float, float, float] | None
+    digits: int = 2
 
 
 def render(lines: Sequence[Line], notes: Sequence[str], format: str) -> str:
@@ -37,19 +39,19 @@ def render(lines: Sequence[Line], notes: Sequence[str], format: str) -> str:
     cells = []
     for number, line in enumerate(lines):
         first = number == 0 or lines[number - 1].metric != line.metric
-        several = len(line.passes) > 1
+        several, d = len(line.passes) > 1, line.digits
         row = [
             line.metric if first else "",
             line.system,
-            f"{line.value:.2f}",
-            "{:.2f} to {:.2f}".format(*line.interval),
-            f"{min(line.passes):.2f} to {max(line.passes):.2f}" if several else "",
+            f"{line.value:.{d}f}",
+            f"{line.interval[0]:.{d}f} to {line.interval[1]:.{d}f}",
+            f"{min(line.passes):.{d}f} to {max(line.passes):.{d}f}" if several else "",
         ]
         if line.difference is None:
             row += ["", "", ""]
         else:
             difference, low, high, p = line.difference
-            row += [f"{difference:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{p:.3f}"]
+            row += [f"{difference:+.{d}f}", f"{low:+.{d}f} to {high:+.{d}f}", f"{p:.3f}"]
         cells.append(row)
     options: dict[str, Any] = {"headers": _HEADERS, "tablefmt": FORMATS[format], "disable_numparse": True}
     table = tabulate(cells, colalign=_ALIGNED if cells else None, **options)

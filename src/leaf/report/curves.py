@@ -7,7 +7,7 @@ from typing import Any
 from leaf.config import to_dict
 from leaf.errors import ConfigError
 from leaf.evaluation.bootstrap import mean_interval
-from leaf.evaluation.registry import less_is_better
+from leaf.evaluation.registry import is_reward, less_is_better
 from leaf.report.page import Section, assets
 from leaf.report.runs import ShownRun, colours, differences, rules_of, stage_seconds, told_apart
 
@@ -71,7 +71,7 @@ def curves_section(runs: Sequence[ShownRun], notes: Sequence[str] = ()) -> Secti
     metrics = list(dict.fromkeys(name for run in runs for row in run.validations for name in _metrics_in(row)))
     validations, steps = ([(run, run.validations) for run in runs], [(run, run.steps) for run in runs])
     panels = [_panel(_curves(validations, name), f"Validation {name}", "") for name in metrics]
-    panels += [_panel(_curves(steps, column), title, what) for title, what, column in PANELS]
+    panels += [_panel(_curves(steps, column), title, what) for title, what, column in (*PANELS, *_by_function(runs))]
     methods = rules_of(runs)
     data = {
         "runs": [_table_row(run) for run in runs],
@@ -110,10 +110,25 @@ def _vega() -> str:
     return javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
+def _by_function(runs: Sequence[ShownRun]) -> list[tuple[str, str, str]]:
+    """Name the panels of single reward functions, where a run has several."""
+    columns = [[name for name in (run.steps or [{}])[-1] if is_reward(name)] for run in runs]
+    several = dict.fromkeys(name for names in columns if len(names) > 1 for name in names)
+    named = [(name.removeprefix("rewards/").removesuffix("/mean"), name) for name in several]
+    return [
+        panel
+        for function, mean in named
+        for panel in (
+            (f"Reward {function}", "its own values, without its weight: mean over a step's completions", mean),
+            (f"Spread of {function}", "standard deviation over a step's completions", f"rewards/{function}/std"),
+        )
+    ]
+
+
 # -- the table ---------------------------------------------------------------------------------------------------------
 def _metrics_in(validation: dict[str, Any]) -> list[str]:
     """List the metrics of a line of validation.jsonl; `bleu/low` and `bleu/high` are the interval of `bleu`."""
-    return [name for name in validation if name != "step" and "/" not in name]
+    return [name for name in validation if name != "step" and ("/" not in name or is_reward(name))]
 
 
 def _table_row(run: ShownRun) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from leaf.evaluation.predictions import (
     read_meta,
     read_predictions,
 )
-from leaf.evaluation.registry import DEFAULT_METRICS, is_plain
+from leaf.evaluation.registry import DEFAULT_METRICS, is_plain, is_reward
 from leaf.report.audio import SECTION_BYTES, ClipStore, Recordings
 from leaf.report.items import chosen_items, clips_of, text_of
 from leaf.report.page import Section, assets
@@ -214,6 +214,7 @@ def _metric(name: str, signature: str, scored: Sequence[Scored], systems: Sequen
     return {
         "name": name,
         "less": scored[0].less_is_better,
+        "digits": 4 if is_reward(name) else 1,
         "signature": signature,
         "scores": [_numbers(*one) for one in values],
         "differences": {pair: _numbers(*one) for pair, one in differences.items()},

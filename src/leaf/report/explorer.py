@@ -103,6 +103,10 @@ def group_data(record: dict[str, Any], recipe: LeafConfig) -> dict[str, Any]:
         "value": round(group.value, 4),
         "idle": group.idle,
         "rewards": [None if reward is None else round(reward, 4) for reward in record["rewards"]],
+        "parts": {
+            visible(name): [None if value is None else round(value, 4) for value in values]
+            for name, values in record.get("rewards_by_function", {}).items()
+        },
         "truncated": record["truncated"],
         "empty": group.empty,
         "stretches": [_stretch_data(group, stretch) for stretch in group.stretches],

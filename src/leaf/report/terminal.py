@@ -18,6 +18,7 @@ from leaf.errors import RunError
 from leaf.plugins import load_plugins
 from leaf.report.drawn_group import END, DrawnGroup, Stretch
 from leaf.runs.directory import RunDirectory
+from leaf.train.records import figure
 from leaf.visible import visible
 
 MARK = "┃"  # a boundary inside a stretch of text
@@ -181,7 +182,16 @@ class _Drawing:
         """Write reward and numbers of completions that end in the same place."""
         rewards = dict.fromkeys("unscored" if r != r else f"{r:.3f}" for r in self.group.rewards[completions].tolist())
         cut = "  truncated" if any(self.group.record["truncated"][k] for k in completions) else ""
-        return f"  reward {', '.join(rewards)}{cut}  " + " ".join(f"#{k}" for k in completions)
+        return f"  reward {', '.join(rewards)}{self.parts(completions[0])}{cut}  " + " ".join(
+            f"#{k}" for k in completions
+        )
+
+    def parts(self, k: int) -> str:
+        """Write what each of several reward functions gave to a completion; runs of 0.1 did not record it."""
+        by_function = self.group.record.get("rewards_by_function", {})
+        if len(by_function) < 2:
+            return ""
+        return f" ({', '.join(f'{name} {figure(values[k])}' for name, values in by_function.items())})"
 
 
 def _signed(value: float) -> str:

@@ -104,6 +104,9 @@ class Rewards:
         found = [find_reward(one, options.get(one, {}) if isinstance(one, str) else {}) for one in functions]
         names = unique_names([one.name for one in found])
         self.functions = dict(zip(names, found, strict=True))
+        # As a recipe names it → name; name → options.
+        self.given_as = {one: name for one, name in zip(functions, names, strict=True) if isinstance(one, str)}
+        self.options = {name: options.get(one, {}) for one, name in self.given_as.items()}
         # Built-in functions that were given by name → their options.
         self.built_in = {one: options.get(one, {}) for one in functions if isinstance(one, str) and one in REWARDS}
         self.weights = [1.0] * len(found) if weights is None else [float(weight) for weight in weights]
@@ -202,11 +205,15 @@ class Rewards:
         metrics = {name: float(np.mean(values)) for name, values in notes.metrics.items()}
         return RewardResult(totals, parts, seconds, failed, messages, notes.extra, metrics)
 
-    def check_rows(self, rows: Any) -> None:
+    def check_rows(self, rows: Any, kind: str = "training") -> None:
         """Refuse rows that lack a column a function needs, or that have one named like an argument of ours.
 
         This runs before anything is sampled. A data set of `datasets` names its columns, and a list is searched. Other
         sequences show a row only when it is read; a value that is missing there reaches the functions as None.
+
+        Args:
+            rows: the rows.
+            kind: what a message calls them.
 
         Raises:
             DataError: a row lacks such a column, or has one of a name that is taken.
@@ -217,21 +224,21 @@ class Rewards:
         taken = next((column for row in given for column in (*BESIDE_COLUMNS, "self") if column in row), None)
         if taken is not None:
             raise DataError(
-                f"The training data has a column {taken!r}, a name that reward functions get from leaf or from Python. "
+                f"The {kind} data has a column {taken!r}, a name that reward functions get from leaf or from Python. "
                 "Rename the column."
             )
         for name, found in self.functions.items():
             both = next((option for row in given for option in sorted(found.options) if option in row), None)
             if both is not None:
                 raise DataError(
-                    f"The reward function {name} has the option {both!r} in reward_options, and the training data has "
+                    f"The reward function {name} has the option {both!r} in reward_options, and the {kind} data has "
                     "a column of that name. Rename the column, or leave the option out."
                 )
         for column, function in self.columns.items():
             for i, row in enumerate(given):
                 if column in row and column != "prompt":
                     continue
-                where = "the training data" if named else f"training row {i}, counted from 0,"
+                where = f"the {kind} data" if named else f"{kind} row {i}, counted from 0,"
                 hint = " The prompts come as `prompts`." if column == "prompt" else ""
                 raise DataError(
                     f"The reward function {function} takes {column!r} by name, and {where} has only the columns "

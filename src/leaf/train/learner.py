@@ -17,9 +17,9 @@ from leaf.credit import BatchCredit, CreditRule
 from leaf.data.rows import batch_indices, take
 from leaf.errors import AudioError
 from leaf.evaluation.evaluate import Evaluation, evaluate
-from leaf.evaluation.fitting import advice, reward_advice, texts_and_languages
+from leaf.evaluation.fitting import reward_advice, texts_and_languages
 from leaf.evaluation.predict import Decoding
-from leaf.evaluation.registry import Scoring, validation_metrics
+from leaf.evaluation.registry import Scoring
 from leaf.model.draws import step_generator
 from leaf.model.from_recipe import has_dropout, set_token_budget
 from leaf.model.policy import Policy
@@ -35,6 +35,7 @@ from leaf.train.phases import watched_by
 from leaf.train.rollout import Rollout, rollout
 from leaf.train.schedule import build_optimizer, build_schedule, run_length
 from leaf.train.update import optimizer_step, update_record
+from leaf.train.validation import plan_validation
 
 T = TypeVar("T")
 
@@ -69,6 +70,8 @@ class Learner:
         self.train_rows, self.eval_rows = train_rows, [] if eval_rows is None else eval_rows
         self.stop = StopSignals()
         self.accelerator, self.say = accelerator, self.stop.heard(say)
+        self.done = 0  # steps taken
+        self.validation = plan_validation(config, rewards, self.eval_rows, train_rows) if len(self.eval_rows) else None
         self.processes = Processes(accelerator)
         check_alike(self.processes, config, policy, list(rewards.functions), train_rows, self.eval_rows)
         self.processes.place(policy)
@@ -107,12 +110,7 @@ class Learner:
         positions = self.processes.positions(config.prompts_per_rollout)
         indices = batch_indices(len(self.train_rows), config.prompts_per_rollout, step - 1, config.seed)
 
-        # As in TRL, a reward function sees how many steps were taken before this one.
-        state = TrainerState(
-            global_step=step - 1,
-            max_steps=self.length.steps,
-            epoch=(step - 1) * config.prompts_per_rollout / len(self.train_rows),
-        )
+        state = self._trainer_state(step - 1)
 
         def roll_out(rows: list[dict[str, Any]]) -> Rollout:
             draws = [step_generator(config.seed, step, position) for position in positions]
@@ -144,9 +142,7 @@ class Learner:
     def advice(self) -> list[str]:
         """Write a line for each reward and validation metric that says little about the references."""
         lines = reward_advice(self.rewards, *texts_and_languages(self.train_rows))
-        if self.config.eval_every:
-            lines += advice(validation_metrics(self.config.best_metric), *texts_and_languages(self.eval_rows))
-        return lines
+        return lines + (self.validation.notes if self.validation is not None else [])
 
     def evaluate(self) -> Evaluation:
         """Score the validation rows with the recipe's decoding; all processes share the work."""
@@ -157,20 +153,27 @@ class Learner:
             rows, _ = rows_with_audio(
                 self.policy, self.eval_rows, indices, lambda line: self._say(f"validation: {line}")
             )
+        blank = {} if self.validation is None else self.validation.blank
         with Busy(self._say, "validating", len(rows), quiet=True) as busy:
             return evaluate(
                 self.policy,
-                rows,
+                [{**blank, **row} for row in rows],
                 Decoding.of_recipe(config, greedy=config.eval_greedy),
-                Scoring(validation_metrics(config.best_metric), intervals=True),
+                Scoring() if self.validation is None else self.validation.scoring,
                 progress=lambda count: self._count(busy, count),
                 processes=self.processes,
+                trainer_state=self._trainer_state(self.done),
             )
 
     def _count(self, busy: Busy, count: int) -> None:
         """Count rows that were validated; between two batches the run may stop."""
         busy.add(count * self.processes.count)
         self.stop.check()
+
+    def _trainer_state(self, step: int) -> TrainerState:
+        """Tell reward functions, as TRL does, how many steps were taken."""
+        epoch = step * self.config.prompts_per_rollout / len(self.train_rows)
+        return TrainerState(global_step=step, max_steps=self.length.steps, epoch=epoch)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

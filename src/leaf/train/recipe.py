@@ -51,7 +51,7 @@ def recipe_checks(
         has_model: whether a script passes the model.
     """
     checks: dict[str, Callable[[], object]] = {
-        "settings": lambda: check_stage(config),
+        "settings": lambda: _check_settings(config, rewards),
         "device": lambda: take_device(config.device),
         "processes": lambda: check_processes(config, int(os.environ.get("WORLD_SIZE", "1"))),  # as launchers set it
         "projector": lambda: _check_projector(config),
@@ -201,6 +201,11 @@ def check_processes(config: RunConfig, processes: int) -> None:
             f"prompts_per_rollout is {config.prompts_per_rollout} for {processes} processes; give every process at "
             "least one prompt."
         )
+
+
+def _check_settings(config: RunConfig, rewards: RewardFunctions | None) -> None:
+    given = rewards_from(config, rewards) if rewards is not None and isinstance(config, LeafConfig) else None
+    check_stage(config, given)
 
 
 def _check_projector(config: RunConfig) -> None:

@@ -11,12 +11,19 @@ from accelerate.utils import LoggerType
 
 from leaf.config import LeafConfig, RunConfig, SftConfig
 from leaf.errors import ConfigError, did_you_mean
-from leaf.evaluation.registry import metric
+from leaf.evaluation.registry import is_plain, metric
+from leaf.evaluation.reward_metrics import reward_metric
 from leaf.model.draws import step_generator
+from leaf.rewards.total import Rewards, rewards_from
 
 
-def check_stage(config: RunConfig) -> None:
-    """Refuse what would fail only once a run has begun: a metric that cannot run, a tracker that the stage has not."""
+def check_stage(config: RunConfig, rewards: Rewards | None = None) -> None:
+    """Refuse what would fail only once a run has begun: a metric that cannot run, a tracker that the stage has not.
+
+    Args:
+        config: the recipe.
+        rewards: that `best_metric` may name; None for those of the recipe.
+    """
     if config.schedule == "published" and config.warmup_steps:
         raise ConfigError(
             f"warmup_steps is {config.warmup_steps} and schedule is published, which has a warm-up of its own. Leave "
@@ -34,7 +41,10 @@ def check_stage(config: RunConfig) -> None:
     if config.track_with is not None:
         check_tracker(config.track_with)
     if isinstance(config, LeafConfig | SftConfig) and config.eval_every:
-        metric(config.best_metric)
+        if rewards is None and isinstance(config, LeafConfig) and not is_plain(config.best_metric):
+            rewards = rewards_from(config)
+        if reward_metric(config.best_metric, rewards) is None:
+            metric(config.best_metric)
 
 
 def check_mix(config: LeafConfig) -> None:

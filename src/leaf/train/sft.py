@@ -31,6 +31,7 @@ from leaf.runs.lost import lost_adapter
 from leaf.train.recipe import check_targets, note_on_validation
 from leaf.train.schedule import seed_dropout
 from leaf.train.supervised import SupervisedStage
+from leaf.train.validation import scores_line
 
 
 def share_audio(policy: Policy, rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -172,7 +173,7 @@ class _Sft(SupervisedStage):
         with self.stop.obeyed(), Busy(self.say, "sft: validating", len(rows), quiet=True) as busy:
             result = evaluate(policy, rows, decoding, scoring, progress=lambda count: self.count(busy, count))
         scores = result.values()
-        self.log_scores(scores, "  ".join(f"{name} {value:.2f}" for name, value in scores.items()))
+        self.log_scores(scores, scores_line(scores))
 
     def _write_last(self, folder: Path) -> None:
         """Write adapter and projector into one folder, so that one rename gives both their names."""

@@ -16,7 +16,6 @@ from leaf.credit import BatchCredit, CreditRule
 from leaf.data.fingerprint import rows_fingerprint
 from leaf.data.given import training_and_validation
 from leaf.evaluation.evaluate import Evaluation
-from leaf.evaluation.registry import less_is_better
 from leaf.memory import peak_bytes, reset_peak
 from leaf.model.checks import check_policy
 from leaf.model.policy import Policy
@@ -35,6 +34,7 @@ from leaf.train.rollout import Rollout
 from leaf.train.schedule import check_stage, is_warm_restart
 from leaf.train.steps import take_steps
 from leaf.train.streaks import Streaks
+from leaf.train.validation import scores_line
 
 OnStep = Callable[[dict[str, Any]], None]
 
@@ -68,7 +68,7 @@ class RLTrainer(Learner):
         say: Callable[[str], None] = print,
         on_step: OnStep | None = None,
     ):
-        check_stage(config)
+        check_stage(config, rewards)
         train_rows, eval_rows = training_and_validation(train_rows, eval_rows)
         check_rows(config, rewards, train_rows)
         self.given = given or Given()
@@ -307,10 +307,14 @@ class RLTrainer(Learner):
         self.run.append("validation.jsonl", {"step": step, **values, **bounds})
         if config.track_with:
             self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step=step)
-        line = "  ".join(f"{name} {value:.2f}" for name, value in values.items())
-        self.say(f"step {step}/{self.length.steps}  validation  {line}")
-        score = result.scores[config.best_metric]
-        if step > 0 and (self.best is None or _beats(config.best_metric, score, self.best)):
+        for note in result.notes:
+            self.say(f"step {step}: validation: {note}")
+        self.say(f"step {step}/{self.length.steps}  validation  {scores_line(values)}")
+        assert self.validation is not None
+        score = result.scores.get(self.validation.best)
+        if score is None:
+            self.say(f"step {step}: {self.validation.best} was not measured, so best/ stays as it is")
+        elif step > 0 and (self.best is None or self.validation.beats(score, self.best)):
             self.best = score
             self.run.replace_directory("best", self.policy.save_adapter)
 
@@ -361,7 +365,3 @@ class RLTrainer(Learner):
             policy.token_budget = state["token_budget"]
             policy.rows_at_once = state.get("rows_at_once", policy.rows_at_once)  # older checkpoints do not say
             policy.sampled_at_once = state.get("sampled_at_once")
-
-
-def _beats(metric: str, score: float, best: float) -> bool:
-    return score < best if less_is_better(metric) else score > best

@@ -216,7 +216,8 @@
       this.items = this.choice.items(comparison);
       this.list.replaceChildren();
       this.appendItems();
-      const means = comparison.systems.map((system) => leaf.number(comparison.mean(this.items, system), 1));
+      const digits = metric?.digits ?? 1;
+      const means = comparison.systems.map((system) => leaf.number(comparison.mean(this.items, system), digits));
       const about = metric && this.items.length ? `; mean of their ${metric.name}: ${means.join(" → ")}` : "";
       this.count.textContent = `${plural(this.items.length, "item")} of ${count(set.items.length)}${about}`;
     }

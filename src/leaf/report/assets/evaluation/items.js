@@ -2,7 +2,6 @@
 // A card of one item: what was asked, what the systems answered, how that was rated, and its recording.
 const itemCard = (() => {
   const e = leaf.element;
-  const number = (value) => leaf.number(value, 1);
   const VERDICTS = {
     win: (a, b) => `${a} is better than ${b}`,
     loss: (a, b) => `${a} is worse than ${b}`,
@@ -13,7 +12,7 @@ const itemCard = (() => {
 
   const folded = (text) => text.trim().split(/\s+/).join(" ");
   const scoresOf = (comparison, i, metric) =>
-    comparison.systems.map((system) => number(metric.items[system][i])).join(" → ");
+    comparison.systems.map((system) => leaf.number(metric.items[system][i], metric.digits ?? 1)).join(" → ");
 
   function top(comparison, item, i) {
     const id = e("code.id", {}, item.id);

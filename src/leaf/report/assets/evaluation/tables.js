@@ -2,8 +2,10 @@
 // The tables of scores and of differences between two systems.
 const scoreTables = (() => {
   const e = leaf.element;
-  const number = (value) => leaf.number(value, 1);
-  const signed = (value) => leaf.signed(value, 1);
+  // Rewards have units of their own, and say how many decimals they need.
+  const number = (value, metric) => leaf.number(value, metric.digits ?? 1);
+  const signed = (value, metric) => leaf.signed(value, metric.digits ?? 1);
+  const smallest = (metric) => 10 ** -(metric.digits ?? 1);
   const titleOf = (metric) => metric.name + (metric.less ? " ↓" : "");
 
   function framed(label, headings, rows) {
@@ -21,29 +23,31 @@ const scoreTables = (() => {
   }
 
   // The ends of a scale for all intervals of a metric.
-  function scale(scores) {
+  function scale(metric) {
+    const scores = metric.scores.filter(Boolean);
     const lowest = Math.min(...scores.map((score) => score[1]));
     const highest = Math.max(...scores.map((score) => score[2]));
-    const margin = Math.max((highest - lowest) * 0.06, 0.5);
+    const margin = Math.max((highest - lowest) * 0.06, 5 * smallest(metric));
     return [lowest - margin, highest + margin];
   }
 
   // `scores` of a metric: per system [value, low, high, value of each pass], or null.
   function scoreRows(metric, comparison, overPasses) {
     const first = metric.scores.findIndex(Boolean);
-    const ends = scale(metric.scores.filter(Boolean));
+    const ends = scale(metric);
     return [...metric.scores.entries()].flatMap(([system, score]) => {
       if (!score) return [];
       const [value, low, high, ...passes] = score;
       const name = system === first ? titleOf(metric) : e("span.again", {}, metric.name);
-      const range = passes.length > 1 ? `${number(Math.min(...passes))} to ${number(Math.max(...passes))}` : "";
+      const reached = [Math.min(...passes), Math.max(...passes)].map((end) => number(end, metric));
+      const range = passes.length > 1 ? reached.join(" to ") : "";
       return e(
         system === first ? "tr.first" : "tr",
         {},
         e("th", { scope: "row", title: metric.signature }, name),
         e("td.name", {}, comparison.mark(system), comparison.set.systems[system]),
-        e("td.number", {}, number(value)),
-        e("td.number.dim", {}, `${number(low)} to ${number(high)}`),
+        e("td.number", {}, number(value, metric)),
+        e("td.number.dim", {}, `${number(low, metric)} to ${number(high, metric)}`),
         e("td.graph", {}, interval([value, low, high], ends)),
         overPasses ? e("td.number.dim.over", {}, range) : null,
       );
@@ -67,14 +71,14 @@ const scoreTables = (() => {
   }
 
   function differenceRow(metric, [value, low, high, p]) {
-    const reach = Math.max(Math.abs(low), Math.abs(high), 0.1) * 1.08;
+    const reach = Math.max(Math.abs(low), Math.abs(high), smallest(metric)) * 1.08;
     const zero = e("i.zero", { style: "left:50%" });
     return e(
       "tr",
       {},
       e("th", { scope: "row", title: metric.signature }, titleOf(metric)),
-      e("td.number", {}, signed(value)),
-      e("td.number.dim", {}, `${signed(low)} to ${signed(high)}`),
+      e("td.number", {}, signed(value, metric)),
+      e("td.number.dim", {}, `${signed(low, metric)} to ${signed(high, metric)}`),
       e("td.graph", {}, interval([value, low, high], [-reach, reach], zero)),
       e("td.number.dim", {}, p < 0.001 ? "< 0.001" : p.toFixed(3)),
       e("td", {}, verdict(low, high, metric.less)),

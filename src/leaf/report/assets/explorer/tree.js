@@ -172,10 +172,16 @@ const DrawnTree = (() => {
         "div.earned",
         {},
         element("span.bar", { "aria-hidden": "true" }, filled),
-        element("span.reward", {}, reward(value)),
+        element("span.reward", { title: this.parts(members[0]) }, reward(value)),
         element("span.numbers", {}, CreditView.completions(members)),
         cut ? element("span.cut", { title: "cut by the length limit" }, "✂ truncated") : null,
       );
+    }
+
+    // What each of several reward functions gave to a completion.
+    parts(k) {
+      const named = Object.entries(this.group.parts);
+      return named.length > 1 ? named.map(([name, values]) => `${name} ${reward(values[k])}`).join(", ") : "";
     }
 
     result(ends) {

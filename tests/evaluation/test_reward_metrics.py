@@ -1,0 +1,140 @@
+"""Rewards as metrics of an evaluation, and what `leaf evaluate` takes from its recipe."""
+
+import json
+import re
+
+import pytest
+
+from leaf.commands.evaluating import decoding_of, rows_of, scoring_of
+from leaf.config import LeafConfig
+from leaf.errors import ConfigError, DataError
+from leaf.evaluation.compare import compare_files
+from leaf.evaluation.evaluate import evaluate
+from leaf.evaluation.predict import Decoding
+from leaf.evaluation.predictions import read_meta, read_predictions
+from leaf.evaluation.registry import Scoring
+from leaf.evaluation.reward_metrics import reward_metric
+from leaf.evaluation.systems import evaluate_systems
+from leaf.model.policy import Policy
+from leaf.report.evaluation import evaluation_section
+from leaf.rewards.total import Rewards
+from tests.helpers import tiny
+
+OWN = '''
+def brief(completions, level, words=1, **columns):
+    """Reward few words; rows of level 2 are not scored."""
+    return [None if one == 2 else words / (1 + len(text.split())) for text, one in zip(completions, level)]
+'''
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return Policy.wrap(*tiny.tiny_model())
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(OWN)
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return "my_rewards.py:brief"
+
+
+def rows():
+    return [{**row, "level": i} for i, row in enumerate(tiny.rows(4))]
+
+
+def test_a_function_of_ones_own_is_a_metric_of_an_evaluation(policy, own, tmp_path):
+    config = LeafConfig(model=str(tmp_path / "model"), rewards=["bleu", own], reward_weights=[1.0, 0.5])
+    scoring = scoring_of(config, ["chrf", own, "reward", "rewards/bleu/mean"], lowercase=False, paths={})
+    decoding = Decoding(max_new_tokens=6, seeds=(42, 43))
+    how = {"split": "test", "decoding": decoding, "scoring": scoring, "say": lambda line: None}
+    result = evaluate_systems(config, {"base": None}, lambda path: policy, rows(), tmp_path / "out", **how)["base"]
+    label = "rewards/brief/mean"
+    assert list(result.scores) == ["chrf", label, "reward", "rewards/bleu/mean"]
+    by_hand = [[1 / (1 + len(text.split())) for i, text in enumerate(one) if i != 2] for one in result.passes]
+    assert result.scores[label] == pytest.approx(sum(map(sum, by_hand)) / 6)
+    assert result.intervals[label][0] <= result.scores[label] <= result.intervals[label][1]
+    assert re.fullmatch(
+        r"rewards/brief/mean\|file:my_rewards.py#\w{8}\|leaf-speech:.*", result.signatures[label].split("|decoding")[0]
+    )
+    # The file has the values: no function, model or row is needed again.
+    file = tmp_path / "out/base.jsonl"
+    (tmp_path / "my_rewards.py").unlink()
+    for asked in (None, ["reward", own], ["rewards/brief/mean"]):
+        table = compare_files([file], metrics=asked)
+        assert f"{result.scores['rewards/brief/mean']:.4f}" in table
+    items = read_predictions(file).scored(label, lowercase=True)[0].item_values()
+    assert items[2] != items[2]  # not scored
+    section = evaluation_section(predictions=[file], audio=False)
+    assert section is not None
+    shown = {one["name"]: one for one in section.data["sets"][0]["metrics"]}
+    assert shown[label]["digits"] == 4
+    assert shown[label]["items"][0][2] is None
+    assert shown[label]["scores"][0][0] == pytest.approx(result.scores[label], abs=1e-4)
+    with pytest.raises(DataError, match=r"base has no values of the reward rewards/wer/mean"):
+        compare_files([file], metrics=["rewards/wer/mean"])
+    assert str(tmp_path) not in json.dumps(read_meta(file))
+
+
+def test_options_and_columns_of_a_function_are_checked_before_anything_is_decoded(policy, own, monkeypatch):
+    how = Decoding(greedy=True, max_new_tokens=3)
+    result = evaluate(policy, rows(), how, Scoring((f"{own}:words=2",)))
+    (plain,) = evaluate(policy, rows(), how, Scoring((own,))).scores.values()
+    assert result.scores["rewards/brief/mean"] == pytest.approx(2 * plain)
+    assert "|words:2|" in result.signatures["rewards/brief/mean"]
+    monkeypatch.setattr(policy, "embed", None)
+    with pytest.raises(DataError, match="brief takes 'level' by name, and evaluated row 0"):
+        evaluate(policy, tiny.rows(2), how, Scoring((own,)))
+    for unknown in ("reward", "polite"):  # without a recipe's rewards there is no sum
+        with pytest.raises(ConfigError, match=f"The metric '{unknown}' is unknown"):
+            evaluate(policy, rows(), how, Scoring((unknown,)))
+    built_in = reward_metric("rewards/bleu", None)
+    assert built_in is not None
+    assert built_in.label == "rewards/bleu/mean"
+
+
+def test_rows_without_references_can_be_scored_by_a_reward(policy, own):
+    bare = [{key: value for key, value in row.items() if key != "reference"} for row in rows()]
+    how = Decoding(greedy=True, max_new_tokens=3)
+    assert list(evaluate(policy, bare, how, Scoring((own,))).scores) == ["rewards/brief/mean"]
+    with pytest.raises(DataError, match="4 of 4 rows have no reference, so chrf cannot be computed"):
+        evaluate(policy, bare, how, Scoring((own, "chrf")))
+
+
+def test_a_name_that_a_metric_has_is_the_metric():
+    rewards = Rewards(["bleu", "wer"])
+    assert reward_metric("bleu", rewards) is None
+    assert reward_metric("wer:normalise=basic", rewards) is None
+    found = reward_metric("rewards/wer/mean", rewards)
+    assert found is not None
+    assert found.function == "wer"
+
+
+# -- the recipe of an evaluation ---------------------------------------------------------------------------------------
+def test_the_recipe_says_how_to_decode_and_the_command_line_overrules_it():
+    config = LeafConfig(eval_greedy=True, eval_temperature=0.5, eval_top_p=0.8, max_new_tokens=7, eval_batch_size=3)
+    assert decoding_of(config, greedy=None, passes=None).greedy
+    sampled = decoding_of(config, greedy=False, passes=None)
+    assert (sampled.greedy, sampled.seeds) == (False, (42, 43, 44, 45, 46))
+    assert (sampled.temperature, sampled.top_p, sampled.max_new_tokens, sampled.batch_size) == (0.5, 0.8, 7, 3)
+    assert decoding_of(config, greedy=None, passes=2).seeds == (42, 43)
+    assert not decoding_of(config, greedy=None, passes=2).greedy
+    assert not decoding_of(LeafConfig(), greedy=None, passes=None).greedy
+    assert decoding_of(LeafConfig(), greedy=True, passes=None).greedy
+    with pytest.raises(ConfigError, match="--greedy is one pass, and --passes is 3"):
+        decoding_of(config, greedy=True, passes=3)
+
+
+def test_how_many_rows_are_evaluated_is_said_where_the_recipe_names_another_number():
+    said = []
+    config = LeafConfig(task="asterisk_qa", eval_items=3)
+    whole = rows_of(config, "validation", None, set(), said.append)
+    assert len(whole) > 3
+    assert said == [
+        f"all {len(whole)} rows of validation are evaluated; the recipe's eval_items 3 is for validation in training "
+        "(--items 3 takes as many)"
+    ]
+    assert len(rows_of(config, "validation", 2, {"eval_items"}, said.append)) == 2
+    assert len(rows_of(config, "validation", None, {"eval_items"}, said.append)) == 3
+    assert len(said) == 1
