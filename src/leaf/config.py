@@ -158,6 +158,9 @@ class LeafConfig(LoraFields, RunConfig):
         common=True,
     )
     credit_options: dict[str, Any] = _credit({}, "options of the rule, e.g. max_boundaries: 2")
+    tree_key: Literal["tokens", "words"] = _credit(
+        "tokens", "completions share a node where their tokens agree, or their words; compute is shared by tokens"
+    )
     uncertain_share: float = _credit(
         1.0,
         "credit only this share of a step's tokens, those of highest entropy; 0.2 in 2506.01939",

@@ -147,6 +147,17 @@ def test_losses_differ_once_the_policy_has_moved_and_not_before(tmp_path):
         assert all(not torch.allclose(one, other, atol=1e-4) for other in off_policy[i + 1 :])
 
 
+def test_credit_by_words_is_a_key(tmp_path):
+    by_words = trainer(recipe(tmp_path, tree_key="words", credit="tempo")).rollout(1)
+    by_tokens = trainer(recipe(tmp_path, credit="tempo")).rollout(1)
+    for one, other, group in zip(by_words.advantages, by_tokens.advantages, by_words.groups, strict=True):
+        assert one.shape == other.shape == group.tokens.shape
+        assert one.isfinite().all()
+        assert bool((one[group.tree.node < 0] == 0).all())
+    with pytest.raises(ConfigError, match="tree_key is words and rollout is distinct"):
+        trainer(recipe(tmp_path / "d", tree_key="words", rollout="distinct", credit="unordered_set", top_p=1.0))
+
+
 def test_only_the_most_uncertain_tokens_are_credited(tmp_path):
     plain, some = (trainer(recipe(tmp_path / str(s), uncertain_share=s)).rollout(1) for s in (1.0, 0.25))
     tokens = sum(int((group.tree.node >= 0).sum()) for group in some.groups)

@@ -82,7 +82,7 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def credited_together(
-    rollout: Rollout, rule: CreditRule | BatchCredit, config: LeafConfig, processes: Processes
+    rollout: Rollout, rule: CreditRule | BatchCredit, config: LeafConfig, processes: Processes, tokenizer: Any
 ) -> Rollout:
     """Credit groups anew with those of all processes in sight, where the rule or the share looks at the whole batch."""
     if processes.alone or not reads_entropy(rule, config):
@@ -98,7 +98,7 @@ def credited_together(
         for _, tokens, lengths, surprisal, entropy, _ in everyone
     ]
     device = rollout.advantages[0].device if rollout.advantages else torch.device("cpu")
-    advantages = assign_credit(rule, groups, [one[-1] for one in everyone], device, config.uncertain_share)
+    advantages = assign_credit(rule, groups, [one[-1] for one in everyone], device, config, tokenizer)
     by_position = dict(zip((one[0] for one in everyone), advantages, strict=True))
     return replace(rollout, advantages=[by_position[position] for position in rollout.positions])
 

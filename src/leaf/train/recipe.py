@@ -178,6 +178,11 @@ def find_rule(config: LeafConfig, credit: str | CreditRule | None = None) -> Cre
             f"completions_per_update is {config.completions_per_update} and rollout is distinct: the weights of a set "
             "hold for all of it together. Set completions_per_update=null."
         )
+    if config.rollout == "distinct" and config.tree_key == "words":
+        raise ConfigError(
+            "tree_key is words and rollout is distinct: its rules weigh completions and look at no tree. Set "
+            "tree_key=tokens."
+        )
     if config.rollout == "distinct" and config.uncertain_share < 1:
         raise ConfigError(
             f"uncertain_share is {config.uncertain_share} and rollout is distinct, which records no entropy. Set "

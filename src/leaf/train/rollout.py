@@ -15,12 +15,14 @@ from torch import Tensor
 from transformers.trainer_callback import TrainerState
 
 from leaf.config import LeafConfig
-from leaf.credit import BatchCredit, CreditRule, RewardedGroup, most_uncertain, set_shares
+from leaf.credit import BatchCredit, CreditRule, RewardedGroup, SetDraw, most_uncertain, set_shares
+from leaf.credit.words import by_words, to_tokens
 from leaf.memory import within_memory
 from leaf.model.distinct import sample_distinct
 from leaf.model.policy import Policy, Prompt
 from leaf.model.sampling import Group, sample
 from leaf.model.scoring import largest_batch, score
+from leaf.model.words import words_of
 from leaf.rewards.total import RewardResult, Rewards
 from leaf.train.phases import phase
 
@@ -91,7 +93,7 @@ def rollout(
     groups = draw(policy, prompts, config, draws, entropy=reads_entropy(rule, config))
     earned, result = reward(rewards, rows, groups, policy.tokenizer, trainer_state)
     groups, earned, broken = unscore_unsampled(groups, earned)
-    advantages = assign_credit(rule, groups, earned, policy.device, config.uncertain_share)
+    advantages = assign_credit(rule, groups, earned, policy.device, config, policy.tokenizer)
     shares = [shares_of(group, config.credit).to(policy.device) for group in groups]
     old = None if on_policy else old_log_probs(policy, groups)
     reference = reference_log_probs(policy, groups) if config.kl_coef else None
@@ -185,24 +187,35 @@ def assign_credit(
     groups: Sequence[Group],
     rewards: Sequence[Tensor],
     device: torch.device,
-    uncertain_share: float = 1.0,
+    config: LeafConfig,
+    tokenizer: Any,
 ) -> list[Tensor]:
-    """Compute the advantages (K, T) of every group in float32, 0 beyond the share of the most uncertain tokens."""
+    """Compute the advantages (K, T) of every group in float32, as rule, tree_key and uncertain_share say."""
     seen = [
         RewardedGroup(group.tree, earned, group.surprisal, group.entropy)
         for group, earned in zip(groups, rewards, strict=True)
     ]
-    if isinstance(rule, BatchCredit):
-        advantages = rule(seen)
+    if config.tree_key == "words":
+        words = [words_of(group, tokenizer) for group in groups]
+        said = [by_words(one, word, ids) for one, (word, ids) in zip(seen, words, strict=True)]
+        given = _apply(rule, said, [None] * len(groups))
+        advantages = [to_tokens(one, word) for one, (word, _) in zip(given, words, strict=True)]
     else:
-        drawn = [{} if group.draw is None else {"draw": group.draw} for group in groups]  # for distinct completions
-        advantages = [
-            rule(one.tree, one.rewards, surprisal=one.surprisal, **more) for one, more in zip(seen, drawn, strict=True)
-        ]
-    if uncertain_share < 1:
-        marks = most_uncertain(seen, uncertain_share)
+        advantages = _apply(rule, seen, [group.draw for group in groups])
+    if config.uncertain_share < 1:
+        marks = most_uncertain(seen, config.uncertain_share)
         advantages = [torch.where(mark, one, 0.0) for mark, one in zip(marks, advantages, strict=True)]
     return [one.float().to(device) for one in advantages]
+
+
+def _apply(
+    rule: CreditRule | BatchCredit, seen: Sequence[RewardedGroup], draws: Sequence[SetDraw | None]
+) -> list[Tensor]:
+    """Call a rule on all groups at once, or on one after the other."""
+    if isinstance(rule, BatchCredit):
+        return rule(seen)
+    drawn = [{} if draw is None else {"draw": draw} for draw in draws]  # only the rules of distinct completions take it
+    return [rule(one.tree, one.rewards, surprisal=one.surprisal, **more) for one, more in zip(seen, drawn, strict=True)]
 
 
 def shares_of(group: Group, estimator: str) -> Tensor:

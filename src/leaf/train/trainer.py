@@ -243,7 +243,7 @@ class RLTrainer(Learner):
         # others would wait for this one in the next collective.
         with self.stop.obeyed(self.processes.alone):
             rolled_out = self.processes.together(lambda: self.rollout(number))
-            rolled_out = credited_together(rolled_out, self.rule, self.config, self.processes)
+            rolled_out = credited_together(rolled_out, self.rule, self.config, self.processes, self.policy.tokenizer)
         whole = gathered(rolled_out, self.processes)
         for line in whole.left_out:
             self._say(line)
