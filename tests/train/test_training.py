@@ -95,9 +95,8 @@ def dealt(positions, *, mix):
     ks = torch.arange(8)
     prompt = Prompt(torch.empty(0, 0), torch.empty(0, dtype=torch.bool))
     group = Group(prompt, ks[:, None], torch.ones_like(ks), torch.zeros(8, 1), torch.zeros(8, dtype=torch.bool))
-    many = {name: [torch.zeros(8)] * len(positions) for name in ("rewards", "advantages", "shares")}
-    rows, groups = [{} for _ in positions], [group] * len(positions)
-    whole = Rollout(rows, groups, **many, old_log_probs=None, ref_log_probs=None, reward_errors=0, left_out=[])
+    many, rows, groups = [torch.zeros(8)] * len(positions), [{} for _ in positions], [group] * len(positions)
+    whole = Rollout(rows, groups, many, many, many, None, None, reward_errors=0, left_out=[])
     return [
         {p: one.tokens[:, 0].tolist() for p, one in zip(part.positions, part.groups, strict=True)}
         for part in cut(replace(whole, positions=positions), 6, 6, mix)
