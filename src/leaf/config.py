@@ -12,12 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from leaf.errors import ConfigError, did_you_mean, shown
 from leaf.fields import checked, declare
 from leaf.shipped import find_recipe, recipe_meant
-from leaf.text import fold_whitespace
+from leaf.yaml_text import parse_yaml
 
 STEPS = 100  # of a run whose recipe names neither max_steps nor epochs
 GROUPS = ("model and data", "sampling", "rewards and credit", "update", "adapter", "evaluation", "run")
@@ -284,7 +282,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> RunConf
     for override in overrides:
         key, equals, value = override.partition("=")
         if equals:
-            values[key.strip()] = _yaml(value, f"the override {shown(override)}")
+            values[key.strip()] = parse_yaml(value, f"the override {shown(override)}")
         elif Path(override) not in files:
             raise ConfigError(f"{shown(override)} is neither key=value nor a further recipe (.yaml).")
     if values.get("output_dir") is None:
@@ -361,7 +359,7 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"The recipe {path} cannot be read: {reason}.{recipe_meant(path)}") from error
-    values = _yaml(text, f"the recipe {path.name}") or {}
+    values = parse_yaml(text, f"the recipe {path.name}") or {}
     if not isinstance(values, dict):
         raise ConfigError(f"The recipe {path.name} holds a {type(values).__name__}; it must be `key: value` lines.")
     if path.name == "recipe.yaml" and path.with_name("versions.json").is_file():  # of a run directory
@@ -378,26 +376,3 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
 
 def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))  # of one file always the same, so that a circle of `extends` is seen
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without code, as PyYAML's safe loader reads it, that also refuses a key given twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping; PyYAML would silently take the last of two equal keys."""
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":  # merged keys are there to be overridden
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {shown(key.value)} is there twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
-
-
-def _yaml(text: str, what: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: of what looks like a date and is none
-        raise ConfigError(f"Cannot parse {what} as YAML: {fold_whitespace(str(error))[:500]}.") from error
