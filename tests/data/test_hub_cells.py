@@ -70,7 +70,7 @@ def test_the_part_of_a_translation_is_named(source):
     rows = [{"prompt": "p", "audio": f"{i}.wav", "translation": {"de": f"ja {i}", "en": "yes"}} for i in range(3)]
     pq.write_table(pa.Table.from_pylist(rows), source / "rows.parquet")
     assert references(source, columns={"reference": "translation.de"}) == {i: f"ja {i}" for i in range(3)}
-    with pytest.raises(DataError, match=r"Row 0 of rows\.parquet has translation .*, and this is a dict with de, en"):
+    with pytest.raises(DataError, match=r"Row 1 of rows\.parquet has translation .*, and this is a dict with de, en"):
         prepared(source, "other", columns={"reference": "translation"})
     with pytest.raises(DataError, match=r"has no column translation\.fr; it has prompt, audio, translation"):
         prepared(source, "other", columns={"reference": "translation.fr"})
@@ -102,14 +102,14 @@ def test_what_is_no_text_is_refused_with_row_and_kind(source, cells, kind):
         (source / "rows.json").write_text(json.dumps([{"prompt": "p", "audio": "0.wav", "reference": cells[0]}]))
     else:
         pq.write_table(pa.table({**rows, "reference": cells}), source / "rows.parquet")
-    with pytest.raises(DataError, match=rf"Row 0 of rows\.\w+ has reference.*; it must be text, and this is {kind}"):
+    with pytest.raises(DataError, match=rf"Row 1 of rows\.\w+ has reference.*; it must be text, and this is {kind}"):
         prepared(source)
 
 
 def test_messages_as_a_prompt_are_refused(source):
     row = {"prompt": [{"role": "user", "content": "Say"}], "audio": "0.wav", "reference": "x"}
     (source / "rows.jsonl").write_text(json.dumps(row))
-    with pytest.raises(DataError, match=r"Row 0 of rows\.jsonl has prompt .*a list\. Messages come from tasks of your"):
+    with pytest.raises(DataError, match=r"Row 1 of rows\.jsonl has prompt .*a list\. Messages come from tasks of your"):
         prepared(source)
 
 
@@ -134,7 +134,7 @@ def put(source, name, sides, column="split"):
 def test_values_of_a_split_column_are_mapped_or_refused(source):
     put(source, "rows", {0: "fold1", 1: "fold2", 2: "bad"}, column="fold")
     columns = {"split": "Fold"}
-    with pytest.raises(DataError, match=r"Row 0 of rows\.jsonl has Fold 'fold1'; known are .*`--split fold1=train`"):
+    with pytest.raises(DataError, match=r"Row 1 of rows\.jsonl has Fold 'fold1'; known are .*`--split fold1=train`"):
         prepared(source, columns=columns)
     maps = {"Fold1": "train", "fold2": "test", "bad": "none"}
     got = {split: rows["reference"] for split, rows in prepared(source, "to", columns=columns, splits=maps).items()}
@@ -148,7 +148,7 @@ def test_values_of_a_split_column_are_mapped_or_refused(source):
 def test_a_split_column_that_contradicts_the_names_of_files_is_refused(source):
     put(source, "train", {0: "train", 1: "test"})
     put(source, "test", {2: "test"})
-    with pytest.raises(DataError, match=r"Row 1 of train\.jsonl has split 'test', and it is in a table for train"):
+    with pytest.raises(DataError, match=r"Row 2 of train\.jsonl has split 'test', and it is in a table for train"):
         prepared(source)
     got = prepared(source, "by name", columns={"split": "none"})
     assert got["test"]["reference"] == ["r2"]
@@ -264,3 +264,19 @@ def test_files_are_found_in_the_other_unicode_form(source):
     assert row["seconds"] == pytest.approx(0.2)
     (manifested,) = [row for split in splits_of(str(source / "x.csv")) for row in load(str(source / "x.csv"), split)]
     assert manifested["audio"] == row["audio"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"audio": 7}, r"has audio 7; audio is the path of a file"),
+        ({"audio": {"file": "0.wav"}}, r"has audio \{'file': '0\.wav'\}; audio is the path of a file"),
+        ({"split": " "}, r"has no split\. Fill it"),
+        ({"split": ["train"]}, r"has split \['train'\]; it must be text, and this is a list"),
+        ({"audio": {"array": [0.1], "sampling_rate": "x"}}, r"Refused: \{'audio unusable': 1\}"),
+    ],
+)
+def test_cells_of_another_kind_are_refused_with_their_row(source, row, message):
+    (source / "x.jsonl").write_text(json.dumps({"prompt": "p", "audio": "0.wav", "reference": "r"} | row))
+    with pytest.raises(DataError, match=message):
+        prepared(source)

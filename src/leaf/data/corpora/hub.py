@@ -9,7 +9,7 @@ from typing import Any
 
 import soundfile
 
-from leaf.data.audio import load_audio
+from leaf.data.audio import load_audio, samples_and_rate
 from leaf.data.cells import cell, column_of, folded, references_cell, text_cell
 from leaf.data.corpora.audio_cells import clip_of, recording_of
 from leaf.data.corpora.items import Item, Options, Refusal
@@ -31,6 +31,8 @@ _SPLITS = {
 _LEFT_OUT = "none"
 _SHARD = re.compile(r"[-_]\d+([-_]of[-_]\d+)?([-_][0-9a-f]{16})?$")  # train-00000-of-00004, with a hash in older sets
 _OURS = ("prompt", "audio", "reference", "reference_language", "recording", "text", "split", *STRETCH)
+
+_AUDIO = {"bytes", "path", "array"}  # keys of an audio cell
 
 
 def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
@@ -64,7 +66,7 @@ def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
         for row in table.rows():
             number = numbers[prefix]
             numbers[prefix] += 1
-            where = f"Row {number} of {table.shown}"
+            where = f"Row {number + 1} of {table.shown}"
             own = side if by_row is None else _row_side(row, by_row, side, options, where)
             if own != _LEFT_OUT:
                 yield _item(row, f"{prefix}-{number}", (side, own), folder, options, where, "validation" in kept)
@@ -90,6 +92,12 @@ def _item(
         )
     found = {ours: _cell(row, column) for ours, column in given.items()}
     cells = found["audio"] if isinstance(found["audio"], list) else [found["audio"]]
+    for one in cells:
+        if not (one is None or isinstance(one, str) or (isinstance(one, dict) and _AUDIO & one.keys())):
+            raise DataError(
+                f"{where} has {given['audio']} {shown(one)}; audio is the path of a file, {{'bytes', 'path'}} or "
+                "{'array', 'sampling_rate'}, or a list of these."
+            )
     stretch = {ours: _or_none(found[ours]) for ours in STRETCH}
     try:
         begins, lasts = stretch_of(stretch)
@@ -129,9 +137,9 @@ def _encoded(audio: Any) -> Any:
     Raises:
         AudioError: they are no usable waveform.
     """
-    if not isinstance(audio, dict) or audio.get("array") is None or not audio.get("sampling_rate"):
+    if not isinstance(audio, dict) or audio.get("array") is None:
         return audio
-    rate = int(audio["sampling_rate"])
+    _, rate = samples_and_rate(audio)
     file = io.BytesIO()
     soundfile.write(file, load_audio(audio, sampling_rate=rate), rate, format="WAV", subtype="FLOAT")
     return {"bytes": file.getvalue(), "path": audio.get("path")}
@@ -176,7 +184,11 @@ def _row_side(row: dict[str, Any], column: str, side: str | None, options: Optio
     Raises:
         DataError: it is unknown, or another one than that of the row's table.
     """
-    value = _or_none(_cell(row, column))
+    value = text_cell(_or_none(_cell(row, column)), column, where)
+    if not (value or "").strip():
+        raise DataError(
+            f"{where} has no {column}. Fill it, or leave the column out of account with --columns split=none."
+        )
     known = {**_SPLITS, **{folded(theirs): ours for theirs, ours in options.splits.items()}}
     found = known.get(folded(value))
     if found is None:
