@@ -1,4 +1,4 @@
-"""The commands `leaf data`: list the tasks, show rows, prepare a corpus, check splits for leaks."""
+"""The commands `leaf data`: list the tasks, show rows, prepare a corpus, check a data set."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,18 +6,19 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from leaf.commands.data_check import check
+from leaf.commands.pairs import Columns, pairs
 from leaf.commands.terminal import Commands, say
 from leaf.commands.terminal import show as show_table
 from leaf.errors import DataError, did_you_mean
 
 app = typer.Typer(
-    cls=Commands, rich_markup_mode=None, help="List tasks and corpora, show rows, prepare a corpus, check for leaks."
+    cls=Commands, rich_markup_mode=None, help="List tasks and corpora, show rows, prepare a corpus, check a data set."
 )
 
 _PATHS = ("audio", "audio_sources")  # columns shown by the names of the files alone
 
 TaskName = Annotated[str, typer.Argument(help="task, manifest, or folder of `leaf data prepare`")]
-Columns = Annotated[list[str] | None, typer.Option(help="ours=theirs, e.g. reference=answer; may be repeated")]
 
 
 @app.callback(invoke_without_command=True)
@@ -35,7 +36,7 @@ def tasks(context: typer.Context) -> None:
     for name, corpus in CORPORA.items():
         say(f"\n{name}: {corpus.description}")
         say(f"    --from holds {corpus.layout}\n    licence: {corpus.licence}")
-    say("\nleaf data show TASK, leaf data prepare CORPUS --from DIR --to DIR, leaf data check TASK")
+    say("\nleaf data show TASK, leaf data prepare CORPUS --from DIR --to DIR, leaf data check TASK or RECIPE")
 
 
 @app.command()
@@ -48,7 +49,7 @@ def show(
     """Show rows of a task; `--columns` maps a manifest's names, as the key `columns` of a recipe does."""
     from leaf.data import load
 
-    loaded = load(task, split, columns=_pairs("--columns", columns, "ours=theirs, e.g. reference=answer"))
+    loaded = load(task, split, columns=pairs("--columns", columns, "ours=theirs, e.g. reference=answer"))
     say(f"{task}, {split}: {len(loaded)} rows")
     for row in loaded.select(range(min(rows, len(loaded)))):
         shown = {k: [Path(x).name for x in v or ()] if k in _PATHS else v for k, v in row.items()}  # type: ignore[union-attr]
@@ -82,8 +83,8 @@ def prepare(
     if corpus not in CORPORA:
         hint = did_you_mean(corpus, CORPORA)
         raise DataError(f"The corpus {corpus!r} is unknown.{hint} Allowed are {', '.join(CORPORA)}.")
-    names = _pairs("--columns", columns, "ours=theirs, e.g. reference=answer")
-    splits = _pairs("--split", split, "theirs=ours, e.g. train.clean.360=train")
+    names = pairs("--columns", columns, "ours=theirs, e.g. reference=answer")
+    splits = pairs("--split", split, "theirs=ours, e.g. train.clean.360=train")
     summary = run(
         corpus,
         CORPORA[corpus],
@@ -105,33 +106,4 @@ def prepare(
     say(f"use it as task: {target}")
 
 
-@app.command()
-def check(
-    task: TaskName,
-    splits: Annotated[str | None, typer.Option(help="comma-separated; default all that there are")] = None,
-    columns: Columns = None,
-) -> None:
-    """Look for recordings that training shares with other splits; exit code 1 if there are any."""
-    from leaf.data import load, splits_of
-    from leaf.data.leaks import check_leakage
-
-    mapped = _pairs("--columns", columns, "ours=theirs, e.g. reference=answer")
-    names = splits.split(",") if splits else splits_of(task, columns=mapped)
-    loaded = {split: load(task, split, columns=mapped).to_list() for split in names}
-    if "train" not in loaded:
-        raise DataError(f"{task} has no split train to compare {', '.join(names)} with.")
-    leaks = check_leakage(loaded)
-    for line in leaks[:20]:
-        say(line)
-    counts = ", ".join(f"{len(rows)} {split}" for split, rows in loaded.items())
-    say(f"{len(leaks)} leaks in {task} ({counts})")
-    if leaks:
-        raise typer.Exit(1)
-
-
-def _pairs(option: str, given: list[str] | None, form: str) -> dict[str, str]:
-    """Return the names that a repeated option maps."""
-    pairs = {left: right for left, _, right in (one.partition("=") for one in given or [])}
-    if not all(pairs) or not all(pairs.values()):
-        raise DataError(f"{option} came as {', '.join(given or [])}; give {form}.")
-    return pairs
+app.command("check")(check)

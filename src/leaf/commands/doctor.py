@@ -10,7 +10,7 @@ import peft
 import torch
 
 from leaf.config import LeafConfig, LoraFields, RunConfig
-from leaf.data.recordings import named, row_seconds
+from leaf.data.recordings import row_seconds
 from leaf.data.rows import stated_seconds
 from leaf.errors import CodeRefused, ConfigError, DataError, LeafError
 from leaf.memory import available_bytes
@@ -71,7 +71,7 @@ def _findings(config: RunConfig) -> Iterator[Finding]:
     family: Family | None = None
     processor: Any = None
     try:
-        model_config, family, processor = _look_up(config)
+        model_config, family, processor = look_up_model(config)
         shape, layers = _shape(config, family, model_config, processor, device)
         yield _model(config, family)
     except LeafError as error:
@@ -85,7 +85,7 @@ def _findings(config: RunConfig) -> Iterator[Finding]:
     yield _disk(config, shape)
 
 
-def _look_up(config: RunConfig) -> tuple[Any, Family, Any]:
+def look_up_model(config: RunConfig) -> tuple[Any, Family, Any]:
     """Find configuration, family and processor of the recipe's model; one that leaf assembles is not assembled."""
     if config.model in ASSEMBLED:
         model_config, processor = describe_model(config.model)
@@ -258,10 +258,7 @@ def _lengths(rows: Any, limit: float) -> tuple[list[float], list[float]]:
     first = range(min(len(rows), _LOOKED_AT))
     stated = rows.select_columns("seconds") if "seconds" in rows.column_names else []
     more = [i for i, row in enumerate(stated) if i >= len(first) and stated_seconds(row) > limit]
-    looked = []
-    for row in rows.select([*first, *more]):
-        with named(row):
-            looked.append(row_seconds(row))
+    looked = [row_seconds(row) for row in rows.select([*first, *more])]
     return looked[: len(first)], [seconds for seconds in looked if seconds > limit]
 
 

@@ -42,9 +42,23 @@ def check_leakage(
     what they hold (leaf.data.contents), and those that `leaf data prepare` cut or unpacked also by where it took them
     from. Stretches of one file are the same where they overlap.
     """
-    heard = heard_by_rows(row for rows in splits.values() for row in rows)
-    its = iter(heard)
-    sounds = {name: [next(its) for _ in rows] for name, rows in splits.items()}
+    return leaks_among(splits, heard_in(splits), key=key, training=training)
+
+
+def heard_in(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[list["Heard"]]]:
+    """List what every row of every split hears; recordings are compared over all splits."""
+    heard = iter(heard_by_rows(row for rows in splits.values() for row in rows))
+    return {name: [next(heard) for _ in rows] for name, rows in splits.items()}
+
+
+def leaks_among(
+    splits: Mapping[str, Sequence[Mapping[str, Any]]],
+    sounds: Mapping[str, Sequence[Sequence["Heard"]]],
+    *,
+    key: str = "utterance",
+    training: str = "train",
+) -> list[str]:
+    """List what training shares with the other splits, where it is known what every row hears; see `check_leakage`."""
     keys = {row[key] for row in splits[training] if row.get(key) is not None}
     known: dict[Any, list[Heard]] = {}
     for one in (one for row in sounds[training] for one in row):

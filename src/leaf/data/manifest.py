@@ -37,8 +37,8 @@ def read_manifest(path: Path, split: str, columns: dict[str, str]) -> list[dict[
         columns: ours → theirs, e.g. {"reference": "answer"}.
 
     Raises:
-        DataError: unreadable manifest, missing columns, empty reference or prompt, a row given twice, or a missing
-            audio file.
+        AudioError: audio files are missing; all such rows are counted.
+        DataError: unreadable manifest, missing columns, empty reference or prompt, or a row given twice.
     """
     rows, splits = _rows_and_splits(path, columns)
     chosen = [row for row, its in zip(rows, splits, strict=True) if its == split]
@@ -73,16 +73,26 @@ def _rows_and_splits(path: Path, columns: dict[str, str]) -> tuple[list[dict[str
     rows = []
     folders: dict[str, str] = {}
     seen: dict[tuple[str, ...], int] = {}
+    missing: dict[int, str] = {}  # row → why its audio is not there
     for number, record in enumerate(records, start=1):
         row = {**record, **{ours: _mapped(record, theirs) for ours, theirs in columns.items()}}
         row = _with_texts(row, needed, record, f"Row {number} of {path.name}")
-        row["audio"] = _audio_files(row["audio"], number, path, folders)
+        try:
+            row["audio"] = _audio_files(row["audio"], number, path, folders)
+        except AudioError as error:
+            missing[number] = str(error)
+            continue
         sounds = _stretch(row, number, path)
         row |= {"id": _text_or(number, row.get("id")), "utterance": _text_or(sounds[0], row.get("utterance"))}
         first = seen.setdefault((row["prompt"], row.get("reference", ""), *sounds), number)
         if first != number:
             raise DataError(f"Row {number} of {path.name} repeats row {first}: same prompt, audio and reference.")
         rows.append(row)
+    if missing:
+        first, *others = missing
+        more = f" So it is with {len(others)} more: {', '.join(map(str, others[:10]))}" if others else ""
+        more += ", ..." if len(others) > 10 else "." if others else ""
+        raise AudioError(missing[first] + more)
     if "split" in columns or any("split" in row for row in rows):
         return rows, [_named_split(row, number, path) for number, row in enumerate(rows, start=1)]
     return rows, _hashed_splits(rows, path)
@@ -152,7 +162,7 @@ def _audio_files(audio: Any, number: int, path: Path, folders: dict[str, str]) -
             file = as_on_disk(file)
             problem = file_problem(file)
         if problem is not None:
-            raise DataError(f"Row {number} of {path.name} names the audio file {shown(file)}, which {problem}.")
+            raise AudioError(f"Row {number} of {path.name} names the audio file {shown(file)}, which {problem}.")
         folder, last = os.path.split(file)
         if folder not in folders:
             folders[folder] = os.path.realpath(folder)

@@ -1,5 +1,6 @@
 """The recording of a row: where it is, which stretch of it is heard, and whether it is as long as the row says."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from leaf.data.audio import audio_seconds, encoded, samples_and_rate
+from leaf.data.audio import audio_seconds, encoded, load_audio, samples_and_rate
 from leaf.data.decoding import TOLERANCE
 from leaf.data.rows import Example, row_name, stated_seconds
 from leaf.data.stretches import SLACK, STRETCH, heard
@@ -85,16 +86,45 @@ def names_of(audio: Any) -> list[str]:
     return [f"sha256:{sha256(f'{rate} {wave.dtype} {wave.shape} '.encode() + wave.tobytes()).hexdigest()}"]
 
 
-def row_seconds(example: Example) -> float:
+def row_seconds(example: Example, *, rate: int = 16000, longest: float = math.inf) -> float:
     """Read from headers how long a row's audio is, and hold it against the row's `seconds`; nothing is decoded.
 
+    Args:
+        example: the row.
+        rate: of the model's audio, in Hz; one of its samples may be lost in resampling.
+        longest: seconds that the model takes.
+
     Raises:
-        AudioError: a file is missing or is no audio, or the row says another length.
+        AudioError: a file is missing or is no audio, it is too long, or the row says another length; the row is named.
         DataError, ModelError: see `audio_of`.
     """
-    seconds = audio_seconds(audio_of(example))
-    check_stated(example, seconds)
+    with named(example):
+        seconds = audio_seconds(audio_of(example))
+        if seconds - 1 / rate > longest:
+            raise _too_long(seconds, longest)
+        check_stated(example, seconds)
     return seconds
+
+
+def hear(example: Example, *, rate: int = 16000, longest: float = math.inf) -> np.ndarray:
+    """Load a row's audio (samples,) as a model takes it; what is too long is refused before it is decoded.
+
+    Args and errors are those of `row_seconds`, and those of `load_audio`.
+    """
+    row_seconds(example, rate=rate, longest=longest)
+    with named(example):
+        wave = load_audio(audio_of(example), sampling_rate=rate)
+        if len(wave) > longest * rate:  # a header may state less than there is
+            raise _too_long(len(wave) / rate, longest)
+        check_stated(example, len(wave) / rate)
+    return wave
+
+
+def _too_long(seconds: float, longest: float) -> AudioError:
+    return AudioError(
+        f"The audio lasts {seconds:.1f} s; this model takes at most {longest:g} s and would cut the rest. Shorten it "
+        "or leave the row out."
+    )
 
 
 def check_stated(example: Example, seconds: float) -> None:

@@ -12,10 +12,9 @@ import numpy as np
 from jinja2 import TemplateError
 from torch import Tensor
 
-from leaf.data.audio import audio_seconds, load_audio
-from leaf.data.recordings import audio_of, check_stated, named
+from leaf.data.recordings import hear, row_seconds
 from leaf.data.rows import Example, row_name
-from leaf.errors import AudioError, DataError, ModelError, shown
+from leaf.errors import DataError, ModelError, shown
 from leaf.model.family import Family, encode_text
 
 # How other models and frameworks mark the place of the audio in a prompt.
@@ -257,34 +256,13 @@ def waveform(family: Family, processor: Any, example: Example) -> np.ndarray:
     Raises:
         AudioError: the audio cannot be used, or is longer than the model takes; the row is named.
     """
-    check_length(family, processor, example)
-    rate = family.sampling_rate(processor)
-    longest = family.max_seconds(processor)
-    with named(example):
-        wave = load_audio(audio_of(example), sampling_rate=rate)
-        if len(wave) > longest * rate:  # a header may state less than there is
-            raise _too_long(len(wave) / rate, longest)
-        check_stated(example, len(wave) / rate)
-    return wave
+    return hear(example, rate=family.sampling_rate(processor), longest=family.max_seconds(processor))
 
 
-def check_length(family: Family, processor: Any, example: Example) -> None:
-    """Refuse a row whose audio is too long by its header; nothing is decoded.
+def check_length(family: Family, processor: Any, example: Example) -> float:
+    """Read a row's seconds, and refuse one whose audio is too long by its header; nothing is decoded.
 
     Raises:
         AudioError: a file is missing or is no audio, or the audio is longer than the model takes; the row is named.
     """
-    rate = family.sampling_rate(processor)
-    longest = family.max_seconds(processor)
-    with named(example):
-        seconds = audio_seconds(audio_of(example))
-        if seconds - 1 / rate > longest:  # one sample may be lost in resampling
-            raise _too_long(seconds, longest)
-        check_stated(example, seconds)
-
-
-def _too_long(seconds: float, longest: float) -> AudioError:
-    return AudioError(
-        f"The audio lasts {seconds:.1f} s; this model takes at most {longest:g} s and would cut the rest. Shorten it "
-        "or leave the row out."
-    )
+    return row_seconds(example, rate=family.sampling_rate(processor), longest=family.max_seconds(processor))

@@ -228,7 +228,7 @@ def load_prepared(folder: Path, split: str) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, start=1):
         for path in row["audio"]:
             if path not in seen and not os.path.isfile(path):
-                raise DataError(
+                raise AudioError(
                     f"Row {number} of {file.name} names {path}, which is gone. Put the corpus back, or prepare it "
                     "again from where it is now."
                 )
