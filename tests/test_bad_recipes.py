@@ -1,9 +1,13 @@
 """Recipes that cannot be meant are refused in one sentence."""
 
+import os
+
 import pytest
 
-from leaf.config import LeafConfig, load_recipe
-from leaf.errors import ConfigError
+from leaf.config import LeafConfig, load_recipe, to_dict
+from leaf.errors import ConfigError, RunError
+from leaf.runs.directory import RunDirectory
+from leaf.train.recipe import check_recipe
 
 
 @pytest.mark.parametrize(
@@ -43,3 +47,36 @@ def test_anchors_and_merged_keys_are_fine(tmp_path):
     config = load_recipe(tmp_path / "b.yaml")
     assert isinstance(config, LeafConfig)
     assert config.credit_options == {"max_boundaries": 3, "min_prefix": 2}
+
+
+@pytest.mark.parametrize("source", ["/dev/zero", "folder", "fifo", "large.yaml"])
+def test_what_is_no_file_of_a_recipe_is_refused_before_it_is_read_to_its_end(tmp_path, source):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "large.yaml").write_bytes(b"#" * (2**20 + 1))
+    (tmp_path / "a.yaml").write_text(f"extends: {source}\n")
+    (tmp_path / "recipe.yaml").symlink_to(tmp_path / source)
+    for refused in (lambda: load_recipe(tmp_path / "a.yaml"), RunDirectory(tmp_path).config):
+        with pytest.raises((ConfigError, RunError), match=r"not a regular file|larger than 1 MiB"):
+            refused()
+
+
+def test_a_few_aliases_do_not_stand_for_more_than_fits_into_memory(tmp_path):
+    bomb = ["a0: &a0 [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]"]
+    bomb += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30)]
+    for text in ("\n".join(bomb), "seed: &a [*a]", "seed: " + "[" * 100_000):
+        (tmp_path / "a.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"aliases stand for over|nested too deeply"):
+            load_recipe(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("credit_options: &a {max_boundaries: 2}\nreward_options: {bleu: *a}\n")
+    assert to_dict(load_recipe(tmp_path / "a.yaml"))["reward_options"] == {"bleu": {"max_boundaries": 2}}
+
+
+@pytest.mark.parametrize("key", ["num_completions", "prompts_per_rollout", "max_new_tokens", "lora_r"])
+def test_sizes_beyond_any_memory_are_refused_at_once(tmp_path, key):
+    (tmp_path / "a.yaml").write_text("seed: 1\n")
+    with pytest.raises(ConfigError, match=f"{key} is 1000000000; allowed is a number from"):
+        load_recipe(tmp_path / "a.yaml", [f"{key}=1000000000"])
+    large = LeafConfig(prompts_per_rollout=2**16, num_completions=2**16, max_new_tokens=2**20, device="cpu")
+    with pytest.raises(ConfigError, match=r"takes \d+ GB for its tokens alone, and \d+ GB are free\. Lower"):
+        check_recipe(large)

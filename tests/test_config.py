@@ -58,7 +58,7 @@ def test_the_stage_picks_the_dataclass():
         ({"model": None}, "model has no value; give text"),
         ({"credit_options": "max_boundaries"}, "credit_options is 'max_boundaries'; give a mapping"),
         ({"top_p": 1.5}, "from 1e-06 to 1.0"),
-        ({"num_completions": 1}, "at least 2"),
+        ({"num_completions": 1}, "from 2 to 65536"),
         ({"num_completions": 2.5}, "a whole number"),
         ({"learning_rate": float("nan")}, "at least 0.0"),
         ({"reduction": "sum"}, "completion_mean"),
@@ -80,7 +80,7 @@ def test_mistakes_are_one_clear_sentence(values, message):
     [
         (lambda: LeafConfig(top_p=0.0), r"top_p is 0\.0; allowed is a number from 1e-06 to 1\.0"),
         (lambda: LeafConfig(temperature=0.0), r"temperature is 0\.0; allowed is a number at least 0\.001"),
-        (lambda: LeafConfig(num_completions=1), "num_completions is 1; allowed is a number at least 2"),
+        (lambda: LeafConfig(num_completions=1), "num_completions is 1; allowed is a number from 2 to 65536"),
         (
             lambda: LeafConfig(schedule="cosin"),  # type: ignore[arg-type]
             "schedule is 'cosin'; allowed are cosine, linear, constant",

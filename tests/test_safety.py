@@ -18,13 +18,14 @@ from safetensors.torch import load_file, save_file
 
 import leaf
 from leaf import LeafTrainer
-from leaf.config import LeafConfig, RunConfig, _Loader, load_recipe
+from leaf.config import LeafConfig, RunConfig, load_recipe
 from leaf.data import load
 from leaf.data.audio import load_audio
 from leaf.errors import ConfigError, ModelError
 from leaf.model.own_adapter import refuse_pickle
 from leaf.model.policy import Policy
 from leaf.model.projector import load_projector, save_projector
+from leaf.yaml_text import _Loader
 from tests.helpers import tiny
 from tests.helpers.project import save
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from leaf.errors import ConfigError, did_you_mean, shown
 from leaf.fields import checked, declare
 from leaf.shipped import find_recipe, recipe_meant
-from leaf.yaml_text import parse_yaml
+from leaf.yaml_text import parse_yaml, read_yaml
 
 STEPS = 100  # of a run whose recipe names neither max_steps nor epochs
 GROUPS = ("model and data", "sampling", "rewards and credit", "update", "adapter", "evaluation", "run")
@@ -119,7 +119,7 @@ class RunConfig:
 class LoraFields:
     """Fields of the low-rank adapter on the language model."""
 
-    lora_r: int = _adapter(64, "rank of the adapter", low=1, common=True)
+    lora_r: int = _adapter(64, "rank of the adapter", low=1, high=2**14, common=True)
     lora_alpha: int = _adapter(128, "scale of the adapter (alpha)", low=1)
     lora_dropout: float = _adapter(
         0.05, "dropout before the adapter; 0 saves a forward pass when on-policy", low=0.0, high=0.9
@@ -139,9 +139,11 @@ class LeafConfig(LoraFields, RunConfig):
     model and a task beside it.
     """
 
-    prompts_per_rollout: int = _sampling(6, "prompts per rollout, over all processes", low=1, common=True)
-    num_completions: int = _sampling(8, "completions per prompt (K)", low=2, common=True)  # rules compare them
-    max_new_tokens: int = _sampling(200, "longest completion in tokens", low=1, common=True)
+    prompts_per_rollout: int = _sampling(6, "prompts per rollout, over all processes", low=1, high=2**16, common=True)
+    num_completions: int = _sampling(
+        8, "completions per prompt (K)", low=2, high=2**16, common=True
+    )  # rules compare them
+    max_new_tokens: int = _sampling(200, "longest completion in tokens", low=1, high=2**20, common=True)
     rollout: Literal["independent", "distinct"] = _sampling(
         "independent",
         "draw completions independently, or distinct ones: without replacement, weighed by their credit rule",
@@ -201,7 +203,9 @@ class LeafConfig(LoraFields, RunConfig):
     eval_greedy: bool = _evaluation(False, "validate with greedy decoding instead of sampling")
     eval_temperature: float = _evaluation(0.9, "temperature of sampled validation", low=1e-3)
     eval_top_p: float = _evaluation(0.9, "nucleus of sampled validation", low=1e-6, high=1.0)
-    eval_batch_size: int = _evaluation(16, "rows decoded at once in validation and evaluation", low=1, resume="bits")
+    eval_batch_size: int = _evaluation(
+        16, "rows decoded at once in validation and evaluation", low=1, high=2**16, resume="bits"
+    )
     best_metric: str = _evaluation(
         "bleu",
         "what chooses the best adapter in validation: a metric, as bleu or bleu:tokenize=zh; `reward`, the weighted "
@@ -237,12 +241,12 @@ class SftConfig(LoraFields, RunConfig):
 
     stage: Literal["rl", "sft", "align"] = _run("sft", "what the recipe does")
     extra_tasks: list[str] = _data([], "further tasks whose training rows are mixed in", common=True, path=True)
-    batch_size: int = _update(4, "recordings per optimiser step, each with all its rows", low=1, common=True)
+    batch_size: int = _update(4, "recordings of a step, each with all its rows", low=1, high=2**16, common=True)
     train_projector: bool = _update(True, "train the projector next to the adapter", common=True)
     projector_learning_rate: float | None = _update(
         None, "learning rate of the projector; default as the rest", low=0.0
     )
-    max_new_tokens: int = _evaluation(200, "longest completion in tokens in validation", low=1, common=True)
+    max_new_tokens: int = _evaluation(200, "longest completion in tokens in validation", low=1, high=2**20, common=True)
     best_metric: str = _evaluation("bleu", "validation metric that is reported beside bleu, exact_match and chrf")
 
 
@@ -251,7 +255,7 @@ class AlignConfig(RunConfig):
     """Recipe of stage align: train the projector with a CTC loss against the language model's token embeddings."""
 
     stage: Literal["rl", "sft", "align"] = _run("align", "what the recipe does")
-    batch_size: int = _update(16, "utterances per optimiser step", low=1, common=True)
+    batch_size: int = _update(16, "utterances per optimiser step", low=1, high=2**16, common=True)
 
 
 STAGES: dict[str, type[RunConfig]] = {"rl": LeafConfig, "sft": SftConfig, "align": AlignConfig}
@@ -355,11 +359,9 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     if path in chain:
         raise ConfigError(f"The recipe {path.name} extends itself, through {' -> '.join(p.name for p in chain)}.")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"The recipe {path} cannot be read: {reason}.{recipe_meant(path)}") from error
-    values = parse_yaml(text, f"the recipe {path.name}") or {}
+        values = read_yaml(path) or {}
+    except OSError as error:
+        raise ConfigError(f"The recipe {path} cannot be read: {error.strerror}.{recipe_meant(path)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"The recipe {path.name} holds a {type(values).__name__}; it must be `key: value` lines.")
     if path.name == "recipe.yaml" and path.with_name("versions.json").is_file():  # of a run directory

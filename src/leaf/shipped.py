@@ -1,5 +1,6 @@
 """The recipes that come with leaf. A command finds them by the names `recipes/...` from any folder."""
 
+import os
 from pathlib import Path
 
 from leaf.errors import did_you_mean
@@ -23,12 +24,12 @@ def find_recipe(path: str | Path, folder: str | Path = "") -> Path:
     wanted = Path(path).expanduser()
     own = Path(folder) / wanted
     shipped = FOLDER.parent / wanted
-    return shipped if not own.exists() and str(wanted) in shipped_recipes() else own
+    return shipped if not os.path.exists(own) and str(wanted) in shipped_recipes() else own
 
 
 def recipe_meant(path: Path) -> str:
     """Say which recipe may be meant by a file that does not exist, and how to write one."""
-    if path.exists():
+    if os.path.exists(path):  # unlike Path's, it also takes a name that is too long
         return ""
     close = did_you_mean("/".join(path.parts[-2:]), shipped_recipes())
     return close or f" `leaf recipe rl > {path.name}` writes one to begin with."

@@ -132,7 +132,9 @@ def evaluate(
     greedy: Annotated[
         bool | None, typer.Option("--greedy/--sampled", help="one greedy pass, or sampled passes; default eval_greedy")
     ] = None,
-    passes: Annotated[int | None, typer.Option(min=1, help="sampled passes, seeds 42, 43, ...; default 5")] = None,
+    passes: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="sampled passes, seeds 42, 43, ...; default 5")
+    ] = None,
     metrics: Annotated[
         list[str] | None,
         typer.Option(
@@ -206,7 +208,7 @@ def compare(
     lowercase: Annotated[bool | None, typer.Option(help="default as they were scored")] = None,
     judged: Annotated[list[Path] | None, typer.Option("--judge", help="further files of `leaf judge`")] = None,
     format: Annotated[str, typer.Option(help="text, markdown or latex")] = "text",
-    samples: Annotated[int, typer.Option(help="bootstrap resamples")] = 1000,
+    samples: Annotated[int, typer.Option(min=1, max=1_000_000, help="bootstrap resamples")] = 1000,
 ) -> None:
     """Compare systems in a table: scores with 95 % intervals, and differences to the first with p-values."""
     from leaf.evaluation.compare import chosen_metrics, compare_files

@@ -145,8 +145,8 @@ class JudgeSettings:
         ):
             if not isinstance(value, kinds) or isinstance(value, bool):
                 raise ConfigError(f"{name} of the judge is {value!r}; give a number.")
-        if samples < 1 or (kind == "pairwise" and samples > 1):
-            raise ConfigError(f"samples is {samples}; allowed is 1 or more, for pairwise 1 (in both orders).")
+        if not 1 <= samples <= 1000 or (kind == "pairwise" and samples > 1):
+            raise ConfigError(f"samples is {samples}; allowed is 1 to 1000, for pairwise 1 (in both orders).")
         if temperature < 0 or max_tokens < 1:
             raise ConfigError(
                 f"temperature {temperature} and max_tokens {max_tokens}: allowed are 0 or more and 1 or more."

@@ -20,9 +20,10 @@ import yaml
 
 from leaf import files
 from leaf.config import FROM_PYTHON, RunConfig, from_dict, of_version_0_1, to_dict
-from leaf.errors import RunError
+from leaf.errors import ConfigError, RunError
 from leaf.files import OLD, UNFINISHED, writing
 from leaf.text import fold_whitespace
+from leaf.yaml_text import read_yaml
 
 LOGS = ("metrics.jsonl", "validation.jsonl", "groups.jsonl")
 _WRITTEN = ("recipe.yaml", "provenance.json", "versions.json", "projector.safetensors", *LOGS)
@@ -133,8 +134,8 @@ class RunDirectory:
     def _recipe(self) -> dict[str, Any]:
         file = self.path / "recipe.yaml"
         try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            values = read_yaml(file)
+        except (OSError, ConfigError) as error:
             raise RunError(f"{file} cannot be read: {fold_whitespace(str(error))}.") from error
         if not isinstance(values, dict):
             raise RunError(f"{file} has no recipe. Restore it from a copy.")

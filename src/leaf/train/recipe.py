@@ -22,6 +22,7 @@ from leaf.credit import (
 from leaf.data import load
 from leaf.data.rows import check_references
 from leaf.errors import ConfigError, DataError, did_you_mean, shown
+from leaf.memory import available_bytes
 from leaf.model.device import take_device
 from leaf.plugins import load_plugins
 from leaf.rewards.functions import RewardFunction
@@ -32,6 +33,8 @@ from leaf.runs.provenance import refuse_resume
 from leaf.train.schedule import check_stage
 
 RewardFunctions = Sequence[str | RewardFunction] | RewardFunction
+# Of a rollout: a token's id, and its surprisal, advantage, and two log-probabilities in float32.
+_BYTES_A_TOKEN = 8 + 4 * 4
 # Layers of the embedded model's decoder. Of other models they are known when the model is.
 _DEMO_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -55,6 +58,7 @@ def recipe_checks(
         "device": lambda: take_device(config.device),
         "processes": lambda: check_processes(config, int(os.environ.get("WORLD_SIZE", "1"))),  # as launchers set it
         "projector": lambda: _check_projector(config),
+        "size": lambda: _check_size(config),
     }
     if not has_model:
         checks["adapter"] = lambda: _check_layers(config)
@@ -211,6 +215,19 @@ def check_processes(config: RunConfig, processes: int) -> None:
 def _check_settings(config: RunConfig, rewards: RewardFunctions | None) -> None:
     given = rewards_from(config, rewards) if rewards is not None and isinstance(config, LeafConfig) else None
     check_stage(config, given)
+
+
+def _check_size(config: RunConfig) -> None:
+    """Refuse a rollout of which the tokens alone would not fit into memory."""
+    if isinstance(config, LeafConfig):
+        tokens = config.prompts_per_rollout * config.num_completions * config.max_new_tokens
+        needed, free = tokens * _BYTES_A_TOKEN, available_bytes("cpu")
+        if needed > free:
+            raise ConfigError(
+                f"A rollout of {config.prompts_per_rollout} prompts, {config.num_completions} completions and "
+                f"{config.max_new_tokens} new tokens takes {needed / 1e9:.0f} GB for its tokens alone, and "
+                f"{free / 1e9:.0f} GB are free. Lower prompts_per_rollout, num_completions or max_new_tokens."
+            )
 
 
 def _check_projector(config: RunConfig) -> None:
