@@ -140,9 +140,9 @@ class LeafConfig(LoraFields, RunConfig):
     """
 
     prompts_per_rollout: int = _sampling(6, "prompts per rollout, over all processes", low=1, high=2**16, common=True)
-    num_completions: int = _sampling(
+    num_completions: int = _sampling(  # at least two, because rules compare them
         8, "completions per prompt (K)", low=2, high=2**16, common=True
-    )  # rules compare them
+    )
     max_new_tokens: int = _sampling(200, "longest completion in tokens", low=1, high=2**20, common=True)
     rollout: Literal["independent", "distinct"] = _sampling(
         "independent",
