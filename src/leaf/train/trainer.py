@@ -34,6 +34,7 @@ from leaf.train.rollout import Rollout
 from leaf.train.schedule import check_stage, is_warm_restart
 from leaf.train.steps import take_steps
 from leaf.train.streaks import Streaks
+from leaf.train.tracking import Tracking
 from leaf.train.validation import scores_line
 
 OnStep = Callable[[dict[str, Any]], None]
@@ -77,6 +78,7 @@ class RLTrainer(Learner):
         super().__init__(policy, rewards, rule, config, train_rows, eval_rows, accelerator, say)
         self.on_step = on_step
         self.streaks = Streaks(self._say)
+        self.tracking = Tracking(accelerator)
         self.run: RunDirectory | None = None
         self.checkpoints: Checkpoints | None = None
         # Where the run is; its checkpoints keep this.
@@ -151,14 +153,11 @@ class RLTrainer(Learner):
         try:
             with self.stop:
                 self._check_policy()
-                if self.config.track_with:
-                    self.accelerator.project_configuration.set_directories(str(self.run.path))
-                    self.accelerator.init_trackers("leaf")
+                self.tracking.start(self.run, self.done, self._say)
                 try:
                     take_steps(self)
                 finally:
-                    if self.config.track_with:
-                        self.accelerator.end_training()
+                    self.tracking.finish()
         finally:
             self.run.release()
         return self.run
@@ -285,9 +284,9 @@ class RLTrainer(Learner):
         assert self.run is not None
         config = self.config
         self.run.append("metrics.jsonl", record)
-        if config.track_with:
-            self.accelerator.log({k: v for k, v in record.items() if v is not None and k != "step"}, step=step)
+        self.tracking.step(step, record)
         if config.record_every and (step == 1 or step % config.record_every == 0):
+            self.tracking.completions(step, rollout, RECORDED, self.policy.tokenizer)
             for i in range(min(RECORDED, len(rollout.groups))):
                 earned = (rollout.rewards[i], rollout.advantages[i], rollout.shares[i])
                 what = (rollout.rows[i], rollout.groups[i], *earned)
@@ -300,13 +299,12 @@ class RLTrainer(Learner):
 
     def _log_validation(self, result: Evaluation) -> None:
         assert self.run is not None
-        config, step, values = self.config, self.done, result.values()
+        step, values = self.done, result.values()
         bounds = {}
         for name, (low, high) in result.intervals.items():
             bounds |= {f"{name}/low": low, f"{name}/high": high}
         self.run.append("validation.jsonl", {"step": step, **values, **bounds})
-        if config.track_with:
-            self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step=step)
+        self.tracking.validation(step, values)
         for note in result.notes:
             self.say(f"step {step}: validation: {note}")
         self.say(f"step {step}/{self.length.steps}  validation  {scores_line(values)}")
