@@ -131,12 +131,12 @@ class LoraFields:
 
 @dataclass
 class LeafConfig(LoraFields, RunConfig):
-    """Recipe of stage rl. The defaults are the published protocol where it names a value, except for eight.
+    """Recipe of stage rl. The defaults are the published protocol where it names a value, except for nine.
 
     Published are `dtype` bfloat16, `adam_betas` 0.9 and 0.95, `schedule` published, `completions_per_update` 6,
-    `mix_prompts` 2, `max_prompt_tokens` 256 (Qwen2-Audio 1024), `eval_every` 200 (and so `save_every`), and `epochs` in
-    place of `max_steps`. The whole protocol is `load_recipe("recipes/published/leaf.yaml", ...)`, with the recipes of a
-    model and a task beside it.
+    `mix_prompts` 2, `max_prompt_tokens` 256 (Qwen2-Audio 1024), `eval_every` 200 (and so `save_every`), `eval_top_k`
+    50, and `epochs` in place of `max_steps`. The whole protocol is `load_recipe("recipes/published/leaf.yaml", ...)`,
+    with the recipes of a model and a task beside it.
     """
 
     prompts_per_rollout: int = _sampling(6, "prompts per rollout, over all processes", low=1, high=2**16, common=True)
@@ -203,6 +203,9 @@ class LeafConfig(LoraFields, RunConfig):
     eval_greedy: bool = _evaluation(False, "validate with greedy decoding instead of sampling")
     eval_temperature: float = _evaluation(0.9, "temperature of sampled validation", low=1e-3)
     eval_top_p: float = _evaluation(0.9, "nucleus of sampled validation", low=1e-6, high=1.0)
+    eval_top_k: int | None = _evaluation(
+        None, "most tokens that sampled validation keeps; default all; published: 50", low=1
+    )
     eval_batch_size: int = _evaluation(
         16, "rows decoded at once in validation and evaluation", low=1, high=2**16, resume="bits"
     )

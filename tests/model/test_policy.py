@@ -164,17 +164,30 @@ def test_top_p_keeps_the_smallest_nucleus():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     row = torch.zeros(1000, dtype=torch.long)
     draws = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    tokens, nats = _choose(logits, row, 0.7, False, draws)
+    tokens, nats = _choose(logits, row, (0.7, None), False, draws)
     counts = torch.bincount(tokens, minlength=4).tolist()
     assert counts == [625, 375, 0, 0]
     assert torch.allclose(nats[tokens == 0], -torch.tensor(0.625).log().expand(625))
-    every, _ = _choose(logits, row, 1.0, False, draws)
+    every, _ = _choose(logits, row, (1.0, None), False, draws)
     assert torch.bincount(every, minlength=4).tolist() == [500, 300, 150, 50]
     wide, one = torch.zeros(1, 1000), row[:1]  # a nucleus wider than the fast path's top tokens
-    assert _choose(wide, one, 0.9, False, torch.tensor([0.999], dtype=torch.float64))[0].item() < 1000
-    assert _choose(wide, one, 0.9, False, torch.tensor([0.0], dtype=torch.float64))[1].item() == pytest.approx(
+    assert _choose(wide, one, (0.9, None), False, torch.tensor([0.999], dtype=torch.float64))[0].item() < 1000
+    assert _choose(wide, one, (0.9, None), False, torch.tensor([0.0], dtype=torch.float64))[1].item() == pytest.approx(
         np.log(900), abs=2e-3
     )
+
+
+def test_top_k_keeps_the_likeliest_tokens_and_top_p_looks_at_these():
+    # Probabilities .4 .3 .2 .1. Of the likeliest three .444 .333 .222; a nucleus of 0.7 of these has the first two.
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()[None].repeat(1000, 1)
+    draws = torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1]
+    for kept, probabilities in (((1.0, 3), [4 / 9, 3 / 9, 2 / 9, 0]), ((0.7, 3), [4 / 7, 3 / 7, 0, 0])):
+        tokens, nats = _choose(logits, torch.arange(1000), kept, False, draws)
+        shares = torch.bincount(tokens, minlength=4) / 1000
+        assert shares.tolist() == pytest.approx(probabilities, abs=2e-3)
+        assert torch.allclose((-nats).exp(), torch.tensor(probabilities)[tokens], atol=1e-5)
+    everything, _ = _choose(logits, torch.arange(1000), (1.0, 50), False, draws)
+    assert set(everything.tolist()) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(("top_p", "greedy"), [(1.0, False), (0.8, False), (1.0, True)])
@@ -183,8 +196,8 @@ def test_completions_that_share_a_row_draw_as_if_each_had_its_own(top_p, greedy)
     logits = torch.randn(7, 50, generator=generator)
     row = torch.randint(0, 7, (40,), generator=generator)
     draws = torch.rand(40, generator=generator, dtype=torch.float64)
-    shared = _choose(logits, row, top_p, greedy, draws)
-    apart = _choose(logits[row], torch.arange(40), top_p, greedy, draws)
+    shared = _choose(logits, row, (top_p, None), greedy, draws)
+    apart = _choose(logits[row], torch.arange(40), (top_p, None), greedy, draws)
     assert torch.equal(shared[0], apart[0])
     assert torch.allclose(shared[1], apart[1])
 

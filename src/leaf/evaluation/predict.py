@@ -19,7 +19,7 @@ class Decoding:
 
     Attributes:
         greedy: take the likeliest token each time, in a single pass; temperature, top_p and seeds are then without use.
-        temperature, top_p: of sampled passes.
+        temperature, top_p, top_k: of sampled passes; a top_k of None keeps all tokens.
         max_new_tokens: length limit of a prediction.
         batch_size: how many rows are decoded at once.
         seeds: of the passes; a seed of None stands for a greedy pass beside sampled ones.
@@ -28,6 +28,7 @@ class Decoding:
     greedy: bool = False
     temperature: float = 0.9
     top_p: float = 0.9
+    top_k: int | None = None
     max_new_tokens: int = 200
     batch_size: int = 16
     seeds: tuple[int | None, ...] = (42,)
@@ -39,6 +40,7 @@ class Decoding:
             greedy=greedy,
             temperature=config.eval_temperature,
             top_p=config.eval_top_p,
+            top_k=config.eval_top_k,
             max_new_tokens=config.max_new_tokens,
             batch_size=config.eval_batch_size,
             seeds=tuple(seeds),
@@ -64,14 +66,16 @@ class Decoding:
         if self.greedy:
             return "decoding:greedy"
         seeds = ",".join(map(str, self.seeds))
-        return f"decoding:sampled:T{self.temperature:g}:p{self.top_p:g}:seeds{seeds}"
+        kept = "" if self.top_k is None else f":k{self.top_k}"
+        return f"decoding:sampled:T{self.temperature:g}:p{self.top_p:g}{kept}:seeds{seeds}"
 
     def in_words(self) -> str:
         """Describe the decoding for a person."""
         if self.greedy:
             return "greedy"
         seeds = ", ".join(map(str, self.seeds))
-        return f"sampled at T {self.temperature:g}, top-p {self.top_p:g}, seeds {seeds}"
+        kept = "" if self.top_k is None else f", top-k {self.top_k}"
+        return f"sampled at T {self.temperature:g}, top-p {self.top_p:g}{kept}, seeds {seeds}"
 
 
 def predict(
@@ -138,6 +142,7 @@ def _decode(
         max_new_tokens=decoding.max_new_tokens,
         temperature=decoding.temperature,
         top_p=decoding.top_p,
+        top_k=decoding.top_k,
         greedy=[seed is None for seed in seeds],
         generator=[[step_generator(seed or 0, i) for seed in seeds] for i in indices],
     )

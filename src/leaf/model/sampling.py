@@ -86,6 +86,7 @@ def sample(
     max_new_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    top_k: int | None = None,
     greedy: bool | Sequence[bool] = False,
     entropy: bool = False,
     generator: Generators = None,
@@ -103,6 +104,7 @@ def sample(
         max_new_tokens: length limit T ≥ 1; completions that reach it without an end token are marked truncated.
         temperature: divides the logits, in (0, inf); independent of `policy.temperature`.
         top_p: in (0, 1]; the smallest set of most likely tokens whose probability reaches it is kept.
+        top_k: the most tokens that are kept; None for all. As in transformers, top_p looks at what top_k has kept.
         greedy: take the most likely token instead; the surprisal is then that of the whole distribution. One value for
             all completions, or one for each of the K.
         entropy: whether to record the policy's entropy at every token.
@@ -125,7 +127,9 @@ def sample(
     return in_batches(
         policy,
         prompts,
-        lambda part: _sample(policy, [prompts[i] for i in part], draws[:, part], temperature, top_p, each, entropy),
+        lambda part: _sample(
+            policy, [prompts[i] for i in part], draws[:, part], temperature, (top_p, top_k), each, entropy
+        ),
         behind_prompt=num_completions * max_new_tokens,
         token_budget=token_budget,
     )
@@ -201,7 +205,7 @@ def _sample(
     prompts: Sequence[Prompt],
     draws: Tensor,
     temperature: float,
-    top_p: float,
+    kept: tuple[float, int | None],
     greedy: Sequence[bool],
     with_entropy: bool,
 ) -> list[Group]:
@@ -210,7 +214,8 @@ def _sample(
     Args:
         draws: (T, P, K) uniform numbers.
         greedy: which of the K completions take the most likely token instead.
-        policy, prompts, temperature, top_p: as in `sample`.
+        policy, prompts, temperature: as in `sample`.
+        kept: its top_p and top_k.
         with_entropy: its `entropy`.
     """
     device = prompts[0].embeddings.device
@@ -231,9 +236,9 @@ def _sample(
     decode = decoder(policy, prompts)
     logits = decode.start() * scale
     for step in range(limit):
-        chosen, nats = _choose(logits, row, top_p, all(greedy), draws[step, active])
+        chosen, nats = _choose(logits, row, kept, all(greedy), draws[step, active])
         if any(greedy) and not all(greedy):
-            best, its_nats = _choose(logits, row, top_p, True, draws[step, active])
+            best, its_nats = _choose(logits, row, kept, True, draws[step, active])
             chosen = torch.where(is_greedy[active], best, chosen)
             nats = torch.where(is_greedy[active], its_nats, nats)
         tokens[active, step], surprisal[active, step], lengths[active] = chosen, nats, step + 1
@@ -273,13 +278,15 @@ def _groups(
     return groups
 
 
-def _choose(logits: Tensor, row: Tensor, top_p: float, greedy: bool, draws: Tensor) -> tuple[Tensor, Tensor]:
+def _choose(
+    logits: Tensor, row: Tensor, kept: tuple[float, int | None], greedy: bool, draws: Tensor
+) -> tuple[Tensor, Tensor]:
     """Draw one token per completion: the first whose cumulative probability exceeds the uniform number.
 
     Args:
         logits: (F, V) float32, one row per distinct prefix.
         row: (A,) the prefix of each completion.
-        top_p: as in `sample`.
+        kept: top_p and top_k, as in `sample`.
         greedy: whether to take the most likely tokens instead.
         draws: (A,) uniform numbers in [0, 1).
 
@@ -290,16 +297,19 @@ def _choose(logits: Tensor, row: Tensor, top_p: float, greedy: bool, draws: Tens
     if greedy:
         best = logits.max(-1)
         return best.indices[row], (normaliser.squeeze(1) - best.values)[row]
-    if top_p >= 1.0:
+    top_p, top_k = kept
+    if top_p >= 1.0 and top_k is None:
         # In float64, because float32 sums near 1 would lose tokens rarer than 6e-8. The last sum is not quite 1, so the
         # draw is stretched to it.
         cumulative = (logits - normaliser).double().exp_().cumsum(-1)
         index = _search(cumulative, row, draws * cumulative[row, -1])
         index = index.clamp_max(logits.shape[-1] - 1)
         return index, normaliser[row, 0] - logits[row, index]
-    top = logits.topk(min(_NUCLEUS, logits.shape[-1]), dim=-1)
+    top = logits.topk(min(top_k or _NUCLEUS, logits.shape[-1]), dim=-1)
+    if top_k is not None:
+        normaliser = top.values.logsumexp(-1, keepdim=True)
     probability = (top.values - normaliser).double().exp()
-    if float(probability.sum(-1).min()) < top_p:
+    if top_k is None and float(probability.sum(-1).min()) < top_p:
         top = logits.sort(dim=-1, descending=True)
         probability = (top.values - normaliser).double().exp()
     # A token is in the nucleus if those likelier than it do not reach top_p; so the first always is.
