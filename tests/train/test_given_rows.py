@@ -99,3 +99,24 @@ def test_a_run_that_validates_on_its_training_rows_says_so_at_the_start(tmp_path
     other = dataclasses.replace(config, eval_every=0)
     assert note_on_validation(other) is None
     assert note_on_validation(dataclasses.replace(config, train_split="train"), rows, rows[:1]) is None
+
+
+def short(completions, **columns):
+    return [-float(len(text)) for text in completions]
+
+
+@pytest.mark.parametrize("some", [0, 1])
+def test_a_run_without_references_is_validated_by_its_reward(tmp_path, some):
+    """On rows of which none, or only some, have a reference."""
+    rows = [row if i < some else {**row, "reference": None} for i, row in enumerate(tiny.rows(2))]
+    model, processor = tiny.tiny_model()
+    small = {"prompts_per_rollout": 2, "num_completions": 2, "max_new_tokens": 4, "lora_r": 2}
+    said = []
+    config = recipe(LeafConfig, tmp_path / "rl", eval_every=1, best_metric="reward", **small)
+    run = LeafTrainer(model, [short], config, rows, [dict(row) for row in rows], processor, say=said.append).train()
+    scores = read_rows(run.path / "validation.jsonl")[-1]
+    assert scores["reward"] == scores["rewards/short/mean"] <= 0
+    assert "bleu" not in scores
+    assert (run.path / "best").is_dir()
+    left_out = "1 of 2 validation rows lack a reference, so no metric of texts is computed"
+    assert any(left_out in line for line in said) == (some == 1)

@@ -22,6 +22,9 @@ from leaf.credit import (
 from leaf.data import load
 from leaf.data.rows import check_references
 from leaf.errors import ConfigError, DataError, did_you_mean, shown
+from leaf.evaluation.metrics import METRICS
+from leaf.evaluation.model_metrics import BUILDERS
+from leaf.evaluation.registry import name_and_options
 from leaf.memory import available_bytes
 from leaf.model.device import take_device
 from leaf.plugins import load_plugins
@@ -136,9 +139,12 @@ def check_targets(config: RunConfig, training: Any, validation: Any) -> None:
     if not config.eval_every or validation is None or len(validation) == 0:
         return
     best = config.best_metric if isinstance(config, LeafConfig | SftConfig) else "token_error_rate"
-    check_references(
-        validation, f"The validation metric {best} compares answers with", ", or validate nothing with eval_every=0"
-    )
+    otherwise = ", or validate nothing with eval_every=0"
+    if isinstance(config, LeafConfig):
+        if name_and_options(best)[0] not in (*METRICS, *BUILDERS):  # a reward, which says itself what it reads
+            return
+        otherwise = f", or let a reward choose with best_metric=reward{otherwise}"
+    check_references(validation, f"The validation metric {best} compares answers with", otherwise)
 
 
 def note_on_validation(config: RunConfig, training: Any = None, validation: Any = None) -> str | None:

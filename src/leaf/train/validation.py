@@ -47,12 +47,16 @@ def plan_validation(config: LeafConfig, rewards: Rewards, rows: Any, train_rows:
     # References are looked for where no row has to be read for it; other rows are taken to have some.
     looked_at = isinstance(rows, list | tuple) or getattr(rows, "column_names", None) is not None
     texts, languages = texts_and_languages(rows)
-    compared = () if looked_at and not texts else validation_metrics(None if chosen else config.best_metric)
+    lacking = len(rows) - len(texts) if looked_at else 0
+    compared = () if lacking else validation_metrics(None if chosen else config.best_metric)
     if not compared and chosen is None:
+        which = f"{lacking} of {len(rows)} validation rows lack" if texts else "no validation row has"
         raise ConfigError(
-            f"best_metric is {config.best_metric!r}, and no validation row has a reference to compare with. Set "
+            f"best_metric is {config.best_metric!r}, and {which} a reference to compare with. Set "
             "best_metric=reward, or one of the reward functions."
         )
+    if lacking and texts:
+        notes.append(f"{lacking} of {len(rows)} validation rows lack a reference, so no metric of texts is computed")
     names = list(compared)
     notes += advice(names, texts, languages)
     try:
