@@ -231,7 +231,12 @@ class RLTrainer(Learner):
 
     # -- what the loop asks for (leaf.train.steps) ---------------------------------------------------------------------
     def step(self, number: int) -> None:
-        """Take a step: roll out, update, record."""
+        """Take a step: roll out, update, record. A long one says every half minute that it goes on."""
+        say = self._say if self.on_step is None else lambda line: None  # a live view shows the time
+        with Busy(say, f"step {number}/{self.length.steps}", quiet=True):
+            self._step(number)
+
+    def _step(self, number: int) -> None:
         self.seconds = {}
         began = time.perf_counter()
         reset_peak(self.policy.device)
