@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
         """Compose the document; a few aliases of aliases would stand for more values than fit into memory."""
         node = super().get_single_node()
         if node is not None and _size(node, {}) > _VALUES:
-            raise yaml.composer.ComposerError(None, None, f"its aliases stand for over {_VALUES} values")
+            raise yaml.YAMLError(f"its aliases stand for over {_VALUES} values")
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:

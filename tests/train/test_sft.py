@@ -310,3 +310,16 @@ def test_rows_share_audio_only_if_every_sample_is_the_same(policy):
     waves = [first, second, first.copy()]
     rows = [{"prompt": "Say it", "reference": "a", "audio": {"array": w, "sampling_rate": 16000}} for w in waves]
     assert [len(group) for group in share_audio(policy, rows)] == [2, 1]
+
+
+@pytest.mark.parametrize("stage", ["sft", "align"])
+def test_the_other_stages_check_the_family_before_the_first_step_too(tmp_path, stage):
+    few = {"output_dir": str(tmp_path / "run"), "max_steps": 1, "eval_every": 0, "device": "cpu"}
+    config = SftConfig(**few, lora_r=2) if stage == "sft" else AlignConfig(**few)
+    policy = Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=2) if stage == "sft" else None)
+    policy.family = replace(policy.family, projector="lm_head")
+    run = RunDirectory.create(config)
+    with pytest.raises(ModelError, match=r"has projector='lm_head', and that is wrong"):
+        (sft if stage == "sft" else align)(config, policy, tiny.rows(2), [], run, lambda line: None)  # type: ignore[arg-type]
+    run.release()
+    assert not (run.path / "checkpoints").exists()

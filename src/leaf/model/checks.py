@@ -35,19 +35,12 @@ def check_policy(policy: Policy, rows: Sequence[Mapping[str, Any]]) -> list[str]
     Raises:
         ModelError: prompts, scorer or sampler differ from the stock model, or the audio does not move the completions.
     """
-    policy.eval()
+    check_model(policy, rows)
     if isinstance(policy.model, peft.PeftModel):
         check_frozen(policy)
-    check_declared(policy, rows)
     lines = [_trained(policy)]
     if policy.family.note:
         lines.append(policy.family.note)
-    _refuse(
-        stock_difference(policy, rows[0]),
-        TOLERANCE[policy.base.dtype],
-        "The model's own forward and the prompt as this library embeds it",
-        f"The family {policy.family.model_type!r} does not describe this checkpoint: check its paths.",
-    )
     prompts = policy.embed(rows)
     groups = sample(
         policy,
@@ -74,6 +67,22 @@ def check_policy(policy: Policy, rows: Sequence[Mapping[str, Any]]) -> list[str]
         lines[0] += f"; the policy starts {away:.2g} nats per token from its reference, so its adapter is not fresh"
     lines.append(f"audio reaches the model: noise in its place moves log-probabilities by {moved:.2f} nats per token")
     return lines
+
+
+def check_model(policy: Policy, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Check on real rows that a family describes its model: what every stage needs, stage align too.
+
+    Raises:
+        ModelError: a field of the family is wrong, or prompts differ from the stock model.
+    """
+    policy.eval()
+    check_declared(policy, rows)
+    _refuse(
+        stock_difference(policy, rows[0]),
+        TOLERANCE[policy.base.dtype],
+        "The model's own forward and the prompt as this library embeds it",
+        f"The family {policy.family.model_type!r} does not describe this checkpoint: check its paths.",
+    )
 
 
 def _trained(policy: Policy) -> str:

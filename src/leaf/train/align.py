@@ -17,6 +17,7 @@ from leaf.config import AlignConfig
 from leaf.data.given import training_and_validation
 from leaf.data.rows import batch_indices, take
 from leaf.errors import DataError, ModelError
+from leaf.model.checks import check_model
 from leaf.model.policy import Policy
 from leaf.model.projector import audio_features, project, save_projector, unfreeze_projector
 from leaf.progress import Busy
@@ -115,6 +116,7 @@ class _Align(SupervisedStage):
         self.texts = [row["reference"] for row in train_rows]
         if not all(text.strip() for text in self.texts):
             raise DataError("A training row has an empty transcript; CTC needs the spoken words of every row.")
+        check_model(policy, take(train_rows, [0]))
         self.aligner = CtcAligner(policy, self.texts).to(policy.device)
         self.projector = unfreeze_projector(policy)
         groups = [{"params": [*self.projector, *self.aligner.parameters()]}]

@@ -20,6 +20,7 @@ from leaf.evaluation.fitting import advice, texts_and_languages
 from leaf.evaluation.predict import Decoding
 from leaf.evaluation.registry import Scoring, validation_metrics
 from leaf.memory import within_memory
+from leaf.model.checks import check_policy
 from leaf.model.family import encode_text
 from leaf.model.policy import Policy
 from leaf.model.projector import save_projector, unfreeze_projector
@@ -122,6 +123,10 @@ class _Sft(SupervisedStage):
         run: RunDirectory,
         say: Callable[[str], None],
     ):
+        # Before the projector is trained beside the adapter: in stage rl that would be refused.
+        trains, *checked = check_policy(policy, take(train_rows, range(min(2, len(train_rows)))))
+        for line in checked if config.train_projector else [trains, *checked]:
+            say(line)
         groups: list[dict[str, Any]] = [{"params": [p for p in policy.parameters() if p.requires_grad]}]
         if config.train_projector:
             own = config.projector_learning_rate
@@ -131,6 +136,9 @@ class _Sft(SupervisedStage):
         trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         super().__init__(config, policy, run, groups, trained, train_rows, say)
         self.eval_rows = eval_rows
+        if config.train_projector:
+            counts = policy.describe()
+            self.say(f"trainable {counts['trainable']:,} of {counts['total']:,} parameters: adapter and projector")
         self.recordings = share_audio(policy, take(train_rows, range(len(train_rows))))
         if config.eval_every:
             for line in advice(validation_metrics(config.best_metric), *texts_and_languages(eval_rows)):
