@@ -63,11 +63,11 @@ def test_a_sound_set_is_counted_and_passes(folder):
     found = cells(result.stdout)
     assert found["rows"] == found["recordings"] == ["6", "3", "3"]
     assert found["seconds"] == ["0.5 / 0.9 / 1.4", "0.7 / 1.1 / 1.5", "0.8 / 1.2 / 1.6"]
-    assert (found["at 8000 Hz"], found["at 16000 Hz"]) == (["2", "1", "1"], ["4", "2", "2"])
-    assert found["of channels 1"] == ["6", "3", "3"]
+    assert (found["8000 Hz"], found["16000 Hz"]) == (["2", "1", "1"], ["4", "2", "2"])
+    assert found["channels: 1"] == ["6", "3", "3"]
     assert found["reference tokens"] == ["1 / 3.5 / 6", "6 / 6 / 6", "6 / 6 / 6"]
     assert found["references under 4"] == ["3", "0", "0"]
-    assert (found["in en"], found["in it"]) == (["3", "0", "3"], ["3", "3", "0"])
+    assert (found["language: en"], found["language: it"]) == (["3", "0", "3"], ["3", "3", "0"])
     assert found["unusable rows"] == ["0", "0", "0"]
     assert "0 of 12 rows cannot be used" in result.stdout
     assert "0 leaks" in result.stdout
@@ -122,9 +122,9 @@ def test_copies_are_named_inside_a_split_and_across(folder):
     its[1]["audio"] = "again.wav"
     result = checked(manifest(folder, its))
     assert result.exit_code == 0
-    assert "train: 1 recordings are copies of others: again.wav is 0.wav" in result.stdout
+    assert "train: recordings that are copies: 1 (again.wav is 0.wav)" in result.stdout
     its[1]["reference"] = its[0]["reference"]
-    assert "train: 1 rows repeat others: 2 is 1" in checked(manifest(folder, its)).stdout
+    assert "train: rows that repeat others: 1 (2 is 1)" in checked(manifest(folder, its)).stdout
     its[3]["audio"], its[1]["audio"] = "again.wav", "1.wav"
     result = checked(manifest(folder, its))
     assert result.exit_code == 1

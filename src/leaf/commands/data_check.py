@@ -184,13 +184,13 @@ def _cells(found: "Sequence[Survey]") -> Iterator[tuple[str, list[str]]]:
     yield "recordings", [str(one.recordings) for one in found]
     yield "hours", [f"{one.hours:.2f}" for one in found]
     yield "seconds", [_spread(one.seconds, ".1f") for one in found]
-    yield from _counts([one.rates for one in found], "at {} Hz")
-    yield from _counts([one.channels for one in found], "of channels {}")
+    yield from _counts([one.rates for one in found], "{} Hz")
+    yield from _counts([one.channels for one in found], "channels: {}")
     yield "reference tokens", [_spread(one.words, "g") for one in found]
     yield "references under 4", [str(one.short) for one in found]
     if any(one.prompts for one in found):
         yield "prompt tokens", [_spread(one.prompts, "g") for one in found]
-    yield from _counts([one.languages for one in found], "in {}")
+    yield from _counts([one.languages for one in found], "language: {}")
     if any(one.clipped for one in found):
         yield "clipped", [str(one.clipped) for one in found]
     yield "unusable rows", [str(len(one.unusable)) for one in found]
@@ -230,9 +230,9 @@ def _remarks(found: "dict[str, Survey]", plan: _Plan, *, decode: bool) -> Iterat
                 f"{name}: {one.short} of {len(one.words)} references have fewer than 4 tokens, and so no four-gram for "
                 "BLEU; exact_match and chrf say more"
             )
-        for what, twice in (("recordings are copies of others", one.copies), ("rows repeat others", one.repeated)):
+        for what, twice in (("recordings that are copies", one.copies), ("rows that repeat others", one.repeated)):
             if twice:
-                yield f"{name}: {len(twice)} {what}: {', '.join(twice[:3])}{', ...' if len(twice) > 3 else ''}"
+                yield f"{name}: {what}: {len(twice)} ({', '.join(twice[:3])}{', ...' if len(twice) > 3 else ''})"
 
 
 def _unusable_line(split: str, why: str, row: str) -> str:

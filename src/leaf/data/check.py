@@ -190,15 +190,17 @@ def reference_tokens(text: str) -> int:
 
 def _note_copies(rows: Sequence[Mapping[str, Any]], heard: Sequence[Sequence[Heard]], found: Survey) -> None:
     first_name: dict[Any, str] = {}
+    copies: dict[str, None] = {}  # in their order
     first_row: dict[Any, str] = {}
     for row, sounds in zip(rows, heard, strict=True):
         for sound in sounds:
             same = (sound.recording, sound.start, sound.end)
             first = first_name.setdefault(same, sound.name)
-            if first != sound.name and f"{sound.name} is {first}" not in found.copies:
-                found.copies.append(f"{sound.name} is {first}")
+            if first != sound.name:
+                copies[f"{sound.name} is {first}"] = None
         texts = (str(row.get("prompt")), str(row.get("reference")))
         same = (*texts, *((sound.recording, sound.start, sound.end) for sound in sounds))
         first = first_row.setdefault(same, row_name(row)) if sounds else None
         if first not in (None, row_name(row)):
             found.repeated.append(f"{row_name(row)} is {first}")
+    found.copies = list(copies)

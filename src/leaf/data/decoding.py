@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -21,7 +22,7 @@ from leaf.data.stretches import bounds
 from leaf.errors import AudioError
 
 TOLERANCE = 0.01  # share of the stated length by which a recording may differ from it
-_CODEC_FRAMES = 3  # that an encoder may add at both ends together
+_PADDING = 4  # frames of its codec that an encoder may add at both ends together
 _HEAD = 200  # bytes that tell containers apart
 _CONTENTS = (b"Xing", b"Info", b"VBRI")  # how the table of contents of an MP3 begins, which has its true length
 _UNKNOWN_BYTES = 0x7FFF_0000  # sizes from here on are written to pipes, where the size is not known
@@ -93,10 +94,10 @@ class Header:
         """Refuse a recording that holds so many seconds where they are not those stated.
 
         Raises:
-            AudioError: they differ by more than 1 % and more than what an encoder pads.
+            AudioError: they are fewer by more than 1 % and a frame, or more by 1 % and what an encoder pads.
         """
-        allowed = max(TOLERANCE * self.seconds, _CODEC_FRAMES * self.frame, 1 / self.rate)
-        if abs(seconds - self.seconds) > allowed:
+        fewer, more = (max(TOLERANCE * self.seconds, count * self.frame, 1 / self.rate) for count in (1, _PADDING))
+        if not -fewer <= seconds - self.seconds <= more:
             raise AudioError(
                 f"{_sentence(sound.name)} states {self.seconds:.2f} s and holds {seconds:.2f} s: it is cut off or "
                 "damaged. Copy or export it again."
@@ -109,6 +110,21 @@ def read_header(sound: Encoded) -> Header:
     Raises:
         AudioError: it cannot be read, or has fewer packets than it states.
     """
+    if sound.path is None:
+        return _read_header(sound)
+    try:
+        file = os.stat(sound.path)
+    except (OSError, ValueError) as error:
+        raise _unreadable(sound, error) from error
+    return _header_of_file(sound.path, file.st_mtime_ns, file.st_size)
+
+
+@lru_cache(maxsize=2**16)  # a joined utterance has the recordings of many others
+def _header_of_file(path: str, _changed: int, _size: int) -> Header:
+    return _read_header(Encoded(path))
+
+
+def _read_header(sound: Encoded) -> Header:
     container = _container(sound)
     if container is None:
         with _soundfile(sound) as file:

@@ -3,7 +3,8 @@
 A row is a mapping with at least the columns
 
     prompt      what the model is asked: a text, or messages as chat templates take them
-    audio       what it hears: a file, a list of files to be joined, or {"array", "sampling_rate"} (leaf.data.audio)
+    audio       what it hears: a file, a list of files to be joined, {"array", "sampling_rate"}, or {"bytes"} or {"path"}
+                of an encoded file (leaf.data.audio)
     reference   the text that rewards and metrics compare a completion with; a data set without one goes with rewards
                 and metrics that do without
 
@@ -15,7 +16,8 @@ and, where the data set has them,
     reference_language
                 in which language the reference is, as zh-CN or ja: BLEU's tokenizer depends on it
     text        what is said in it, for judges and metrics that read the source
-    seconds     the length of its audio, a hint for batching
+    offset, duration    the stretch of its audio that is heard, in seconds
+    seconds     the length of what is heard, a hint for batching; one that is over 1 % off is refused
     kind        what sort of question it is
 
 Reward functions are given all columns by name.
