@@ -191,3 +191,16 @@ def test_what_is_no_recipe_takes_no_keys_and_splits_are_named(folder):
     result = checked("my.jsonl", "--splits", "validation,test")
     assert result.exit_code == 0
     assert "no leaks were looked for: there is no split train" in result.stdout
+
+
+def test_the_code_of_a_recipe_runs_where_it_is_trusted(folder, checkpoint):
+    manifest(folder, rows())
+    (folder / "mine.py").write_text("open('ran', 'w').close()")
+    result = checked(recipe(folder, checkpoint, plugins=["mine.py"]))
+    assert result.exit_code == 0, result.output
+    assert "mine.py is code that the recipe names" in result.stdout
+    assert not (folder / "ran").exists()
+    refused = checked("rl.yaml", "task=of_the_plugin").exception
+    assert "give --trust to run it" in str(refused)
+    assert checked("rl.yaml", "--trust").exit_code == 0
+    assert (folder / "ran").exists()

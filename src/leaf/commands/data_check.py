@@ -16,7 +16,7 @@ from rich.table import Table
 from leaf.commands.pairs import Columns, pairs
 from leaf.commands.terminal import console, say, show
 from leaf.config import LeafConfig, RunConfig, SftConfig
-from leaf.errors import AudioError, ConfigError, DataError, LeafError, did_you_mean
+from leaf.errors import AudioError, CodeRefused, ConfigError, DataError, LeafError, did_you_mean
 
 if TYPE_CHECKING:
     from leaf.data.check import Model, Survey
@@ -54,20 +54,30 @@ def check(
     splits: Annotated[str | None, typer.Option(help="comma-separated; default all that there are")] = None,
     columns: Columns = None,
     decode: Annotated[bool, typer.Option("--decode", help="decode all audio instead of trusting headers")] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="run the code that the recipe names: plugins")] = False,
 ) -> None:
     """Say what a data set holds, what it has twice and what cannot be used; exit code 1 if a row is unusable or leaks.
 
     With a recipe, rows are held against its model and its limits, too.
     """
+    from leaf.plugins import code_refused
+
+    with code_refused(not trust):
+        plan = _plan(task, overrides, columns)
+        try:
+            loaded = _load(plan, splits)
+        except AudioError as error:  # files that are not there: no run begins
+            say(str(error))
+            raise typer.Exit(1) from error
+        if not _passes(plan, loaded, decode=decode):
+            raise typer.Exit(1)
+
+
+def _passes(plan: _Plan, loaded: dict[str, list[dict[str, Any]]], *, decode: bool) -> bool:
+    """Look at the rows and say what was found; tell whether all can be used and none leaks."""
     from leaf.data.check import survey
     from leaf.data.leaks import heard_in, leaks_among
 
-    plan = _plan(task, overrides, columns)
-    try:
-        loaded = _load(plan, splits)
-    except AudioError as error:  # files that are not there: no run begins
-        say(str(error))
-        raise typer.Exit(1) from error
     heard = heard_in(loaded)
     total = sum(map(len, loaded.values()))
     with _progress("decoding" if decode else "reading headers", total) as tick:
@@ -85,8 +95,7 @@ def check(
         _list(f"{len(leaks)} leak{'s' if len(leaks) != 1 else ''} of other splits into {plan.training}", leaks)
     elif len(loaded) > 1:
         say(f"no leaks were looked for: there is no split {plan.training}")
-    if unusable or leaks:
-        raise typer.Exit(1)
+    return not unusable and not leaks
 
 
 # -- what to check -----------------------------------------------------------------------------------------------------
@@ -105,13 +114,19 @@ def _plan(task: str, overrides: list[str] | None, columns: list[str] | None) -> 
 def _of_recipe(path: Path, overrides: list[str] | None, columns: dict[str, str]) -> _Plan:
     """Read a recipe, and what its model asks of rows; the model itself is not loaded."""
     from leaf.commands.running import read_recipe
+    from leaf.data import TASKS
     from leaf.data.check import Model
     from leaf.plugins import load_plugins
 
     config = read_recipe(path, overrides, needed=("task",))
-    load_plugins(config.plugins)
     more = config.extra_tasks if isinstance(config, SftConfig) else []
     plan = _Plan(config.task, {**config.columns, **columns}, Model(), config, more, config.train_split)
+    try:
+        load_plugins(config.plugins)
+    except CodeRefused as error:
+        if config.task not in TASKS and not Path(config.task).exists():
+            raise  # the plugin may define it
+        plan.unknown.append(str(error))
     try:
         from leaf.commands.doctor import look_up_model
 

@@ -3,8 +3,8 @@
 A row is a mapping with at least the columns
 
     prompt      what the model is asked: a text, or messages as chat templates take them
-    audio       what it hears: a file, a list of files to be joined, {"array", "sampling_rate"}, or {"bytes"} or {"path"}
-                of an encoded file (leaf.data.audio)
+    audio       what it hears: a file, a list of files to be joined, or a mapping: {"array", "sampling_rate"}, or
+                {"bytes"} or {"path"} of an encoded file (leaf.data.audio)
     reference   the text that rewards and metrics compare a completion with; a data set without one goes with rewards
                 and metrics that do without
 
@@ -16,7 +16,8 @@ and, where the data set has them,
     reference_language
                 in which language the reference is, as zh-CN or ja: BLEU's tokenizer depends on it
     text        what is said in it, for judges and metrics that read the source
-    offset, duration    the stretch of its audio that is heard, in seconds
+    offset, duration
+                the stretch of its audio that is heard, in seconds
     seconds     the length of what is heard, a hint for batching; one that is over 1 % off is refused
     kind        what sort of question it is
 
@@ -53,7 +54,7 @@ def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
 
 
 def stated_seconds(example: Example) -> float:
-    """Read how long a row says its audio is, 0 where it does not; a hint that nothing relies on."""
+    """Read how long a row says its audio is, 0 where it does not."""
     try:
         seconds = float(example.get("seconds") or 0.0)
     except (TypeError, ValueError):  # a column of the user's own, in words or another unit
