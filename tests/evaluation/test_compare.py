@@ -107,6 +107,24 @@ def test_formats(pair):
         compare_files(pair, format="markdwn")
 
 
+def test_the_table_fits_a_terminal_of_eighty_columns(pair):
+    metrics = ["bleu", "exact_match", "chrf"]
+    wide, narrow = (compare_files(pair, metrics=metrics, width=width) for width in (None, 80))
+    table = narrow.split("\n\n")[0]
+    assert max(map(len, table.splitlines())) <= 80 < max(map(len, wide.split("\n\n")[0].splitlines()))
+    ruled = re.compile("-+")
+    assert sorted(ruled.sub("", table).replace("diff.", "difference").split()) == sorted(
+        ruled.sub("", wide.split("\n\n")[0]).split()
+    )
+    assert compare_files(pair, metrics=metrics, width=200) == wide
+
+
+def test_the_column_over_passes_is_there_for_several(tmp_path, pair):
+    assert "over passes" in compare_files(pair).split("\n\n")[0]
+    one = write(tmp_path / "one.jsonl", "one", WORSE[:1])
+    assert "over passes" not in compare_files([one]).split("\n\n")[0]
+
+
 def test_metrics_and_case_come_from_the_files(tmp_path, pair):
     scored = {"metrics": {"wer": {}, "cer": {}}, "lowercase": True}
     files = [write(tmp_path / f"{name}.jsonl", name, WORSE, **scored) for name in ("x", "y")]

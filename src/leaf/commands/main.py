@@ -23,7 +23,7 @@ from leaf.commands.running import (
     read_recipe,
     run_recipe,
 )
-from leaf.commands.terminal import Commands, complaints, console, say, show, with_home
+from leaf.commands.terminal import Commands, complaints, console, say, show, width, with_home
 from leaf.config import AlignConfig, LeafConfig, SftConfig, overridden_keys
 from leaf.errors import ConfigError, LeafError, ModelError, RunInterrupted, did_you_mean
 from leaf.plugins import code_refused
@@ -164,7 +164,7 @@ def evaluate(
     results = evaluate_systems(config, systems, lambda path: load_policy(config, path), rows, folder, **how)
     files = [folder / f"{name}.jsonl" for name in systems]
     scored = list(dict.fromkeys(name for result in results.values() for name in result.scores))
-    console.print(compare_files(files, metrics=scored, paths=paths, lowercase=lowercase))
+    say(compare_files(files, metrics=scored, paths=paths, lowercase=lowercase, width=width()))
 
 
 @app.command()
@@ -218,7 +218,7 @@ def compare(
     options: dict[str, Any] = {"lowercase": lowercase, "judged": judged or [], "format": format, "samples": samples}
     files = prediction_files(predictions)
     with code_refused(names is None):  # a prediction file may name a function of its author's
-        console.print(compare_files(files, metrics=names, paths=paths, **options))
+        say(compare_files(files, metrics=names, paths=paths, width=width(), **options))
 
 
 @app.command()

@@ -37,6 +37,11 @@ def say(line: str, to: Console | None = None) -> None:
     to.print(wrapped(text, to.width) if to.is_terminal else text)
 
 
+def width() -> int | None:
+    """Tell the columns of the terminal; None for a file or pipe, which takes lines of any length."""
+    return console.width if console.is_terminal else None
+
+
 def show(table: Table) -> None:
     """Print a table, wrapped between words to a terminal and not at all to a file or pipe; no word is ever cut."""
     cells = [[str(cell) for cell in (column.header, *column.cells)] for column in table.columns]

@@ -45,6 +45,7 @@ def compare_files(
     judged: Sequence[str | Path] = (),
     format: str = "text",
     samples: int = 1000,
+    width: int | None = None,
 ) -> str:
     """Draw the table of several prediction files, and below it what reproduces it.
 
@@ -56,6 +57,7 @@ def compare_files(
         judged: further files of `leaf judge`; those beside the prediction files are found.
         format: text, markdown or latex.
         samples: bootstrap resamples.
+        width: columns of the terminal that a text has to fit; None for a file or pipe.
 
     Raises:
         DataError: files whose items differ, or that cannot be read.
@@ -88,7 +90,7 @@ def compare_files(
         more, about = judge_lines(results, systems, samples)
         lines += more
         notes += about
-    return render(lines, notes, format)
+    return render(lines, notes, format, width)
 
 
 def load_systems(files: Sequence[str | Path]) -> list[Predictions]:
