@@ -13,6 +13,7 @@ from rich.table import Table
 from leaf.commands import data as data_commands
 from leaf.commands.demo import demo
 from leaf.commands.output import OutputLost, watch_streams
+from leaf.commands.push import push
 from leaf.commands.recipe import recipe as show_keys
 from leaf.commands.running import (
     OF_A_SCRIPT,
@@ -281,6 +282,7 @@ def report(
 
 
 app.command()(demo)
+app.command()(push)
 
 
 @app.command()

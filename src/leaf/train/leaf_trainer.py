@@ -9,6 +9,8 @@ import torch
 
 from leaf.config import LeafConfig
 from leaf.credit import CreditRule
+from leaf.errors import RunError
+from leaf.runs.pushing import push_run
 from leaf.train.making import RewardFunctions, parts_from_model
 from leaf.train.trainer import RLTrainer
 
@@ -54,3 +56,25 @@ class LeafTrainer(RLTrainer):
     def args(self) -> LeafConfig:
         """The recipe, under TRL's name."""
         return self.config
+
+    def push_to_hub(
+        self,
+        repo_id: str | None = None,
+        *,
+        adapter: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+    ) -> str:
+        """Push an adapter of the run with its model card to the hub, and return its address; see `push_run`.
+
+        Only the main process pushes; the others get "".
+        """
+        if self.run is None:
+            raise RunError("There is no run yet, so there is nothing to push. Call train() first.")
+        if not self.processes.main:
+            return ""
+        options = {"revision": revision, "create_pr": create_pr, "commit_message": commit_message}
+        return push_run(self.run, repo_id, adapter=adapter, private=private, token=token, **options)

@@ -21,6 +21,7 @@ from leaf.model.checks import check_policy
 from leaf.model.policy import Policy
 from leaf.progress import Busy
 from leaf.rewards.total import Rewards
+from leaf.runs.card import write_card
 from leaf.runs.checkpoints import Checkpoints, check_space
 from leaf.runs.directory import RunDirectory, run_path
 from leaf.runs.lost import lost_adapter
@@ -319,7 +320,7 @@ class RLTrainer(Learner):
             self.say(f"step {step}: {self.validation.best} was not measured, so best/ stays as it is")
         elif step > 0 and (self.best is None or self.validation.beats(score, self.best)):
             self.best = score
-            self.run.replace_directory("best", self.policy.save_adapter)
+            self.run.replace_directory("best", self._save_adapter)
 
     def _write(self) -> None:
         assert self.run is not None
@@ -341,7 +342,14 @@ class RLTrainer(Learner):
 
     def _write_last(self) -> None:
         assert self.run is not None
-        self.run.replace_directory("last", self.policy.save_adapter)
+        self.run.replace_directory("last", self._save_adapter)
+
+    def _save_adapter(self, folder: Path) -> None:
+        """Write the adapter with its model card."""
+        assert self.run is not None
+        self.policy.save_adapter(folder)
+        own = self.policy.family.adapter is not None
+        write_card(folder, self.run, self.done, type(self.policy.base).__name__, own_adapter=own)
 
     def _restore_adapters(self) -> None:
         """Write last/ again where it is lost, and say so of best/, which the next validation then writes."""
