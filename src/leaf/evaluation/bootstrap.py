@@ -32,6 +32,8 @@ class Metric:
         item_total: as `total`, for the statistics of a single item, where that is computed in another way.
         fit: references and the language of each → the metric as it is computed for them; None where it is always the
             same.
+        multi_items: as `items`, with a list of references per item, where the metric has a way of its own; else the
+            best of them counts.
     """
 
     items: Callable[..., np.ndarray]
@@ -42,6 +44,7 @@ class Metric:
     less_is_better: bool = False
     item_total: Callable[[np.ndarray], float] | None = None
     fit: Callable[[Sequence[str], Sequence[str | None]], "Metric"] | None = None
+    multi_items: Callable[[Sequence[str], Sequence[Sequence[str]]], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,17 @@ def _sacrebleu(name: str, scorer: BLEU | CHRF, cased: Callable[[bool], BLEU | CH
         # sacreBLEU's own statistics of a sentence; corpus_score adds up the same.
         return np.array(scorer._extract_corpus_statistics(list(predictions), [list(references)]), dtype=np.float64)
 
+    def multi_items(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+        # A stream for every place in the lists, None where a list has ended.
+        streams: Any = list(zip_longest(*references))
+        return np.array(scorer._extract_corpus_statistics(list(predictions), streams), dtype=np.float64)
+
     def signature(lowercase: bool) -> str:
         one = cased(lowercase)
         one.corpus_score(["a"], [["a"]])  # sacreBLEU knows the number of references only after scoring
         return f"{name}|{one.get_signature()}"
 
-    return Metric(items, partial(_total, scorer), signature)
+    return Metric(items, partial(_total, scorer), signature, multi_items=multi_items)
 
 
 def _total(scorer: BLEU | CHRF, sums: np.ndarray) -> float:

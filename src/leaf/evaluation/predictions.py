@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from leaf.data.cells import with_references
 from leaf.data.rows import prompt_text
 from leaf.errors import DataError, some_of
 from leaf.evaluation.bootstrap import Scored, mean_of_scored, mean_or_nan, percentage
+from leaf.evaluation.references import all_of, signature_of
 from leaf.evaluation.registry import fitted_metric, is_reward, statistics
 from leaf.files import append_row, drop_torn_line, file_sha256, read_rows, write_json, write_rows
 from leaf.text import composed, unique_names
 
 # What a prediction file copies from the evaluated row; audio stays where it is.
-COLUMNS = ("id", "kind", "utterance", "prompt", "text", "reference", "reference_language")
+COLUMNS = ("id", "kind", "utterance", "prompt", "text", "reference", "references", "reference_language")
 
 
 @dataclass
@@ -92,10 +94,13 @@ class Predictions:
         found = fitted_metric(name, self.references, languages=self.languages, paths=paths)
         sources = [str(item.get("text") or "") for item in self.items]
         options: dict[str, Any] = {"lowercase": lowercase, "sources": sources}
-        arrays = [statistics(found, texts, self.references, **options) for texts in self.passes]
+        right = [all_of(item) for item in self.items]
+        arrays = [statistics(found, texts, right, **options) for texts in self.passes]
         if found.is_kept:
             self.kept[name] = arrays
-        return Scored(found.total, arrays, found.less_is_better, found.item_total), found.signature(lowercase)
+        return Scored(found.total, arrays, found.less_is_better, found.item_total), signature_of(
+            found, lowercase, right
+        )
 
     def answers_digest(self, passes: int) -> str:
         """Compute the SHA-256 of what a judge of the first passes reads: ids, predictions and references.
@@ -215,6 +220,8 @@ def read_predictions(path: str | Path) -> Predictions:
         raise DataError(f"{path} has no predictions.")
     by_pass: dict[Any, dict[str, dict[str, Any]]] = {}
     for number, row in enumerate(rows, 1):
+        if isinstance(row.get("reference"), list) or "references" in row:
+            row = with_references(row, f"Line {number} of {path}")
         for key in ("id", "prediction", "reference"):
             if not isinstance(row.get(key), str):
                 raise DataError(f"Line {number} of {path} has {key} {row.get(key)!r}; each line needs a text there.")
@@ -265,9 +272,15 @@ def prediction_files(paths: Iterable[str | Path]) -> list[Path]:
     return files
 
 
+def _listed(texts: str | list[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else texts
+
+
 def item_difference(a: Predictions, b: Predictions) -> str | None:
     """Say how the items of two systems differ, in ids or references; None where they are the same in any order."""
-    ours, theirs = ({item["id"]: composed(item["reference"]) for item in one.items} for one in (a, b))
+    ours, theirs = (
+        {item["id"]: [composed(text) for text in _listed(all_of(item))] for item in one.items} for one in (a, b)
+    )
     only = [
         f"{len(ids)} only in {one.system} ({some_of(ids)})"
         for ids, one in (

@@ -5,6 +5,8 @@ A metric is written as its name, with options behind it where it has some: `bleu
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from leaf.errors import ConfigError, DataError, did_you_mean
 from leaf.evaluation.bootstrap import Metric, Scored
 from leaf.evaluation.metrics import METRICS, made_metric
 from leaf.evaluation.model_metrics import BUILDERS, COMET_PROGRAM, build
+from leaf.evaluation.references import References, first_of, has_several, signature_of, statistics_of_several
 from leaf.rewards.total import Rewards
 from leaf.text import fold_whitespace
 
@@ -127,7 +130,7 @@ def less_is_better(written: str) -> bool:
 
 def score(
     predictions: Sequence[str],
-    references: Sequence[str],
+    references: References,
     metrics: Sequence[str] = DEFAULT_METRICS,
     *,
     lowercase: bool = False,
@@ -141,7 +144,7 @@ def score(
 
     Args:
         predictions: one text per item.
-        references: one text per item, not empty.
+        references: one text per item, not empty, or a list of all that are right.
         metrics: names.
         lowercase: compare without case.
         sources: what was said, one text per item, where a metric reads it (comet).
@@ -156,13 +159,13 @@ def score(
     for name in metrics:
         found = _fitted(name, references, languages, paths)
         value = found.total(statistics(found, predictions, references, lowercase=lowercase, sources=sources).sum(0))
-        scores[name] = Score(value, found.signature(lowercase))
+        scores[name] = Score(value, signature_of(found, lowercase, references))
     return scores
 
 
 def bootstrap(
     predictions: Sequence[str],
-    references: Sequence[str],
+    references: References,
     name: str,
     *,
     lowercase: bool = False,
@@ -183,7 +186,7 @@ def bootstrap(
 def paired_bootstrap(
     predictions_a: Sequence[str],
     predictions_b: Sequence[str],
-    references: Sequence[str],
+    references: References,
     name: str,
     *,
     lowercase: bool = False,
@@ -207,19 +210,23 @@ def paired_bootstrap(
 
 def _fitted(
     name: str,
-    references: Sequence[str],
+    references: References,
     languages: Sequence[str | None] | None = None,
     paths: Mapping[str, str] | None = None,
 ) -> Metric:
     # Whatever is no text is refused where the statistics are computed.
-    texts = [text if isinstance(text, str) else "" for text in references]
+    texts = [text if isinstance(text, str) else "" for text in map(_first, references)]
     return fitted_metric(name, texts, languages=languages, paths=paths)
+
+
+def _first(references: Any) -> Any:
+    return first_of(references) if isinstance(references, str | list | tuple) else references
 
 
 def statistics(
     metric: Metric,
     predictions: Sequence[str],
-    references: Sequence[str],
+    references: References,
     *,
     lowercase: bool = False,
     sources: Sequence[str] | None = None,
@@ -228,17 +235,21 @@ def statistics(
     if len(predictions) != len(references) or not len(references):
         counts = f"{len(predictions)} predictions came for {len(references)} references"
         raise DataError(f"{counts}; give the same number of both, at least 1.")
-    for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-        if not isinstance(prediction, str) or not isinstance(reference, str):
-            raise DataError(f"Item {i} has prediction {prediction!r} and reference {reference!r}; give two texts.")
-        if not reference.strip():
+    listed: list[Any] = [list(one) if isinstance(one, list | tuple) else [one] for one in references]
+    for i, (prediction, some) in enumerate(zip(predictions, listed, strict=True)):
+        if not isinstance(prediction, str) or not all(isinstance(one, str) for one in some):
+            raise DataError(f"Item {i} has prediction {prediction!r} and reference {references[i]!r}; give two texts.")
+        if not some or not all(one.strip() for one in some):
             raise DataError(f"Reference {i} is empty; every item needs a text to be compared with.")
-    sides = [predictions, references]
-    if metric.needs_source:
-        if sources is None or len(sources) != len(references) or not all(sources):
-            raise DataError(
-                f"The metric {metric.signature(lowercase).split('|')[0]} reads what was said, besides prediction and "
-                "reference. Give every row a `text`, or leave the metric out."
-            )
-        sides.append(sources)
-    return metric.items(*[[fold_whitespace(text, lowercase=lowercase) for text in side] for side in sides])
+    if metric.needs_source and (sources is None or len(sources) != len(references) or not all(sources)):
+        raise DataError(
+            f"The metric {metric.signature(lowercase).split('|')[0]} reads what was said, besides prediction and "
+            "reference. Give every row a `text`, or leave the metric out."
+        )
+    fold = partial(fold_whitespace, lowercase=lowercase)
+    ours, theirs = [*map(fold, predictions)], [[*map(fold, some)] for some in listed]
+    said = [*map(fold, sources)] if metric.needs_source and sources is not None else None
+    if has_several(theirs):
+        return statistics_of_several(metric, ours, theirs, said)
+    sides = [ours, [some[0] for some in theirs]]
+    return metric.items(*sides, *([] if said is None else [said]))

@@ -20,16 +20,16 @@ from leaf.text import edits, exact_match, fold_whitespace, rouge_f, token_f1
 
 RewardFunction = Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]]
 BuiltIn = Callable[..., list[float]]
-# Completion, reference and the language of the reference, "" where it is not stated → [0, 1].
-Score = Callable[[str, str, str], float]
+# Completion, all references that are right and their language, "" where it is not stated → [0, 1].
+Score = Callable[[str, Sequence[str], str], float]
 
 
 def _bleu(*, tokenize: str = AUTO, lowercase: bool = False) -> Score:
     """Score as sacrebleu.sentence_bleu: nrefs:1|case:mixed|eff:yes|tok:13a|smooth:exp, and by language another tok."""
 
-    def score(completion: str, reference: str, language: str) -> float:
+    def score(completion: str, references: Sequence[str], language: str) -> float:
         chosen = tokenizer_for(language) if tokenize == AUTO else tokenize
-        return _sacrebleu(bleu_scorer(chosen, lowercase=lowercase), completion, reference)
+        return _sacrebleu(bleu_scorer(chosen, lowercase=lowercase), completion, references)
 
     return score
 
@@ -37,7 +37,7 @@ def _bleu(*, tokenize: str = AUTO, lowercase: bool = False) -> Score:
 def _chrf(*, char_order: int = 6, word_order: int = 0, beta: int = 2, lowercase: bool = False) -> Score:
     """Score as sacrebleu.sentence_chrf: nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no."""
     scorer = chrf_scorer(char_order=char_order, word_order=word_order, beta=beta, lowercase=lowercase)
-    return _of_any_language(partial(_sacrebleu, scorer))
+    return lambda completion, references, language: _sacrebleu(scorer, completion, references)
 
 
 def chrf_scorer(*, char_order: int = 6, word_order: int = 0, beta: int = 2, lowercase: bool = False) -> CHRF:
@@ -50,8 +50,8 @@ def chrf_scorer(*, char_order: int = 6, word_order: int = 0, beta: int = 2, lowe
     return CHRF(char_order=char_order, word_order=word_order, beta=beta, lowercase=lowercase)
 
 
-def _sacrebleu(metric: BLEU | CHRF, completion: str, reference: str) -> float:
-    return min(metric.sentence_score(completion, [reference]).score / 100, 1.0)  # a copy may be 1 + 4e-16
+def _sacrebleu(metric: BLEU | CHRF, completion: str, references: Sequence[str]) -> float:
+    return min(metric.sentence_score(completion, references).score / 100, 1.0)  # a copy may be 1 + 4e-16
 
 
 def _error_rate(characters: bool, *, normalise: str = "none") -> Score:
@@ -62,11 +62,12 @@ def _error_rate(characters: bool, *, normalise: str = "none") -> Score:
         wrong, length = edits(fold(completion), fold(reference), characters=characters)
         return max(0.0, 1.0 - wrong / max(length, 1))  # a normaliser may leave no word of a reference
 
-    return _of_any_language(accuracy)
+    return _best(accuracy)
 
 
-def _of_any_language(function: Callable[[str, str], float]) -> Score:
-    return lambda completion, reference, language: function(completion, reference)
+def _best(function: Callable[[str, str], float]) -> Score:
+    """Score by the reference that fits best, in any language."""
+    return lambda completion, references, language: max(function(completion, one) for one in references)
 
 
 # Name → what makes its score of the options. All scores are in [0, 1]. `wer` and `cer` are 1 minus the error rate, at
@@ -74,16 +75,18 @@ def _of_any_language(function: Callable[[str, str], float]) -> Score:
 _SCORES: dict[str, Callable[..., Score]] = {
     "bleu": _bleu,
     "chrf": _chrf,
-    "rouge_l": lambda: _of_any_language(partial(rouge_f, "rougeL")),
+    "rouge_l": lambda: _best(partial(rouge_f, "rougeL")),
     "wer": lambda *, normalise="none": _error_rate(False, normalise=normalise),
     "cer": lambda *, normalise="none": _error_rate(True, normalise=normalise),
-    "exact_match": lambda: _of_any_language(exact_match),
-    "token_f1": lambda: _of_any_language(token_f1),
+    "exact_match": lambda: _best(exact_match),
+    "token_f1": lambda: _best(token_f1),
 }
 
 
 def built_in(name: str, **options: Any) -> BuiltIn:
     """Make a built-in reward function: it scores each completion against its reference, white space folded in both.
+
+    Where a row has several `references`, bleu and chrf take all of them as sacreBLEU does, the others the best one.
 
     Args:
         name: of `REWARDS`.
@@ -99,7 +102,7 @@ def built_in(name: str, **options: Any) -> BuiltIn:
     try:
         score = _SCORES[name](**options)
         if options:
-            score("a b", "a b", "")  # some tokenizers come only with a further package
+            score("a b", ["a b"], "")  # some tokenizers come only with a further package
     except ConfigError as error:
         raise ConfigError(f"The options of the reward {name} do not fit: {error}") from error
 
@@ -110,9 +113,10 @@ def built_in(name: str, **options: Any) -> BuiltIn:
             if not isinstance(theirs, str) or not theirs.strip():
                 raise DataError(f"Reference {i} is {theirs!r}; every completion needs a text to be compared with.")
         languages = columns.get("reference_language") or [""] * len(reference)
+        several = columns.get("references") or [None] * len(reference)
         return [
-            score(fold_whitespace(prompt_text(ours)), fold_whitespace(theirs), language or "")
-            for ours, theirs, language in zip(completions, reference, languages, strict=True)
+            score(fold_whitespace(prompt_text(ours)), [*map(fold_whitespace, more or [theirs])], language or "")
+            for ours, theirs, more, language in zip(completions, reference, several, languages, strict=True)
         ]
 
     function.__name__ = function.__qualname__ = name  # TRL logs a reward under this name
