@@ -133,7 +133,7 @@ class _Align(SupervisedStage):
             self.eval_features = _features(policy, eval_rows, busy)
         self.usable = _usable(self.aligner, self.features, self.texts, self.say)
 
-    def step(self, number: int) -> None:
+    def learn(self, number: int) -> None:
         """Take a step on the next recordings."""
         config = self.config
         indices = batch_indices(len(self.usable), config.batch_size, number - 1, config.seed)

@@ -155,7 +155,7 @@ class _Sft(SupervisedStage):
             # Other micro-batches would add up to other last bits.
             self.policy.token_budget = state["token_budget"]
 
-    def step(self, number: int) -> None:
+    def learn(self, number: int) -> None:
         """Take a step on the next recordings."""
         config, policy = self.config, self.policy
         policy.train()

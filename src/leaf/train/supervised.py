@@ -19,7 +19,7 @@ from leaf.train.steps import take_steps
 
 
 class SupervisedStage:
-    """Optimiser, schedule, checkpoints and logs of a stage; subclasses give `step`, `validate` and `save`.
+    """Optimiser, schedule, checkpoints and logs of a stage; subclasses give `learn`, `validate` and `save`.
 
     Args:
         config: the recipe.
@@ -94,7 +94,12 @@ class SupervisedStage:
         self.validation_due = state["validation_due"] and self.config.eval_every > 0
 
     def step(self, number: int) -> None:
-        """Take a step, counted from 1, and log it."""
+        """Take a step, counted from 1, and log it. A long one says every half minute that it goes on."""
+        with Busy(self.say, f"{self.config.stage} {number}/{self.length.steps}", quiet=True):
+            self.learn(number)
+
+    def learn(self, number: int) -> None:
+        """Take a step."""
         raise NotImplementedError
 
     def validate(self) -> None:
