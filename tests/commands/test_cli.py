@@ -299,6 +299,43 @@ def test_help_and_import_leaf_load_neither_torch_nor_transformers():
         assert "loaded: set()" in ran.stdout, ran.stdout + ran.stderr
 
 
+def test_the_first_line_comes_before_anything_slow_is_loaded(project):
+    (project / "runs/rl").mkdir(parents=True)
+    (project / "runs/rl/recipe.yaml").write_text((project / "rl.yaml").read_text())
+    commands = [
+        ["train", "rl.yaml"],
+        ["train", "runs/rl/recipe.yaml", "--resume"],
+        ["sft", "sft.yaml"],
+        ["align", "align.yaml"],
+        ["demo", "--recipe", "rl.yaml"],
+        ["evaluate", "runs/rl/recipe.yaml", "--with-base"],
+        ["merge", "runs/rl/recipe.yaml", "--adapter", "a", "--out", "b"],
+        ["doctor", "runs/rl/recipe.yaml"],
+        ["report", "runs/rl"],
+    ]
+    code = f"""
+import sys
+from leaf.commands import main, running
+
+class Said(Exception): pass
+
+def say(line):
+    print("said:", line, "after:", {{"torch", "transformers", "datasets", "numpy", "peft"}} & {{*sys.modules}})
+    raise Said
+
+main.say = running.say = say
+for arguments in {commands!r}:
+    try:
+        main.app(arguments, standalone_mode=False)
+    except Said:
+        continue
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = ran.stdout.splitlines()
+    assert len(lines) == len(commands), ran.stdout
+    assert all(line.startswith("said: ") and line.endswith("after: set()") for line in lines), ran.stdout
+
+
 def test_data_and_recipe_listings():
     assert "asterisk_qa" in run("data")
     assert "asterisk_fr, test: " in run("data", "show", "asterisk_fr", "--split", "test", "--rows", "1")

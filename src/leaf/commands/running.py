@@ -53,12 +53,12 @@ def read_recipe(
             f"{path} is a recipe of stage {config.stage}, and this command takes one of stage {stage.stage}. Train "
             f"with it by `leaf {command} {path}`; `leaf recipe {stage.stage}` writes a recipe of stage {stage.stage}."
         )
+    # At once: what is imported next takes seconds.
+    say(f"{path}: stage {config.stage}, model {config.model}, task {config.task}")
     if path.name == "recipe.yaml":
         from leaf.runs.provenance import refuse_missing
 
         refuse_missing(path, needed, overridden_keys(overrides))
-    # At once: what the command imports next takes seconds.
-    say(f"{path}: stage {config.stage}, model {config.model}, task {config.task}")
     return _at_its_run(config, path, overrides) if resume else config
 
 
