@@ -260,7 +260,7 @@ def test_the_best_score_is_that_of_a_trained_model(tmp_path):
 
 
 def test_forks_and_credit_by_position(tmp_path):
-    section = forks_section(read_runs([made(tmp_path / "run")]))
+    section, _ = forks_section(read_runs([made(tmp_path / "run")]))
     assert section is not None
     (method,) = section.data["methods"]
     assert method["groups"] == 2
@@ -277,9 +277,9 @@ def test_forks_and_credit_by_position(tmp_path):
     # |A| of 0.5, 1 and 0.1 on three tokens each: a third in the third token.
     assert trained["stretches"][:2] == pytest.approx([2 / 3, 1 / 3])
     assert sum(grpo["fifths"]) == pytest.approx(1.0)
-    assert forks_section(read_runs([made(tmp_path / "none", groups=False)])) is None
+    assert forks_section(read_runs([made(tmp_path / "none", groups=False)]))[0] is None
     still = read_runs([made(tmp_path / "sft", recipe=SftConfig, groups=False)])
-    assert forks_section(still) is None
+    assert forks_section(still)[0] is None
 
 
 def test_reward_spreads_are_counted_to_the_last_group():

@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -62,8 +63,6 @@ class DrawnGroup:
         value: V̂ of the root, their mean reward.
         idle: why nothing can be learned from the group, None if something can.
         empty: completions without a token.
-        stretches: depth first, so that a stretch comes after the one it continues; of those that continue the same one,
-            the one of most completions comes first.
     """
 
     def __init__(self, record: dict[str, Any], recipe: LeafConfig):
@@ -83,8 +82,13 @@ class DrawnGroup:
             few = self.size < 2
             self.idle = "fewer than two completions have a reward" if few else "all rewards in this group are equal"
         self.empty = [k for k, length in enumerate(lengths) if length == 0]
-        retained = {span.node: span for row in spans for span in row if span.node >= 0}
-        self.stretches = _stretches(self.tree, self.rewards, scored, retained, token_texts(record))
+        self._scored = scored
+        self._retained = {span.node: span for row in spans for span in row if span.node >= 0}
+
+    @cached_property
+    def stretches(self) -> list[Stretch]:
+        """Cut the tree into stretches; only whoever draws a group needs them."""
+        return _stretches(self.tree, self.rewards, self._scored, self._retained, token_texts(self.record))
 
     def advantages(self, credit: str | None = None) -> Tensor:
         """Compute the (K, T) float64 advantages of a rule on the same rollouts, 0 at padding; None: those recorded.
@@ -119,7 +123,9 @@ def _leaf_options(record: dict[str, Any], recipe: LeafConfig) -> dict[str, Any]:
 def _stretches(
     tree: PrefixTree, rewards: Tensor, scored: Tensor, retained: Mapping[int, Span], texts: Sequence[Sequence[str]]
 ) -> list[Stretch]:
-    """Cut a tree into stretches, depth first.
+    """Cut a tree into stretches, depth first: a stretch comes after the one it continues.
+
+    Of those that continue the same one, the one of most completions comes first.
 
     Args:
         tree: N nodes.

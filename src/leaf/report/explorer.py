@@ -15,6 +15,7 @@ from leaf.errors import AudioError, LeafError
 from leaf.report.audio import SECTION_BYTES, ClipStore, Recordings
 from leaf.report.drawn_group import DrawnGroup, Stretch
 from leaf.report.page import Section, assets
+from leaf.report.recorded import RecordedGroups, even
 from leaf.runs.directory import RunDirectory
 from leaf.text import unique_names
 from leaf.visible import visible
@@ -137,15 +138,6 @@ def _in_runs(advantages: Tensor, lengths: Sequence[int]) -> list[list[list[float
 
 
 # -- which groups are shown --------------------------------------------------------------------------------------------
-def even(values: Sequence[int], count: int) -> list[int]:
-    """Choose `count` of the values, evenly spread, with the first and the last one; of one, the last."""
-    if count >= len(values):
-        return list(values)
-    if count == 1:
-        return [values[-1]]
-    return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]
-
-
 class _RecordedRun:
     """The recorded groups of one run: which steps there are, and the data of the groups that are shown.
 
@@ -158,28 +150,31 @@ class _RecordedRun:
     def __init__(self, run: RunDirectory, recipe: LeafConfig, name: str):
         self.run, self.recipe, self.name = run, recipe, name
         self.groups: list[dict[str, Any]] = []
-        self.steps: dict[int, int] = {}
-        self._total = 0
+        self._recorded = RecordedGroups(run)
         self._drawn: dict[tuple[int, int], dict[str, Any]] = {}  # step and number → group, in the order of need
         self._rows: dict[tuple[int, int], dict[str, Any]] = {}  # the same → what is known of the task's row
-        for record in run.lines("groups.jsonl"):
-            self._total += 1
-            size = 1500 + 20 * len(record["tree"]["parent"]) + 100 * len(record["token_ids"])
-            self.steps[record["step"]] = self.steps.get(record["step"], 0) + size
+        self.steps = self._recorded.sizes
+        if self.steps:
+            first = next(iter(self.steps))
+            # A record has numbers that the page does without: by how much it is shorter shows in those of one step.
+            drawn = sum(
+                1500 + 20 * len(record["tree"]["parent"]) + 100 * len(record["token_ids"])
+                for record in self._recorded.of([first])
+            )
+            self.steps = {step: size * drawn // self.steps[first] for step, size in self.steps.items()}
 
     def choose(self, count: int) -> None:
         """Choose `count` of the recorded steps, and compute the data of their groups."""
         chosen = set(even(sorted(self.steps), count))
         self.groups = []
         numbers: dict[int, int] = {}
-        for record in self.run.lines("groups.jsonl"):
+        for record in self._recorded.of(chosen):
             step = record["step"]
             number = numbers[step] = numbers.get(step, -1) + 1
-            if step in chosen:
-                if (step, number) not in self._drawn:
-                    self._drawn[step, number] = {"number": number, **group_data(record, self.recipe)}
-                    self._rows[step, number] = _row_of(record)
-                self.groups.append(self._drawn[step, number])
+            if (step, number) not in self._drawn:
+                self._drawn[step, number] = {"number": number, **group_data(record, self.recipe)}
+                self._rows[step, number] = _row_of(record)
+            self.groups.append(self._drawn[step, number])
         self.groups.sort(key=lambda group: (group["step"], group["number"]))
 
     def add_recordings(self, store: ClipStore | None, recordings: Recordings) -> None:
@@ -203,7 +198,7 @@ class _RecordedRun:
             "name": visible(self.name),
             "credit": visible(self.recipe.credit),
             "groups": self.groups,
-            "total": self._total,
+            "total": self._recorded.count,
             "steps": len(self.steps),
         }
 

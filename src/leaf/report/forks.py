@@ -14,8 +14,10 @@ from leaf.credit import Fork, credit_mass, credit_mass_by_position, fork_rates, 
 from leaf.report.curves import plotting
 from leaf.report.drawn_group import DrawnGroup
 from leaf.report.page import Section, assets
+from leaf.report.recorded import RecordedGroups
 from leaf.report.runs import ShownRun, colours, rules_of
 
+MOST = 1000  # groups of a run that are counted; more move no figure by what a reader could see
 EDGES = (0, 2, 5, 10, 20, 50, 100)  # token positions at which a stretch begins; the last one is open
 FIFTHS = ("first", "second", "third", "fourth", "last")
 
@@ -74,16 +76,27 @@ class ForkCounts:
         }
 
 
-def forks_section(runs: Sequence[ShownRun]) -> Section | None:
-    """Make the section of all recorded groups, the seeds of a method together; None if no run recorded any."""
+def forks_section(runs: Sequence[ShownRun]) -> tuple[Section | None, list[str]]:
+    """Make the section of the recorded groups, the seeds of a method together, and notes on what it leaves out.
+
+    There is no section if no run recorded any group. Of a run with many, those of evenly spread steps are counted.
+    """
+    notes: list[str] = []
     methods: dict[str, ForkCounts] = {}
     for run in runs:
         if not isinstance(run.recipe, LeafConfig):
             continue
-        for record in run.directory.lines("groups.jsonl"):
+        recorded = RecordedGroups(run.directory)
+        steps = recorded.spread(MOST)
+        if len(steps) < len(recorded.sizes):
+            notes.append(
+                f"{run.name}: forks and credit are counted in the groups of {len(steps)} steps, evenly spread over the "
+                f"{len(recorded.sizes)} that were recorded."
+            )
+        for record in recorded.of(steps):
             methods.setdefault(run.method, ForkCounts()).add(DrawnGroup(record, run.recipe), run.recipe.credit)
     if not methods:
-        return None
+        return None, notes
     rules = rules_of(runs)  # of all runs, so that a method has the colour of the other sections
     colour = dict(zip(rules, colours(list(rules.values())), strict=True))
     spreads = [spread for counts in methods.values() for fork in counts.forks for spread in fork.spreads]
@@ -97,7 +110,8 @@ def forks_section(runs: Sequence[ShownRun]) -> Section | None:
         ],
     }
     scripts = (*plotting(), *assets("forks/forks.js"))
-    return Section("forks", "Forks and credit", data, scripts, assets("plots.css", "forks/forks.css"), evaluates=True)
+    styles = assets("plots.css", "forks/forks.css")
+    return Section("forks", "Forks and credit", data, scripts, styles, evaluates=True), notes
 
 
 def _histogram(values: Sequence[int]) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """Write the report: one HTML file of one or several runs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from leaf.config import LeafConfig
@@ -33,10 +34,11 @@ def write_report(
         ConfigError: the extra `report` is not installed.
     """
     shown = read_runs(runs)
-    forks = forks_section(shown)
+    forks, notes = forks_section(shown)
     evaluation = evaluation_section([run.directory for run in shown], predictions, audio=audio)
     # The explorer can show fewer groups, so it gets the room that the other sections leave.
-    others = [each for each in (curves_section(shown), forks, evaluation) if each is not None]
+    curves = curves_section(shown)
+    others = [each for each in (curves, forks, evaluation) if each is not None]
     room = max(PAGE_BYTES - len(page("", others).encode()), ROOM_BYTES)
     trained = [run for run in shown if isinstance(run.recipe, LeafConfig)]
     trees = explorer_section(
@@ -46,12 +48,12 @@ def write_report(
         text_bytes=min(TEXT_BYTES, room // 2),
         audio_bytes=min(SECTION_BYTES, room // 2),
     )
-    notes = []
     if trees is None:
         notes.append("No run recorded groups, so there are no trees and no forks. Set record_every in the recipe.")
     if evaluation is None:
         notes.append("No predictions were found. leaf evaluate writes them, and --predictions says where they are.")
-    sections = [curves_section(shown, notes), *(each for each in (trees, forks, evaluation) if each is not None)]
+    curves = replace(curves, data={**curves.data, "notes": notes})
+    sections = [curves, *(each for each in (trees, forks, evaluation) if each is not None)]
     names = [run.name for run in shown]
     title = f"leaf: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     write_text(Path(output), page(title, sections))

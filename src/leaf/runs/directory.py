@@ -237,6 +237,10 @@ class RunDirectory:
                 raise RunError(f"Line {number} of {self.path / name} is not a JSON object; the file is damaged.")
             yield record
 
+    def raw_lines(self, name: str) -> Iterator[bytes]:
+        """Yield the lines of a JSON-lines file without a torn last one, as they are; none if there is no file."""
+        return files.finished_lines(self.path / name)
+
     def forget_after(self, name: str, step: int) -> int:
         """Drop the records later than a step from a JSON-lines file, and lines that cannot be read.
 
