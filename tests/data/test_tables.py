@@ -188,3 +188,8 @@ def test_a_manifest_needs_no_reference(folder):
     assert "reference" not in rows.column_names
     with pytest.raises(DataError, match=r"Row 2 of a\.csv has no reference"):
         load(str(table(folder, "a.csv", "prompt,audio,reference,split\np,a.wav,x,test\np,b.wav,,test\n")), "test")
+
+
+def test_a_task_that_is_another_kind_of_file_says_how_to_prepare_it(folder):
+    with pytest.raises(DataError, match=r"another kind than \.jsonl, \.csv and \.tsv\. `leaf data prepare hub --from"):
+        load(str(table(folder, "a.parquet", b"PAR1")), "train")

@@ -109,6 +109,11 @@ def _is_manifest(name: str) -> bool:
 
 
 def _unknown(name: str) -> DataError:
+    if Path(name).is_file():
+        return DataError(
+            f"The task {name!r} is a file of another kind than .jsonl, .csv and .tsv. `leaf data prepare hub --from "
+            f"{name} --to FOLDER` makes a task of parquet, Arrow and JSON."
+        )
     return DataError(
         f"The task {name!r} is unknown.{did_you_mean(name, TASKS)} Allowed are {', '.join(sorted(TASKS))}, the path "
         "of a .jsonl, .csv or .tsv manifest, or a folder that `leaf data prepare` wrote."

@@ -11,6 +11,8 @@ from leaf.text import composed
 
 _TEXTS = ("prompt", "reference", "references", "reference_language", "text")
 
+_ROWS_AT_ONCE = 10_000
+
 
 def rows_from(given: Any, what: str) -> Any:
     """Take rows as a script gives them: a list of checked rows, or rows that are checked when they are read.
@@ -101,8 +103,11 @@ class Rows(Sequence[dict[str, Any]]):
         if not columns:
             yield from [{}] * min(1, len(self.source))
             return
-        for row in self.source.select_columns(columns).with_format(None):
-            yield self._renamed(row)
+        texts = self.source.select_columns(columns).with_format(None)
+        for start in range(0, len(texts), _ROWS_AT_ONCE):  # row by row takes ten times as long
+            some = texts[start : start + _ROWS_AT_ONCE]
+            for cells in zip(*(some[name] for name in columns), strict=True):
+                yield self._renamed(dict(zip(columns, cells, strict=True)))
 
     def _renamed(self, row: Mapping[str, Any]) -> dict[str, Any]:
         named = with_label_names(row, self.labels)
