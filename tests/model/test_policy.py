@@ -431,3 +431,5 @@ def test_a_policy_loads_in_the_precision_that_auto_picks(tmp_path, monkeypatch):
     for found, dtype in (({}, torch.float32), ({"amx_bf16": True}, torch.bfloat16)):
         monkeypatch.setattr("torch.cpu.get_capabilities", lambda found=found: found)
         assert Policy.load(tmp_path, dtype="auto").base.dtype == dtype
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert Policy.load(f"~/{tmp_path.name}").base.dtype == torch.float32

@@ -53,8 +53,9 @@ def read_recipe(
             f"{path} is a recipe of stage {config.stage}, and this command takes one of stage {stage.stage}. Train "
             f"with it by `leaf {command} {path}`; `leaf recipe {stage.stage}` writes a recipe of stage {stage.stage}."
         )
-    # At once: what is imported next takes seconds.
-    say(f"{path}: stage {config.stage}, model {config.model}, task {config.task}")
+    say(f"{path}: stage {config.stage}, model {config.model}, task {config.task}")  # at once
+    with Busy(say, "loading PyTorch and transformers", quiet=True):
+        import leaf.train.recipe  # noqa: F401  (what all these commands need; it takes seconds)
     if path.name == "recipe.yaml":
         from leaf.runs.provenance import refuse_missing
 

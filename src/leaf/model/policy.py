@@ -6,6 +6,7 @@ embeddings serve sampling, the old and the reference log-probabilities and the u
 model with its adapter switched off.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -132,9 +133,8 @@ class Policy(nn.Module):
         Raises:
             ModelError: the checkpoint cannot be loaded, is of no known family, or has no safetensors.
         """
-        model, processor = load_model(
-            str(path), dtype=pick_dtype(dtype, device), attention=attention, trust_remote_code=trust_remote_code
-        )
+        name, precision = os.path.expanduser(str(path)), pick_dtype(dtype, device)
+        model, processor = load_model(name, dtype=precision, attention=attention, trust_remote_code=trust_remote_code)
         adapters = {"lora": lora, "adapter": adapter, "gradient_checkpointing": gradient_checkpointing}
         return cls.wrap(model.to(device), processor, **adapters, **options)
 

@@ -284,7 +284,7 @@ def bring_back(adapter: Path) -> None:
 
 def run_path(config: RunConfig, resume: bool | str | Path = False) -> Path:
     """Tell where the run of a recipe is: in its output_dir, or at the path that is to be resumed."""
-    return Path(config.output_dir or "runs/run") if isinstance(resume, bool) else Path(resume)
+    return Path(config.output_dir or "runs/run") if isinstance(resume, bool) else Path(resume).expanduser()
 
 
 def is_empty(path: Path) -> bool:
