@@ -26,7 +26,7 @@ def ran(mark, *arguments):
     return mark.exists(), f"{result.output}{result.exception or ''}"
 
 
-@pytest.mark.parametrize("key", ["plugins=[sent.py]", "rewards=[sent.py:mine]"])
+@pytest.mark.parametrize("key", ["plugins=[sent.py]", "rewards=[sent.py:mine]", "best_metric=sent.py:mine"])
 def test_doctor_runs_no_code_of_a_recipe(project, mark, key):  # noqa: F811
     did, said = ran(mark, "doctor", "rl.yaml", key)
     assert not did
