@@ -20,7 +20,7 @@ def test_the_python_example_trains(project):
     shortened = code.replace("LeafConfig(", "LeafConfig(**small, ")
     assert shortened != code
     exec(shortened, {"small": small})
-    assert Path("runs/polite/last/adapter_model.safetensors").is_file()
+    assert Path("runs/words/last/adapter_model.safetensors").is_file()
 
 
 def test_commands_name_existing_subcommands_recipes_and_keys():

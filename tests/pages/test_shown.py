@@ -227,10 +227,12 @@ def test_the_reward_of_its_page_runs_by_path(tmp_path, monkeypatch):
     (tmp_path / "recipe.yaml").write_text(blocks("adding_a_reward.md", "yaml")[0])
     config = load_recipe("recipe.yaml")
     result = Rewards(config.rewards[1:], weights=config.reward_weights[1:])(  # type: ignore[index]
-        completions=["One moment, please.", "No.", "Please"], reference=["a", "b", ""], prompts=["x"] * 3
+        completions=["One moment, please.", "No.", "Please"],
+        reference=["one hour, please.", "b", ""],
+        prompts=["x"] * 3,
     )
-    assert result.parts["polite"][:2].tolist() == [1.0, 0.0]
-    assert result.totals[:2].tolist() == pytest.approx([0.2, 0.0])
+    assert result.parts["words_found"][:2].tolist() == pytest.approx([2 / 3, 0.0])
+    assert result.totals[:2].tolist() == pytest.approx([0.2 * 2 / 3, 0.0])
     assert str(result.totals[2]) == "nan"
 
 
@@ -274,7 +276,7 @@ def test_the_python_of_the_quick_start_trains(tmp_path, monkeypatch):
     shortened = code.replace("LeafConfig(", "LeafConfig(**small, ")
     assert shortened != code
     exec(shortened, {"rows": tiny.rows(3), "small": small})
-    assert (tmp_path / "runs/polite/last/adapter_model.safetensors").is_file()
+    assert (tmp_path / "runs/words/last/adapter_model.safetensors").is_file()
 
 
 def test_the_table_of_figures_is_the_log(tmp_path):

@@ -52,6 +52,8 @@ def test_every_adapter_of_a_run_has_a_card(trained):
         assert shown["reward"] == pytest.approx(scores["reward"], abs=1e-3)
         low, high = scores["chrf/low"], scores["chrf/high"]
         assert f"| chrf | {scores['chrf']:.4g} | {low:.4g} to {high:.4g} |" in card.text
+        assert "- `chrf|nrefs:1|case:mixed|" in card.text
+        assert "- `reward|1*length_reward|" in card.text
         for said in (
             "from transformers import AutoProcessor, AudioFlamingo3ForConditionalGeneration",
             'PeftModel.from_pretrained(model, "path/or/id/of/this/adapter")',

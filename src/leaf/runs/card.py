@@ -39,7 +39,7 @@ def write_card(folder: Path, run: RunDirectory, step: int, model: str, *, own_ad
         _front(name, base, recipe, scores),
         f"# {name}\n\n{_summary(base, recipe, step)}",
         f"## Load it\n\n{_snippets(base, recipe, model, own_adapter)}",
-        f"## Scores\n\n{_table(scores, at, recipe)}",
+        f"## Scores\n\n{_table(scores, at, recipe)}{_signatures(run, scores)}",
         f"## Recipe\n\n````yaml\n{yaml.safe_dump(shareable(recipe), sort_keys=False, allow_unicode=True)}````",
         f"## Versions\n\n{_versions(run)}",
         f"## Licence\n\n{_licence(base, recipe)}",
@@ -166,6 +166,14 @@ def _table(scores: Mapping[str, Any], at: int | None, recipe: RunConfig) -> str:
     return "\n".join(
         [*lines, "", f"After step {at}, on {items} of the split {recipe.eval_split} of `{_last_part(recipe.task)}`."]
     )
+
+
+def _signatures(run: RunDirectory, scores: Mapping[str, Any]) -> str:
+    file = run.path / "signatures.json"
+    if not file.is_file():
+        return ""
+    known = json.loads(file.read_text(encoding="utf-8"))["signatures"]
+    return "".join(f"\n- `{known[name]}`" for name in scores if name in known).replace("\n-", "\n\n-", 1)
 
 
 def _versions(run: RunDirectory) -> str:

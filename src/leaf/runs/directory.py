@@ -26,7 +26,8 @@ from leaf.text import fold_whitespace
 from leaf.yaml_text import read_yaml
 
 LOGS = ("metrics.jsonl", "validation.jsonl", "groups.jsonl")
-_WRITTEN = ("recipe.yaml", "provenance.json", "versions.json", "projector.safetensors", *LOGS)
+_BESIDE = ("provenance.json", "versions.json", "signatures.json", "tracker.json")
+_WRITTEN = ("recipe.yaml", "projector.safetensors", *_BESIDE, *LOGS)
 _PACKAGES = ("leaf-speech", "torch", "transformers", "peft", "accelerate", "datasets", "sacrebleu", "numpy")
 # What a process leaves that is killed while it makes the directory; recipe.yaml is written last.
 _BEGINNINGS = {".lock", f"recipe.yaml{UNFINISHED}", "versions.json", f"versions.json{UNFINISHED}"}

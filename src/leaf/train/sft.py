@@ -33,7 +33,7 @@ from leaf.runs.lost import lost_adapter
 from leaf.train.recipe import check_targets, note_on_validation
 from leaf.train.schedule import seed_dropout
 from leaf.train.supervised import SupervisedStage
-from leaf.train.validation import scores_line
+from leaf.train.validation import scores_line, write_signatures
 
 
 def share_audio(policy: Policy, rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -182,6 +182,7 @@ class _Sft(SupervisedStage):
         with self.stop.obeyed(), Busy(self.say, "sft: validating", len(rows), quiet=True) as busy:
             result = evaluate(policy, rows, decoding, scoring, progress=lambda count: self.count(busy, count))
         scores = result.values()
+        write_signatures(self.run, result.signatures)
         self.log_scores(scores, scores_line(scores))
 
     def _write_last(self, folder: Path) -> None:

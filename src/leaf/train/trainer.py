@@ -36,7 +36,7 @@ from leaf.train.schedule import check_stage, is_warm_restart
 from leaf.train.steps import take_steps
 from leaf.train.streaks import Streaks
 from leaf.train.tracking import Tracking
-from leaf.train.validation import scores_line
+from leaf.train.validation import scores_line, write_signatures
 
 OnStep = Callable[[dict[str, Any]], None]
 
@@ -310,6 +310,7 @@ class RLTrainer(Learner):
         for name, (low, high) in result.intervals.items():
             bounds |= {f"{name}/low": low, f"{name}/high": high}
         self.run.append("validation.jsonl", {"step": step, **values, **bounds})
+        write_signatures(self.run, result.signatures)
         self.tracking.validation(step, values)
         for note in result.notes:
             self.say(f"step {step}: validation: {note}")

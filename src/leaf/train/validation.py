@@ -1,5 +1,6 @@
 """What a validation measures: what chooses the best adapter, the metrics always shown, and the recipe's rewards."""
 
+import json
 from collections.abc import Mapping
 from copy import copy
 from typing import Any, NamedTuple
@@ -9,7 +10,9 @@ from leaf.errors import ConfigError, DataError
 from leaf.evaluation.fitting import advice, texts_and_languages
 from leaf.evaluation.registry import REWARD, Scoring, is_reward, less_is_better, validation_metrics
 from leaf.evaluation.reward_metrics import label_of, reward_metric
+from leaf.files import write_json
 from leaf.rewards.total import Rewards
+from leaf.runs.directory import RunDirectory
 
 
 class Validation(NamedTuple):
@@ -79,6 +82,14 @@ def _columns(rows: Any) -> set[str]:
     if isinstance(rows, list | tuple):
         return {name for row in rows for name in row}
     return set(getattr(rows, "column_names", None) or ())
+
+
+def write_signatures(run: RunDirectory, signatures: Mapping[str, str]) -> None:
+    """Write what reproduces the scores in validation.jsonl, beside it; the same at every validation of a run."""
+    file = run.path / "signatures.json"
+    text = {"signatures": dict(signatures)}
+    if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != text:
+        write_json(file, text)
 
 
 def scores_line(values: dict[str, float]) -> str:
