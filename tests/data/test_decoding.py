@@ -52,6 +52,15 @@ def test_an_mp3_without_a_table_of_contents_is_heard_in_whole(tmp_path, mode):
         assert abs(soundfile.info(path).duration - 20.0) > 5
 
 
+@pytest.mark.parametrize("filled", [0, 500])
+def test_a_tag_before_an_mp3_is_passed_over(filled):
+    tag = b"ID3\x04\x00\x00" + bytes([0, 0, 16, 0]) + b"\xff\xfb\x90\x00" * 512 + bytes(filled)  # 2,048 bytes
+    whole = encoded(speech(4.0), **VARIABLE)
+    for data in (whole, without_contents(whole)):
+        assert audio_seconds({"bytes": tag + data}) == pytest.approx(4.07, abs=0.08)  # with what the encoder adds
+        assert len(load_audio({"bytes": tag + data})) / 16000 == pytest.approx(4.07, abs=0.08)
+
+
 def m4a(tmp_path, seconds, name="a.m4a"):
     aac(tmp_path / name, seconds)
     return (tmp_path / name).read_bytes()

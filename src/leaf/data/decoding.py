@@ -224,7 +224,7 @@ def _refuse_torn_page(sound: Encoded) -> None:
 def _container(sound: Encoded) -> str | None:
     """Tell from its first bytes which of FFmpeg's readers takes a recording; None for libsndfile."""
     try:
-        head = _head(sound)
+        tagged, head = _head(sound)
     except OSError as error:
         raise _unreadable(sound, error) from error
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
@@ -235,7 +235,7 @@ def _container(sound: Encoded) -> str | None:
         return None if int.from_bytes(head[18:26], "big") & (2**36 - 1) else "flac"
     if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x18 != 0x08:
         return "mp3" if head[1] & 0x06 else "aac"
-    return None
+    return "mp3" if tagged else None  # FFmpeg looks for the first frame behind what fills the tag up
 
 
 @contextmanager
@@ -261,7 +261,7 @@ def _counted(sound: Encoded, opened: Any, stream: Any, counted: float, container
         stated = float(stream.duration * stream.time_base)
     elif container == "matroska" and opened.duration:
         stated = opened.duration / 1e6
-    elif container == "mp3" and stream.duration and any(mark in _head(sound) for mark in _CONTENTS):
+    elif container == "mp3" and stream.duration and any(mark in _head(sound)[1] for mark in _CONTENTS):
         stated = float(stream.duration * stream.time_base)
     rate = codec.rate or 1
     frame = (codec.frame_size or 1024) / rate
@@ -271,13 +271,14 @@ def _counted(sound: Encoded, opened: Any, stream: Any, counted: float, container
     return header
 
 
-def _head(sound: Encoded) -> bytes:
-    """Read the first bytes of a recording, behind the tag with title and pictures that it may begin with."""
+def _head(sound: Encoded) -> tuple[bool, bytes]:
+    """Tell whether a recording begins with a tag, of title and pictures, and read the first bytes behind it."""
     with sound.open() as file:
         head = file.read(10)
         size = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=False))
-        file.seek(10 + size if head[:3] == b"ID3" else 0)
-        return file.read(_HEAD)
+        tagged = head[:3] == b"ID3"
+        file.seek(10 + size if tagged else 0)
+        return tagged, file.read(_HEAD)
 
 
 def _decode_packets(sound: Encoded, container: str) -> tuple[np.ndarray, int]:
