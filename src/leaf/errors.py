@@ -31,6 +31,10 @@ class DataError(LeafError, ValueError):
     """A data set, manifest or row cannot be used as it is."""
 
 
+class MissingFiles(DataError):
+    """Rows of a data set name audio files that are not there."""
+
+
 class AudioError(DataError):
     """A recording is missing, unreadable, empty or not a usable waveform."""
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from leaf.commands.pairs import Columns, pairs
 from leaf.commands.terminal import console, say, show
 from leaf.config import LeafConfig, RunConfig, SftConfig
-from leaf.errors import AudioError, CodeRefused, ConfigError, DataError, LeafError, did_you_mean
+from leaf.errors import CodeRefused, ConfigError, DataError, LeafError, MissingFiles, did_you_mean
 
 if TYPE_CHECKING:
     from leaf.data.check import Model, Survey
@@ -66,7 +66,7 @@ def check(
         plan = _plan(task, overrides, columns)
         try:
             loaded = _load(plan, splits)
-        except AudioError as error:  # files that are not there: no run begins
+        except MissingFiles as error:  # no run begins
             say(str(error))
             raise typer.Exit(1) from error
         if not _passes(plan, loaded, decode=decode):
@@ -77,8 +77,10 @@ def _passes(plan: _Plan, loaded: dict[str, list[dict[str, Any]]], *, decode: boo
     """Look at the rows and say what was found; tell whether all can be used and none leaks."""
     from leaf.data.check import survey
     from leaf.data.leaks import heard_in, leaks_among
+    from leaf.progress import Busy
 
-    heard = heard_in(loaded)
+    with Busy(say, "comparing recordings", quiet=True):  # those of equal size are hashed
+        heard = heard_in(loaded)
     total = sum(map(len, loaded.values()))
     with _progress("decoding" if decode else "reading headers", total) as tick:
         found = {name: survey(rows, heard[name], plan.model, decode=decode, tick=tick) for name, rows in loaded.items()}

@@ -16,7 +16,7 @@ from leaf.data.naming import as_on_disk
 from leaf.data.recordings import names_of
 from leaf.data.stretches import STRETCH, heard, stretch_of
 from leaf.data.tables import read_table
-from leaf.errors import AudioError, DataError, did_you_mean, shown
+from leaf.errors import AudioError, DataError, MissingFiles, did_you_mean, shown
 
 REQUIRED = ("prompt", "audio", "reference")
 SPLITS = ("train", "validation", "test")
@@ -37,7 +37,7 @@ def read_manifest(path: Path, split: str, columns: dict[str, str]) -> list[dict[
         columns: ours → theirs, e.g. {"reference": "answer"}.
 
     Raises:
-        AudioError: audio files are missing; all such rows are counted.
+        MissingFiles: audio files are not there; all such rows are counted.
         DataError: unreadable manifest, missing columns, empty reference or prompt, or a row given twice.
     """
     rows, splits = _rows_and_splits(path, columns)
@@ -79,7 +79,7 @@ def _rows_and_splits(path: Path, columns: dict[str, str]) -> tuple[list[dict[str
         row = _with_texts(row, needed, record, f"Row {number} of {path.name}")
         try:
             row["audio"] = _audio_files(row["audio"], number, path, folders)
-        except AudioError as error:
+        except MissingFiles as error:
             missing[number] = str(error)
             continue
         sounds = _stretch(row, number, path)
@@ -92,7 +92,7 @@ def _rows_and_splits(path: Path, columns: dict[str, str]) -> tuple[list[dict[str
         first, *others = missing
         more = f" So it is with {len(others)} more: {', '.join(map(str, others[:10]))}" if others else ""
         more += ", ..." if len(others) > 10 else "." if others else ""
-        raise AudioError(missing[first] + more)
+        raise MissingFiles(missing[first] + more)
     if "split" in columns or any("split" in row for row in rows):
         return rows, [_named_split(row, number, path) for number, row in enumerate(rows, start=1)]
     return rows, _hashed_splits(rows, path)
@@ -162,7 +162,7 @@ def _audio_files(audio: Any, number: int, path: Path, folders: dict[str, str]) -
             file = as_on_disk(file)
             problem = file_problem(file)
         if problem is not None:
-            raise AudioError(f"Row {number} of {path.name} names the audio file {shown(file)}, which {problem}.")
+            raise MissingFiles(f"Row {number} of {path.name} names the audio file {shown(file)}, which {problem}.")
         folder, last = os.path.split(file)
         if folder not in folders:
             folders[folder] = os.path.realpath(folder)

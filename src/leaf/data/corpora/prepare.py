@@ -21,7 +21,7 @@ from leaf.data.corpora.items import Corpus, Item, Options, Refusal
 from leaf.data.hashing import stable_fraction
 from leaf.data.manifest import SPLITS
 from leaf.data.recordings import sources_of
-from leaf.errors import AudioError, DataError, did_you_mean
+from leaf.errors import AudioError, DataError, MissingFiles, did_you_mean
 from leaf.files import append_row, drop_torn_line, read_rows, write_json, writing
 from leaf.text import composed
 
@@ -228,7 +228,7 @@ def load_prepared(folder: Path, split: str) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, start=1):
         for path in row["audio"]:
             if path not in seen and not os.path.isfile(path):
-                raise AudioError(
+                raise MissingFiles(
                     f"Row {number} of {file.name} names {path}, which is gone. Put the corpus back, or prepare it "
                     "again from where it is now."
                 )
