@@ -173,11 +173,7 @@ class Recordings:
         """List the task's splits, the training split last."""
         from leaf.data import splits_of
 
-        try:
-            names = splits_of(self.task, columns=self.columns)
-        except AudioError as error:  # of some row of the task, not of the one that is looked for
-            raise DataError(str(error)) from error
-        return sorted(names, key=lambda name: (name == "train", name))
+        return sorted(splits_of(self.task, columns=self.columns), key=lambda name: (name == "train", name))
 
     def _split(self, name: str) -> _Split | DataError:
         """Load a split's rows with their places by id, once; or keep the reason why they cannot be loaded."""
@@ -187,7 +183,7 @@ class Recordings:
             try:
                 rows = load(self.task, name, columns=self.columns)
             except DataError as error:
-                self._splits[name] = DataError(str(error))  # of the whole split, and no AudioError of this row
+                self._splits[name] = error
             else:
                 texts = rows.select_columns([column for column in rows.column_names if column != "audio"])
                 kept = kept_items(texts)  # without the audio column, so that nothing is decoded
