@@ -493,11 +493,19 @@ def test_no_table_is_wider_than_the_page_however_much_the_runs_differ(opened, tm
         many |= {"credit_options": {"max_boundaries": number, "min_prefix": number + 1, "sqrt_count": number % 2 == 0}}
         many |= {"max_new_tokens": 40 + number, "kl_coef": number / 10, "lora_alpha": 10 + number, "clip": number / 10}
         paths.append(made(tmp_path / f"a-run-with-a-rather-long-name-{number}", **many))
-    tab = opened(write_report(paths, tmp_path / "r.html").read_text(), viewport={"width": width, "height": 900})
+    for path in paths:
+        items = [{"id": f"{i}", "utterance": f"{i}", "prompt": "?", "reference": "one two three"} for i in range(3)]
+        made_with = {"decoding": {"greedy": True}}
+        meta = {"predictions": 1, "made_with": made_with, "lowercase": False, "metrics": {"bleu": {}, "wer": {}}}
+        Predictions(path.name, items, [["one two four"] * 3], [None], [[False] * 3], meta=meta).write(
+            path / "test.jsonl"
+        )
+    page = write_report(paths, tmp_path / "r.html", audio=False).read_text()
+    tab = opened(page, viewport={"width": width, "height": 900})
     names = [path.name for path in paths]
     assert tab.locator("#curves .key").first.text_content() == names[0]
     assert names == [key.text_content() for key in tab.locator("#curves .key").all()[:8]]
-    for section in ("curves", "forks"):
+    for section in ("curves", "forks", "evaluation"):
         tab.evaluate(f"location.hash = '#{section}'")
         tab.locator(f"#{section} .scroll").first.wait_for()
         for opened_table in tab.locator(f"#{section} summary").all():
