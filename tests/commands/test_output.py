@@ -14,7 +14,7 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from leaf.commands.main import app
-from leaf.commands.output import Output
+from leaf.commands.output import Output, OutputLost, _Stream
 from leaf.runs.signals import StopSignals
 from tests.commands.test_cli import project  # noqa: F401  (a fixture)
 from tests.helpers.resuming import records
@@ -51,6 +51,15 @@ def test_a_command_whose_output_is_lost_says_so(full, closed):
     for stdout, why in ((full, "No space left on device"), (closed, "Broken pipe")):
         done = leaf("--version", stdout=stdout)
         assert (done.returncode, done.stderr) == (2, f"leaf: the output cannot be written: {why}.\n")
+
+
+def test_every_line_from_then_on_says_that_the_output_is_lost(full):
+    """A thread that says how far the work is may have been the first to hear of it."""
+    stream = _Stream(full, says_so=True)
+    for _ in range(2):
+        with pytest.raises(OutputLost, match="No space left on device"):
+            print("line", file=stream, flush=True)
+    stream.flush()  # as Python does at its end
 
 
 def test_training_whose_output_is_lost_saves_and_goes_on_later(project):  # noqa: F811

@@ -61,8 +61,9 @@ def main() -> None:
         say(f"leaf: {error}", complaints)
         code = error.exit_code
     except OutputLost as error:
-        say(f"leaf: the output cannot be written: {error.strerror}.", complaints)
-        code = LeafError.exit_code
+        saved = error.__context__ if isinstance(error.__context__, RunInterrupted) else None  # the live view's last
+        say(f"leaf: {saved or f'the output cannot be written: {error.strerror}.'}", complaints)
+        code = LeafError.exit_code if saved is None else saved.exit_code
     except SystemExit as ended:
         code = ended.code
     if code in (None, 0, RunInterrupted.exit_code) and "leaf.runs.processes" in sys.modules:

@@ -26,12 +26,15 @@ class Output(Console):
 
 
 class _Stream:
-    """A standard stream that goes nowhere once it could not be written; stdout says so, by `OutputLost`."""
+    """A standard stream that goes nowhere once it could not be written; stdout says so at every line from then on."""
 
     def __init__(self, stream: Any, *, says_so: bool):
         self._stream, self._says_so = stream, says_so
+        self._lost: OutputLost | None = None
 
     def write(self, text: str) -> int:
+        if self._lost is not None and self._says_so:  # the first to hear of it may have been a thread
+            raise OutputLost(*self._lost.args)
         self._watched(lambda: self._stream.write(text))
         return len(text)
 
@@ -45,9 +48,10 @@ class _Stream:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # what is still buffered would fail again at the end
             os.close(nowhere)
+            # Without its number: rich and click end the process where a pipe is closed, without a word.
+            self._lost = OutputLost(0, error.strerror)
             if self._says_so:
-                # Without its number: rich and click end the process where a pipe is closed, without a word.
-                raise OutputLost(0, error.strerror) from error
+                raise self._lost from error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
