@@ -14,7 +14,7 @@ from leaf.data.recordings import plain_audio
 from leaf.model.policy import Prompt
 from leaf.model.sampling import Group
 from leaf.runs.processes import Processes
-from leaf.train.rollout import Rollout, assign_credit, reads_entropy
+from leaf.train.rollout import Rollout, assign_credit, credit_keys, reads_entropy
 
 RECORDED = 2  # groups of a step that groups.jsonl keeps
 
@@ -98,7 +98,7 @@ def credited_together(
         for _, tokens, lengths, surprisal, entropy, _ in everyone
     ]
     device = rollout.advantages[0].device if rollout.advantages else torch.device("cpu")
-    advantages = assign_credit(rule, groups, [one[-1] for one in everyone], device, config, tokenizer)
+    advantages = assign_credit(rule, groups, [one[-1] for one in everyone], device, **credit_keys(config, tokenizer))
     by_position = dict(zip((one[0] for one in everyone), advantages, strict=True))
     return replace(rollout, advantages=[by_position[position] for position in rollout.positions])
 

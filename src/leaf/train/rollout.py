@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -93,7 +93,7 @@ def rollout(
     groups = draw(policy, prompts, config, draws, entropy=reads_entropy(rule, config))
     earned, result = reward(rewards, rows, groups, policy.tokenizer, trainer_state)
     groups, earned, broken = unscore_unsampled(groups, earned)
-    advantages = assign_credit(rule, groups, earned, policy.device, config, policy.tokenizer)
+    advantages = assign_credit(rule, groups, earned, policy.device, **credit_keys(config, policy.tokenizer))
     shares = [shares_of(group, config.credit).to(policy.device) for group in groups]
     old = None if on_policy else old_log_probs(policy, groups)
     reference = reference_log_probs(policy, groups) if config.kl_coef else None
@@ -147,6 +147,11 @@ def draw(
     )
 
 
+def credit_keys(config: LeafConfig, tokenizer: Any) -> dict[str, Any]:
+    """Choose what `assign_credit` asks of a recipe."""
+    return {"tree_key": config.tree_key, "uncertain_share": config.uncertain_share, "tokenizer": tokenizer}
+
+
 def reads_entropy(rule: CreditRule | BatchCredit, config: LeafConfig) -> bool:
     """Tell whether credit needs the policy's entropy at every token."""
     return isinstance(rule, BatchCredit) or config.uncertain_share < 1
@@ -187,23 +192,33 @@ def assign_credit(
     groups: Sequence[Group],
     rewards: Sequence[Tensor],
     device: torch.device,
-    config: LeafConfig,
-    tokenizer: Any,
+    *,
+    tree_key: Literal["tokens", "words"] = "tokens",
+    tokenizer: Any = None,
+    uncertain_share: float = 1.0,
 ) -> list[Tensor]:
-    """Compute the advantages (K, T) of every group in float32, as rule, tree_key and uncertain_share say."""
+    """Compute the advantages (K, T) of every group in float32.
+
+    Args:
+        rule, groups, rewards: see `rollout`.
+        device: of the advantages.
+        tree_key: what completions have to agree in to share a node; for words the tokenizer spells them.
+        tokenizer: see `tree_key`.
+        uncertain_share: of the tokens, those of highest entropy keep their advantage.
+    """
     seen = [
         RewardedGroup(group.tree, earned, group.surprisal, group.entropy)
         for group, earned in zip(groups, rewards, strict=True)
     ]
-    if config.tree_key == "words":
+    if tree_key == "words":
         words = [words_of(group, tokenizer) for group in groups]
         said = [by_words(one, word, ids) for one, (word, ids) in zip(seen, words, strict=True)]
         given = _apply(rule, said, [None] * len(groups))
         advantages = [to_tokens(one, word) for one, (word, _) in zip(given, words, strict=True)]
     else:
         advantages = _apply(rule, seen, [group.draw for group in groups])
-    if config.uncertain_share < 1:
-        marks = most_uncertain(seen, config.uncertain_share)
+    if uncertain_share < 1:
+        marks = most_uncertain(seen, uncertain_share)
         advantages = [torch.where(mark, one, 0.0) for mark, one in zip(marks, advantages, strict=True)]
     return [one.float().to(device) for one in advantages]
 
