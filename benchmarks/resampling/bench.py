@@ -113,7 +113,7 @@ class Bench:
         logits = decode.start() * (policy.temperature / config.temperature)
         for step in range(config.max_new_tokens):
             draws = torch.rand(len(active), generator=generator, dtype=torch.float64)
-            drawn = _choose(logits, row, config.top_p, False, draws)[0]
+            drawn = _choose(logits, row, (config.top_p, None), False, draws)[0]
             chosen = torch.where(step < depth[active], forced[active, step], drawn)
             tokens[active, step], lengths[active] = chosen, step + 1
             ended = torch.isin(chosen, torch.tensor(policy.eos_token_ids))

@@ -2,6 +2,7 @@ import math
 import statistics
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -310,7 +311,7 @@ def test_without_boundaries_leaf_is_the_z_scored_group_advantage(seed):
 @pytest.mark.parametrize("name", PLAIN_RULES)
 def test_rewards_may_be_whole_numbers_or_booleans(name, dtype):
     tree, rewards = _called([[1, 2], [1, 3], [4, 2]], [1.0, 0.0, 0.0])
-    options = {"boundaries": [1]} if name == "leaf" else {}
+    options: dict[str, Any] = {"boundaries": [1]} if name == "leaf" else {}
     plain = credit(PLAIN_RULES[name], tree, rewards, **options)
     assert torch.equal(credit(PLAIN_RULES[name], tree, rewards.to(dtype), **options), plain)
     grpo = leaf.grpo_advantages(rewards, tree.lengths)

