@@ -35,7 +35,9 @@ class Waiting:
         return self.run
 
     def step(self, number):
-        hashlib.pbkdf2_hmac("sha256", b"", b"", ROUNDS)  # one long operation, in which Python handles no signal
+        # One long operation, in which Python handles no signal. The second step is the one that is interrupted; it is
+        # long enough for a busy machine to draw the answer before its end.
+        hashlib.pbkdf2_hmac("sha256", b"", b"", ROUNDS * (1 if number == 1 else 6))
         record = {"step": number, "reward_mean": number / 10, "kl": 0.01, "grad_norm": 0.5, "length_mean": 8.0}
         record |= {"usable_fork_rate": 0.25, "memory/peak_gb": 2.0, "packed_tokens": 250, "plain_tokens": 1000}
         record |= {"seconds/sample": 0.2, "seconds/step": 0.6}
