@@ -33,6 +33,11 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def file_mark(file: Path) -> str:
+    """Name a file together with the start of its SHA-256, as `rewards.py#bdc7d5b9`."""
+    return f"{file.name}#{file_sha256(file)[:8]}"
+
+
 # -- whole or not at all -----------------------------------------------------------------------------------------------
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all; its folder is made where it is missing."""

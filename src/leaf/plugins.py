@@ -6,14 +6,18 @@ A recipe may come from somebody else. Commands that only look (report, tree, doc
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from leaf.errors import CodeRefused, ConfigError, raised_at
+from leaf.files import file_mark
 
 _allowed: ContextVar[bool] = ContextVar("allowed", default=True)
 _read: dict[str, bytes] = {}  # file → its text when it was run
@@ -50,6 +54,19 @@ def load_plugins(names: Iterable[str]) -> None:
                 f"The plugin {name!r} cannot be imported ({type(error).__name__}: {error}){raised_at(error)}; give the "
                 "path of a file, or a module that Python finds."
             ) from error
+
+
+def code_mark(thing: Any) -> str | None:
+    """Name the file that a function, object or module is from, with the start of its SHA-256; None if there is none."""
+    while isinstance(thing, partial):
+        thing = thing.func
+    thing = inspect.unwrap(thing) if callable(thing) else thing
+    for one in (thing, type(thing)):  # an object has no file of its own; its class has one
+        with suppress(TypeError, OSError):  # built in, or typed in
+            file = inspect.getsourcefile(one)
+            if file is not None and Path(file).is_file():
+                return file_mark(Path(file))
+    return None
 
 
 def import_module(name: str) -> ModuleType:

@@ -6,6 +6,7 @@ python -m torch.distributed.run --nproc_per_node 2 -m tests.helpers.processes_wo
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import warnings
@@ -17,6 +18,7 @@ import torch
 from leaf import LeafTrainer
 from leaf.config import LeafConfig
 from leaf.errors import LeafError
+from leaf.plugins import import_module
 from leaf.runs.processes import leave
 from tests.helpers.tiny import rows, tiny_model
 
@@ -133,6 +135,35 @@ def stop_and_go_on(folder, rank):
     trainer(folder, "asked", letters, BASE).train(resume_from_checkpoint=True)
 
 
+def resume_unlike(folder, rank):
+    """Resume in process 1 from a folder of its own: with an older checkpoint, a damaged newest one, or no run."""
+    source = folder / "begun_alone"
+    for what in ("older", "damaged", "absent"):
+        mine = folder / f"{what}-{rank}"
+        if rank == 0 or what != "absent":
+            shutil.copytree(source, mine)
+        newest = mine / "checkpoints/step-000003"
+        if rank == 1 and what == "older":
+            shutil.rmtree(newest)
+        if rank == 1 and what == "damaged":
+            (newest / "state.json").write_text("{}")
+        try:
+            trainer(folder, "begun_alone", letters, BASE).start(resume=mine)
+        except LeafError as error:
+            (folder / f"resumed-{what}-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+def reward_unlike(folder, rank):
+    """Give process 1 a reward of the same name whose file has other code."""
+    file = folder / f"rewards-{rank}" / "mine.py"
+    file.parent.mkdir()
+    file.write_text(f"def reward(completions, **columns):\n    return [{rank}.0] * len(completions)\n")
+    try:
+        trainer(folder, "reward", import_module(str(file)).reward, BASE)
+    except LeafError as error:
+        (folder / f"unlike-reward-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
 def fail_to_log(folder, rank):
     """Let the main process fail where it alone writes the record of a step, and note what each says."""
 
@@ -207,6 +238,8 @@ def main():
             trainer(folder, f"unlike_{what}", letters, config, unlike=what if rank == 1 else "")
         except LeafError as error:
             (folder / f"unlike-{what}-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+    resume_unlike(folder, rank)
+    reward_unlike(folder, rank)
     try:
         trainer(folder, "few", letters, replace(BASE, prompts_per_rollout=1))
     except LeafError as error:

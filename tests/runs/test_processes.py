@@ -101,10 +101,21 @@ def test_a_process_that_was_given_something_else_is_refused_in_all_by_its_number
         "recipe": "another recipe's max_steps than process 0: 4, not 3. It differs in 1 more. Start all",
         "rows": "another training rows than process 0: '5 rows, ",
         "model": "another model than process 0: ",
+        "reward": "another code of the reward reward than process 0: 'mine.py#",
     }.items():
         texts = [(two / f"unlike-{what}-{rank}.txt").read_text() for rank in (0, 1)]
         assert texts[0] == texts[1]
         assert texts[0].startswith(f"RunError: Process 1 of 2 was given {said}"), texts[0]
+
+
+def test_processes_that_resume_from_different_checkpoints_are_refused_in_all(runs):
+    _, two = runs
+    for what, there in {"older": "'that of step 2 (", "damaged": "'that of step 2 (", "absent": "'none'"}.items():
+        texts = [(two / f"resumed-{what}-{rank}.txt").read_text() for rank in (0, 1)]
+        assert texts[0] == texts[1]
+        wanted = f"RunError: Process 1 of 2 was given another checkpoint to continue from than process 0: {there}"
+        assert texts[0].startswith(wanted), texts[0]
+        assert "not 'that of step 3 (" in texts[0]
 
 
 def test_the_main_process_says_what_the_others_met(runs):

@@ -23,7 +23,7 @@ import numpy as np
 
 from leaf.errors import ConfigError
 from leaf.evaluation.bootstrap import Metric, percentage
-from leaf.files import file_sha256
+from leaf.files import file_mark, file_sha256
 
 # Of the paths, this one belongs to no metric: it is the program that computes COMET.
 COMET_PROGRAM = "comet-score"
@@ -214,7 +214,7 @@ def _comet(path: str | None, program: str | None) -> Metric:
         return _mean_statistics(_run_comet(command, path, sources, predictions, references))
 
     local = Path(path).is_file()
-    named = f"model:{Path(path).name}#{file_sha256(Path(path))[:8]}" if local else f"model:{path}"
+    named = f"model:{file_mark(Path(path))}" if local else f"model:{path}"
 
     def signature(lowercase: bool) -> str:
         return f"comet|{named}|scale:100|case:{'lc' if lowercase else 'mixed'}"

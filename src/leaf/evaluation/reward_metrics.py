@@ -6,7 +6,6 @@ may also name a function by itself: `my_rewards.py:polite`, `rouge_l`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from leaf.errors import ConfigError, did_you_mean
 from leaf.evaluation.metrics import METRICS
 from leaf.evaluation.model_metrics import BUILDERS
 from leaf.evaluation.registry import REWARD, is_reward, name_and_options
+from leaf.files import file_mark
 from leaf.rewards.functions import REWARDS
 from leaf.rewards.total import Rewards
 from leaf.runs.processes import Processes
@@ -93,7 +93,7 @@ def _signature(function: str, given: str, rewards: Rewards, bound: Mapping[str, 
     parts = [f"{key}:{value}" for key, value in options.items() if key not in ("url", "key_env")]
     file = Path(given.rpartition(":")[0]).expanduser()
     if file.suffix == ".py" and file.is_file():
-        parts.append(f"file:{file.name}#{sha256(file.read_bytes()).hexdigest()[:8]}")
+        parts.append(f"file:{file_mark(file)}")
     return "|".join([label_of(function), *parts, f"leaf-speech:{_version()}"])
 
 

@@ -1,4 +1,5 @@
-"""Check that all processes of a run were given the same: recipe, rows, model, rewards and version of leaf.
+"""Check that all processes of a run were given the same: recipe, rows, model, the code of rewards
+and credit rule, version of leaf, and later the checkpoint that is resumed.
 
 Otherwise each would train on something else, and the sum of their gradients would be the gradient of nothing.
 """
@@ -15,6 +16,7 @@ from leaf.config import RunConfig, to_dict
 from leaf.data.fingerprint import rows_fingerprint
 from leaf.errors import RunError, shown
 from leaf.model.policy import Policy
+from leaf.plugins import code_mark, import_module
 from leaf.runs.processes import Processes
 
 _SAMPLED = 64  # values of each tensor that its fingerprint looks at
@@ -22,9 +24,20 @@ _OF_A_PROCESS = ("device",)  # keys of the recipe in which processes may differ
 
 
 def check_alike(
-    processes: Processes, config: RunConfig, policy: Policy, rewards: list[str], train_rows: Any, eval_rows: Any
+    processes: Processes,
+    config: RunConfig,
+    policy: Policy,
+    rewards: Mapping[str, Any],
+    rule: Any,
+    train_rows: Any,
+    eval_rows: Any,
 ) -> None:
     """Compare what this process was given with what the others were, before anything is shared out.
+
+    Args:
+        processes: of this run.
+        config, policy, rule, train_rows, eval_rows: what the run is made of.
+        rewards: name → reward function.
 
     Raises:
         RunError: a process has something else; it is named by its number.
@@ -34,7 +47,10 @@ def check_alike(
     recipe = {f"recipe's {key}": value for key, value in to_dict(config).items() if key not in _OF_A_PROCESS}
     mine = recipe | {
         "version of leaf": metadata.version("leaf-speech"),
-        "reward functions": rewards,
+        "reward functions": list(rewards),
+        **{f"code of the reward {name}": code_mark(function) for name, function in rewards.items()},
+        "code of the credit rule": code_mark(rule),
+        **{f"code of the plugin {name}": code_mark(import_module(name)) for name in getattr(config, "plugins", ())},
         "training rows": f"{len(train_rows)} rows, {rows_fingerprint(train_rows)[:12]}",
         "validation rows": f"{len(eval_rows)} rows, {rows_fingerprint(eval_rows)[:12]}",
         "model": f"{type(policy.base).__name__}, {model_fingerprint(policy)[:12]}",

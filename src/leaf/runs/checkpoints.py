@@ -25,7 +25,7 @@ from leaf.checksums import compare, listed, reason
 from leaf.config import FROM_PYTHON, RunConfig, from_dict, of_version_0_1, to_dict
 from leaf.errors import RunError
 from leaf.fields import Resume
-from leaf.files import remove_directory
+from leaf.files import file_mark, remove_directory
 from leaf.runs.directory import LOGS, RunDirectory
 from leaf.runs.lost import lost_records
 
@@ -70,6 +70,7 @@ class Checkpoints:
         self.optimizer, self.schedule = optimizer, schedule
         self.facts, self.script, self.say = dict(facts), dict(script or {}), say
         self.rows = rows
+        self.restored: str | None = None  # which checkpoint this process continues from, in words
         self.schedule_steps: int | None = None  # of a run of version 0.1 that laid its schedule out for other steps
 
     # -- writing -------------------------------------------------------------------------------------------------------
@@ -184,6 +185,7 @@ class Checkpoints:
                 continue
             self._check(state)
             self._load(state, tensors, path)
+            self.restored = f"that of step {step} ({file_mark(path / 'manifest.json')})"  # checksums of all files
             return state
         raise RunError(
             f"No intact checkpoint is left in {self.run.path / 'checkpoints'} (steps {', '.join(map(str, steps))}). "

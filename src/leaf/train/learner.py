@@ -73,7 +73,8 @@ class Learner:
         self.done = 0  # steps taken
         self.validation = plan_validation(config, rewards, self.eval_rows, train_rows) if len(self.eval_rows) else None
         self.processes = Processes(accelerator)
-        check_alike(self.processes, config, policy, list(rewards.functions), train_rows, self.eval_rows)
+        functions = {name: found.function for name, found in rewards.functions.items()}
+        check_alike(self.processes, config, policy, functions, rule, train_rows, self.eval_rows)
         self.processes.place(policy)
         set_token_budget(policy, config, config.num_completions * config.max_new_tokens)
         self.trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}

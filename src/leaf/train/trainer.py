@@ -21,6 +21,7 @@ from leaf.model.checks import check_policy
 from leaf.model.policy import Policy
 from leaf.progress import Busy
 from leaf.rewards.total import Rewards
+from leaf.runs.alike import refuse_unlike
 from leaf.runs.card import write_card
 from leaf.runs.checkpoints import Checkpoints, check_space
 from leaf.runs.directory import RunDirectory, run_path
@@ -187,6 +188,7 @@ class RLTrainer(Learner):
         try:
             # Every process reads the checkpoint; only the main one writes.
             state = self.processes.together(lambda: checkpoints.begin(bool(resume), main=self.processes.main))
+            refuse_unlike(self.processes.gather({"checkpoint to continue from": checkpoints.restored or "none"}))
             if state is None:
                 self.save()
             else:
