@@ -126,6 +126,49 @@ def test_a_column_decides_the_split(source, name, suffix):
     assert got == {"train": ["r0", "r1", "r6", "r7"], "validation": ["r2", "r5"], "test": ["r3", "r4"]}
 
 
+def test_a_column_that_the_first_rows_lack_is_read_and_rows_without_it_are_refused(source):
+    rows = [{"audio": f"{i}.wav", "reference": f"r{i}"} for i in range(4)]
+    rows[0]["prompt"] = "p"
+    for i, side in enumerate(["train", "test", "test"], start=1):
+        rows[i] |= {"Split": side, "prompt": f"q{i}"}
+
+    def write_rows(*chosen):
+        (source / "rows.jsonl").write_text("\n".join(json.dumps(one) for one in chosen))
+
+    write_rows(*rows)
+    with pytest.raises(DataError, match=r"Row 1 of rows\.jsonl has no split\. Fill it, or leave"):
+        prepared(source)
+    write_rows(rows[0] | {"split": None}, *rows[1:2])
+    with pytest.raises(DataError, match=r"Row 1 of rows\.jsonl has no split\. Fill it, or leave"):
+        prepared(source, "null")
+    write_rows(rows[0] | {"split": "train"}, *rows[1:])
+    got = {split: sorted(its["reference"]) for split, its in prepared(source, "filled").items()}
+    assert got == {"train": ["r0", "r1"], "test": ["r2", "r3"]}
+    # Nor is the name of the column the prompt of a row that lacks it.
+    write_rows({"audio": "0.wav", "reference": "r0"}, rows[1])
+    got = prepared(source, "asked", columns={"prompt": "Prompt", "split": "none"})
+    assert [row["prompt"] for its in got.values() for row in its] == ["q1"]
+
+
+@pytest.mark.parametrize("test", [(1.0, 10.0), (10.0, 5.0)])
+def test_stretches_of_one_file_on_both_sides_stop_a_preparation(source, test):
+    write(source / "long.wav", 16.0)
+    for name, (offset, duration) in {"train": (0.0, 10.0), "test": test}.items():
+        row = {"audio": "long.wav", "offset": offset, "duration": duration, "reference": name, "prompt": "p"}
+        (source / f"{name}.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match=r"1 uses of audio are on both sides of a split, first .*long\.wav#"):
+        prepared(source)
+
+
+def test_a_column_of_plain_bytes_is_audio(source):
+    data = [(source / f"{i}.wav").read_bytes() for i in range(2)]
+    pq.write_table(
+        pa.table({"prompt": ["p"] * 3, "audio": [*data, b""], "reference": ["a", "b", "c"]}), source / "r.parquet"
+    )
+    got = [row for its in prepared(source).values() for row in its]
+    assert sorted((row["reference"], row["seconds"]) for row in got) == [("a", 0.1), ("b", 0.11)]
+
+
 def put(source, name, sides, column="split"):
     rows = [{"prompt": "p", "audio": f"{i}.wav", "reference": f"r{i}", column: side} for i, side in sides.items()]
     (source / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))

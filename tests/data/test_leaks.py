@@ -72,15 +72,35 @@ def test_arrays_are_known_by_their_samples():
     assert len(leaks(arrays[:2], [arrays[2], {**arrays[1], "array": arrays[1]["array"].copy()}])) == 1
 
 
-def test_stretches_are_the_same_where_they_overlap(files):
+@pytest.mark.parametrize("offset", [0.4, 0.5])
+def test_stretches_of_one_recording_are_of_one_side_overlapping_or_not(files, offset):
     def part(name, offset, duration):
         return {"path": str(files / name), "offset": offset, "duration": duration}
 
-    assert leaks([part("7.wav", 0, 0.5)], [part("copy.flac", 0.5, 0.5)]) == []
-    assert leaks([part("7.wav", 0, 0.5)], [part("copy.flac", 0.4, 0.5)]) == [
-        "test: the recording copy.flac#0.4-0.9 is heard in train too, as 7.wav#0.0-0.5"
+    assert leaks([part("7.wav", 0, 0.5)], [part("copy.flac", offset, 0.5)]) == [
+        f"test: the recording copy.flac#{offset}-{offset + 0.5} is heard in train too, as 7.wav#0.0-0.5"
     ]
     assert len(leaks([str(files / "7.wav")], [part("copy.wav", 0.4, 0.1)])) == 1
+    prepared = [row("cut.flac", audio_sources=[f"/a.mp3#{part}"]) for part in ("0.0-1.5", "1.5-1e+16", "2.0-")]
+    assert len(check_leakage({"train": prepared[:1], "test": prepared[1:]})) == 2
+    assert check_leakage({"train": prepared, "test": [row("other.flac", audio_sources=["/b.mp3#0.0-1.5"])]}) == []
+
+
+@pytest.mark.parametrize("test", [["8.wav", "7.wav"], ["copy.wav", "9.wav"], ["copy.wav", "8.wav"], ["copy.flac"]])
+def test_a_joined_recording_is_of_one_side_in_any_order(files, test):
+    train, other = ([str(files / name) for name in names] for names in (["7.wav", "8.wav"], test))
+    (one,) = leaks([train], [other])
+    assert one.startswith("test: the recording ")
+    assert leaks([train], [[str(files / "9.wav"), str(files / "10.wav")]]) == []
+
+
+def test_rows_that_recombine_recordings_share_them_but_no_utterance(files):
+    """As the task asterisk does: four recordings of digits make many numbers."""
+    names = [str(files / name) for name in ("7.wav", "8.wav", "copy.wav")]
+    train = [row(names[:2], utterance="one two")]
+    for audio, found in ((names[1::-1], 0), ([names[2], names[1]], 1), ([*names[:2], names[0]], 0), (names[:1], 1)):
+        assert len(check_leakage({"train": train, "test": [row(audio, utterance="another")]})) == found
+    assert len(check_leakage({"train": train, "test": [row(names[1::-1], utterance=names[1])]})) == 1
 
 
 def test_what_cannot_be_read_is_like_nothing_else(files):

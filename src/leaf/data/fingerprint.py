@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-_TEXTS = ("id", "prompt", "reference", "references", "text", "kind", "utterance")
+from leaf.data.stretches import STRETCH
+
+_TEXTS = ("id", "prompt", "reference", "references", "reference_language", "text", "kind", "utterance", *STRETCH)
 _NAMES_OF_FILES = ("Value('string')", "List(Value('string'))")  # features of an audio column without sound
 
 
 def rows_fingerprint(rows: Any) -> str:
-    """Compute the SHA-256 of the rows' number, texts and recordings' names, in hex; no recording is opened.
+    """Compute the SHA-256 of the rows' number, texts, recordings' names and stretches, in hex; no recording is opened.
 
     Of a sequence that makes its rows when they are read, only the number counts.
     """

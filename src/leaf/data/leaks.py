@@ -9,7 +9,7 @@ from typing import Any
 from leaf.data.audio import encoded
 from leaf.data.contents import Contents
 from leaf.data.decoding import Encoded
-from leaf.data.recordings import audio_of, sources_of
+from leaf.data.recordings import audio_of, sources_of, stretch_of_source
 from leaf.errors import AudioError
 
 
@@ -28,19 +28,18 @@ class Heard:
     end: float
     name: str
 
-    def overlaps(self, other: "Heard") -> bool:
-        """Tell whether two stretches of one recording have some of it in common."""
-        return self.start < other.end - 1e-6 and other.start < self.end - 1e-6
-
 
 def check_leakage(
     splits: Mapping[str, Sequence[Mapping[str, Any]]], *, key: str = "utterance", training: str = "train"
 ) -> list[str]:
     """List what training shares with the other splits, one line per row; empty if nothing.
 
-    A row whose audio is a single recording may be heard in no training row, joined or alone. Recordings are known by
-    what they hold (leaf.data.contents), and those that `leaf data prepare` cut or unpacked also by where it took them
-    from. Stretches of one file are the same where they overlap.
+    What a row hears may be heard in no training row, alone, joined, or as another stretch of the same recording.
+    Recordings are known by what they hold (leaf.data.contents), and those that `leaf data prepare` cut or unpacked also
+    by where it took them from.
+
+    Rows that join recordings and state an `utterance` of their own recombine them: the recordings are on both sides,
+    and only the same ones in the same order are a leak.
     """
     return leaks_among(splits, heard_in(splits), key=key, training=training)
 
@@ -60,19 +59,27 @@ def leaks_among(
 ) -> list[str]:
     """List what training shares with the other splits, where it is known what every row hears; see `check_leakage`."""
     keys = {row[key] for row in splits[training] if row.get(key) is not None}
-    known: dict[Any, list[Heard]] = {}
+    known: dict[Any, Heard] = {}
     for one in (one for row in sounds[training] for one in row):
-        known.setdefault(one.recording, []).append(one)
+        known.setdefault(one.recording, one)
+    sequences = {_sequence(row) for row in sounds[training]}
     leaks = []
     for name, rows in splits.items():
         for row, its_sounds in zip(rows, sounds[name], strict=True) if name != training else ():
-            whole = its_sounds if _is_one(row) else []
-            same = next((o for one in whole for o in known.get(one.recording, ()) if o.overlaps(one)), None)
-            if same is not None:
-                other = f", as {same.name}" if same.name not in {one.name for one in whole} else ""
-                leaks.append(f"{name}: the recording {whole[0].name} is heard in {training} too{other}")
-            elif row.get(key) in keys:
-                leaks.append(f"{name}: {row[key]!r} is in {training} too")
+            sources, its_key = sources_of(row), row.get(key)
+            if its_key in keys and len(sources) > 1:
+                leaks.append(f"{name}: {its_key!r} is in {training} too")
+                continue
+            # Rows that recombine recordings have them on both sides. What `leaf data prepare` wrote has one side.
+            recombines = len(sources) > 1 and not row.get("audio_sources") and its_key not in (None, *sources)
+            checked = [] if recombines and _sequence(its_sounds) not in sequences else its_sounds
+            found = next((one for one in checked if one.recording in known), None)
+            if found is not None:
+                same = known[found.recording]
+                other = f", as {same.name}" if same.name not in {one.name for one in its_sounds} else ""
+                leaks.append(f"{name}: the recording {found.name} is heard in {training} too{other}")
+            elif its_key in keys:
+                leaks.append(f"{name}: {its_key!r} is in {training} too")
     return leaks
 
 
@@ -85,7 +92,7 @@ def heard_by_rows(rows: Iterable[Mapping[str, Any]]) -> list[list[Heard]]:
     for row, its in zip(rows, sounds, strict=True):
         heard = [_heard(sound, contents) for sound in its]
         named = sources_of(row) if row.get("audio_sources") or not its else []
-        found.append([*(Heard(name, 0.0, math.inf, Path(name).name) for name in named), *heard])
+        found.append([*(Heard(*stretch_of_source(name), Path(name).name) for name in named), *heard])
     return found
 
 
@@ -102,6 +109,5 @@ def _sounds(row: Mapping[str, Any]) -> list[Encoded]:
         return []
 
 
-def _is_one(row: Mapping[str, Any]) -> bool:
-    """Tell whether a row hears one recording, rather than several that are joined."""
-    return len(sources_of(row)) == 1
+def _sequence(sounds: Iterable[Heard]) -> tuple[Any, ...]:
+    return tuple((one.recording, one.start, one.end) for one in sounds)

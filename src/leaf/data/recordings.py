@@ -1,6 +1,7 @@
 """The recording of a row: where it is, which stretch of it is heard, and whether it is as long as the row says."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
@@ -13,6 +14,8 @@ from leaf.data.decoding import TOLERANCE
 from leaf.data.rows import Example, row_name, stated_seconds
 from leaf.data.stretches import SLACK, STRETCH, heard
 from leaf.errors import AudioError, DataError, ModelError, shown
+
+_SOURCE = re.compile(r"(?P<whole>.+)#(?P<start>\d[\d.]*(?:e-?\d+)?)-(?P<end>\d[\d.]*(?:e-?\d+)?)?", re.DOTALL)
 
 
 def audio_of(example: Example) -> Any:
@@ -71,6 +74,17 @@ def sources_of(row: Mapping[str, Any]) -> list[str]:
     if sources:
         return [sources] if isinstance(sources, str) else list(sources)
     return names_of(audio_of(row))
+
+
+def stretch_of_source(source: str) -> tuple[str, float, float]:
+    """Take apart what `Encoded.source` put together: the recording, and where a stretch of it begins and ends.
+
+    A stretch to the end, as a whole recording is, has an infinite end.
+    """
+    found = _SOURCE.fullmatch(source)
+    if found is None:
+        return source, 0.0, math.inf
+    return found["whole"], float(found["start"]), float(found["end"] or math.inf)
 
 
 def names_of(audio: Any) -> list[str]:

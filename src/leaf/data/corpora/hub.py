@@ -92,6 +92,7 @@ def _item(
         )
     found = {ours: _cell(row, column) for ours, column in given.items()}
     cells = found["audio"] if isinstance(found["audio"], list) else [found["audio"]]
+    cells = [{"bytes": one} if isinstance(one, bytes) else one for one in cells]
     for one in cells:
         if not (one is None or isinstance(one, str) or (isinstance(one, dict) and _AUDIO & one.keys())):
             raise DataError(

@@ -20,7 +20,7 @@ from leaf.data.corpora.clips import place
 from leaf.data.corpora.items import Corpus, Item, Options, Refusal
 from leaf.data.hashing import stable_fraction
 from leaf.data.manifest import SPLITS
-from leaf.data.recordings import sources_of
+from leaf.data.recordings import sources_of, stretch_of_source
 from leaf.errors import AudioError, DataError, MissingFiles, did_you_mean
 from leaf.files import append_row, drop_torn_line, read_rows, write_json, writing
 from leaf.text import composed
@@ -295,13 +295,14 @@ def _write_splits(target: Path, *, strict: bool) -> dict[str, Any]:
 
 
 def _check_sides(rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Refuse a recording of which a part is on both sides; stretches that do not overlap are parts of it, too."""
     sides: dict[str, str] = {}
     leaks = [
         source
         for split, its in rows.items()
         for row in its
         for source in sources_of(row)
-        if sides.setdefault(source, split) != split
+        if sides.setdefault(stretch_of_source(source)[0], split) != split
     ]
     if leaks:
         raise DataError(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,30 +32,34 @@ class Table:
         shown: what messages call it.
         read: gives the rows, from the first one at every call; of the columns named alone, or of all.
         features: what `datasets` says of the columns, where it says anything.
+        uneven: whether rows may lack columns that others have, as the lines of JSONL may; they are all in memory.
     """
 
     name: str
     shown: str
     read: Callable[[str | None], Iterator[dict[str, Any]]]
     features: Mapping[str, Any] | None = None
+    uneven: bool = False
 
     @cached_property
     def columns(self) -> dict[str, str]:
-        """Map the columns to the names that leaf uses; where nothing lists them, they are those of the first row."""
+        """Map the columns to the names that leaf uses; where nothing lists them, the rows do."""
         with said(self.shown):
-            return our_names(self.features or next(self.read(None), {}), self.shown)
+            rows = self.read(None) if self.uneven else islice(self.read(None), 1)
+            return our_names(self.features or dict.fromkeys(name for row in rows for name in row), self.shown)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows under the names that leaf uses, labels by their names.
+        """Yield the rows under the names that leaf uses, labels by their names; a column that a row lacks is None.
 
         Raises:
             DataError: a row cannot be read.
         """
         labels = label_columns(self.features)
         names = self.columns
+        lacking = dict.fromkeys(names.values() if self.uneven else ())
         with said(self.shown):
             for row in self.read(None):
-                yield {names.get(key, key): value for key, value in with_label_names(row, labels).items()}
+                yield lacking | {names.get(key, key): value for key, value in with_label_names(row, labels).items()}
 
     def values(self, name: str) -> Iterator[Any]:
         """Yield the cells of one column, found as `leaf.data.cells.cell` finds it."""
@@ -62,6 +67,7 @@ class Table:
         labels = label_columns(self.features)
         with said(self.shown):
             for row in self.read(column):
+                row = dict.fromkeys([column]) | row if self.uneven and column else row
                 yield cell(with_label_names(row, labels), column or name)
 
 
@@ -130,7 +136,7 @@ def _of_file(path: Path) -> Table:
                 records.extend(read_table(path))
             return iter(records)
 
-        return Table(path.stem, path.name, read)
+        return Table(path.stem, path.name, read, uneven=True)
     read_arrow = _parquet if path.suffix.lower() == ".parquet" else _arrow
     with said(path.name):
         features = _features(pq.read_schema(path) if read_arrow is _parquet else _open_arrow(path).schema)
