@@ -83,6 +83,19 @@ def test_gtpo_by_hand():
     assert bool((flat[:2] == flat[0, 0]).all())
 
 
+@pytest.mark.parametrize("name", ["gtpo", "grpo_s"])
+def test_shaping_by_entropy_needs_good_and_bad_answers(name):
+    entropy = [[3.0, 1.0], [1.0, 3.0], [2.0, 2.0]]
+    for rewards in ([0.1, 0.4, NAN], [8.0, 12.0, 9.0], [0.5, 0.9, NAN]):
+        (got,) = batch_credit(name)([group([[1, 2], [1, 3], [4, 5]], rewards, entropy)])
+        assert bool((got == 0).all())
+    (got,) = batch_credit(name, success=10.0)([group([[1, 2], [1, 3], [4, 5]], [8.0, 12.0, 9.0], entropy)])
+    assert got[1].mean() > 0 > got[0].mean()
+    for options in ({"alpha": -1.0}, {"bonus": -0.1}, {"success": NAN}):
+        with pytest.raises(ConfigError, match="allowed are a finite alpha above 0"):
+            batch_credit(name, **options)
+
+
 def test_grpo_s_shapes_whole_completions_by_their_mean_entropy():
     one = group([[1, 2], [1], [4, 5]], [1.0, 1.0, 0.0], [[3.0, 3.0], [1.0], [2.0, 4.0]])
     plus, minus = [1.15, 1.05, 0.0], [0.0, 0.0, -1.1]
@@ -129,6 +142,9 @@ def test_the_most_uncertain_tokens_of_a_batch():
         [[True, False]],
     ]
     assert sum(int(m.sum()) for m in most_uncertain(groups, 1.0)) == 6
+    # Completions without a score do not count, whatever was recorded of them.
+    broken = group([[1, 2], [3, 4], [5, 6]], [1.0, NAN, 0.0], [[0.5, 0.1], [NAN, NAN], [0.2, 0.3]])
+    assert most_uncertain([broken], 0.5)[0].tolist() == [[True, False], [False, False], [False, True]]
     assert sum(int(m.sum()) for m in most_uncertain(groups, 0.01)) == 1
 
 

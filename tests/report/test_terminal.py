@@ -70,6 +70,25 @@ def test_recorded_advantages_and_another_rule_on_the_same_tree():
     assert "press┃  n 3  V̂ 0.600  A -0.78 to +1.31" in text
 
 
+def test_the_runs_own_rule_takes_the_runs_options():
+    one = record(WORDS, REWARDS, SURPRISAL)
+    own = LeafConfig(credit="grpo", credit_options={"std_floor": 1.0})
+    assert "leave■  A +0.50  reward 1.000  #0" in shown(terminal.group_view(one, own, "grpo"))
+    assert "leave■  A +1.31  reward 1.000  #0" in shown(terminal.group_view(one, LeafConfig(), "grpo"))
+
+
+def test_a_tree_says_where_the_run_credited_by_words_or_distinct_completions():
+    one = record(WORDS, REWARDS, SURPRISAL)
+    words = LeafConfig(tree_key="words")
+    assert "as recorded (recipe: leaf), by words; the tree below is by tokens" in shown(terminal.group_view(one, words))
+    assert "by tokens; the run credited by words" in shown(terminal.group_view(one, words, "leaf"))
+    distinct = LeafConfig(rollout="distinct", credit="importance", top_p=1.0)
+    with pytest.raises(
+        ConfigError, match="importance weighs distinct completions by their draw, which is not recorded"
+    ):
+        terminal.group_view(one, distinct, "importance")
+
+
 def test_boundaries_follow_the_options_of_the_run():
     one = record(WORDS, REWARDS, SURPRISAL)
     assert "boundaries  1\n" in shown(terminal.group_view(one, LeafConfig(credit_options={"max_boundaries": 1})))

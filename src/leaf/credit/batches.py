@@ -5,6 +5,7 @@ group, (K, T) or (K, 1), and like a rule of one group it may give anything at pa
 `BatchCredit` puts the zeros there. A group whose rewards are all equal gets zeros too; it takes part in the statistics.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,14 +132,22 @@ def gtpo(
         r⁻_{i,t} = −α − β m H_{i,t}⁻¹ / Σ_k H_{k,t}⁻¹    over the m others, 0 where r_i ≥ success
 
     A is the z-score of r⁺ over all tokens of the group plus that of r⁻. The paper's rewards are 0 and 1; others are cut
-    at `success`. α = `alpha` and β = `bonus` are the paper's in its experiments.
+    at `success`, and a group on one side of it gets 0: the rule would see nothing but entropy. α = `alpha` and β =
+    `bonus` are the paper's in its experiments.
+
+    Raises:
+        ConfigError: an option is out of range.
 
     Reason: where the policy hesitated, a good answer was won and a bad one excusable.
     """
+    _check_shaping(alpha, bonus, success)
     shaped = []
     for group in groups:
         entropy, good = _entropy(group), _reward(group) >= success
         real = group.learned
+        if _one_sided(real, good):
+            shaped.append(torch.zeros_like(entropy))
+            continue
         plus = _share(entropy, real & good[:, None])
         minus = _share(1 / entropy.clamp_min(1e-6), real & ~good[:, None])
         won = torch.where(real & good[:, None], alpha + bonus * plus, 0.0)
@@ -151,9 +160,13 @@ def grpo_s(
     groups: Sequence[RewardedGroup], *, alpha: float = 1.0, bonus: float = 0.1, success: float = 0.5
 ) -> list[Tensor]:
     """Shape the reward of a completion by its mean entropy (GRPO-S, arXiv 2508.04349); `gtpo` with one token each."""
+    _check_shaping(alpha, bonus, success)
     shaped = []
     for group in groups:
         real = group.learned
+        if _one_sided(real, _reward(group) >= success):
+            shaped.append(torch.zeros_like(_entropy(group)))
+            continue
         count = real.sum(1, keepdim=True)
         entropy = (_entropy(group) * real).sum(1, keepdim=True) / count.clamp_min(1)
         there, good = count > 0, (_reward(group) >= success)[:, None]
@@ -176,7 +189,7 @@ BATCH_RULES: dict[str, BatchRule] = {
 
 
 def most_uncertain(groups: Sequence[RewardedGroup], share: float) -> list[Bool[Tensor, "_ _"]]:
-    """Mark, per group (K, T), the given share of all the batch's tokens that have the highest entropy.
+    """Mark, per group (K, T), the share of the tokens of all scored completions that have the highest entropy.
 
     Of n tokens ⌈share · n⌉ are marked, and those of the same entropy as the last one (arXiv 2506.01939; there 20 %).
 
@@ -184,12 +197,26 @@ def most_uncertain(groups: Sequence[RewardedGroup], share: float) -> list[Bool[T
         groups: with entropy.
         share: in (0, 1].
     """
-    entropies = torch.cat([_entropy(group)[group.tree.node >= 0] for group in groups])
+    entropies = torch.cat([_entropy(group)[group.learned] for group in groups])
     if not entropies.numel():
-        return [group.tree.node >= 0 for group in groups]
+        return [group.learned for group in groups]
     keep = max(1, -int(-share * entropies.numel() // 1))
     least = entropies.sort(descending=True).values[keep - 1]
-    return [(_entropy(group) >= least) & (group.tree.node >= 0) for group in groups]
+    return [(_entropy(group) >= least) & group.learned for group in groups]
+
+
+def _check_shaping(alpha: float, bonus: float, success: float) -> None:
+    if not (0 < alpha < float("inf") and 0 <= bonus < float("inf") and math.isfinite(success)):
+        raise ConfigError(
+            f"alpha is {alpha}, bonus {bonus} and success {success}; allowed are a finite alpha above 0, a finite "
+            "bonus of at least 0, and a finite success."
+        )
+
+
+def _one_sided(real: Bool[Tensor, "K T"], good: Bool[Tensor, " K"]) -> bool:
+    """Check whether all scored completions are good, or all are not."""
+    scored = real.any(1)
+    return bool((good | ~scored).all() | (~good | ~scored).all())
 
 
 def _entropy(group: RewardedGroup) -> Float[Tensor, "K T"]:

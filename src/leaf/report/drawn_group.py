@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from leaf.config import LeafConfig
-from leaf.credit import PrefixTree, Span, credit_rule, leaf_spans, select_boundaries
+from leaf.credit import SET_RULES, PrefixTree, Span, credit_rule, leaf_spans, select_boundaries
 from leaf.credit.values import known_rewards, nothing_to_learn, root_mean, scored_completions
+from leaf.errors import ConfigError
 
 END = "■"  # the end-of-sequence token
 
@@ -72,6 +73,7 @@ class DrawnGroup:
         self.rewards = torch.tensor([torch.nan if r is None else r for r in record["rewards"]], dtype=torch.float64)
         self.surprisal = _padded(record["surprisal"], torch.float64)
         self._leaf_options = _leaf_options(record, recipe)
+        self._own_options = {recipe.credit: recipe.credit_options}
         boundaries, spans = leaf_spans(self.tree, self.rewards, surprisal=self.surprisal, **self._leaf_options)
         self.boundaries: list[int] = boundaries.tolist()
         scored = scored_completions(self.tree, self.rewards)
@@ -93,11 +95,20 @@ class DrawnGroup:
     def advantages(self, credit: str | None = None) -> Tensor:
         """Compute the (K, T) float64 advantages of a rule on the same rollouts, 0 at padding; None: those recorded.
 
-        LEAF takes the options of a run that trained with it.
+        The rule that the run trained with takes the run's options.
+
+        Raises:
+            ConfigError: the rule is unknown, sees a whole batch, or weighs distinct completions.
         """
         if credit is None:
             return _padded(self.record["advantages"], torch.float64)
-        rule = credit_rule(credit, **(self._leaf_options if credit == "leaf" else {}))
+        if credit in SET_RULES:
+            raise ConfigError(
+                f"The credit rule {credit} weighs distinct completions by their draw, which is not recorded. Leave the "
+                "rule out to see what the run credited."
+            )
+        options = self._leaf_options if credit == "leaf" else self._own_options.get(credit, {})
+        rule = credit_rule(credit, **options)
         return rule(self.tree, self.rewards, surprisal=self.surprisal).double()
 
 

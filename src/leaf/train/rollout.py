@@ -172,14 +172,17 @@ def reward(
 def unscore_unsampled(groups: Sequence[Group], rewards: Sequence[Tensor]) -> tuple[list[Group], list[Tensor], int]:
     """Leave completions unscored that were drawn from logits which are not finite, and count them.
 
-    Their surprisal becomes 0, so that no boundary is put where nothing is known. The others of a group keep theirs.
+    Their surprisal and entropy become 0, so that no boundary is put where nothing is known. The others of a group keep
+    theirs.
     """
     kept, scores, count = [], [], 0
     for group, earned in zip(groups, rewards, strict=True):
         odd = ~group.surprisal.isfinite().all(1)
         if bool(odd.any()):
             count += int(odd.sum())
-            group = replace(group, surprisal=group.surprisal.masked_fill(odd[:, None], 0.0))
+            blank = partial(torch.masked_fill, mask=odd[:, None], value=0.0)
+            entropy = None if group.entropy is None else blank(group.entropy)
+            group = replace(group, surprisal=blank(group.surprisal), entropy=entropy)
             earned = earned.masked_fill(odd, math.nan)
         kept.append(group)
         scores.append(earned)
