@@ -81,11 +81,9 @@ def test_a_tree_says_where_the_run_credited_by_words_or_distinct_completions():
     one = record(WORDS, REWARDS, SURPRISAL)
     words = LeafConfig(tree_key="words")
     assert "as recorded (recipe: leaf), by words; the tree below is by tokens" in shown(terminal.group_view(one, words))
-    assert "by tokens; the run credited by words" in shown(terminal.group_view(one, words, "leaf"))
+    assert "by tokens; the run by words" in shown(terminal.group_view(one, words, "leaf"))
     distinct = LeafConfig(rollout="distinct", credit="importance", top_p=1.0)
-    with pytest.raises(
-        ConfigError, match="importance weighs distinct completions by their draw, which is not recorded"
-    ):
+    with pytest.raises(ConfigError, match="importance weighs distinct completions by their draw"):
         terminal.group_view(one, distinct, "importance")
 
 

@@ -108,9 +108,7 @@ def group_view(record: dict[str, Any], recipe: LeafConfig, credit: str | None = 
     drawing = _Drawing(DrawnGroup(record, recipe), credit)
     rule = f"as recorded (recipe: {recipe.credit})" if credit is None else f"{credit}, computed on the same rollouts"
     if recipe.tree_key == "words":
-        rule += (
-            ", by words; the tree below is by tokens" if credit is None else ", by tokens; the run credited by words"
-        )
+        rule += ", by words; the tree below is by tokens" if credit is None else ", by tokens; the run by words"
     return Group(*drawing.facts(rule), Text(), drawing.tree(), Text(), Text(drawing.legend(), style="dim"))
 
 
