@@ -37,6 +37,30 @@ def test_a_file_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path):
     assert names(file.parent) == ["a.txt"]
 
 
+def test_a_pipe_gets_the_content_and_stays_a_pipe(tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for node in (pipe, link):
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        files.write_text(node, "one")
+        assert os.read(reader, 9) == b"one"
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert names(tmp_path) == ["link", "pipe"]
+
+
+def test_a_file_or_pipe_is_not_replaced_by_a_directory(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("mine")
+    for name in ("pipe", "file"):
+        with pytest.raises(RunError, match=f"{name} cannot be written: Not a directory"):
+            files.replace_directory(tmp_path / name, fill("x"))
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "file").read_text() == "mine"
+    assert names(tmp_path) == ["file", "pipe"]
+
+
 def test_a_directory_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path):
     for text in ("one", "two"):
         files.replace_directory(tmp_path / "a", fill(text))

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,7 +56,13 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def replace_file(path: Path, fill: Callable[[Path], object]) -> None:
-    """Fill a fresh file with `fill(path)` and put it in the place of `path`, or of what a symbolic link names."""
+    """Fill a fresh file with `fill(path)` and put it in the place of `path`, or of what a symbolic link names.
+
+    A pipe or a terminal, such as /dev/stdout, gets the content instead: it is no place for a file.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        _write_into(path, fill)
+        return
     path = _real(path)
     partial = _beside(path, UNFINISHED)
     with writing(path, partial):
@@ -64,6 +71,17 @@ def replace_file(path: Path, fill: Callable[[Path], object]) -> None:
         sync(partial)
         os.replace(partial, path)
         sync(path.parent)  # the rename itself is content of the folder
+
+
+def _write_into(node: Path, fill: Callable[[Path], object]) -> None:
+    """Write into a pipe or a device what `fill` writes into a file."""
+    if node.is_block_device():
+        raise RunError(f"{node} is a disk, and leaf writes files only. Name a file.")
+    with writing(node), tempfile.TemporaryDirectory() as folder:
+        filled = Path(folder) / node.name
+        fill(filled)
+        with filled.open("rb") as content, node.open("wb", buffering=0) as opened:
+            shutil.copyfileobj(content, opened)
 
 
 def replace_directory(path: Path, fill: Callable[[Path], object]) -> None:
@@ -78,6 +96,8 @@ def replace_directory(path: Path, fill: Callable[[Path], object]) -> None:
         _remove(fresh)
         _fill_directory(fresh, fill)
         if path.exists():
+            if not path.is_dir():  # a file or a device of the user's
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
             _remove(old)
             path.rename(old)
         fresh.rename(path)
