@@ -13,7 +13,7 @@ from leaf.evaluation.evaluate import evaluate
 from leaf.evaluation.predict import Decoding
 from leaf.evaluation.predictions import read_meta, read_predictions
 from leaf.evaluation.registry import Scoring
-from leaf.evaluation.reward_metrics import reward_metric
+from leaf.evaluation.reward_metrics import kept_name, reward_metric, reward_metrics
 from leaf.evaluation.systems import evaluate_systems
 from leaf.model.policy import Policy
 from leaf.report.evaluation import evaluation_section
@@ -109,6 +109,47 @@ def test_a_name_that_a_metric_has_is_the_metric():
     found = reward_metric("rewards/wer/mean", rewards)
     assert found is not None
     assert found.function == "wer"
+
+
+def test_a_name_that_a_metric_has_stays_the_metric_where_a_reward_of_that_name_was_scored(policy, own, tmp_path):
+    (tmp_path / "mine.py").write_text("def bleu(completions, **columns):\n    return [0.25 for _ in completions]\n")
+    config = LeafConfig(model=str(tmp_path / "model"), rewards=["exact_match"])
+    how = {"split": "test", "decoding": Decoding(greedy=True, max_new_tokens=3), "say": lambda line: None}
+
+    def run(*metrics):
+        scoring = scoring_of(config, metrics, lowercase=False, paths={})
+        evaluate_systems(config, {"base": None}, lambda path: policy, rows(), tmp_path / "out", scoring=scoring, **how)
+        table = compare_files([tmp_path / "out/base.jsonl"], metrics=metrics)
+        return [line.split()[0] for line in table.split("\n\n")[0].splitlines()[2:]]
+
+    assert run("exact_match", "rewards/exact_match/mean") == ["exact_match", "rewards/exact_match/mean"]
+    assert run("mine.py:bleu") == ["rewards/bleu/mean"]
+    assert run("bleu", "mine.py:bleu") == ["bleu", "rewards/bleu/mean"]
+    assert run("bleu") == ["bleu"]
+
+
+def test_two_reward_functions_of_one_name_are_not_taken_for_one(policy, own, tmp_path, monkeypatch):
+    (tmp_path / "other.py").write_text("def brief(completions, **columns):\n    return [0.5 for _ in completions]\n")
+    for one, other in (
+        (own, "other.py:brief"),
+        (f"{own}:words=1", f"{own}:words=99"),
+        (own, f"{own}:words=2"),
+        ("rewards/brief/mean", "other.py:brief"),
+    ):
+        with pytest.raises(ConfigError, match="two reward functions with the one name rewards/brief/mean"):
+            evaluate(policy, rows(), Decoding(greedy=True), Scoring((one, other), rewards=Rewards([own])))
+    found = reward_metrics([own, f"./{own}", "rewards/brief/mean"], Rewards([own]))
+    assert {one.label for one in found.values() if one is not None} == {"rewards/brief/mean"}
+    # A recipe's own two are told apart, and each is found again as it was given.
+    both = Rewards([own, "other.py:brief"])
+    result = evaluate(policy, rows(), Decoding(greedy=True), Scoring((own, "other.py:brief"), rewards=both))
+    assert result.scores["rewards/brief (2)/mean"] == 0.5
+    kept = {name: result.signatures[name] for name in result.scores}
+    assert kept_name("other.py:brief", kept) == "rewards/brief (2)/mean"
+    assert kept_name(own, kept) == "rewards/brief/mean"
+    with pytest.raises(DataError, match=r"third.py:brief was asked for, and what was scored under its name"):
+        kept_name("third.py:brief", kept)
+    assert kept_name("third.py:long", kept) == "rewards/long/mean"
 
 
 # -- the recipe of an evaluation ---------------------------------------------------------------------------------------

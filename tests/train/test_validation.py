@@ -65,6 +65,15 @@ def test_what_best_metric_may_name(tmp_path):
     check_recipe(recipe(tmp_path, rewards=["bleu", "wer"], best_metric="rewards/wer/mean"))
     with pytest.raises(ConfigError, match="cannot be imported"):
         check_recipe(recipe(tmp_path, best_metric="nowhere.py:brief"))
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.py").write_text(
+            "def brief(completions, **columns):\n    return [1.0 for _ in completions]\n"
+        )
+    two = recipe(tmp_path, rewards=[f"{tmp_path}/one.py:brief"], best_metric=f"{tmp_path}/other.py:brief")
+    with pytest.raises(ConfigError, match="two reward functions with the one name rewards/brief/mean"):
+        check_recipe(two)
+    with pytest.raises(ConfigError, match="two reward functions with the one name rewards/brief/mean"):
+        plan_validation(two, Rewards(two.rewards), rows, rows)
     plan = plan_validation(recipe(tmp_path, best_metric="bleu"), Rewards(["bleu", "wer"]), rows, rows)
     assert plan.best == "bleu"  # a name that both have is the metric
     assert plan.scoring.metrics == (

@@ -69,13 +69,12 @@ class Scored:
     def item_values(self) -> np.ndarray:
         """Compute the value of each item, the mean over the passes."""
         total = self.item_total or self.total
-        values = np.array([[total(row) for row in items] for items in self.passes], dtype=np.float64)
-        scored = ~np.isnan(values)
-        return np.where(scored, values, 0.0).sum(0) / np.where(scored.any(0), scored.sum(0), np.nan)
+        return _mean_of_known(np.array([[total(row) for row in items] for items in self.passes], dtype=np.float64))
 
     def values(self) -> list[float]:
-        """Compute the value of each pass."""
-        return [self.total(items.sum(0)) for items in self.passes]
+        """Compute the value of each pass; a pass of which nothing was scored has none."""
+        values = [self.total(items.sum(0)) for items in self.passes]
+        return [value for value in values if not math.isnan(value)] or [math.nan]
 
     def value(self) -> float:
         """Compute the mean over the passes."""
@@ -90,7 +89,7 @@ class Scored:
         level: float = 0.95,
     ) -> tuple[float, float]:
         """Compute the percentile bootstrap interval of the value."""
-        return _percentile_interval(self._resampled_values(groups, samples, seed), level)
+        return _percentile_interval(_known(self._resampled_values(groups, samples, seed)), level)
 
     def against(
         self,
@@ -103,13 +102,15 @@ class Scored:
     ) -> tuple[float, float, float, float]:
         """Compute the difference to another system, self − other, its interval and two-sided p (`paired_bootstrap`)."""
         # Paired: the same seed and the same number of units draw the same resamples for both.
-        differences = self._resampled_values(groups, samples, seed) - other._resampled_values(groups, samples, seed)
+        ours, theirs = (one._resampled_values(groups, samples, seed) for one in (self, other))
+        differences = _known(ours - theirs)
         low, high = _percentile_interval(differences, level)
         tail = min((differences <= 0).sum(), (differences >= 0).sum())
-        return self.value() - other.value(), low, high, float(min(1.0, 2 * (tail + 1) / (samples + 1)))
+        return self.value() - other.value(), low, high, float(min(1.0, 2 * (tail + 1) / (len(differences) + 1)))
 
     def _resampled_values(self, groups: Sequence[Hashable] | None, samples: int, seed: int) -> np.ndarray:
-        return np.mean([_resample(self.total, _sum_by_group(p, groups), samples, seed) for p in self.passes], axis=0)
+        of_passes = [_resample(self.total, _sum_by_group(p, groups), samples, seed) for p in self.passes]
+        return _mean_of_known(np.array(of_passes))
 
 
 def percentage(sums: np.ndarray) -> float:
@@ -121,12 +122,7 @@ def percentage(sums: np.ndarray) -> float:
 
 
 def mean_of_scored(sums: np.ndarray) -> float:
-    """Compute the mean over the items that have a score, from sum and number; a resample without any counts as 0."""
-    return float(sums[0] / sums[1]) if sums[1] else 0.0
-
-
-def mean_or_nan(sums: np.ndarray) -> float:
-    """Compute the mean of an item from sum and number; NaN where it was not scored."""
+    """Compute the mean over the items that have a score, from sum and number; NaN where none has."""
     return float(sums[0] / sums[1]) if sums[1] else math.nan
 
 
@@ -190,6 +186,24 @@ def _resample(total: Callable[[np.ndarray], float], items: np.ndarray, samples: 
     """Compute (samples,) the value of every resample."""
     draws = _draw_weights(len(items), samples, seed)
     return np.array([total(sums) for weights in draws for sums in weights @ items])
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Compute the mean over the first axis, without NaN; NaN where there is nothing else."""
+    known = ~np.isnan(values)
+    return np.where(known, values, 0.0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
+
+
+def _known(values: np.ndarray) -> np.ndarray:
+    """Leave out the resamples that drew no item with a score: they have no value.
+
+    Raises:
+        DataError: none is left.
+    """
+    known = values[~np.isnan(values)]
+    if not len(known):
+        raise DataError(f"None of {len(values)} resamples drew an item with a score. Take more, or score more items.")
+    return known
 
 
 def _percentile_interval(values: np.ndarray, level: float) -> tuple[float, float]:

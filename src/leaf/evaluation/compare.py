@@ -72,7 +72,7 @@ def compare_files(
         metrics = tuple(dict.fromkeys(scored_with)) or DEFAULT_METRICS
     lines: list[Line] = []
     notes = [what_was_compared(systems, samples)]
-    kept = [name for one in systems for name in one.kept]
+    kept = {name: one.kept_signature(name) for one in systems for name in one.kept}
     for name in dict.fromkeys(kept_name(one, kept) for one in metrics):
         pairs = [one.scored(name, lowercase=lowercase, paths=paths) for one in systems]
         signatures = {signature for _, signature in pairs}

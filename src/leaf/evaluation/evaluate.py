@@ -13,7 +13,7 @@ from leaf.errors import DataError
 from leaf.evaluation.predict import Decoding, predict
 from leaf.evaluation.predictions import Predictions, kept_items
 from leaf.evaluation.registry import Scoring, metric
-from leaf.evaluation.reward_metrics import Arguments, reward_metric, reward_statistics
+from leaf.evaluation.reward_metrics import Arguments, reward_metrics, reward_statistics
 from leaf.model.policy import Policy
 from leaf.runs.processes import Processes
 
@@ -165,7 +165,7 @@ def _score_rewards(
     Returns:
         What can be scored of `scoring.metrics`, rewards by the name of their values, and sentences on what failed.
     """
-    asked = {name: reward_metric(name, scoring.rewards) for name in scoring.metrics}
+    asked = reward_metrics(scoring.metrics, scoring.rewards)
     wanted = {one.label: one for one in asked.values() if one is not None}
     how = {"arguments": arguments, "processes": processes}
     arrays, notes = reward_statistics(list(wanted.values()), rows, predictions.passes, **how)
@@ -191,8 +191,8 @@ def checked_rows(rows: Any, scoring: Scoring) -> list[dict[str, Any]]:
     if not rows:
         raise DataError("There are no rows to evaluate; give at least one.")
     compared = []
-    for name in scoring.metrics:
-        if (reward := reward_metric(name, scoring.rewards)) is not None:
+    for name, reward in reward_metrics(scoring.metrics, scoring.rewards).items():
+        if reward is not None:
             reward.rewards.check_rows(rows, "evaluated")
             continue
         found = metric(name, scoring.paths)

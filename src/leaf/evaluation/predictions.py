@@ -17,7 +17,7 @@ import numpy as np
 from leaf.data.cells import with_references
 from leaf.data.rows import prompt_text
 from leaf.errors import DataError, some_of
-from leaf.evaluation.bootstrap import Scored, mean_of_scored, mean_or_nan, percentage
+from leaf.evaluation.bootstrap import Scored, mean_of_scored, percentage
 from leaf.evaluation.references import all_of, signature_of
 from leaf.evaluation.registry import fitted_metric, is_reward, statistics
 from leaf.files import append_row, drop_torn_line, file_sha256, read_rows, write_json, write_rows
@@ -86,8 +86,7 @@ class Predictions:
                     f"{self.system} has no values of the reward {name}. Score it with `leaf evaluate --metrics ...`, "
                     "which has the function's rows."
                 )
-            kept = Scored(mean_of_scored, self.kept[name], item_total=mean_or_nan)
-            return kept, recorded[name]["signature"]
+            return Scored(mean_of_scored, self.kept[name]), recorded[name]["signature"]
         if name in self.kept and name in recorded and name not in (paths or {}) and self.meta["lowercase"] == lowercase:
             # All metrics that are kept are means, so a percentage of the sums is their value.
             return Scored(percentage, self.kept[name]), recorded[name]["signature"]
@@ -101,6 +100,10 @@ class Predictions:
         return Scored(found.total, arrays, found.less_is_better, found.item_total), signature_of(
             found, lowercase, right
         )
+
+    def kept_signature(self, name: str) -> str:
+        """Read the signature of a metric whose statistics are kept; empty where the meta data are gone."""
+        return str(self.meta.get("metrics", {}).get(name, {}).get("signature", ""))
 
     def answers_digest(self, passes: int) -> str:
         """Compute the SHA-256 of what a judge of the first passes reads: ids, predictions and references.

@@ -14,10 +14,10 @@ import numpy as np
 import yaml
 from transformers.trainer_callback import TrainerState
 
-from leaf.errors import ConfigError, did_you_mean
+from leaf.errors import ConfigError, DataError, did_you_mean
 from leaf.evaluation.metrics import METRICS
 from leaf.evaluation.model_metrics import BUILDERS
-from leaf.evaluation.registry import REWARD, is_reward, name_and_options
+from leaf.evaluation.registry import REWARD, name_and_options
 from leaf.files import file_mark
 from leaf.rewards.functions import REWARDS
 from leaf.rewards.total import Rewards
@@ -71,7 +71,8 @@ def reward_metric(written: str, rewards: Rewards | None) -> RewardMetric | None:
             return RewardMetric(REWARD, rewards, None, f"{REWARD}|{weighed}|leaf-speech:{_version()}")
         found = short if short in rewards.functions else rewards.given_as.get(name)
         if found is not None:
-            return RewardMetric(label_of(found), rewards, found, _signature(found, name, rewards))
+            given = next((one for one, its in rewards.given_as.items() if its == found), name)
+            return RewardMetric(label_of(found), rewards, found, _signature(found, given, rewards))
     if ":" not in name and short not in REWARDS:
         hint = did_you_mean(short, known)
         raise ConfigError(
@@ -87,14 +88,59 @@ def reward_metric(written: str, rewards: Rewards | None) -> RewardMetric | None:
     return RewardMetric(label_of(function), own, function, _signature(function, given, own, values))
 
 
+def reward_metrics(metrics: Sequence[str], rewards: Rewards | None) -> dict[str, RewardMetric | None]:
+    """Find the rewards among metrics, as `reward_metric` does each.
+
+    Raises:
+        ConfigError: see there; or two different functions have one name, so that the results of one would be lost.
+    """
+    found = {written: reward_metric(written, rewards) for written in metrics}
+    named: dict[str, tuple[str, RewardMetric]] = {}
+    for written, one in found.items():
+        if one is None:
+            continue
+        other, first = named.setdefault(one.label, (written, one))
+        if not _is_same(first, one):
+            raise ConfigError(
+                f"{other} and {written} are two reward functions with the one name {one.label}. Rename one of them, or "
+                "score them one after the other, each into a folder of its own."
+            )
+    return found
+
+
+def best_reward(written: str, rewards: Rewards | None) -> RewardMetric | None:
+    """Find the reward that chooses the best adapter, beside the recipe's own; None for a metric that compares texts.
+
+    Raises:
+        ConfigError: as `reward_metrics`.
+    """
+    own = [] if rewards is None else map(label_of, rewards.functions)
+    return reward_metrics([*own, written], rewards)[written]
+
+
+def _is_same(one: RewardMetric, other: RewardMetric) -> bool:
+    """Tell whether two metrics of one label are the same function with the same options."""
+    if one.rewards is other.rewards or one.function is None or other.function is None:
+        return one.function == other.function
+    ours, theirs = (each.rewards.functions[str(each.function)].function for each in (one, other))
+    bare = (getattr(each, "func", each) for each in (ours, theirs))
+    return one.signature == other.signature and len({id(each) for each in bare}) == 1
+
+
 def _signature(function: str, given: str, rewards: Rewards, bound: Mapping[str, Any] | None = None) -> str:
     """Write what reproduces a function's values: its options, and a checksum of the file that it is from."""
     options = bound or rewards.options.get(function, {})
     parts = [f"{key}:{value}" for key, value in options.items() if key not in ("url", "key_env")]
     file = Path(given.rpartition(":")[0]).expanduser()
-    if file.suffix == ".py" and file.is_file():
-        parts.append(f"file:{file_mark(file)}")
+    parts += [of_file] if file.is_file() and (of_file := _checksum_of(file)) else []
     return "|".join([label_of(function), *parts, f"leaf-speech:{_version()}"])
+
+
+def _checksum_of(file: Path) -> str | None:
+    """Write the name and the checksum of a Python file, without the checksum where it is gone; None for a module."""
+    if file.suffix != ".py":
+        return None
+    return f"file:{file_mark(file) if file.is_file() else file.name}"
 
 
 def _version() -> str:
@@ -163,7 +209,34 @@ def _values(
     return arrays, messages
 
 
-def kept_name(written: str, kept: Sequence[str]) -> str:
-    """Find under which name a prediction file keeps a metric: a reward function may be asked for as it was given."""
-    name = written.rpartition(":")[2]
-    return next((one for one in (written, label_of(name)) if is_reward(one) and one in kept), written)
+def kept_name(written: str, kept: Mapping[str, str]) -> str:
+    """Find under which name prediction files keep a metric: a reward function may be asked for as it was given.
+
+    Args:
+        written: as in a recipe. A name that a metric has as well is the metric, as in `reward_metric`.
+        kept: name of what is kept → its signature.
+
+    Raises:
+        DataError: a function of this name is kept, and is from another file or has other options.
+    """
+    name, options = name_and_options(written)
+    if name in METRICS or name in BUILDERS or written in kept:
+        return written
+    file, _, function = name.rpartition(":")
+    label = label_of(function.removeprefix("rewards/").removesuffix("/mean"))
+    if not file and not options:
+        return label if label in kept else written
+    # Of two functions of one name in a recipe, the second is called `name (2)`.
+    named = {one: its for one, its in kept.items() if one == label or one.startswith(f"rewards/{function} (")}
+    wanted = [f"{key}:{yaml.safe_load(value)}" for key, value in options.items()]
+    same = {one: its for one, its in named.items() if {*wanted} <= {*its.split("|")}}
+    if (of_file := _checksum_of(Path(file).expanduser())) is not None:
+        same = {one: its for one, its in same.items() if f"|{of_file.partition('#')[0]}#" in its}
+        if len(same) > 1:  # files of one name in different folders
+            same = {one: its for one, its in same.items() if f"|{of_file}|" in its}
+    if named and len(same) != 1:
+        raise DataError(
+            f"{written} was asked for, and what was scored under its name is {' and '.join(named.values())}. Score it "
+            "with `leaf evaluate --metrics ...`, or ask for it by the name that the table gives it."
+        )
+    return next(iter(same), label)

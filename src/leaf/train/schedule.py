@@ -12,7 +12,7 @@ from accelerate.utils import LoggerType
 from leaf.config import LeafConfig, RunConfig, SftConfig
 from leaf.errors import ConfigError, did_you_mean
 from leaf.evaluation.registry import is_plain, metric
-from leaf.evaluation.reward_metrics import reward_metric
+from leaf.evaluation.reward_metrics import best_reward
 from leaf.model.draws import step_generator
 from leaf.rewards.total import Rewards, rewards_from
 
@@ -43,7 +43,7 @@ def check_stage(config: RunConfig, rewards: Rewards | None = None) -> None:
     if isinstance(config, LeafConfig | SftConfig) and config.eval_every:
         if rewards is None and isinstance(config, LeafConfig) and not is_plain(config.best_metric):
             rewards = rewards_from(config)
-        if reward_metric(config.best_metric, rewards) is None:
+        if best_reward(config.best_metric, rewards) is None:
             metric(config.best_metric)
 
 

@@ -9,7 +9,7 @@ from leaf.config import LeafConfig
 from leaf.errors import ConfigError, DataError
 from leaf.evaluation.fitting import advice, texts_and_languages
 from leaf.evaluation.registry import REWARD, Scoring, is_reward, less_is_better, validation_metrics
-from leaf.evaluation.reward_metrics import label_of, reward_metric
+from leaf.evaluation.reward_metrics import best_reward, label_of
 from leaf.files import write_json
 from leaf.rewards.total import Rewards
 from leaf.runs.directory import RunDirectory
@@ -44,7 +44,7 @@ def plan_validation(config: LeafConfig, rewards: Rewards, rows: Any, train_rows:
         ConfigError: `best_metric` names nothing that can be measured on these rows.
         DataError: it is a reward, and the rows lack a column of it.
     """
-    chosen = reward_metric(config.best_metric, rewards)
+    chosen = best_reward(config.best_metric, rewards)
     best = config.best_metric if chosen is None else chosen.label
     notes: list[str] = []
     # References are looked for where no row has to be read for it; other rows are taken to have some.
