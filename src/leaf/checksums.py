@@ -1,11 +1,10 @@
 """Sizes and checksums of files, written down beside them and compared before the files are used."""
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from leaf.files import file_sha256
 from leaf.text import fold_whitespace
@@ -39,14 +38,21 @@ def write_checksums(folder: Path) -> None:
     (folder / CHECKSUMS).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
 
 
-def damage(folder: Path) -> str | None:
-    """Say what is wrong with an adapter that `write_checksums` described; None if nothing is, or without checksums."""
-    if not (folder / CHECKSUMS).is_file():
+def damage(folder: Path, names: Collection[str] = ()) -> str | None:
+    """Say what is wrong with an adapter that `write_checksums` described; None if nothing is, or without checksums.
+
+    Args:
+        folder: holds the adapter.
+        names: look at those files alone, as far as they are listed.
+    """
+    if not os.path.lexists(folder / CHECKSUMS):
         return None
     try:
         files = json.loads((folder / CHECKSUMS).read_bytes())["files"]
-        compare(files, folder, list(files))
-    except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+        if not isinstance(files, Mapping) or not files:
+            raise TypeError(files)
+        compare(files, folder, [name for name in files if not names or name in names])
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         return reason(error, CHECKSUMS)
     return None
 
@@ -57,4 +63,6 @@ def reason(error: Exception, list_name: str) -> str:
         return f"{Path(error.filename).name} is missing"
     if isinstance(error, KeyError | TypeError | AttributeError):
         return f"{list_name} holds no list of files"
+    if isinstance(error, RecursionError):
+        return "a file of JSON is nested too deeply"
     return fold_whitespace(str(error))

@@ -10,9 +10,10 @@ import numpy as np
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from leaf.checksums import write_checksums
 from leaf.commands.main import app
 from leaf.config import AlignConfig, SftConfig
 from leaf.errors import DataError, ModelError, RunError, RunInterrupted
@@ -300,6 +301,42 @@ def test_a_projector_file_of_another_model_is_refused(policy, tmp_path):
     policy.projector.linear_2 = torch.nn.Linear(3, 3)
     with pytest.raises(ModelError, match="does not fit"):
         load_projector(policy, tmp_path / "projector.safetensors")
+
+
+def flip_last_byte(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_damaged_projector_is_refused_by_the_checksum_in_it_or_beside_it(policy, tmp_path):
+    file = tmp_path / "projector.safetensors"
+    save_projector(policy, file)
+    flip_last_byte(file)
+    with pytest.raises(ModelError, match="is not as it was written: the checksum of its weights is wrong"):
+        load_projector(policy, file)
+    save_file(load_file(file), file)  # as other programs write it: without a checksum
+    load_projector(policy, file)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    write_checksums(tmp_path)
+    load_projector(policy, file)
+    flip_last_byte(file)
+    with pytest.raises(ModelError, match=r"the checksum of projector\.safetensors is wrong"):
+        load_projector(policy, file)
+
+
+def test_a_damaged_projector_of_stage_align_is_said_and_written_again(tmp_path):
+    rows, policy = tiny.rows(3), Policy.wrap(*tiny.tiny_model())
+    aligned(tmp_path, "run", rows)
+    file = tmp_path / "run/projector.safetensors"
+    whole = file.read_bytes()
+    flip_last_byte(file)
+    config = AlignConfig(output_dir=str(tmp_path / "run"), stage="align", max_steps=2, batch_size=2, eval_every=0)
+    said, run = [], RunDirectory.begin(config, resume=True)
+    align(config, policy, rows, [], run, said.append, resume=True)
+    run.release()
+    assert any(line.startswith("projector.safetensors is damaged (the checksum of its weights") for line in said)
+    assert file.read_bytes() == whole
 
 
 def test_rows_share_audio_only_if_every_sample_is_the_same(policy):

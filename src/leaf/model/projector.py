@@ -4,20 +4,23 @@ Stage align runs the projector alone, on the encoder's output that it computes o
 within the whole model. Stage rl leaves it frozen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from leaf.checksums import damage
 from leaf.data.rows import Example
 from leaf.errors import ModelError
 from leaf.memory import in_parts
 from leaf.model.policy import TOO_LONG, Policy
 
+_CHECKSUM = "sha256"  # key of the header
 _FRAME_WISE = (
     "Stage align caches the encoder's frames, so it needs a projector that maps them one by one, as that of "
     "AudioFlamingo3 does. Train this one on references instead, with stage sft and train_projector: true."
@@ -91,17 +94,25 @@ def project(policy: Policy, features: Sequence[Tensor]) -> list[Tensor]:
 
 
 def save_projector(policy: Policy, file: str | Path) -> None:
-    """Write the projector's weights as safetensors."""
-    save_file({key: value.detach().cpu().contiguous() for key, value in policy.projector.state_dict().items()}, file)
+    """Write the projector's weights as safetensors, with their checksum in the header of the file."""
+    weights = {key: value.detach().cpu().contiguous() for key, value in policy.projector.state_dict().items()}
+    # In the file itself, so that one rename brings both: a kill cannot part them.
+    save_file(weights, file, metadata={_CHECKSUM: _digest(weights)})
 
 
 def load_projector(policy: Policy, file: str | Path) -> None:
     """Load projector weights that `save_projector` wrote.
 
     Raises:
-        ModelError: the file is not in safetensors, or holds other names or shapes than this model's projector.
+        ModelError: the file is not in safetensors, is not as it was written, or holds other names or shapes than this
+            model's projector.
     """
     try:
+        if (wrong := projector_damage(Path(file))) is not None:
+            raise ModelError(
+                f"The projector file {file} is not as it was written: {wrong}. Use a copy, or resume the run that "
+                "wrote it, which writes it again."
+            )
         policy.projector.load_state_dict(load_file(file))
     except SafetensorError as error:
         raise ModelError(
@@ -110,3 +121,25 @@ def load_projector(policy: Policy, file: str | Path) -> None:
         ) from error
     except (RuntimeError, OSError) as error:
         raise ModelError(f"The projector file {file} does not fit this model: {error}") from error
+
+
+def projector_damage(file: Path) -> str | None:
+    """Say what differs from what `save_projector` wrote; None if nothing does, or the file has no checksum.
+
+    Raises:
+        SafetensorError, OSError: it cannot be read.
+    """
+    with safe_open(file, "pt") as opened:
+        written = (opened.metadata() or {}).get(_CHECKSUM)
+    if written is not None and written != _digest(load_file(file)):
+        return "the checksum of its weights is wrong"
+    return damage(file.parent, [file.name])  # stage sft lists it beside the adapter's files
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    """Compute the SHA-256 of weights and their names, in hex."""
+    digest = sha256()
+    for key, value in sorted(weights.items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -4,8 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from leaf.checksums import damage
+from leaf.model.projector import projector_damage
 from leaf.runs.directory import LOGS, RunDirectory
+from leaf.text import fold_whitespace
 
 
 def lost_records(run: RunDirectory, state: Mapping[str, Any]) -> list[str]:
@@ -28,6 +32,17 @@ def lost_records(run: RunDirectory, state: Mapping[str, Any]) -> list[str]:
         if log != "metrics.jsonl" and has < had:
             said.append(f"{log} lacks {had - has} of {had} lines; they are lost")
     return said
+
+
+def lost_projector(file: Path) -> str | None:
+    """Say of the projector of stage align that it is missing or damaged; None if it is whole."""
+    if not file.is_file():
+        return f"{file.name} is missing"
+    try:
+        wrong = projector_damage(file)
+    except (SafetensorError, OSError) as error:
+        wrong = fold_whitespace(str(error))
+    return None if wrong is None else f"{file.name} is damaged ({wrong})"
 
 
 def lost_adapter(folder: Path) -> str | None:

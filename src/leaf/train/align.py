@@ -22,6 +22,7 @@ from leaf.model.policy import Policy
 from leaf.model.projector import audio_features, project, save_projector, unfreeze_projector
 from leaf.progress import Busy
 from leaf.runs.directory import RunDirectory
+from leaf.runs.lost import lost_projector
 from leaf.train.recipe import check_targets, note_on_validation
 from leaf.train.supervised import SupervisedStage
 
@@ -158,8 +159,8 @@ class _Align(SupervisedStage):
         self.run.replace_file("projector.safetensors", partial(save_projector, self.policy))
 
     def lost(self) -> str | None:
-        """Say that projector.safetensors is missing."""
-        return None if (self.run.path / "projector.safetensors").is_file() else "projector.safetensors is missing"
+        """Say that projector.safetensors is missing or damaged."""
+        return lost_projector(self.run.path / "projector.safetensors")
 
 
 def align(
