@@ -137,14 +137,66 @@ def test_what_states_two_seconds_and_holds_one_says_both():
         load_audio({"bytes": bytes(data)})
 
 
-def test_a_damaged_packet_in_a_thousand_is_left_out_and_many_are_refused():
-    data = bytearray(encoded(speech(20.0), **{**VARIABLE, "bitrate_mode": "CONSTANT"}))
-    middle = len(data) // 2
-    data[middle : middle + 40] = bytes(40)
-    assert len(load_audio({"bytes": bytes(data)})) / 16000 == pytest.approx(20.0, abs=0.2)
-    data[middle : middle + len(data) // 20] = bytes(len(data) // 20)
-    with pytest.raises(AudioError, match=r"states 20\.00 s and holds 1\d\.\d\d s"):
-        load_audio({"bytes": bytes(data)})
+def test_a_packet_that_is_lost_is_refused_for_what_follows_would_be_heard_too_early():
+    whole = encoded(speech(20.0), **{**VARIABLE, "bitrate_mode": "CONSTANT"})
+    header = whole.index(whole[:2], len(whole) // 2)  # of a frame in the middle
+    inside, lost = bytearray(whole), bytearray(whole)
+    inside[header + 100 : header + 140] = bytes(40)
+    lost[header : header + 200] = bytes(200)
+    assert len(load_audio({"bytes": bytes(inside)})) == 20 * 16000  # one frame sounds wrong, in its place
+    for stretch in ({}, {"offset": 15.0, "duration": 2.0}):
+        with pytest.raises(AudioError, match=r"is damaged after (9|10)\.\d\d s: a packet cannot be decoded\. Copy or"):
+            load_audio({"bytes": bytes(lost), **stretch})
+    early = {"offset": 5.0, "duration": 2.0}
+    assert np.array_equal(load_audio({"bytes": bytes(lost), **early}), load_audio({"bytes": whole, **early}))
+    lost[header : header + len(lost) // 20] = bytes(len(lost) // 20)
+    with pytest.raises(AudioError, match="damaged"):
+        load_audio({"bytes": bytes(lost)})
+    tag = b"TAG" + b"title".ljust(125, b"\0")
+    assert len(load_audio({"bytes": whole + tag})) == 20 * 16000
+
+
+ENDED = {"ogg": CUT["ogg"], "opus": {"format": "OGG", "subtype": "OPUS"}, "flac": CUT["flac"]}
+
+
+@pytest.mark.parametrize("kind", [*ENDED, "m4a"])
+def test_of_several_recordings_in_one_file_not_the_first_alone_is_heard(tmp_path, kind):
+    data = m4a(tmp_path, 2.0) if kind == "m4a" else encoded(speech(2.0), **ENDED[kind])
+    other = m4a(tmp_path, 3.0) if kind == "m4a" else encoded(speech(3.0), **ENDED[kind])
+    assert len(load_audio({"bytes": data})) / 16000 == pytest.approx(2.0, abs=0.15)  # AAC pads
+    (tmp_path / "two").write_bytes(data + other)
+    for audio in ({"bytes": data + data}, str(tmp_path / "two"), {"path": str(tmp_path / "two"), "duration": 1.0}):
+        with pytest.raises(AudioError, match=r"two|table") as caught:
+            load_audio(audio)
+        assert "holds several recordings, one behind the other, and only the first would be" in str(caught.value)
+        if kind != "flac":
+            with pytest.raises(AudioError, match="holds several recordings"):
+                audio_seconds(audio)
+
+
+@pytest.mark.parametrize("kind", ["ogg", "opus"])
+def test_an_ogg_that_is_cut_between_two_pages_is_refused(kind):
+    data = encoded(speech(20.0), **ENDED[kind])
+    pages = [at for at in range(len(data)) if data[at : at + 4] == b"OggS"]
+    for at in (pages[len(pages) // 2], pages[-1]):
+        for look in (audio_seconds, load_audio):
+            with pytest.raises(AudioError, match=r"has no last page: it is cut off\. Copy or export it again"):
+                look({"bytes": data[:at]})
+    assert audio_seconds({"bytes": data + b"TAG" + bytes(125)}) == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize("kind", ["flac", "wav", "ogg"])
+@pytest.mark.parametrize("tags", [1, 2])
+def test_a_tag_before_what_is_no_mp3_is_passed_over(tmp_path, kind, tags):
+    tag = b"ID3\x04\x00\x00" + bytes([0, 0, 2, 0]) + bytes(256)
+    data = encoded(speech(2.0), **CUT[kind])
+    (tmp_path / "a").write_bytes(tag * tags + data)
+    for audio in (str(tmp_path / "a"), {"bytes": tag * tags + data}):
+        assert audio_seconds(audio) == pytest.approx(2.0)
+        assert np.array_equal(load_audio(audio), load_audio({"bytes": data}))
+        part = {"offset": 1.0, "duration": 0.5}
+        whole = {"path": audio} if isinstance(audio, str) else audio
+        assert np.array_equal(load_audio(whole | part), load_audio({"bytes": data} | part))
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,17 @@ its first bytes: so a playlist that calls itself a recording opens no other file
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
 
+from leaf.data.containers import fault_of_mp4, fault_of_ogg, lost_end_of_flac, second_flac
 from leaf.data.stretches import bounds
 from leaf.errors import AudioError
 
@@ -25,6 +26,7 @@ TOLERANCE = 0.01  # share of the stated length by which a recording may differ f
 _PADDING = 4  # frames of its codec that an encoder may add at both ends together
 _HEAD = 200  # bytes that tell containers apart
 _CONTENTS = (b"Xing", b"Info", b"VBRI")  # how the table of contents of an MP3 begins, which has its true length
+_LIBSNDFILE = (b"RIFF", b"RF64", b"FORM", b"OggS")  # how files begin that may have a tag before them
 _UNKNOWN_BYTES = 0x7FFF_0000  # sizes from here on are written to pipes, where the size is not known
 # What libsndfile notes of a chunk of samples, or of a file, that ends before its stated size.
 _CUT = re.compile(r"^\s*(?:data|SSND|BODY|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -59,7 +61,7 @@ class Encoded:
             return whole
         return f"{whole}#{self.offset}-{'' if self.duration is None else self.offset + self.duration}"
 
-    def open(self) -> io.BytesIO | io.BufferedReader:
+    def open(self) -> BinaryIO:
         """Open the encoded bytes."""
         return io.BytesIO(self.data or b"") if self.path is None else open(self.path, "rb")
 
@@ -130,9 +132,12 @@ def _read_header(sound: Encoded) -> Header:
         with _soundfile(sound) as file:
             if file.format != "MP3":
                 header = _stated(file, sound)
-                _refuse_lost_end(file, sound)
+                if file.format == "FLAC":
+                    _refuse_fault(sound, lost_end_of_flac)
                 return header
         container = "mp3"
+    if container == "mov":
+        _refuse_fault(sound, fault_of_mp4)
     with _stream(sound, container) as (opened, stream):
         counted = sum(packet.duration or 0 for packet in opened.demux(stream)) * float(stream.time_base)
         return _counted(sound, opened, stream, counted, container)
@@ -157,7 +162,8 @@ def decode(sound: Encoded) -> tuple[np.ndarray, int]:
 @contextmanager
 def _soundfile(sound: Encoded) -> Iterator[soundfile.SoundFile]:
     try:
-        with soundfile.SoundFile(sound.open() if sound.path is None else sound.path) as file:
+        by_name = None if _head(sound)[0] else sound.path
+        with soundfile.SoundFile(_untagged(sound) if by_name is None else by_name) as file:
             yield file
     except (soundfile.LibsndfileError, OSError, TypeError, ValueError) as error:
         # TypeError: a name that ends in .raw. ValueError: more samples than an array has room for. An AudioError is a
@@ -173,7 +179,7 @@ def _stated(file: soundfile.SoundFile, sound: Encoded) -> Header:
     """Read the header that libsndfile has opened.
 
     Raises:
-        AudioError: the file ends before its samples do.
+        AudioError: the file ends before its samples do, or goes on behind them.
     """
     lossless = file.format != "OGG"
     header = Header(file.frames / max(file.samplerate, 1), max(file.samplerate, 1), file.channels, lossless=lossless)
@@ -182,12 +188,14 @@ def _stated(file: soundfile.SoundFile, sound: Encoded) -> Header:
             longer = header.seconds * int(stated) / max(int(held), 1)
             Header(longer, header.rate, header.channels).refuse_other(header.seconds, sound)
     if file.format == "OGG":
-        _refuse_torn_page(sound)
+        _refuse_fault(sound, fault_of_ogg)
     return header
 
 
 def _read(file: soundfile.SoundFile, sound: Encoded) -> tuple[np.ndarray, int]:
     header = _stated(file, sound)
+    if file.format == "FLAC":
+        _refuse_fault(sound, second_flac)
     start, end = sound.bounds(header.seconds)
     file.seek(round(start * header.rate))
     frames = round(end * header.rate) - round(start * header.rate)
@@ -196,35 +204,28 @@ def _read(file: soundfile.SoundFile, sound: Encoded) -> tuple[np.ndarray, int]:
     return wave, header.rate
 
 
-def _refuse_lost_end(file: soundfile.SoundFile, sound: Encoded) -> None:
-    """Refuse a FLAC file without the end that its header states: one look at the last sample shows it."""
-    if file.format == "FLAC" and file.frames:
-        try:
-            file.seek(file.frames - 1)
-            there = len(file.read(1)) == 1
-        except soundfile.LibsndfileError:
-            there = False
-        if not there:
-            raise AudioError(f"{_sentence(sound.name)} has lost its end: it is cut off. Copy or export it again.")
+def _refuse_fault(sound: Encoded, fault_of: Callable[[BinaryIO], str | None]) -> None:
+    with _untagged(sound) as file:
+        fault = fault_of(file)
+    if fault is not None:
+        raise AudioError(f"{_sentence(sound.name)} {fault}")
 
 
-def _refuse_torn_page(sound: Encoded) -> None:
-    """Refuse an Ogg file that ends inside a page. Ogg states no length, so this is how a cut is seen."""
+def _untagged(sound: Encoded) -> BinaryIO:
+    """Open the bytes behind the tags, for libsndfile counts from the beginning of the file."""
+    begins, _ = _head(sound)
+    if not begins:
+        return sound.open()
     with sound.open() as file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(max(0, size - 2**17))  # a page has at most 65,307 bytes
-        tail = file.read()
-    at = tail.rfind(b"OggS")
-    segments = tail[at + 27 : at + 27 + tail[at + 26]] if 0 <= at < len(tail) - 26 else b""
-    if at >= 0 and (not segments or at + 27 + tail[at + 26] + sum(segments) > len(tail)):
-        raise AudioError(f"{_sentence(sound.name)} ends inside a page: it is cut off. Copy or export it again.")
+        file.seek(begins)
+        return io.BytesIO(file.read())
 
 
 # -- FFmpeg ------------------------------------------------------------------------------------------------------------
 def _container(sound: Encoded) -> str | None:
     """Tell from its first bytes which of FFmpeg's readers takes a recording; None for libsndfile."""
     try:
-        tagged, head = _head(sound)
+        begins, head = _head(sound)
     except OSError as error:
         raise _unreadable(sound, error) from error
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
@@ -235,7 +236,8 @@ def _container(sound: Encoded) -> str | None:
         return None if int.from_bytes(head[18:26], "big") & (2**36 - 1) else "flac"
     if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x18 != 0x08:
         return "mp3" if head[1] & 0x06 else "aac"
-    return "mp3" if tagged else None  # FFmpeg looks for the first frame behind what fills the tag up
+    # FFmpeg looks for the first frame of an MP3 behind what fills a tag up.
+    return "mp3" if begins and head[:4] not in _LIBSNDFILE else None
 
 
 @contextmanager
@@ -271,23 +273,27 @@ def _counted(sound: Encoded, opened: Any, stream: Any, counted: float, container
     return header
 
 
-def _head(sound: Encoded) -> tuple[bool, bytes]:
-    """Tell whether a recording begins with a tag, of title and pictures, and read the first bytes behind it."""
+def _head(sound: Encoded) -> tuple[int, bytes]:
+    """Find where a recording begins, behind tags of title and pictures, and read its first bytes."""
+    begins = 0
     with sound.open() as file:
-        head = file.read(10)
-        size = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=False))
-        tagged = head[:3] == b"ID3"
-        file.seek(10 + size if tagged else 0)
-        return tagged, file.read(_HEAD)
+        while (head := file.read(10))[:3] == b"ID3" and len(head) == 10:
+            size = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+            begins += 10 + size + (10 if head[5] & 0x10 else 0)
+            file.seek(begins)
+        file.seek(begins)
+        return begins, file.read(_HEAD)
 
 
 def _decode_packets(sound: Encoded, container: str) -> tuple[np.ndarray, int]:
-    """Decode with FFmpeg, up to the end of the stretch; what cannot be decoded is missing in the length."""
+    """Decode with FFmpeg, up to the end of the stretch. What comes behind a damaged packet would be heard too early."""
     import av
     from av.error import InvalidDataError
 
     parts: list[np.ndarray] = []
-    rate, done, counted, finished = 0, 0, 0, True
+    rate, done, counted, finished, damaged = 0, 0, 0, True, False
+    if container == "mov":
+        _refuse_fault(sound, fault_of_mp4)
     with _stream(sound, container) as (opened, stream):
         resampler = av.AudioResampler(format="fltp")
         for packet in opened.demux(stream):
@@ -295,7 +301,13 @@ def _decode_packets(sound: Encoded, container: str) -> tuple[np.ndarray, int]:
             try:
                 frames = packet.decode()
             except InvalidDataError:  # a damaged packet, or a tag behind the last one
+                damaged = True
                 continue
+            if damaged and frames and packet.size:
+                raise AudioError(
+                    f"{_sentence(sound.name)} is damaged after {done / max(rate, 1):.2f} s: a packet cannot be "
+                    "decoded. Copy or export it again."
+                )
             for piece in (piece for frame in frames for piece in resampler.resample(frame)):
                 parts.append(piece.to_ndarray())
                 rate, done = piece.sample_rate, done + piece.samples
