@@ -1,9 +1,11 @@
 import copy
 import json
+import shutil
 import weakref
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from leaf.config import LeafConfig
@@ -302,9 +304,65 @@ def test_rows_without_usable_audio_are_left_out_where_the_recipe_says_so(policy,
     assert evaluated(recipe, policy, [bad[0], *rows, bad[1]], tmp_path / "out", metrics=("wer",))[1][-1] == left_out
     more = evaluated(recipe, policy, [bad[0], *rows, bad[1]], tmp_path / "out", seeds=(42, 43, 44))[0]
     assert len(more.passes[2]) == 4
-    lost = {**rows[3], "audio": bad[1]["audio"]}
+    lost = {**rows[3], "seconds": 9.0}
     with pytest.raises(AudioError, match="Earlier passes have them"):
         evaluated(recipe, policy, [bad[0], *rows[:3], lost, bad[1]], tmp_path / "out", seeds=(42, 43, 44, 45))
+
+
+def test_a_repeated_evaluation_scores_by_the_columns_that_rows_have_now(policy, rows, recipe, tmp_path):
+    out, whole = tmp_path / "out", {"metrics": ("bleu", "rewards/chrf/mean")}
+
+    def run(some, folder=out):
+        how = {"split": "test", "say": said.append, **asked(recipe, **whole)}
+        return evaluate_systems(recipe, {"base": None}, lambda adapter: policy, some, folder, **how)["base"]
+
+    said: list[str] = []
+    first = run(rows)
+    line = "base: references or other columns changed since"
+    run(rows)
+    assert not any(one.startswith(line) for one in said)
+    texts = first.passes[0]
+    for number, changed in enumerate(
+        (
+            [{**row, "reference": text} for row, text in zip(rows, texts, strict=True)],
+            [{**row, "references": [row["reference"], text]} for row, text in zip(rows, texts, strict=True)],
+            [{**row, "reference_language": "zh"} for row in rows],
+            [{**row, "text": "else", "utterance": "one"} for row in rows],
+        )
+    ):
+        said.clear()
+        again, anew = run(changed), run(changed, tmp_path / f"anew{number}")
+        assert any(one.startswith(line) for one in said)
+        said.clear()
+        assert run(changed).scores == again.scores
+        assert not any(one.startswith(line) for one in said)
+        assert again.passes == first.passes
+        assert (again.scores, again.signatures, again.intervals) == (anew.scores, anew.signatures, anew.intervals)
+        files = [folder / "base.jsonl" for folder in (out, tmp_path / f"anew{number}")]
+        assert files[0].read_text() == files[1].read_text()
+    # Kept values of rewards that were not asked for again are those of the old columns.
+    whole["metrics"] = ("chrf",)
+    run(rows)
+    assert list(read_meta(out / "base.jsonl")["metrics"]) == ["chrf"]
+
+
+def test_a_repeated_evaluation_of_other_recordings_is_refused(policy, rows, recipe, tmp_path):
+    for number, row in enumerate(rows):
+        soundfile.write(tmp_path / f"{number}.wav", row["audio"]["array"], 16000)
+        row["audio"] = str(tmp_path / f"{number}.wav")
+    evaluated(recipe, policy, rows, tmp_path / "out")
+    (tmp_path / "moved").mkdir()
+    moved = []
+    for number, row in enumerate(rows):
+        copy_of = shutil.copy(row["audio"], tmp_path / f"moved/{number}.wav")
+        moved.append({**row, "audio": str(copy_of)})
+    evaluated(recipe, policy, moved, tmp_path / "out")
+    for other in ({"offset": 0.1}, {"duration": 0.5}):
+        with pytest.raises(RunError, match="made with other items"):
+            evaluated(recipe, policy, [{**rows[0], **other, "seconds": None}, *rows[1:]], tmp_path / "out")
+    soundfile.write(tmp_path / "1.wav", 0.5 * soundfile.read(tmp_path / "1.wav")[0], 16000)
+    with pytest.raises(RunError, match="made with other items"):
+        evaluated(recipe, policy, rows, tmp_path / "out")
 
 
 def test_metrics_that_take_data_are_kept_for_those_without_it(policy, rows, recipe, tmp_path, monkeypatch):

@@ -2,13 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from leaf.data.audio import encoded
+from leaf.data.decoding import Encoded
+from leaf.data.recordings import audio_of, names_of
 from leaf.data.stretches import STRETCH
+from leaf.errors import AudioError, DataError, ModelError
+from leaf.files import file_sha256
 
 _TEXTS = ("id", "prompt", "reference", "references", "reference_language", "text", "kind", "utterance", *STRETCH)
 _NAMES_OF_FILES = ("Value('string')", "List(Value('string'))")  # features of an audio column without sound
@@ -22,6 +28,30 @@ def rows_fingerprint(rows: Any) -> str:
     digest = hashlib.sha256(str(len(rows)).encode())
     for row in _texts(rows):
         digest.update(json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def recordings_checksum(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Compute the SHA-256 of what is heard in each row, in hex: files by what they hold and the stretch of them."""
+
+    @cache
+    def of_file(path: str) -> str:
+        try:
+            return file_sha256(Path(path))
+        except (OSError, ValueError) as error:
+            return type(error).__name__  # no content; who decodes the row says so
+
+    def content(sound: Encoded) -> str:
+        return hashlib.sha256(sound.data or b"").hexdigest() if sound.path is None else of_file(sound.path)
+
+    digest = hashlib.sha256()
+    for row in rows:
+        try:
+            audio = audio_of(row)
+            heard = [[content(one), one.offset, one.duration] for one in encoded(audio)] or names_of(audio)
+        except (AudioError, DataError, ModelError) as error:  # no audio; likewise
+            heard = [type(error).__name__]
+        digest.update(json.dumps(heard).encode())
     return digest.hexdigest()
 
 

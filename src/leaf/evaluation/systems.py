@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from leaf.config import LeafConfig
+from leaf.data.fingerprint import recordings_checksum
 from leaf.errors import AudioError, ConfigError, RunError, some_of
 from leaf.evaluation.evaluate import Evaluation, checked_rows, score_predictions
 from leaf.evaluation.fitting import advice, texts_and_languages
@@ -95,13 +96,15 @@ def evaluate_systems(
     rows = checked_rows(rows, scoring := replace(scoring, intervals=True))
     _say_all(say, advice(scoring.metrics, *texts_and_languages(rows)))
     items = kept_items(rows)
-    shared = _describe(config, resolve_model(config.model, say=say), items, split, decoding)
+    shared = _describe(config, resolve_model(config.model, say=say), rows, split, decoding)
     results = {}
     for name, adapter in systems.items():
         file = out / f"{name}.jsonl"
         if (projector := projector_of(config, adapter)) != config.projector:
             say(f"{name}: with {projector}, the projector that was trained with the adapter")
         known = _read_or_begin(file, name, items, _describe_system(shared, projector, adapter))
+        if _took_other_columns(known, items):
+            say(f"{name}: references or other columns changed since {file} was scored; all its scores are made anew")
         by_id = {item["id"]: row for item, row in zip(items, rows, strict=True)}
         if missing := tuple(seed for seed in decoding.passes if seed not in known.seeds):
             # The policy has no name here, so that it is gone before the next one is loaded.
@@ -187,18 +190,22 @@ def _leave_out(known: Predictions, bad: Mapping[int, str], *, may_skip: bool, sa
 
 # -- what predictions were made with -----------------------------------------------------------------------------------
 def _describe(
-    config: LeafConfig, checkpoint: str, items: Sequence[Mapping[str, Any]], split: str, decoding: Decoding
+    config: LeafConfig, checkpoint: str, rows: Sequence[Mapping[str, Any]], split: str, decoding: Decoding
 ) -> dict[str, Any]:
     """Describe what decides the predictions of all systems, without a path of this machine: model, items, decoding.
 
     A model in a folder is known by the checksum of its files, and a name of the hub stands for itself.
     """
-    asked = json.dumps([[item["id"], item["prompt"], item.get("reference")] for item in items], ensure_ascii=False)
+    asked = json.dumps([[item["id"], item["prompt"]] for item in kept_items(rows)], ensure_ascii=False)
     return {
         "model": _identity(Path(checkpoint), config.model),
         "task": Path(config.task).name,
         "split": split,
-        "items": {"count": len(items), "sha256": sha256(asked.encode()).hexdigest()},
+        "items": {
+            "count": len(rows),
+            "sha256": sha256(asked.encode()).hexdigest(),
+            "recordings_sha256": recordings_checksum(rows),
+        },
         "decoding": decoding.as_meta() | {"dtype": pick_dtype(config.dtype, pick_device(config.device))},
     }
 
@@ -209,6 +216,31 @@ def _describe_system(shared: Mapping[str, Any], projector: str | None, adapter: 
     if projector is not None:
         model["projector_sha256"] = file_sha256(Path(projector))
     return {**shared, "model": model, "adapter": None if adapter is None else _identity(adapter, str(adapter))}
+
+
+def _took_other_columns(known: Predictions, items: Sequence[dict[str, Any]]) -> bool:
+    """Give predictions the columns that their items have now, and tell whether any changed.
+
+    What is said does not depend on them, but scores do, so those that were kept are dropped.
+    """
+    now = {item["id"]: item for item in items}
+    fresh = [now[item["id"]] for item in known.items]
+    if not _differ(known.items, fresh):
+        return False
+    known.items, known.kept = fresh, {}
+    known.meta.pop("metrics", None)
+    return True
+
+
+def _differ(items: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> bool:
+    """Tell whether items differ in a column. Of utterances it counts who shares one: they may be named by a folder."""
+    sides = []
+    for side in (items, others):
+        first: dict[str, int] = {}
+        groups = [first.setdefault(str(item.get("utterance")), number) for number, item in enumerate(side)]
+        texts = [{**item, "utterance": group} for item, group in zip(side, groups, strict=True)]
+        sides.append(json.dumps(texts, sort_keys=True))
+    return sides[0] != sides[1]
 
 
 def _identity(folder: Path, name: str) -> dict[str, Any]:
@@ -228,8 +260,9 @@ def _read_or_begin(file: Path, name: str, items: list[dict[str, Any]], made_with
     was = known.meta.get("made_with", {})
     other = [key for key, value in made_with.items() if was.get(key) != value]
     if other:
+        what = "other items" if other[0] == "items" else f"another {other[0]}"
         raise RunError(
-            f"{file} exists and was made with another {other[0]}: {was.get(other[0])}, now {made_with[other[0]]}. "
+            f"{file} exists and was made with {what}: {was.get(other[0])}, now {made_with[other[0]]}. "
             "Choose another folder with --out, or remove it."
         )
     return known
