@@ -243,10 +243,20 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def finished_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file without a last one that is torn or still being written; none if there is no file."""
-    if path.exists():
+    """Yield the lines of a file without a last one that is torn or still being written; none if there is no file.
+
+    Raises:
+        RunError: it cannot be read, or is a folder.
+    """
+    if not path.exists():
+        return
+    try:
         with path.open("rb") as opened:
             yield from (line for line in opened if line.endswith(b"\n"))
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be read: {os.strerror(error.errno or 0)}. Restore it from a copy, or move it away."
+        ) from error
 
 
 def drop_torn_line(path: Path) -> None:
@@ -254,6 +264,14 @@ def drop_torn_line(path: Path) -> None:
     if path.exists():
         with writing(path):
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object from a file; None where there is no file, or one that cannot be read as an object."""
+    try:
+        return parsed_row(path.read_bytes())
+    except OSError:
+        return None
 
 
 def parsed_row(line: bytes | str) -> dict[str, Any] | None:

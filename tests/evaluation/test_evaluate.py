@@ -424,6 +424,18 @@ def test_files_that_cannot_be_read(tmp_path):
     assert swapped.passes[1] == ["a", "b"]
 
 
+def test_meta_data_that_leaf_did_not_write_are_refused(tmp_path):
+    for text, message in (
+        ('{"made_with": 3}', "has made_with: 3, which leaf does not write"),
+        ('{"metrics": []}', r"has metrics: \[\], which leaf does not write"),
+        ("[1]", "cannot be read as a JSON object"),
+        ("[" * 100_000, "cannot be read as a JSON object"),
+    ):
+        (tmp_path / "a.meta.json").write_text(text)
+        with pytest.raises(DataError, match=rf"a\.meta\.json {message}"):
+            read_meta(tmp_path / "a.jsonl")
+
+
 def test_predictions_do_not_depend_on_torchs_global_generator(policy, rows):
     torch.manual_seed(1)
     first = evaluate(policy, rows, Decoding(max_new_tokens=4), Scoring(())).passes

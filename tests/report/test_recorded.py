@@ -8,6 +8,7 @@ from leaf.errors import RunError
 from leaf.report import forks
 from leaf.report.recorded import RecordedGroups
 from leaf.report.runs import read_runs
+from leaf.report.terminal import recorded_group
 from tests.helpers.recorded import REWARDS, WORDS, record, write_run
 
 
@@ -39,6 +40,17 @@ def test_lines_of_another_order_are_read_and_damaged_ones_named(run):
     file.write_text("[]\n")
     with pytest.raises(RunError, match=r"groups\.jsonl has a line that is no JSON object with a step"):
         RecordedGroups(run)
+
+
+def test_a_group_without_tokens_or_with_too_few_is_named(run):
+    file = run.path / "groups.jsonl"
+    whole = json.loads(file.read_text().splitlines()[0])
+    for changes in ({"token_ids": None}, {"tokens": whole["tokens"][1:]}, {"rewards": {}}, {"advantages": 3}):
+        file.write_text(json.dumps(whole | changes) + "\n")
+        with pytest.raises(RunError, match=r"groups\.jsonl has a group of step 10 without token_ids, .* is damaged\."):
+            list(RecordedGroups(run).of([10]))
+        with pytest.raises(RunError, match=r"without token_ids, tokens, rewards, surprisal, advantages of every"):
+            recorded_group(run)
 
 
 def test_of_many_groups_the_forks_of_evenly_spread_steps_are_counted_and_said(run, monkeypatch):

@@ -10,9 +10,11 @@ import subprocess
 import pytest
 import torch
 
+from leaf.checksums import damage
 from leaf.errors import RunError, RunInterrupted
 from leaf.runs.checkpoints import read_checkpoint
 from leaf.runs.directory import RunDirectory, bring_back
+from leaf.runs.lost import lost_adapter
 from tests.helpers import resume_worker as worker
 from tests.helpers.resuming import contents, finish, letters_and, records, same, send, trainer
 
@@ -61,6 +63,7 @@ def flip(file, at):
     file.write_bytes(content)
 
 
+DEEP = "[" * 100_000 + "\n"
 DAMAGES = {
     "tensors flipped": (lambda path: flip(path / "tensors.safetensors", -5), "the checksum of tensors.safetensors"),
     "header flipped": (lambda path: flip(path / "tensors.safetensors", 20), "the checksum of tensors.safetensors"),
@@ -73,6 +76,7 @@ DAMAGES = {
         lambda path: (path / "manifest.json").write_text("[]"),
         "manifest.json holds no list of files",
     ),
+    "nested": (lambda path: (path / "manifest.json").write_text(DEEP), "JSON is nested too deeply"),
     "tensors gone": (lambda path: (path / "tensors.safetensors").unlink(), "tensors.safetensors is missing"),
     "all gone": (lambda path: [file.unlink() for file in path.iterdir()], "manifest.json is missing"),
 }
@@ -80,10 +84,10 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", list(DAMAGES))
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(whole, tmp_path, name):
-    damage, message = DAMAGES[name]
+    harm, message = DAMAGES[name]
     path = tmp_path / "run"
     shutil.copytree(whole[0], path)
-    damage(path / "checkpoints/step-000005")
+    harm(path / "checkpoints/step-000005")
     said = []
     again = trainer(path, say=said.append)
     assert again.start(resume=True) == 4
@@ -198,6 +202,59 @@ def test_what_is_lost_is_said_and_the_run_goes_on(whole, tmp_path):
     assert "best/ is missing; the best adapter from here on takes its place" in said
     assert (path / "best/adapter_config.json").is_file()
     assert [record["step"] for record in records(path, "metrics.jsonl")] == [6]
+
+
+@pytest.mark.parametrize("text", ["[1]\n", DEEP, '{"signatures": 3}\n'], ids=["list", "nested", "other"])
+def test_small_files_that_hold_something_else_do_not_end_a_resume(whole, tmp_path, text):
+    path, said = tmp_path / "run", []
+    shutil.copytree(whole[0], path)
+    wanted = (path / "signatures.json").read_text()
+    for name in ("versions.json", "signatures.json"):
+        (path / name).write_text(text)
+    with (path / "metrics.jsonl").open("a") as log:
+        log.write('{"step": "x"}\n')
+    trainer(path, say=said.append, max_steps=6, save_every=1, eval_every=1).train(resume_from_checkpoint=True)
+    assert f"1 lines of {path / 'metrics.jsonl'} could not be read and were dropped" in said
+    assert any("versions.json is missing or damaged" in line for line in said) == (not text.startswith("{"))
+    assert (path / "signatures.json").read_text() == wanted
+    assert [record["step"] for record in records(path, "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_log_that_is_a_folder_is_named(whole, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(whole[0], path)
+    (path / "groups.jsonl").unlink()
+    (path / "groups.jsonl").mkdir()
+    again = trainer(path)
+    with pytest.raises(RunError, match=r"groups\.jsonl cannot be read: Is a directory\. Restore it from a copy"):
+        again.start(resume=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[1]", DEEP, "{", '{"files": []}', '{"files": {}}', '{"files": {"x": 1}}', None],
+    ids=["list", "nested", "torn", "no names", "empty", "no sizes", "folder"],
+)
+def test_checksums_that_list_nothing_do_not_count_as_verified(whole, tmp_path, text):
+    folder = tmp_path / "best"
+    shutil.copytree(whole[0] / "best", folder)
+    assert damage(folder) is None
+    (folder / "checksums.json").unlink()
+    assert damage(folder) is None  # of version 0.1
+    if text is None:
+        (folder / "checksums.json").mkdir()
+    else:
+        (folder / "checksums.json").write_text(text)
+    assert damage(folder)
+    assert "best/ is damaged (" in str(lost_adapter(folder))
+
+
+def test_names_of_what_a_script_passed_that_cannot_be_read_are_an_error(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("stage: rl\n")
+    for text in ("[1]", DEEP, "{"):
+        (tmp_path / "provenance.json").write_text(text)
+        with pytest.raises(RunError, match=r"provenance\.json cannot be read as a JSON object\. Restore it"):
+            RunDirectory(tmp_path).script_values()
 
 
 def test_an_adapter_that_is_lost_after_the_last_step_is_written_again(whole, tmp_path):

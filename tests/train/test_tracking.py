@@ -142,6 +142,17 @@ def test_a_resumed_run_is_the_same_one_for_every_tracker(tmp_path):
     assert _options("run", {**identity, "mlflow": "m"}, 1)["mlflow"]["run_id"] == "m"
 
 
+def test_a_damaged_identity_of_the_trackers_is_said_and_written_anew(tmp_path):
+    run = trainer(recipe(tmp_path, track_with="tensorboard", max_steps=1, eval_every=0)).train()
+    (run.path / "tracker.json").write_text("[1]")
+    said = []
+    again = trainer(recipe(tmp_path, track_with="tensorboard", max_steps=2, eval_every=0))
+    again.say = said.append
+    again.train(resume_from_checkpoint=True)
+    assert f"{run.path / 'tracker.json'} is damaged, so the trackers' runs begin anew" in said
+    assert len(json.loads((run.path / "tracker.json").read_text())["id"]) == 32
+
+
 def test_a_recipe_in_plain_values():
     given = flat({"rewards": ["bleu"], "reward_options": {"bleu": {"tokenize": "zh"}}, "seed": 1, "projector": None})
     assert given == {"rewards": '["bleu"]', "reward_options": '{"bleu": {"tokenize": "zh"}}', "seed": 1}

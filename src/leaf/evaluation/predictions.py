@@ -16,15 +16,16 @@ import numpy as np
 
 from leaf.data.cells import with_references
 from leaf.data.rows import prompt_text
-from leaf.errors import DataError, some_of
+from leaf.errors import DataError, shown, some_of
 from leaf.evaluation.bootstrap import Scored, mean_of_scored, percentage
 from leaf.evaluation.references import all_of, signature_of
 from leaf.evaluation.registry import fitted_metric, is_reward, statistics
-from leaf.files import append_row, drop_torn_line, file_sha256, read_rows, write_json, write_rows
+from leaf.files import append_row, drop_torn_line, file_sha256, read_json, read_rows, write_json, write_rows
 from leaf.text import composed, unique_names
 
 # What a prediction file copies from the evaluated row; audio stays where it is.
 COLUMNS = ("id", "kind", "utterance", "prompt", "text", "reference", "references", "reference_language")
+_META = {"made_with": dict, "metrics": dict, "left_out": list}  # of the meta data, what is looked into
 
 
 @dataclass
@@ -202,12 +203,14 @@ def read_meta(path: Path) -> dict[str, Any]:
     file = meta_path(path)
     if not file.is_file():
         return {}
-    try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} is not JSON: {error}.") from error
-    if not isinstance(meta, dict):
-        raise DataError(f"{file} is not a JSON object.")
+    meta = read_json(file)
+    if meta is None:
+        raise DataError(f"{file} cannot be read as a JSON object. Restore it from a copy, or remove it.")
+    if wrong := [key for key, kind in _META.items() if key in meta and not isinstance(meta[key], kind)]:
+        raise DataError(
+            f"{file} has {wrong[0]}: {shown(meta[wrong[0]])}, which leaf does not write. Restore it from a copy, or "
+            "remove it."
+        )
     return meta
 
 

@@ -247,7 +247,8 @@ def _identity(folder: Path, name: str) -> dict[str, Any]:
     """Name a model or adapter folder and compute its checksum; of a name of the hub, the name alone."""
     if not folder.is_dir():
         return {"name": name}
-    files = sorted(f for f in folder.iterdir() if f.suffix == ".safetensors" or f.name.endswith("config.json"))
+    there = (f for f in folder.iterdir() if f.is_file())  # what is no file cannot be loaded, and loading says so
+    files = sorted(f for f in there if f.suffix == ".safetensors" or f.name.endswith("config.json"))
     digest = sha256("".join(f"{f.name} {file_sha256(f)}\n" for f in files).encode()).hexdigest()
     return {"name": Path(name).name, "sha256": digest}
 

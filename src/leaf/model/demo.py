@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from leaf.errors import ConfigError, ModelError, RunError, did_you_mean
-from leaf.files import file_sha256, new_directory, replace_directory
+from leaf.files import file_sha256, new_directory, read_json, replace_directory
 from leaf.model.ctranslate2 import whisper_from_ctranslate2
 from leaf.model.policy import Policy
 from leaf.model.projector import load_projector
@@ -278,7 +278,7 @@ def _is_current(out: Path, card: dict[str, Any]) -> bool:
         return False
     if not (out / _CARD).is_file():
         raise ModelError(f"{out} exists and holds no {_CARD}, so it was not built here. Name another directory.")
-    return json.loads((out / _CARD).read_text(encoding="utf-8")) == card
+    return read_json(out / _CARD) == card
 
 
 def _save(out: Path, model: Any, processor: Any, card: dict[str, Any]) -> Path:

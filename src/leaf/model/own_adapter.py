@@ -51,7 +51,7 @@ def refuse_pickled_shards(name: str | Path) -> None:
         return
     try:
         shards = set(json.loads(Path(found).read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"The checkpoint {name} has a {index} that holds no weight_map from names to files. Save the checkpoint "
             "again."

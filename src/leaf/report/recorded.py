@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from leaf.errors import RunError
-from leaf.files import parsed_row
-from leaf.runs.directory import RunDirectory
+from leaf.runs.directory import RunDirectory, record_of
 
 LOG = "groups.jsonl"
+_PER_COMPLETION = ("token_ids", "tokens", "rewards", "surprisal", "advantages")
 _STEP = re.compile(rb'\{"step": ?(\d+)[,}]')  # how leaf begins a line
 
 
@@ -41,8 +42,8 @@ class RecordedGroups:
         return self._parsed(line)["step"]
 
     def _parsed(self, line: bytes) -> dict[str, Any]:
-        record = parsed_row(line)
-        if record is None or not isinstance(record.get("step"), int):
+        record = record_of(line)
+        if record is None:
             raise RunError(f"{self._file} has a line that is no JSON object with a step; the file is damaged.")
         return record
 
@@ -54,13 +55,28 @@ class RecordedGroups:
             for step in sorted(steps):
                 for place in self._places[step]:
                     file.seek(place)
-                    yield self._parsed(file.readline())
+                    yield whole_group(self._parsed(file.readline()), self._file)
 
     def spread(self, most: int) -> list[int]:
         """Choose steps, evenly spread, that have about `most` groups together; all where there are no more."""
         return (
             even(list(self.sizes), max(1, len(self.sizes) * most // self.count)) if self.count > most else [*self.sizes]
         )
+
+
+def whole_group(record: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Check that a record has what is drawn of a group, one entry for each completion, and return it.
+
+    Raises:
+        RunError: it has not.
+    """
+    per_completion = [record.get(key) for key in _PER_COMPLETION]
+    if not all(isinstance(one, list) and len(one) == len(per_completion[0] or ()) for one in per_completion):
+        raise RunError(
+            f"{file} has a group of step {record['step']} without {', '.join(_PER_COMPLETION)} of every completion; "
+            "the file is damaged. Restore it from a copy, or remove that line."
+        )
+    return record
 
 
 def even(values: Sequence[int], count: int) -> list[int]:

@@ -17,6 +17,7 @@ from leaf.credit import CREDIT_RULES
 from leaf.errors import RunError
 from leaf.plugins import load_plugins
 from leaf.report.drawn_group import END, DrawnGroup, Stretch
+from leaf.report.recorded import whole_group
 from leaf.runs.directory import RunDirectory
 from leaf.train.records import figure
 from leaf.visible import visible
@@ -92,7 +93,7 @@ def recorded_group(run: RunDirectory, step: int | None = None, group: int = 0) -
     found = [record for record in records if record["step"] == wanted]
     if not 0 <= group < len(found):
         raise RunError(f"Step {wanted} of {run.path} has the groups 0 to {len(found) - 1}; got {group}.")
-    return found[group]
+    return whole_group(found[group], run.path / "groups.jsonl")
 
 
 def group_view(record: dict[str, Any], recipe: LeafConfig, credit: str | None = None) -> Group:

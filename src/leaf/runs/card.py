@@ -14,6 +14,7 @@ import yaml
 
 from leaf.config import FROM_PYTHON, LeafConfig, RunConfig, to_dict
 from leaf.data import TASKS
+from leaf.files import read_json
 from leaf.runs.directory import RunDirectory
 
 _PRIVATE = ("url", "key_env", "cache", "template")  # options of a judge
@@ -169,18 +170,15 @@ def _table(scores: Mapping[str, Any], at: int | None, recipe: RunConfig) -> str:
 
 
 def _signatures(run: RunDirectory, scores: Mapping[str, Any]) -> str:
-    file = run.path / "signatures.json"
-    if not file.is_file():
+    known = (read_json(run.path / "signatures.json") or {}).get("signatures")
+    if not isinstance(known, Mapping):  # lost or damaged; the next validation writes it again
         return ""
-    known = json.loads(file.read_text(encoding="utf-8"))["signatures"]
     return "".join(f"\n- `{known[name]}`" for name in scores if name in known).replace("\n-", "\n\n-", 1)
 
 
 def _versions(run: RunDirectory) -> str:
-    file = run.path / "versions.json"
-    try:
-        versions = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # a damaged file is the resume's concern, which names it
+    versions = run.versions()
+    if versions is None:  # a damaged file is the resume's concern, which names it
         return "Not recorded."
     return ", ".join(f"{name} {value}" for name, value in versions.items() if name not in ("machine", "cpus") and value)
 
@@ -189,7 +187,7 @@ def _licence(base: str, recipe: RunConfig) -> str:
     prepared = Path(recipe.task) / "prepared.json"
     data = TASKS[recipe.task].licence if recipe.task in TASKS else None
     if prepared.is_file():
-        data = json.loads(prepared.read_text(encoding="utf-8")).get("licence")
+        data = (read_json(prepared) or {}).get("licence")
     return (
         f"The licence of `{_last_part(base)}` holds for this adapter too; that of the data is: "
         f"{data or 'not known to leaf'}. Check both before you share it."

@@ -282,7 +282,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise ValueError(f"its format is {manifest['format']!r}, this version reads {FORMAT}")
         compare(manifest["files"], path, _FILES)
         return json.loads((path / "state.json").read_bytes()), load_file(path / "tensors.safetensors")
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError, SafetensorError) as error:
         raise RunError(f"The checkpoint {path} is damaged: {reason(error, 'manifest.json')}.") from error
 
 

@@ -6,7 +6,6 @@ renames is put right when the run is continued.
 
 import errno
 import fcntl
-import json
 import os
 import platform
 import socket
@@ -117,12 +116,12 @@ class RunDirectory:
         There are none in a run of the command line (leaf.runs.provenance).
         """
         file = self.path / "provenance.json"
-        if not file.is_file():
+        if not os.path.lexists(file):
             return of_version_0_1(self._recipe())[1]
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunError(f"{file} cannot be read: {error}. Restore it from a copy.") from error
+        script = files.read_json(file)
+        if script is None:
+            raise RunError(f"{file} cannot be read as a JSON object. Restore it from a copy.")
+        return script
 
     def what_ran(self) -> RunConfig:
         """Read the recipe for people: what a script passed is named, and marked, in place of the recipe's values."""
@@ -157,8 +156,7 @@ class RunDirectory:
 
     def versions(self) -> dict[str, Any] | None:
         """Read the versions that the run began with; None where versions.json is missing or damaged."""
-        file = self.path / "versions.json"
-        return files.parsed_row(file.read_bytes()) if file.is_file() else None
+        return files.read_json(self.path / "versions.json")
 
     # -- one process at a time -----------------------------------------------------------------------------------------
     def lock(self, say: Callable[[str], None] = print) -> None:
@@ -230,12 +228,15 @@ class RunDirectory:
         """Yield the records of a JSON-lines file without a torn last line; none if there is no file.
 
         Raises:
-            RunError: a finished line is not JSON.
+            RunError: the file cannot be read, or a finished line is no JSON object with a step.
         """
         for number, line in enumerate(files.finished_lines(self.path / name), 1):
-            record = files.parsed_row(line)
+            record = record_of(line)
             if record is None:
-                raise RunError(f"Line {number} of {self.path / name} is not a JSON object; the file is damaged.")
+                raise RunError(
+                    f"Line {number} of {self.path / name} is not a JSON object with a step; the file is damaged. "
+                    "`--resume` drops such lines."
+                )
             yield record
 
     def raw_lines(self, name: str) -> Iterator[bytes]:
@@ -251,8 +252,8 @@ class RunDirectory:
             return 0
         kept, unreadable = [], 0
         for line in files.finished_lines(self.path / name):
-            record = files.parsed_row(line)
-            if record is None or "step" not in record:
+            record = record_of(line)
+            if record is None:
                 unreadable += 1
             elif record["step"] <= step:
                 kept.append(line)
@@ -268,6 +269,12 @@ class RunDirectory:
             for name in LOGS:
                 if (self.path / name).exists():
                     files.sync(self.path / name)
+
+
+def record_of(line: bytes) -> dict[str, Any] | None:
+    """Parse a line of a log; None if it is no JSON object with a step."""
+    record = files.parsed_row(line)
+    return record if record is not None and isinstance(record.get("step"), int) else None
 
 
 def bring_back(adapter: Path) -> None:

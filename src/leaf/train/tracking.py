@@ -14,7 +14,7 @@ from torch import Tensor
 
 from leaf.config import to_dict
 from leaf.data.rows import prompt_text
-from leaf.files import write_json
+from leaf.files import read_json, write_json
 from leaf.runs.directory import RunDirectory
 from leaf.train.records import figure
 from leaf.train.rollout import Rollout
@@ -54,7 +54,11 @@ class Tracking:
             return
         accelerator, main = self.accelerator, self.accelerator.is_main_process
         file = run.path / _FILE
-        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        known = read_json(file) or {}
+        if not isinstance(known.get("id"), str):
+            if file.exists() and main:
+                say(f"{file} is damaged, so the trackers' runs begin anew")
+            known = {}
         identity = known or {"id": uuid.uuid4().hex}
         names = [
             str(getattr(one, "name", one)) if isinstance(one, GeneralTracker) else str(one)

@@ -1,6 +1,5 @@
 """What a validation measures: what chooses the best adapter, the metrics always shown, and the recipe's rewards."""
 
-import json
 from collections.abc import Mapping
 from copy import copy
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from leaf.errors import ConfigError, DataError
 from leaf.evaluation.fitting import advice, texts_and_languages
 from leaf.evaluation.registry import REWARD, Scoring, is_reward, less_is_better, validation_metrics
 from leaf.evaluation.reward_metrics import best_reward, label_of
-from leaf.files import write_json
+from leaf.files import read_json, write_json
 from leaf.rewards.total import Rewards
 from leaf.runs.directory import RunDirectory
 
@@ -88,7 +87,7 @@ def write_signatures(run: RunDirectory, signatures: Mapping[str, str]) -> None:
     """Write what reproduces the scores in validation.jsonl, beside it; the same at every validation of a run."""
     file = run.path / "signatures.json"
     text = {"signatures": dict(signatures)}
-    if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != text:
+    if read_json(file) != text:
         write_json(file, text)
 
 

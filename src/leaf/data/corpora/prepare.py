@@ -5,7 +5,6 @@ The folder it makes has `<split>.arrow` (rows with paths of the audio), `audio/`
 counts, hours, refusals, licence), which is written last.
 """
 
-import json
 import math
 import os
 from collections import Counter, defaultdict
@@ -22,7 +21,7 @@ from leaf.data.hashing import stable_fraction
 from leaf.data.manifest import SPLITS
 from leaf.data.recordings import sources_of, stretch_of_source
 from leaf.errors import AudioError, DataError, MissingFiles, did_you_mean
-from leaf.files import append_row, drop_torn_line, read_rows, write_json, writing
+from leaf.files import append_row, drop_torn_line, read_json, read_rows, write_json, writing
 from leaf.text import composed
 
 SPLIT_BY = ("recording", "published")
@@ -242,7 +241,9 @@ def _begin_or_continue(target: Path, settings: dict[str, Any]) -> None:
         raise DataError(f"{target} is prepared already and is kept as it is. Choose another --to, or remove it.")
     file = target / "settings.json"
     if file.exists():
-        begun = json.loads(file.read_text(encoding="utf-8"))
+        begun = read_json(file)
+        if begun is None or not isinstance(begun.get("options"), dict):
+            raise DataError(f"{file} is damaged, so {target} cannot be continued. Choose another --to, or remove it.")
         begun["options"] = {**asdict(Options()), **begun["options"]}  # an earlier version knew fewer
         differing = sorted(key for key in settings if settings[key] != begun.get(key))
         if not differing:
