@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from sacrebleu.metrics.bleu import BLEU
 
-from leaf.errors import ConfigError, did_you_mean, shown
+from leaf.errors import ConfigError, DataError, did_you_mean, shown
 
 TOKENIZERS = tuple(BLEU.TOKENIZERS)
 AUTO = "auto"  # of the option `tokenize`: by the language of the references, 13a where none is stated
@@ -68,7 +68,14 @@ def bleu_scorer(tokenize: str = "13a", *, lowercase: bool = False, effective_ord
 
 
 def tokenizer_for(language: str | None) -> str:
-    """Choose the tokenizer for references in a language, such as `zh-CN`; None where it is not known."""
+    """Choose the tokenizer for references in a language, such as `zh-CN`; None where it is not known.
+
+    Raises:
+        DataError: the language is no text.
+    """
+    if language is not None and language == language and not isinstance(language, str):  # tables write NaN for nothing
+        raise DataError(f"reference_language is {shown(language)}; give the name of a language, such as zh-CN.")
+    language = language if isinstance(language, str) else None
     return _BY_LANGUAGE.get(re.split("[-_]", language or "")[0].lower(), "13a")
 
 

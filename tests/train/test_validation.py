@@ -1,14 +1,18 @@
 """What a validation measures: rewards beside metrics, either of which may choose the best adapter."""
 
+import sys
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 
+from leaf.bleu import bleu_scorer
+from leaf.config import SftConfig
 from leaf.errors import ConfigError, DataError, RewardError
 from leaf.evaluation.registry import less_is_better
 from leaf.rewards.total import Rewards
-from leaf.train.recipe import check_recipe
+from leaf.train.recipe import check_recipe, check_targets
 from leaf.train.validation import plan_validation
 from tests.helpers import tiny
 from tests.train.test_trainer import length_reward, lines, recipe, trainer
@@ -134,6 +138,39 @@ def test_the_start_says_what_fits_neither_language_nor_length(tmp_path):
     (line,) = one.advice()
     assert "3 of 3 references have fewer than 4 tokens" in line
     assert np.isfinite(one.evaluate().scores["bleu"])
+
+
+def test_rows_in_several_languages_are_validated_without_a_bleu_that_nobody_asked_for(tmp_path):
+    languages = ("zh", "de", "de")
+    rows = [{**row, "reference_language": one} for row, one in zip(tiny.rows(3), languages, strict=True)]
+    for best in ("chrf", "reward"):
+        plan = plan_validation(recipe(tmp_path, best_metric=best), Rewards(["chrf"]), rows, rows)
+        assert "bleu" not in plan.scoring.metrics
+        assert {"chrf", "exact_match"} <= {*plan.scoring.metrics}
+        (note,) = [line for line in plan.notes if line.startswith("bleu")]
+        assert note.startswith("bleu is not measured in validation. The references are in languages whose tokenizers")
+        check_targets(recipe(tmp_path, best_metric=best), rows, rows)
+    for refused in (recipe(tmp_path, best_metric="bleu"), SftConfig()):
+        with pytest.raises(ConfigError, match=r"best_metric is bleu, which .*zh for zh, 13a for de.*tokenize=char"):
+            check_targets(refused, rows, rows)
+    for allowed in (recipe(tmp_path, best_metric="bleu:tokenize=char"), SftConfig(best_metric="chrf")):
+        check_targets(allowed, rows, rows)
+
+
+def test_a_package_that_bleu_lacks_is_missed_before_a_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu.tokenizers.tokenizer_ja_mecab", None)  # as without the package
+    bleu_scorer.cache_clear()
+    rows = [{**row, "reference_language": "ja"} for row in tiny.rows(3)]
+    for some in (rows, datasets.Dataset.from_list([{"prompt": "p", "reference": "r", "reference_language": "ja"}])):
+        with pytest.raises(ConfigError, match=r'best_metric is bleu.*pip install "sacrebleu\[ja\]"'):
+            check_targets(recipe(tmp_path, best_metric="bleu"), some, some)
+        with pytest.raises(ConfigError, match=r'ja-mecab needs what is not here: pip install "sacrebleu\[ja\]"'):
+            Rewards(["bleu"]).check_rows(some)
+        Rewards(["bleu"], options={"bleu": {"tokenize": "char"}}).check_rows(some)
+        plan = plan_validation(recipe(tmp_path, best_metric="chrf"), Rewards(["chrf"]), some, some)
+        assert "bleu" not in plan.scoring.metrics
+    with pytest.raises(DataError, match="reference_language is 5; give the name of a language"):
+        Rewards(["bleu"]).check_rows([{**rows[0], "reference_language": 5}])
 
 
 def test_a_validation_reward_sees_what_trl_gives(tmp_path):

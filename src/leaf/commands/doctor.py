@@ -242,13 +242,15 @@ def _data(config: RunConfig, family: Family | None, processor: Any) -> Iterator[
 def _use_of_rows(config: RunConfig, training: Any, validation: Any) -> Iterator[Finding]:
     """Check that the rows have what rewards, metrics and stages read, and that validation is on other rows."""
     try:
-        if isinstance(config, LeafConfig):
-            rewards_from(config).check_rows(training)
-        check_targets(config, training, validation)
-    except DataError as error:
-        yield Finding("columns", "fails", str(error))
+        rewards = rewards_from(config) if isinstance(config, LeafConfig) else None
     except ConfigError:
         return  # a reward that is not there was found among the settings
+    try:
+        if rewards is not None:
+            rewards.check_rows(training)
+        check_targets(config, training, validation)
+    except (ConfigError, DataError) as error:
+        yield Finding("columns", "fails", str(error))
     if note := note_on_validation(config):
         yield Finding("validation", "unsure", note)
 

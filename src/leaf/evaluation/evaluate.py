@@ -10,6 +10,7 @@ from transformers.trainer_callback import TrainerState
 
 from leaf.data.given import rows_from
 from leaf.errors import DataError
+from leaf.evaluation.fitting import texts_and_languages
 from leaf.evaluation.predict import Decoding, predict
 from leaf.evaluation.predictions import Predictions, kept_items
 from leaf.evaluation.registry import Scoring, metric
@@ -197,6 +198,9 @@ def checked_rows(rows: Any, scoring: Scoring) -> list[dict[str, Any]]:
             continue
         found = metric(name, scoring.paths)
         compared.append(name)
+        texts, languages = texts_and_languages(rows)
+        if found.fit is not None and texts:
+            found.fit(texts, languages)
         if found.needs_source and not all(row.get("text") for row in rows):
             raise DataError(f"The metric {name} reads what was said. Give every row a `text`, or leave the metric out.")
     empty = sum(not str(row.get("reference") or "").strip() for row in rows)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from leaf.bleu import AUTO, SHORT, bleu_scorer, common_tokenizer, is_unspaced, short_references, tokenizer_for
-from leaf.evaluation.registry import name_and_options
+from leaf.errors import ConfigError
+from leaf.evaluation.registry import fitted_metric, is_plain, name_and_options, validation_metrics
 from leaf.rewards.total import Rewards
 from leaf.text import ROUGES, rouge_f
 
@@ -23,6 +24,36 @@ def advice(metrics: Sequence[str], references: Sequence[str], languages: Sequenc
     """
     lines = [_advice(*of) or _length_advice(*of) for of in ((one, references, languages) for one in metrics)]
     return [line for line in lines if line]
+
+
+def fitting_metrics(
+    best: str | None, references: Sequence[str], languages: Sequence[str | None]
+) -> tuple[tuple[str, ...], list[str]]:
+    """List the metrics of validation that can be computed for these references.
+
+    Args:
+        best: the metric that is asked for; None for a reward.
+        references: one text per item; none where no row may be read for it.
+        languages: of the references, None where it is not known.
+
+    Returns:
+        The metrics, and a line for each of `validation_metrics` that is left out.
+
+    Raises:
+        ConfigError: the metric that is asked for cannot be computed: languages together, or a package is missing.
+    """
+    names, lines = [], []
+    for name in validation_metrics(best):
+        try:
+            if references and is_plain(name):
+                fitted_metric(name, references, languages=languages)
+        except ConfigError as error:
+            if name == best:
+                raise ConfigError(f"best_metric is {best}, which cannot be measured in validation. {error}") from error
+            lines.append(f"{name} is not measured in validation. {error}")
+            continue
+        names.append(name)
+    return tuple(names), lines
 
 
 def reward_advice(rewards: Rewards, references: Sequence[str], languages: Sequence[str | None]) -> list[str]:

@@ -4,7 +4,7 @@ They compare each completion with its reference. TRL's GRPOTrainer takes them as
 """
 
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -121,6 +121,22 @@ def built_in(name: str, **options: Any) -> BuiltIn:
 
     function.__name__ = function.__qualname__ = name  # TRL logs a reward under this name
     return function
+
+
+def check_languages(languages: Iterable[Any], *, tokenize: str = AUTO, **options: Any) -> None:
+    """Refuse languages of references for whose tokenizer the reward bleu lacks a package.
+
+    Args:
+        languages: `reference_language` of the rows.
+        tokenize: of the reward's options; the others do not matter.
+
+    Raises:
+        ConfigError: a package is missing: which.
+        DataError: a language is no text.
+    """
+    if tokenize == AUTO:
+        for name in sorted({tokenizer_for(language) for language in languages}):
+            bleu_scorer(name)
 
 
 REWARDS: dict[str, BuiltIn] = {name: built_in(name) for name in _SCORES}

@@ -20,7 +20,7 @@ from leaf.config import LeafConfig
 from leaf.errors import ConfigError, DataError, RewardError, did_you_mean, raised_at, shown
 from leaf.model.sampling import Group
 from leaf.rewards.finding import BESIDE_COLUMNS, Found, find_reward
-from leaf.rewards.functions import REWARDS, RewardFunction
+from leaf.rewards.functions import REWARDS, RewardFunction, check_languages
 from leaf.rewards.waiting import wait_for
 from leaf.text import unique_names
 
@@ -216,6 +216,7 @@ class Rewards:
             kind: what a message calls them.
 
         Raises:
+            ConfigError: the reward bleu lacks a package for the language of a row.
             DataError: a row lacks such a column, or has one of a name that is taken.
         """
         names = getattr(rows, "column_names", None)
@@ -227,6 +228,11 @@ class Rewards:
                 f"The {kind} data has a column {taken!r}, a name that reward functions get from leaf or from Python. "
                 "Rename the column."
             )
+        if "bleu" in self.built_in:
+            column = "reference_language"
+            table: Any = rows
+            cells = table[column] if named and column in names else [] if named else [row.get(column) for row in given]
+            check_languages(cells, **self.built_in["bleu"])
         for name, found in self.functions.items():
             both = next((option for row in given for option in sorted(found.options) if option in row), None)
             if both is not None:

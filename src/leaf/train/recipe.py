@@ -22,6 +22,7 @@ from leaf.credit import (
 from leaf.data import load
 from leaf.data.rows import check_references
 from leaf.errors import ConfigError, DataError, did_you_mean, shown
+from leaf.evaluation.fitting import fitting_metrics, texts_and_languages
 from leaf.evaluation.metrics import METRICS
 from leaf.evaluation.model_metrics import BUILDERS
 from leaf.evaluation.registry import name_and_options
@@ -130,6 +131,7 @@ def check_targets(config: RunConfig, training: Any, validation: Any) -> None:
     """Refuse rows without references where the stage teaches them, or where validation compares with them.
 
     Raises:
+        ConfigError: `best_metric` cannot be computed for the languages of the validation rows.
         DataError: there are such rows.
     """
     if isinstance(config, SftConfig):
@@ -145,6 +147,8 @@ def check_targets(config: RunConfig, training: Any, validation: Any) -> None:
             return
         otherwise = f", or let a reward choose with best_metric=reward{otherwise}"
     check_references(validation, f"The validation metric {best} compares answers with", otherwise)
+    if not isinstance(config, AlignConfig):
+        fitting_metrics(best, *texts_and_languages(validation))
 
 
 def note_on_validation(config: RunConfig, training: Any = None, validation: Any = None) -> str | None:

@@ -16,9 +16,9 @@ from leaf.data.recordings import audio_of, names_of
 from leaf.data.rows import batch_indices, row_name, take
 from leaf.errors import DataError
 from leaf.evaluation.evaluate import evaluate
-from leaf.evaluation.fitting import advice, texts_and_languages
+from leaf.evaluation.fitting import advice, fitting_metrics, texts_and_languages
 from leaf.evaluation.predict import Decoding
-from leaf.evaluation.registry import Scoring, validation_metrics
+from leaf.evaluation.registry import Scoring
 from leaf.memory import within_memory
 from leaf.model.checks import check_policy
 from leaf.model.family import encode_text
@@ -142,7 +142,9 @@ class _Sft(SupervisedStage):
             self.say(f"trainable {counts['trainable']:,} of {counts['total']:,} parameters: adapter and projector")
         self.recordings = share_audio(policy, take(train_rows, range(len(train_rows))))
         if config.eval_every:
-            for line in advice(validation_metrics(config.best_metric), *texts_and_languages(eval_rows)):
+            known = texts_and_languages(eval_rows)
+            self.metrics, left_out = fitting_metrics(config.best_metric, *known)
+            for line in (*left_out, *advice(self.metrics, *known)):
                 self.say(f"sft: {line}")
         self.say(
             f"sft: {len(train_rows)} rows on {len(self.recordings)} recordings, {config.batch_size} recordings a step"
@@ -177,7 +179,7 @@ class _Sft(SupervisedStage):
         policy.eval()
         rows = take(self.eval_rows, range(min(len(self.eval_rows), config.eval_items or len(self.eval_rows))))
         decoding = Decoding(greedy=True, max_new_tokens=config.max_new_tokens)
-        scoring = Scoring(validation_metrics(config.best_metric))
+        scoring = Scoring(self.metrics)
         # Nothing is kept of a validation that is given up.
         with self.stop.obeyed(), Busy(self.say, "sft: validating", len(rows), quiet=True) as busy:
             result = evaluate(policy, rows, decoding, scoring, progress=lambda count: self.count(busy, count))

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from leaf.config import LeafConfig
 from leaf.errors import ConfigError, DataError
-from leaf.evaluation.fitting import advice, texts_and_languages
-from leaf.evaluation.registry import REWARD, Scoring, is_reward, less_is_better, validation_metrics
+from leaf.evaluation.fitting import advice, fitting_metrics, texts_and_languages
+from leaf.evaluation.registry import REWARD, Scoring, is_reward, less_is_better
 from leaf.evaluation.reward_metrics import best_reward, label_of
 from leaf.files import read_json, write_json
 from leaf.rewards.total import Rewards
@@ -50,7 +50,9 @@ def plan_validation(config: LeafConfig, rewards: Rewards, rows: Any, train_rows:
     looked_at = isinstance(rows, list | tuple) or getattr(rows, "column_names", None) is not None
     texts, languages = texts_and_languages(rows)
     lacking = len(rows) - len(texts) if looked_at else 0
-    compared = () if lacking else validation_metrics(None if chosen else config.best_metric)
+    asked = None if chosen else config.best_metric
+    compared, left_out = ((), []) if lacking else fitting_metrics(asked, texts, languages)
+    notes += left_out
     if not compared and chosen is None:
         which = f"{lacking} of {len(rows)} validation rows lack" if texts else "no validation row has"
         raise ConfigError(
@@ -64,7 +66,7 @@ def plan_validation(config: LeafConfig, rewards: Rewards, rows: Any, train_rows:
     try:
         rewards.check_rows(rows, "validation")
         names += [REWARD, *(label_of(function) for function in rewards.functions)]
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         if chosen is not None:
             raise
         notes.append(f"rewards are not measured in validation. {error}")
