@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import soundfile
 import torch
 from datasets import Audio, ClassLabel, Dataset, DatasetDict
 
 from leaf.data.audio import load_audio
+from leaf.data.fingerprint import rows_fingerprint
 from leaf.data.given import rows_from
 from leaf.data.recordings import audio_of
 from leaf.data.rows import take
@@ -59,6 +61,14 @@ FORMS = {
     "list, decoder": lambda file: [{"prompt": "Say", "audio": Decoder(), "reference": "r0"}],
     "list, bytes": lambda file: [{"prompt": "Say", "audio": encoded(), "reference": "r0"}],
     "list, dict": lambda file: [{"prompt": "Say", "audio": {"bytes": encoded(), "path": None}, "reference": "r0"}],
+    "tensor": lambda file: [
+        {
+            "prompt": "Say",
+            "reference": "r0",
+            "audio": {"array": torch.tensor(WAVE).requires_grad_(), "sampling_rate": 16000},
+        }
+    ],
+    "table": lambda file: pa.table(with_audio([encoded()])),
     "frame": lambda file: pd.DataFrame(with_audio([file])),
     "message": lambda file: [
         {"prompt": [{"role": "user", "content": [{"type": "audio", "audio": Decoder()}]}], "reference": "r0"}
@@ -72,6 +82,7 @@ def test_every_form_of_audio_is_heard(form, file):
     assert len(rows) == 1
     (row,) = take(rows, [0])
     assert row["reference"] == "r0"
+    assert rows_fingerprint(rows)
     np.testing.assert_allclose(load_audio(audio_of(row)), WAVE, atol=1e-6)
 
 
@@ -100,6 +111,20 @@ def test_texts_are_checked_and_columns_named_as_in_manifests():
     messages = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "e\u0301"}]}]
     (row,) = rows_from([{"prompt": messages, "audio": "a.wav"}], "Training row")
     assert row["prompt"][0]["content"][1]["text"] == "é"
+
+
+def test_a_language_has_no_outer_spaces():
+    given = [{**ROW, "reference_language": language} for language in (" zh-CN ", "", None, "  ")]
+    for make in (list, Dataset.from_list, pd.DataFrame):
+        rows = rows_from(make(given), "Training row")
+        assert [rows[i]["reference_language"] for i in range(4)] == ["zh-CN", None, None, None]
+        assert [row["reference_language"] for row in rows] == ["zh-CN", None, None, None]
+
+
+def test_a_stream_becomes_a_list_without_the_decoder_of_another_library():
+    stream = Dataset.from_dict(with_audio([encoded()])).cast_column("audio", Audio()).to_iterable_dataset()
+    rows = rows_from(list(stream.cast_column("audio", Audio(decode=False)).take(1000)), "Training row")
+    np.testing.assert_allclose(load_audio(audio_of(rows[0])), WAVE, atol=1e-6)
 
 
 def test_gaps_of_a_frame_are_empty_cells():
@@ -133,6 +158,15 @@ STREAM = Dataset.from_list([ROW]).to_iterable_dataset()
         ([ROW, {"audio": "a.wav"}], "Training row 1, counted from 0, has no prompt; it has the columns audio"),
         ([ROW, {**ROW, "reference": 1.5}], "Training row 1, .* has reference 1.5; it must be text, .* with a point"),
         (Dataset.from_list([{**ROW, "reference": {"de": "ja"}}]), "Training row 0, .*, and this is a dict with de"),
+        (
+            pd.DataFrame([["p", "a.wav", "x", "y"]], columns=["prompt", "audio", "reference", "reference"]),
+            "The DataFrame of the training rows has the columns 'reference' and 'reference', which are the same",
+        ),
+        (pd.DataFrame([{**ROW, 5: "y"}]), "DataFrame of the training rows has the column 5, a name that is no text"),
+        ([{**ROW, 5: "y"}], "Training row 0, counted from 0, has the column 5, a name that is no text. Rename it"),
+        (pa.table([["p"], ["x"], ["y"]], names=["prompt", "reference", "reference"]), "Table .* has the columns 'ref"),
+        ([{**ROW, "reference_language": 5}], "reference_language 5; it must be text, such as zh-CN, and this is a int"),
+        (Dataset.from_list([{**ROW, "reference_language": ["ja"]}]), r"reference_language .*, and this is a list"),
         ([{**ROW, "Reference": "y"}], "has the columns 'reference' and 'Reference', which are the same"),
     ],
 )

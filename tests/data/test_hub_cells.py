@@ -297,6 +297,15 @@ def test_a_data_set_without_references_is_prepared_where_that_is_asked_for(sourc
     assert rows["reference_language"] == ["ja", "ja"]
 
 
+def test_the_language_of_a_reference_is_text_without_outer_spaces(source):
+    row = {"prompt": "p", "audio": "0.wav", "reference": "x", "split": "train", "reference_language": " ja "}
+    (source / "rows.jsonl").write_text(json.dumps(row))
+    assert prepared(source)["train"]["reference_language"] == ["ja"]
+    (source / "rows.jsonl").write_text(json.dumps(row | {"reference_language": ["ja"]}))
+    with pytest.raises(DataError, match=r"Row 1 of rows\.jsonl has reference_language .*must be text.*a list"):
+        prepared(source, "list")
+
+
 def test_files_are_found_in_the_other_unicode_form(source):
     """macOS decomposes names, and its archives keep them so; a table from elsewhere has them composed."""
     (source / unicodedata.normalize("NFD", "für")).mkdir()

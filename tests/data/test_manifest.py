@@ -243,3 +243,11 @@ def test_stretches_of_one_file_in_two_splits_are_a_leak(folder):
     assert leaks() == ["test: the recording 1.wav#0.04-0.09 is heard in train too, as 1.wav#0.0-0.05"]
     rows[0] |= {"offset": None, "duration": None}
     assert leaks() == ["test: the recording 1.wav#0.04-0.09 is heard in train too, as 1.wav"]
+
+
+def test_the_language_of_a_reference_is_text_without_outer_spaces(folder):
+    row = {"prompt": "Say", "audio": "1.wav", "reference": "x", "split": "train"}
+    (loaded,) = load(manifest(folder, [row | {"reference_language": " zh-CN\t"}]), "train")
+    assert loaded["reference_language"] == "zh-CN"
+    with pytest.raises(DataError, match=r"Row 1 of .* has reference_language 5; it must be text, such as zh-CN"):
+        load(manifest(folder, [row | {"reference_language": 5}]), "train")

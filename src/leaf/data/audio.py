@@ -253,11 +253,20 @@ def samples_and_rate(audio: Mapping[str, Any]) -> tuple[np.ndarray, int]:
     if not whole or not abs(rate) < 1e9 or rate % 1 != 0:
         raise AudioError(f"Audio came with sampling_rate {shown(rate)}; give a whole number of Hz.")
     _check_rate(int(rate), "the array given")
-    try:
-        array = np.asarray(audio["array"])
-    except (ValueError, TypeError) as error:  # nested lists of unequal length, a tensor on a GPU
-        raise AudioError(f"Audio came with an array that is not one: {error}.") from error
+    array = as_array(audio["array"])
     if array.ndim == 0:
         raise AudioError(f"Audio came with the array {shown(audio['array'])} of shape (); give (samples,).")
     start, end = bounds(*stretch_of(audio), len(array) / int(rate), "the array given")
     return array[round(start * rate) : round(end * rate)], int(rate)
+
+
+def as_array(samples: Any) -> np.ndarray:
+    """Make an array of samples: numbers in lists, an array, or a tensor of torch on any device.
+
+    Raises:
+        AudioError: they are none.
+    """
+    try:
+        return np.asarray(samples.detach().cpu() if hasattr(samples, "detach") else samples)
+    except (ValueError, TypeError) as error:  # nested lists of unequal length, a tensor of bfloat16
+        raise AudioError(f"Audio came with an array that is not one: {str(error).rstrip('.')}.") from error

@@ -40,16 +40,19 @@ def our_names(names: Iterable[str], where: str) -> dict[str, str]:
         where: what has them, for messages.
 
     Raises:
-        DataError: two of them differ in case and outer spaces only.
+        DataError: two of them are the same, or differ in case and outer spaces only; or one is no text.
     """
     first: dict[str, str] = {}
     for name in names:
-        other = first.setdefault(folded(name), name)
-        if other is not name:
+        if not isinstance(name, str):
+            raise DataError(f"{where} has the column {shown(name)}, a name that is no text. Rename it.")
+        key = folded(name)
+        if key in first:
             raise DataError(
-                f"{where} has the columns {shown(other)} and {shown(name)}, which are the same without case and "
+                f"{where} has the columns {shown(first[key])} and {shown(name)}, which are the same without case and "
                 "spaces. Rename one."
             )
+        first[key] = name
     return {name: key if key in OURS else name.strip() for key, name in first.items()}
 
 
@@ -103,6 +106,23 @@ def text_cell(value: Any, name: str, where: str) -> str | None:
     raise DataError(
         f"{where} has {name} {shown(value)}; it must be text, and this is {_kind(value)}.{_advice(value, name)}"
     )
+
+
+def with_language(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """Read the language of a row's reference, where the row has one, without outer spaces; an empty one is None.
+
+    Raises:
+        DataError: it is no text.
+    """
+    value = row.get("reference_language")
+    if value is None:
+        return row
+    if not isinstance(value, str):
+        raise DataError(
+            f"{where} has reference_language {shown(value)}; it must be text, such as zh-CN, and this is "
+            f"{_kind(value)}."
+        )
+    return {**row, "reference_language": value.strip() or None}
 
 
 def references_cell(value: Any, name: str, where: str) -> list[str]:

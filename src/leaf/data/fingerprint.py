@@ -7,9 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from leaf.data.audio import encoded
+from leaf.data.audio import as_array, encoded
 from leaf.data.decoding import Encoded
 from leaf.data.recordings import audio_of, names_of
 from leaf.data.stretches import STRETCH
@@ -75,6 +73,6 @@ def _file_names(audio: Any) -> Any:
     if isinstance(audio, list | tuple):
         return [_file_names(one) for one in audio]
     if isinstance(audio, Mapping) and audio.get("array") is not None:
-        wave = np.asarray(audio["array"])
+        wave = as_array(audio["array"])
         return [wave.shape, wave[:: max(1, len(wave) // 64)].tolist()]
     return None

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from leaf.data.audio import load_audio
-from leaf.data.cells import our_names, text_cell, with_references
+from leaf.data.cells import our_names, text_cell, with_language, with_references
 from leaf.data.features import label_columns, with_label_names
 from leaf.errors import DataError, shown
 from leaf.text import composed
@@ -21,7 +21,8 @@ def rows_from(given: Any, what: str) -> Any:
     until it is heard; an audio column of `datasets` is not decoded by that library.
 
     Args:
-        given: a list of mappings, a `datasets.Dataset`, a DataFrame of pandas, another sequence of mappings, or None.
+        given: a list of mappings, a `datasets.Dataset`, a DataFrame of pandas, a table of pyarrow, another sequence of
+            mappings, or None.
         what: the rows are, for messages: "Training row".
 
     Raises:
@@ -32,7 +33,11 @@ def rows_from(given: Any, what: str) -> Any:
     refusal = _refusal(given)
     if refusal is not None:
         raise DataError(f"The {_plural(what)} are {_called(given)}{refusal}")
+    if hasattr(given, "to_pylist") and hasattr(given, "column_names"):
+        our_names(given.column_names, f"The {_called(given).partition(' ')[2]} of the {_plural(what)}")
+        given = given.to_pylist()
     if hasattr(given, "iloc") and hasattr(given, "to_dict"):
+        our_names(given.columns, f"The DataFrame of the {_plural(what)}")
         # A gap in a table of pandas is NaN, or NA.
         given = given.astype(object).where(given.notna(), None).to_dict("records")
     if isinstance(given, list | tuple):
@@ -153,6 +158,7 @@ def _checked(row: Any, number: int, what: str) -> dict[str, Any]:
     row["prompt"] = _prompt(row["prompt"], where)
     if "text" in row:
         row["text"] = text_cell(row["text"], "text", where)
+    row = with_language(row, where)
     return with_references(row, where) if "reference" in row or "references" in row else row
 
 

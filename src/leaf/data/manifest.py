@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from leaf.data.audio import file_problem
-from leaf.data.cells import cell, folded, text_cell, with_references
+from leaf.data.cells import cell, folded, text_cell, with_language, with_references
 from leaf.data.hashing import stable_fraction
 from leaf.data.naming import as_on_disk
 from leaf.data.recordings import names_of
@@ -115,6 +115,7 @@ def _with_texts(row: dict[str, Any], needed: Sequence[str], record: dict[str, An
     row = {**row, "prompt": text_cell(row.get("prompt"), "prompt", where)}
     if "text" in row:
         row["text"] = text_cell(row["text"], "text", where)
+    row = with_language(row, where)
     if _has_reference(row):
         row = with_references(row, where)
     missing = [name for name in needed if row.get(name) in (None, "", [])]

@@ -10,7 +10,7 @@ from typing import Any
 import soundfile
 
 from leaf.data.audio import load_audio, samples_and_rate
-from leaf.data.cells import cell, column_of, folded, references_cell, text_cell
+from leaf.data.cells import cell, column_of, folded, references_cell, text_cell, with_language
 from leaf.data.corpora.audio_cells import clip_of, recording_of
 from leaf.data.corpora.items import Item, Options, Refusal
 from leaf.data.corpora.sources import Table, tables_of
@@ -113,8 +113,9 @@ def _item(
     whole = [clip for clip in clips if clip is not None]
     if not whole or len(whole) < len(clips):
         return Refusal(name, "audio missing")
-    others = ("text", "recording", "reference_language")
+    others = ("text", "recording")
     texts = {ours: text_cell(_or_none(found[ours]), given[ours], where) or "" for ours in others}
+    language = with_language({"reference_language": _or_none(found["reference_language"])}, where)["reference_language"]
     prompt = options.columns.get("prompt") if found["prompt"] is _NOTHING else found["prompt"]
     references = references_cell(_or_none(found["reference"]), given["reference"], where)
     return Item(
@@ -128,7 +129,7 @@ def _item(
         published=sides[1],
         own_validation=own_validation,
         text=texts["text"],
-        language=texts["reference_language"],
+        language=language or "",
     )
 
 
