@@ -286,12 +286,14 @@ def parsed_row(line: bytes | str) -> dict[str, Any] | None:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read a JSON-lines file; its last line needs no line break, as other programs may leave it out.
 
+    A byte order mark, as editors of Windows write it, is no part of the first line.
+
     Raises:
         DataError: the file cannot be read, or a line is not a JSON object.
     """
     rows = []
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 row = parsed_row(line)
                 if row is None:

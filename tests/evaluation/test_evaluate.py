@@ -409,6 +409,9 @@ def test_files_that_cannot_be_read(tmp_path):
         read("{")
     with pytest.raises(DataError, match=r"Line 1 of .* has prediction None"):
         read('{"id": "1", "reference": "r"}')
+    with pytest.raises(DataError, match=r"Line 2 of .* has reference_language 5; give the name of a language"):
+        read(row(0, "1", reference_language="de"), row(0, "2", reference_language=5))
+    assert read("\ufeff" + row(0, "1"), row(0, "2")).passes == [["p", "p"]]
     with pytest.raises(DataError, match="'1' twice in pass 0"):
         read(row(0, "1"), row(0, "1"))
     with pytest.raises(DataError, match="other items than its first pass, such as '2'"):

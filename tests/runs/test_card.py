@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 from typing import Any
 
@@ -16,7 +17,7 @@ from leaf.config import LeafConfig
 from leaf.errors import RunError
 from leaf.runs.card import hub_name, shareable
 from leaf.runs.directory import RunDirectory
-from leaf.runs.pushing import push_run
+from leaf.runs.pushing import path_of_base, push_run
 from tests.helpers.hub_server import hub_server
 from tests.train.test_trainer import recipe, trainer
 
@@ -108,13 +109,32 @@ def test_an_adapter_is_pushed_with_its_card(trained, hub, tmp_path):
     assert all(torch.equal(loaded[key], wanted[key]) for key in wanted)
 
 
-def test_the_command_pushes(trained, hub, monkeypatch):
+def test_a_path_that_a_push_would_show_is_known_before(tmp_path):
+    for base, path in (
+        ("/home/me/models/tiny", "/home/me/models/tiny"),
+        ("../models/tiny", "../models/tiny"),
+        ("org/speech-model", None),
+        ("base", None),
+    ):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        assert path_of_base(tmp_path) == path
+
+
+def test_the_command_pushes(trained, hub, monkeypatch, tmp_path):
     _, run = trained
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     result = CliRunner().invoke(app, ["push", str(run.path), "--repo", "me/y", "--adapter", "last"])
     assert result.exit_code == 0, result.output
     assert f"{hub.url}/me/y has adapter_config.json" in result.output.replace("\n", " ")
     assert hub.files["README.md"] == (run.path / "last/README.md").read_bytes()
+    assert "path of the base model" not in result.output
+    other = shutil.copytree(run.path, tmp_path / "run")
+    settings = json.loads((other / "last/adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = "/home/me/models/tiny"
+    (other / "last/adapter_config.json").write_text(json.dumps(settings))
+    result = CliRunner().invoke(app, ["push", str(other), "--repo", "me/z", "--adapter", "last"])
+    said = " ".join(result.output.split())
+    assert "adapter_config.json has the path of the base model, /home/me/models/tiny, and whoever may" in said
 
 
 def test_what_cannot_be_pushed_is_said_in_a_sentence(trained, hub, monkeypatch, tmp_path):

@@ -18,10 +18,12 @@ def push(
 ) -> None:
     """Push an adapter with its model card to the Hugging Face hub; the token is that of `hf auth login` or HF_TOKEN."""
     from leaf.runs.directory import RunDirectory
-    from leaf.runs.pushing import adapter_folder, push_run, pushed_files
+    from leaf.runs.pushing import adapter_folder, path_of_base, push_run, pushed_files
 
     directory = RunDirectory.open(run)
     how: dict[str, Any] = {"adapter": adapter, "revision": revision, "commit_message": message}
-    address = push_run(directory, repo, private=private or None, **how)
     folder = adapter_folder(directory, adapter)
+    if base := path_of_base(folder):
+        say(f"adapter_config.json has the path of the base model, {base}, and whoever may read the repository sees it")
+    address = push_run(directory, repo, private=private or None, **how)
     say(f"{address} has {', '.join(pushed_files(folder))} of {folder}")

@@ -231,6 +231,11 @@ def read_predictions(path: str | Path) -> Predictions:
         for key in ("id", "prediction", "reference"):
             if not isinstance(row.get(key), str):
                 raise DataError(f"Line {number} of {path} has {key} {row.get(key)!r}; each line needs a text there.")
+        if not isinstance(language := row.get("reference_language"), str | None):
+            raise DataError(
+                f"Line {number} of {path} has reference_language {language!r}; give the name of a language, such as "
+                "zh-CN, or leave it out."
+            )
         taken = by_pass.setdefault(row.get("pass", 0), {})
         if row["id"] in taken:
             raise DataError(f"{path} has the item {row['id']!r} twice in pass {row.get('pass', 0)}.")

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from leaf.errors import RunError
+from leaf.files import read_json
+from leaf.runs.card import hub_name
 from leaf.runs.directory import RunDirectory
 from leaf.runs.lost import lost_adapter
 
@@ -66,6 +68,13 @@ def adapter_folder(run: RunDirectory, adapter: str | None = None) -> Path:
     if adapter not in (None, "best", "last"):
         raise RunError(f"The adapter is {adapter!r}; a run has best and last.")
     return run.path / (adapter or ("best" if (run.path / "best").is_dir() else "last"))
+
+
+def path_of_base(folder: Path) -> str | None:
+    """Read from an adapter the folder of its base model, which a push uploads too; None where that is no path."""
+    settings = read_json(folder / "adapter_config.json") or {}
+    base = str(settings.get("base_model_name_or_path") or "")
+    return base if "/" in base and hub_name(base) is None else None
 
 
 def pushed_files(folder: Path) -> list[str]:
