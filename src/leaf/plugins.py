@@ -49,7 +49,7 @@ def load_plugins(names: Iterable[str]) -> None:
             import_module(name)
         except CodeRefused:
             raise
-        except Exception as error:  # the user's module may raise anything
+        except (Exception, SystemExit) as error:  # the user's module may raise anything
             raise ConfigError(
                 f"The plugin {name!r} cannot be imported ({type(error).__name__}: {error}){raised_at(error)}; give the "
                 "path of a file, or a module that Python finds."

@@ -17,6 +17,7 @@ from rouge_score import rouge_scorer
 from leaf.errors import ConfigError, DataError, RewardError
 from leaf.model.policy import Prompt
 from leaf.model.sampling import Group
+from leaf.plugins import load_plugins
 from leaf.rewards.functions import REWARDS
 from leaf.rewards.total import Rewards
 from leaf.text import unique_names
@@ -467,3 +468,16 @@ def test_the_groups_of_a_rollout_are_scored_in_one_call():
 def test_names_that_are_there_already_get_a_number():
     assert unique_names(["a", "b", "a", "a"]) == ["a", "b", "a (2)", "a (3)"]
     assert unique_names(["a", "a", "a (2)"]) == ["a", "a (3)", "a (2)"]
+
+
+def test_a_reward_or_a_plugin_that_ends_the_process_is_named(tmp_path):
+    def leaves(completions, **columns):
+        sys.exit(3)
+
+    with pytest.raises(RewardError, match="The reward function leaves raised SystemExit: 3"):
+        Rewards([leaves]).of_texts([{"prompt": "p", "reference": "r"}], [["a", "b"]])
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(ConfigError, match=r"cannot be imported \(SystemExit: 3\)"):
+        Rewards([f"{tmp_path / 'leaving.py'}:reward"])
+    with pytest.raises(ConfigError, match=r"leaving\.py' cannot be imported \(SystemExit: 3\)"):
+        load_plugins([str(tmp_path / "leaving.py")])

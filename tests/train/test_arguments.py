@@ -17,7 +17,7 @@ from leaf.config import LeafConfig, from_dict, load_recipe, to_dict
 from leaf.errors import ConfigError, RunError
 from leaf.model.policy import Policy
 from leaf.runs.directory import RunDirectory
-from leaf.runs.provenance import recorded_arguments
+from leaf.runs.provenance import recorded_arguments, refuse_missing, refuse_resume
 from tests.helpers import tiny
 from tests.helpers.project import save, write_manifest
 
@@ -210,3 +210,9 @@ def test_what_version_0_1_marked_in_its_recipe_is_named_beside_it(tmp_path):
     assert isinstance(config, LeafConfig)
     assert (config.seed, config.credit, config.tolerate) == (3, "leaf", "skip")
     assert run.script_values() == marks
+    for refuse, error in (
+        (lambda: refuse_resume(run), RunError),
+        (lambda: refuse_missing(tmp_path / "recipe.yaml", ["task"], []), ConfigError),
+    ):
+        with pytest.raises(error, match=r"passed its own .*task.* \(marked in recipe\.yaml\)"):
+            refuse()

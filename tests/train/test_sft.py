@@ -185,6 +185,8 @@ def test_what_would_fail_once_the_run_has_begun_is_refused_before(tmp_path, monk
     for override, message in (
         ("track_with=wandb", "track_with is 'wandb', and stage sft .* Set track_with=null"),
         ("best_metric=blue", "The metric 'blue' is unknown"),
+        ("best_metric=reward", "best_metric is 'reward', and stage sft has no rewards. Allowed are metrics of texts"),
+        ("best_metric=rewards/chrf/mean", "and stage sft has no rewards"),
     ):
         done = CliRunner().invoke(app, ["sft", str(recipe), override])
         assert done.exit_code == 1

@@ -122,7 +122,7 @@ def _import_path(path: str) -> Any:
         return getattr(import_module(module_name), attribute)
     except CodeRefused:
         raise
-    except Exception as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise ConfigError(
             f"The reward function {shown(path)} cannot be imported ({type(error).__name__}: {str(error)[:500]})"
             f"{raised_at(error)}; give the path of a file, or a module that Python finds."

@@ -294,7 +294,7 @@ def _call(name: str, found: Found, given: Mapping[str, Any]) -> Any:
             values = wait_for(values)
         # A generator runs the user's code only when it is read: here, where a failure gets the function's name.
         return list(values) if isinstance(values, Iterator) else values
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything, and must not end the run unsaid
         raise RewardError(
             f"The reward function {name} raised {type(error).__name__}: {str(error)[:1000]}{raised_at(error)}"
         ) from error

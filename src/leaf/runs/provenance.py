@@ -74,7 +74,7 @@ def refuse_resume(run: RunDirectory) -> None:
     """
     if script := run.script_values():
         raise RunError(
-            f"The run in {run.path} was begun by a script that passed its own {_listed(script)} (provenance.json). "
+            f"The run in {run.path} was begun by a script that passed its own {_listed(script)} ({_noted(run)}). "
             "Continue it from that script, with `train(resume_from_checkpoint=True)`."
         )
 
@@ -90,14 +90,20 @@ def refuse_missing(recipe: Path, needed: Collection[str], set_there: Collection[
     Raises:
         ConfigError: a needed key is not set.
     """
-    script = RunDirectory(recipe.parent).script_values() if recipe.name == "recipe.yaml" else {}
+    run = RunDirectory(recipe.parent)
+    script = run.script_values() if recipe.name == "recipe.yaml" else {}
     missing = [key for key in script if key in needed and key not in set_there]
     if missing:
         raise ConfigError(
             f"The run in {recipe.parent} was begun by a script that passed its own {_listed(missing)} "
-            f"(provenance.json), which {recipe} does not hold. Set {', '.join(f'{key}=...' for key in missing)}, or "
+            f"({_noted(run)}), which {recipe} does not hold. Set {', '.join(f'{key}=...' for key in missing)}, or "
             "continue the run from that script."
         )
+
+
+def _noted(run: RunDirectory) -> str:
+    """Name the file that says what the script passed; version 0.1 marked it in the recipe."""
+    return "provenance.json" if (run.path / "provenance.json").is_file() else "marked in recipe.yaml"
 
 
 def _listed(keys: Collection[str]) -> str:

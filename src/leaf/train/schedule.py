@@ -11,7 +11,7 @@ from accelerate.utils import LoggerType
 
 from leaf.config import LeafConfig, RunConfig, SftConfig
 from leaf.errors import ConfigError, did_you_mean
-from leaf.evaluation.registry import is_plain, metric
+from leaf.evaluation.registry import DEFAULT_METRICS, is_plain, is_reward, metric, name_and_options
 from leaf.evaluation.reward_metrics import best_reward
 from leaf.model.draws import step_generator
 from leaf.rewards.total import Rewards, rewards_from
@@ -41,6 +41,11 @@ def check_stage(config: RunConfig, rewards: Rewards | None = None) -> None:
     if config.track_with is not None:
         check_tracker(config.track_with)
     if isinstance(config, LeafConfig | SftConfig) and config.eval_every:
+        if isinstance(config, SftConfig) and is_reward(name_and_options(config.best_metric)[0]):
+            raise ConfigError(
+                f"best_metric is {config.best_metric!r}, and stage sft has no rewards. Allowed are metrics of texts, "
+                f"such as {', '.join(DEFAULT_METRICS)}."
+            )
         if rewards is None and isinstance(config, LeafConfig) and not is_plain(config.best_metric):
             rewards = rewards_from(config)
         if best_reward(config.best_metric, rewards) is None:
