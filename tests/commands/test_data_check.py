@@ -57,6 +57,19 @@ def manifest(folder, its):
     return path
 
 
+def test_a_split_that_a_run_needs_and_the_set_has_not_is_said(folder):
+    path = manifest(folder, [{**row, "split": "train"} for row in rows() if row["split"] != "test"])
+    line = "there is no row in the split validation, which a run validates on: set eval_split, or eval_every=0"
+    alone = checked(path)
+    assert line in alone.stdout
+    assert alone.exit_code == 0  # no recipe says what a run will need
+    recipe = folder / "my.yaml"
+    recipe.write_text(f"model: base\ntask: {path}\n")
+    assert checked(recipe).exit_code == 1
+    assert line not in checked(recipe, "eval_every=0").stdout
+    assert "no row in the split" not in checked(path, "--splits", "train").stdout
+
+
 def test_a_sound_set_is_counted_and_passes(folder):
     result = checked(manifest(folder, rows()))
     assert result.exit_code == 0, result.output

@@ -15,6 +15,8 @@ from leaf import LeafTrainer
 from leaf.commands.main import app
 from leaf.config import LeafConfig, from_dict, load_recipe, to_dict
 from leaf.errors import ConfigError, RunError
+from leaf.files import file_sha256
+from leaf.model import demo
 from leaf.model.policy import Policy
 from leaf.runs.directory import RunDirectory
 from leaf.runs.provenance import recorded_arguments, refuse_missing, refuse_resume
@@ -69,6 +71,20 @@ def checkpoint(tmp_path, monkeypatch):
 
 def recorded(model: Any = "some/model", reward_funcs=None, credit=None, lora=None, *, from_recipe=False):
     return recorded_arguments(model, reward_funcs, credit, lora, from_recipe=from_recipe)
+
+
+def test_the_embedded_model_goes_by_its_name_from_python_too(tmp_path, monkeypatch):
+    model, processor = tiny.tiny_model()
+    monkeypatch.setenv("LEAF_CACHE", str(tmp_path))
+    save(model, processor, tmp_path / "demo-model")
+    trained = [demo.SHIPPED / "projector.safetensors", demo.SHIPPED / "adapter/adapter_model.safetensors"]
+    weights = {str(file.relative_to(demo.SHIPPED)): file_sha256(file) for file in trained}
+    card = {"stage": "demo", "base": demo._base_card(), "weights": weights}  # as if it had been assembled
+    (tmp_path / "demo-model" / demo._CARD).write_text(json.dumps(card))
+    config = LeafConfig(output_dir=str(tmp_path / "run"), device="cpu", lora_r=2, max_new_tokens=4)
+    trainer = LeafTrainer("demo", ["bleu"], config, tiny.rows(2))
+    assert trainer.policy.base_name == "demo"
+    assert trainer.given.recipe["model"] == "demo"
 
 
 # -- what is recorded --------------------------------------------------------------------------------------------------

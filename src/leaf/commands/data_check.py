@@ -69,12 +69,13 @@ def check(
         except MissingFiles as error:  # no run begins
             say(str(error))
             raise typer.Exit(1) from error
-        if not _passes(plan, loaded, decode=decode):
+        missing = [] if splits else _missing(plan, loaded)
+        if not _passes(plan, loaded, missing, decode=decode):
             raise typer.Exit(1)
 
 
-def _passes(plan: _Plan, loaded: dict[str, list[dict[str, Any]]], *, decode: bool) -> bool:
-    """Look at the rows and say what was found; tell whether all can be used and none leaks."""
+def _passes(plan: _Plan, loaded: dict[str, list[dict[str, Any]]], missing: Sequence[str], *, decode: bool) -> bool:
+    """Look at the rows and say what was found; tell whether all can be used, none leaks and the recipe's are there."""
     from leaf.data.check import survey
     from leaf.data.leaks import heard_in, leaks_among
     from leaf.progress import Busy
@@ -87,6 +88,8 @@ def _passes(plan: _Plan, loaded: dict[str, list[dict[str, Any]]], *, decode: boo
     show(_table(found))
     for line in _remarks(found, plan, decode=decode):
         say(line)
+    for line in missing:
+        say(line)
     unusable = [_unusable_line(name, row.why, row.row) for name, one in found.items() for row in one.unusable]
     _list(f"{len(unusable)} of {total} rows cannot be used", unusable)
     for line in _consequences(found, plan) if unusable else ():
@@ -97,7 +100,19 @@ def _passes(plan: _Plan, loaded: dict[str, list[dict[str, Any]]], *, decode: boo
         _list(f"{len(leaks)} leak{'s' if len(leaks) != 1 else ''} of other splits into {plan.training}", leaks)
     elif len(loaded) > 1:
         say(f"no leaks were looked for: there is no split {plan.training}")
-    return not unusable and not leaks
+    return not unusable and not leaks and not (plan.config and missing)
+
+
+def _missing(plan: _Plan, loaded: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Say which splits a run needs and the set has not; without a recipe, what a recipe would need by default."""
+    config = plan.config or LeafConfig()
+    needed = {plan.training: "trains on"} | ({config.eval_split: "validates on"} if config.eval_every else {})
+    way_out = {"trains on": "set train_split", "validates on": "set eval_split, or eval_every=0 to validate nothing"}
+    return [
+        f"there is no row in the split {split}, which a run {use}: {way_out[use]}, or give the column split"
+        for split, use in needed.items()
+        if not loaded.get(split)
+    ]
 
 
 # -- what to check -----------------------------------------------------------------------------------------------------

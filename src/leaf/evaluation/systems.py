@@ -50,7 +50,10 @@ def name_systems(model: str, adapters: Sequence[str], *, with_base: bool) -> dic
             name = "-".join(Path(given).absolute().parts[-2:])
         bring_back(Path(directory))
         if not (Path(directory) / "adapter_config.json").is_file():
-            raise ConfigError(f"{directory} has no adapter (adapter_config.json); give a folder such as runs/x/best.")
+            raise ConfigError(
+                f"{directory} has no adapter (adapter_config.json); give a folder that has one, such as best or last "
+                "of a run. There is no best without validation."
+            )
         systems.append((name, Path(directory)))
     named = {re.sub(r"[^\w.-]+", "-", name): path for name, path in systems}
     if len(named) < len(systems):

@@ -47,7 +47,7 @@ def recorded_arguments(
         script["task"] = "rows"
         if isinstance(model, str | Path):
             # A recipe's `base` and `demo` are leaf's own.
-            recipe["model"] = f"./{model}" if str(model) in ("base", "demo") else str(model)
+            recipe["model"] = f"./{model}" if isinstance(model, Path) and str(model) in ("base", "demo") else str(model)
         else:
             script["model"] = _model_name(model)
         lora = lora or _adapter(model)

@@ -76,11 +76,17 @@ def parts_from_model(
     check_rows(config, functions, train_rows)
     check_targets(config, train_rows, eval_rows)
     accelerator = make_accelerator(config)
-    given = recorded_arguments(model, rewards, credit, lora, from_recipe=False)
+    named = model
+    if isinstance(model, str):
+        model = resolve_model(model)  # `demo` and `base` are names here, too
+    given = recorded_arguments(named, rewards, credit, lora, from_recipe=False)
     if eval_rows is train_rows:
         given = given._replace(script={**given.script, "eval_split": "the training rows"})
+    policy = _policy(config, model, processor, lora, accelerator)
+    if isinstance(named, str):
+        policy.base_name = named  # not the folder in which the embedded model is assembled
     return {
-        "policy": _policy(config, model, processor, lora, accelerator),
+        "policy": policy,
         "rewards": functions,
         "rule": find_rule(config, credit),
         "config": config,
