@@ -170,6 +170,19 @@ def test_doctor_says_what_rows_lack_and_where_validation_is_training(project):
     assert "train_split and eval_split are both validation" in found["validation"].found
 
 
+def test_languages_that_bleu_cannot_score_together_are_refused_first(project):
+    row = {"prompt": "Say", "audio": "a.wav"}
+    splits = [("train", "de"), ("validation", "de"), ("validation", "zh")]
+    rows = [{**row, "split": split, "reference": f"{split} {one}", "reference_language": one} for split, one in splits]
+    (project / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for command in ("rl", "sft"):
+        refused("best_metric is bleu, which cannot be measured in validation", "train", f"{command}.yaml")
+        with pytest.raises(AssertionError, match="a model was touched"):
+            CliRunner().invoke(app, ["train", f"{command}.yaml", "best_metric=chrf"], catch_exceptions=False)
+        found = {one.subject: one for one in doctor._data(load_recipe(f"{command}.yaml"), None, None)}
+        assert "best_metric is bleu, which cannot be measured in validation" in found["columns"].found
+
+
 def test_doctor_assembles_no_model(project, monkeypatch, tmp_path):
     """It makes configuration and processor from the parts; with settings that fail, too."""
     tiny_config, tiny_processor = tiny.tiny_model()[0].config, tiny.tiny_model()[1]
