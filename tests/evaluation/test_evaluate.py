@@ -2,6 +2,7 @@ import copy
 import json
 import shutil
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -310,7 +311,8 @@ def test_rows_without_usable_audio_are_left_out_where_the_recipe_says_so(policy,
 
 
 def test_a_repeated_evaluation_scores_by_the_columns_that_rows_have_now(policy, rows, recipe, tmp_path):
-    out, whole = tmp_path / "out", {"metrics": ("bleu", "rewards/chrf/mean")}
+    out = tmp_path / "out"
+    whole: dict[str, Any] = {"metrics": ("bleu", "rewards/chrf/mean")}
 
     def run(some, folder=out):
         how = {"split": "test", "say": said.append, **asked(recipe, **whole)}

@@ -11,6 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
+from typing import Any, cast
 
 from leaf.data.decoding import Encoded, decode, read_header
 from leaf.errors import AudioError
@@ -66,7 +67,7 @@ def _size(sound: Encoded) -> int | None:
 def _digest(sound: Encoded) -> bytes | None:
     try:
         with sound.open() as file:
-            return hashlib.file_digest(file, "sha256").digest()
+            return hashlib.file_digest(cast(Any, file), "sha256").digest()  # typed narrower than what it reads
     except OSError:
         return None
 
