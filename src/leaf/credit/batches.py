@@ -141,19 +141,7 @@ def gtpo(
     Reason: where the policy hesitated, a good answer was won and a bad one excusable.
     """
     _check_shaping(alpha, bonus, success)
-    shaped = []
-    for group in groups:
-        entropy, good = _entropy(group), _reward(group) >= success
-        real = group.learned
-        if _one_sided(real, good):
-            shaped.append(torch.zeros_like(entropy))
-            continue
-        plus = _share(entropy, real & good[:, None])
-        minus = _share(1 / entropy.clamp_min(1e-6), real & ~good[:, None])
-        won = torch.where(real & good[:, None], alpha + bonus * plus, 0.0)
-        lost = torch.where(real & ~good[:, None], -alpha - bonus * minus, 0.0)
-        shaped.append(_z_score(won, real) + _z_score(lost, real))
-    return shaped
+    return [_shaped(_entropy(group), group.learned, _reward(group) >= success, alpha, bonus) for group in groups]
 
 
 def grpo_s(
@@ -163,17 +151,9 @@ def grpo_s(
     _check_shaping(alpha, bonus, success)
     shaped = []
     for group in groups:
-        real = group.learned
-        if _one_sided(real, _reward(group) >= success):
-            shaped.append(torch.zeros_like(_entropy(group)))
-            continue
-        count = real.sum(1, keepdim=True)
-        entropy = (_entropy(group) * real).sum(1, keepdim=True) / count.clamp_min(1)
-        there, good = count > 0, (_reward(group) >= success)[:, None]
-        won = torch.where(there & good, alpha + bonus * _share(entropy, there & good), 0.0)
-        inverse = _share(1 / entropy.clamp_min(1e-6), there & ~good)
-        lost = torch.where(there & ~good, -alpha - bonus * inverse, 0.0)
-        shaped.append(_z_score(won, there) + _z_score(lost, there))
+        count = group.learned.sum(1, keepdim=True)
+        entropy = (_entropy(group) * group.learned).sum(1, keepdim=True) / count.clamp_min(1)
+        shaped.append(_shaped(entropy, count > 0, _reward(group) >= success, alpha, bonus))
     return shaped
 
 
@@ -213,10 +193,16 @@ def _check_shaping(alpha: float, bonus: float, success: float) -> None:
         )
 
 
-def _one_sided(real: Bool[Tensor, "K T"], good: Bool[Tensor, " K"]) -> bool:
-    """Check whether all scored completions are good, or all are not."""
-    scored = real.any(1)
-    return bool((good | ~scored).all() | (~good | ~scored).all())
+def _shaped(
+    entropy: Float[Tensor, "K T"], part: Bool[Tensor, "K T"], good: Bool[Tensor, " K"], alpha: float, bonus: float
+) -> Float[Tensor, "K T"]:
+    """Add the z-scores of r⁺ and r⁻ of `gtpo` over `part`; 0 where all of it is good, or none."""
+    won, lost = part & good[:, None], part & ~good[:, None]
+    if not (won.any() and lost.any()):
+        return torch.zeros_like(entropy)
+    plus = torch.where(won, alpha + bonus * _share(entropy, won), 0.0)
+    minus = torch.where(lost, -alpha - bonus * _share(1 / entropy.clamp_min(1e-6), lost), 0.0)
+    return _z_score(plus, part) + _z_score(minus, part)
 
 
 def _entropy(group: RewardedGroup) -> Float[Tensor, "K T"]:
