@@ -9,7 +9,7 @@ import leaf
 
 SOURCE = Path(leaf.__file__).parent
 # In the order of the way through the house. `ground` is what has no folder.
-FLOORS = ("ground", "credit", "data", "model", "rewards", "runs", "evaluation", "train", "report", "commands")
+FLOORS = "ground credit data model rewards runs engines evaluation train report commands".split()
 
 
 LINES, FUNCTION_LINES = 400, 60

@@ -27,6 +27,18 @@ class CodeRefused(ConfigError):
     """A command that only looks would have run code that a recipe names."""
 
 
+class NotRecorded(ConfigError):
+    """A credit rule reads something of the rollout that nobody recorded.
+
+    Attributes:
+        what: "surprisal" or "entropy".
+    """
+
+    def __init__(self, message: str, *, what: str = "surprisal"):
+        super().__init__(message)
+        self.what = what
+
+
 class DataError(LeafError, ValueError):
     """A data set, manifest or row cannot be used as it is."""
 

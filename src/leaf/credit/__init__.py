@@ -26,7 +26,7 @@ from leaf.credit.forks import (
     wilson,
 )
 from leaf.credit.losses import k3, policy_loss, token_weights
-from leaf.credit.registry import batch_credit, credit_rule, surrogate
+from leaf.credit.registry import batch_credit, credit_rule, find_credit, surrogate
 from leaf.credit.rules import CREDIT_RULES, CreditRule
 from leaf.credit.sets import SET_RULES, SetDraw, set_shares
 from leaf.credit.spans import Span, leaf_spans
@@ -53,6 +53,7 @@ __all__ = [
     "credit_rule",
     "entropy_boundaries",
     "even_boundaries",
+    "find_credit",
     "fork_rates",
     "fork_rates_by_position",
     "forks",

@@ -19,7 +19,7 @@ from leaf.credit.advantages import guarantee
 from leaf.credit.spans import Terms, cut_spans
 from leaf.credit.tree import GroupRewards, PrefixTree
 from leaf.credit.values import known_rewards, scored_completions
-from leaf.errors import ConfigError
+from leaf.errors import ConfigError, NotRecorded
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +208,7 @@ def _shaped(
 
 def _entropy(group: RewardedGroup) -> Float[Tensor, "K T"]:
     if group.entropy is None:
-        raise ConfigError("This credit reads the policy's entropy, and the rollout did not record it.")
+        raise NotRecorded("This credit reads the policy's entropy, and the rollout did not record it.", what="entropy")
     return group.entropy.double().masked_fill(group.tree.node < 0, 0.0)  # padding may hold anything
 
 

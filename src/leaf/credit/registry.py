@@ -25,6 +25,25 @@ _KINDS: dict[type, tuple[type, str]] = {
 }
 
 
+def find_credit(rule: str | CreditRule | BatchCredit, **options: Any) -> CreditRule | BatchCredit:
+    """Look up a credit rule of either kind, for one group or for all groups of a step, and bind its options.
+
+    Args:
+        rule: a name, a function of one group, or a `BatchCredit`, which has its options bound.
+        options: of the rule, by name.
+
+    Raises:
+        ConfigError: the name is unknown, or the rule does not take one of the options or its value.
+    """
+    if isinstance(rule, BatchCredit):
+        if options:
+            raise ConfigError(f"The BatchCredit has its options bound, and {', '.join(options)} came besides.")
+        return rule
+    if isinstance(rule, str) and rule in BATCH_RULES:
+        return batch_credit(rule, **options)
+    return credit_rule(rule, **options)
+
+
 def credit_rule(rule: str | CreditRule, **options: Any) -> CreditRule:
     """Look up a credit rule and bind its options.
 

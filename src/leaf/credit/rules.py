@@ -20,7 +20,7 @@ from leaf.credit.spans import Terms, cut_spans
 from leaf.credit.stretches import stretches
 from leaf.credit.tree import GroupRewards, PrefixTree
 from leaf.credit.values import known_rewards, prefix_values, root_mean, scored_completions, shrunken_values
-from leaf.errors import ConfigError, shown
+from leaf.errors import ConfigError, NotRecorded, shown
 
 CreditRule = Callable[..., Tensor]
 
@@ -154,7 +154,7 @@ def spo(
     if credited == "all":
         return credit
     if surprisal is None:
-        raise ConfigError("The credit rule spo reads surprisal for its mask. Pass it, or set credited: all.")
+        raise NotRecorded("The credit rule spo reads surprisal for its mask. Pass it, or set credited: all.")
     return torch.where(surprisal.to(credit.device) > -math.log(probability), credit, 0.0)
 
 

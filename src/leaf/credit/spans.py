@@ -12,7 +12,7 @@ from torch import Tensor
 from leaf.credit.boundaries import select_boundaries
 from leaf.credit.tree import GroupRewards, PrefixTree
 from leaf.credit.values import group_means, known_rewards, nothing_to_learn, root_mean, scored_completions
-from leaf.errors import ConfigError, shown
+from leaf.errors import ConfigError, NotRecorded, shown
 
 Terms = Literal["both", "global", "local"]
 _TERM_WEIGHTS = {"both": (1.0, 1.0), "global": (1.0, 0.0), "local": (0.0, 1.0)}  # of GA and LA
@@ -122,7 +122,8 @@ def cut_spans(
             token, as the authors' code does.
 
     Raises:
-        ConfigError: neither surprisal nor boundaries, or an option out of range.
+        NotRecorded: neither surprisal nor boundaries.
+        ConfigError: an option out of range.
         DataError: rewards or surprisal do not fit the group.
     """
     if not isinstance(terms, str) or terms not in _TERM_WEIGHTS:
@@ -132,7 +133,7 @@ def cut_spans(
     elif surprisal is not None:
         cuts = select_boundaries(surprisal, tree.lengths, max_boundaries=max_boundaries, min_prefix=min_prefix)
     else:
-        raise ConfigError("LEAF needs the surprisal of the sampled tokens, or boundaries of your own; got neither.")
+        raise NotRecorded("LEAF needs the surprisal of the sampled tokens, or boundaries of your own; got neither.")
     paths = _walk(tree, rewards, cuts, group_ended=group_ended, phantom_spans=phantom_spans)
     raw, advantage = _credit_spans(tree, rewards, paths, terms, sqrt_count=sqrt_count, normalize=normalize)
     return SpanTable(cuts, *paths[:-2], raw, advantage)

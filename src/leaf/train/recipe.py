@@ -15,8 +15,7 @@ from leaf.credit import (
     SET_RULES,
     BatchCredit,
     CreditRule,
-    batch_credit,
-    credit_rule,
+    find_credit,
     surrogate,
 )
 from leaf.data import load
@@ -176,7 +175,7 @@ def find_rule(config: LeafConfig, credit: str | CreditRule | None = None) -> Cre
     chosen = config.credit if credit is None else credit
     weighs = isinstance(chosen, str) and chosen in SET_RULES
     if isinstance(chosen, str) and chosen not in CREDIT_RULES | BATCH_RULES and not weighs:
-        return credit_rule(chosen)  # which refuses it by its name
+        return find_credit(chosen)  # which refuses it by its name
     if weighs != (config.rollout == "distinct"):
         allowed = ", ".join(SET_RULES if config.rollout == "distinct" else CREDIT_RULES | BATCH_RULES)
         raise ConfigError(
@@ -202,9 +201,7 @@ def find_rule(config: LeafConfig, credit: str | CreditRule | None = None) -> Cre
             f"uncertain_share is {config.uncertain_share} and rollout is distinct, which records no entropy. Set "
             "uncertain_share=1."
         )
-    if isinstance(chosen, str) and chosen in BATCH_RULES:
-        return batch_credit(chosen, **config.credit_options)
-    return credit_rule(chosen, **config.credit_options)
+    return find_credit(chosen, **config.credit_options)
 
 
 def check_processes(config: RunConfig, processes: int) -> None:
