@@ -16,7 +16,9 @@ from leaf.errors import ConfigError, DataError, RewardError, RunError
 from leaf.model.decoding import TreeDecoder
 from leaf.model.draws import step_generator
 from leaf.model.policy import Policy
+from leaf.model.sampler import LocalSampler
 from leaf.rewards.total import Rewards
+from leaf.train.making import parts_from_model
 from leaf.train.rollout import reference_log_probs, rollout
 from leaf.train.update import add_gradient, update_record, weights_over_all
 from tests.helpers import tiny
@@ -574,3 +576,27 @@ def test_the_budget_is_automatic_and_a_resumed_run_keeps_its_own(tmp_path):
     again.start(resume=True)
     assert again.policy.token_budget == 77
     assert trainer(recipe(tmp_path, token_budget=333)).policy.token_budget == 333
+
+
+class Noted(LocalSampler):
+    """Draws from the policy, and notes which weights it was told of and what it drew."""
+
+    def __init__(self):
+        self.calls = []
+
+    def sync(self, policy, version, *, push=True):
+        self.calls.append(("sync", version))
+
+    def sample(self, policy, prompts, drawing, generators=None):
+        self.calls.append((drawing.num_completions, len(prompts)))
+        return super().sample(policy, prompts, drawing, generators)
+
+
+def test_rollouts_and_validation_draw_from_the_sampler_with_the_weights_of_the_moment(tmp_path):
+    config, (model, processor), noted = recipe(tmp_path, max_steps=2), tiny.tiny_model(), Noted()
+    parts = parts_from_model(model, config, tiny.rows(5), tiny.rows(2), [length_reward], None, processor, None)
+    run = RLTrainer(**parts, say=lambda line: None, sampler=noted).train()
+    validation, steps = [("sync", 0), (1, 2)], [("sync", 0), (4, 2), ("sync", 1), (4, 2)]
+    assert noted.calls == [*validation, *steps, ("sync", 2), (1, 2)]
+    plain = trainer(recipe(tmp_path, max_steps=2, output_dir=str(tmp_path / "plain"))).train()
+    assert without_times(lines(run.path, "metrics.jsonl")) == without_times(lines(plain.path, "metrics.jsonl"))

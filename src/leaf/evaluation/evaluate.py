@@ -16,6 +16,7 @@ from leaf.evaluation.predictions import Predictions, kept_items
 from leaf.evaluation.registry import Scoring, metric
 from leaf.evaluation.reward_metrics import Arguments, reward_metrics, reward_statistics
 from leaf.model.policy import Policy
+from leaf.model.sampler import Sampler
 from leaf.runs.processes import Processes
 
 _PACKAGES = ("leaf-speech", "torch", "transformers", "peft", "numpy")
@@ -73,6 +74,7 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     processes: Processes | None = None,
     trainer_state: TrainerState | None = None,
+    sampler: Sampler | None = None,
 ) -> Evaluation:
     """Decode predictions and score them.
 
@@ -84,6 +86,7 @@ def evaluate(
         progress: called with the number of rows after each batch.
         processes: share the rows; all of them have to call, and all get the scores.
         trainer_state: reaches reward functions under this name.
+        sampler: decodes in the policy's place, and has its weights; default the policy itself.
 
     Raises:
         ConfigError, DataError: no rows, an unknown metric, or rows that a metric cannot score; before any decoding.
@@ -91,7 +94,7 @@ def evaluate(
     decoding, scoring = decoding or Decoding(), scoring or Scoring()
     rows = checked_rows(rows, scoring)
     predictions = Predictions("", kept_items(rows), meta={"made_with": {"decoding": decoding.as_meta()}})
-    passes = predict(policy, rows, decoding, progress=progress, processes=processes)
+    passes = predict(policy, rows, decoding, progress=progress, processes=processes, sampler=sampler)
     predictions.add(decoding.passes, passes)
 
     def arguments(texts: Sequence[str]) -> dict[str, Any]:

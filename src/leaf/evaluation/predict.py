@@ -9,7 +9,7 @@ from leaf.data.rows import stated_seconds
 from leaf.evaluation.predictions import Unfinished
 from leaf.model.draws import step_generator
 from leaf.model.policy import Policy
-from leaf.model.sampling import sample
+from leaf.model.sampler import Drawing, LocalSampler, Sampler
 from leaf.runs.processes import Processes
 
 
@@ -86,6 +86,7 @@ def predict(
     progress: Callable[[int], None] | None = None,
     processes: Processes | None = None,
     unfinished: Unfinished | None = None,
+    sampler: Sampler | None = None,
 ) -> list[tuple[list[str], list[bool]]]:
     """Decode each row once per pass.
 
@@ -100,6 +101,7 @@ def predict(
         progress: called with the number of rows after each batch.
         processes: share the rows; all of them have to call, and all get all predictions.
         unfinished: keeps each batch as soon as it is decoded; what it has from an earlier call is not decoded again.
+        sampler: decodes in the policy's place, and has its weights; default the policy itself.
 
     Returns:
         Per pass the predictions in the order of the rows, and whether the length limit cut each.
@@ -114,7 +116,7 @@ def predict(
             indices = order[at : at + decoding.batch_size]
             if said.keys() >= set(indices):
                 continue
-            batch = _decode(policy, rows, indices, decoding)
+            batch = _decode(policy, rows, indices, decoding, sampler or LocalSampler())
             said.update(batch)
             if unfinished is not None:
                 unfinished.add(batch)
@@ -131,21 +133,20 @@ def predict(
 
 
 def _decode(
-    policy: Policy, rows: Sequence[dict[str, Any]], indices: Sequence[int], decoding: Decoding
+    policy: Policy, rows: Sequence[dict[str, Any]], indices: Sequence[int], decoding: Decoding, sampler: Sampler
 ) -> dict[int, list[tuple[str, bool]]]:
     """Decode a batch of rows: per row, by number, the text of each pass and whether the length limit cut it."""
     seeds = decoding.passes
-    groups = sample(
-        policy,
-        policy.embed([rows[i] for i in indices]),
+    drawing = Drawing(
         num_completions=len(seeds),  # a row's passes are sampled as one group: its prompt is prefilled once
         max_new_tokens=decoding.max_new_tokens,
         temperature=decoding.temperature,
         top_p=decoding.top_p,
         top_k=decoding.top_k,
         greedy=[seed is None for seed in seeds],
-        generator=[[step_generator(seed or 0, i) for seed in seeds] for i in indices],
     )
+    draws = [[step_generator(seed or 0, i) for seed in seeds] for i in indices]
+    groups = sampler.sample(policy, policy.embed([rows[i] for i in indices]), drawing, draws)
     return {
         i: list(zip(group.texts(policy.tokenizer), group.truncated.tolist(), strict=True))
         for i, group in zip(indices, groups, strict=True)

@@ -45,6 +45,7 @@ class Group:
         draw: what the estimators ask of distinct completions; None for independent ones.
         entropy: (K, T) of the policy at the sampling temperature, without top-p, in nats; padding 0. None unless asked
             for.
+        version: how many steps had made the weights that it was drawn from; None where the policy drew it itself.
     """
 
     prompt: Prompt
@@ -54,6 +55,7 @@ class Group:
     truncated: Tensor
     draw: SetDraw | None = None
     entropy: Tensor | None = None
+    version: int | None = None
 
     @cached_property
     def tree(self) -> PrefixTree:
@@ -65,7 +67,7 @@ class Group:
         tokens, lengths = self.tokens[indices], self.lengths[indices]
         entropy = None if self.entropy is None else self.entropy[indices]
         rest = (self.surprisal[indices], self.truncated[indices])
-        return Group(self.prompt, tokens, lengths, *rest, entropy=entropy)
+        return Group(self.prompt, tokens, lengths, *rest, entropy=entropy, version=self.version)
 
     def texts(self, tokenizer) -> list[str]:
         """Decode the completions without special tokens."""

@@ -23,6 +23,7 @@ from leaf.evaluation.registry import Scoring
 from leaf.model.draws import step_generator
 from leaf.model.from_recipe import has_dropout, set_token_budget
 from leaf.model.policy import Policy
+from leaf.model.sampler import LocalSampler, Sampler
 from leaf.model.usable import rows_with_audio
 from leaf.progress import Busy
 from leaf.rewards.total import Rewards
@@ -53,6 +54,7 @@ class Learner:
         train_rows, eval_rows: rows with `prompt`, `audio` and `reference`; further columns reach the rewards.
         accelerator: Accelerate's handle on device and processes.
         say: takes every line meant for a person, in the main process.
+        sampler: draws the completions of rollouts and validation; default the policy itself.
     """
 
     def __init__(
@@ -65,7 +67,9 @@ class Learner:
         eval_rows: Any,
         accelerator: Accelerator,
         say: Callable[[str], None],
+        sampler: Sampler | None = None,
     ):
+        self.sampler: Sampler = sampler or LocalSampler()
         self.policy, self.rewards, self.rule, self.config = policy, rewards, rule, config
         self.train_rows, self.eval_rows = train_rows, [] if eval_rows is None else eval_rows
         self.stop = StopSignals()
@@ -82,8 +86,9 @@ class Learner:
         completions = config.prompts_per_rollout * config.num_completions
         parts = math.ceil(completions / (config.completions_per_update or completions))
         self.updates_per_rollout = config.passes_per_rollout * parts
-        # Otherwise the update scores with another model than the one that sampled: with dropout, or after an update.
-        self.on_policy = self.updates_per_rollout == 1 and not has_dropout(policy)
+        # Otherwise the update scores with another model than the one that sampled: with dropout, after an update, or
+        # because an engine elsewhere sampled.
+        self.on_policy = self.updates_per_rollout == 1 and not has_dropout(policy) and self.sampler.exact
         self.optimizer: torch.optim.Optimizer = build_optimizer(self.parameters, config)
         self.length = run_length(config, len(train_rows))
         self.schedule = build_schedule(
@@ -115,7 +120,7 @@ class Learner:
 
         def roll_out(rows: list[dict[str, Any]]) -> Rollout:
             draws = [step_generator(config.seed, step, position) for position in positions]
-            how = {"on_policy": self.on_policy, "trainer_state": state}
+            how = {"on_policy": self.on_policy, "sampler": self.sampler, "trainer_state": state}
             return rollout(self.policy, rows, self.rule, self.rewards, config, draws, **how)
 
         with watched_by(self._phase):
@@ -124,6 +129,12 @@ class Learner:
         who = f"step {step}" if self.processes.main else f"step {step}, process {self.processes.index}"
         left_out = [f"{who}: {line}" for line in (*lines, *made.left_out)]
         return replace(made, step=step, positions=positions, bad_audio=replaced, left_out=left_out)
+
+    def sync_sampler(self, version: int) -> None:
+        """Bring the present weights, made by so many steps, to the sampler: the main process for all, then each."""
+        if not self.sampler.exact:
+            self.processes.on_main(lambda: self.sampler.sync(self.policy, version))
+        self.sampler.sync(self.policy, version, push=False)
 
     def update(self, rollout: Rollout) -> dict[str, float | None]:
         """Take the optimiser steps of one rollout and return what is recorded of them (`update_record`)."""
@@ -148,6 +159,7 @@ class Learner:
     def evaluate(self) -> Evaluation:
         """Score the validation rows with the recipe's decoding; all processes share the work."""
         config = self.config
+        self.sync_sampler(self.done)
         indices = range(min(len(self.eval_rows), config.eval_items or len(self.eval_rows)))
         rows = take(self.eval_rows, indices)
         if config.tolerate == "skip":
@@ -164,6 +176,7 @@ class Learner:
                 progress=lambda count: self._count(busy, count),
                 processes=self.processes,
                 trainer_state=self._trainer_state(self.done),
+                sampler=self.sampler,
             )
 
     def _count(self, busy: Busy, count: int) -> None:

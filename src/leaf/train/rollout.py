@@ -18,9 +18,9 @@ from leaf.config import LeafConfig
 from leaf.credit import BatchCredit, CreditRule, RewardedGroup, SetDraw, most_uncertain, set_shares
 from leaf.credit.words import by_words, to_tokens
 from leaf.memory import within_memory
-from leaf.model.distinct import sample_distinct
 from leaf.model.policy import Policy, Prompt
-from leaf.model.sampling import Group, sample
+from leaf.model.sampler import Drawing, LocalSampler, Sampler
+from leaf.model.sampling import Group
 from leaf.model.scoring import largest_batch, score
 from leaf.model.words import words_of
 from leaf.rewards.total import RewardResult, Rewards
@@ -74,6 +74,7 @@ def rollout(
     draws: Sequence[torch.Generator],
     *,
     on_policy: bool,
+    sampler: Sampler | None = None,
     trainer_state: TrainerState | None = None,
 ) -> Rollout:
     """Sample a group of completions for every row, reward and credit them.
@@ -87,10 +88,12 @@ def rollout(
         draws: a random generator for each row.
         on_policy: whether the update takes one step of the whole rollout without dropout. Its own forward then gives
             the old log-probabilities, and the ratio is 1 by construction.
+        sampler: draws the completions; default the policy itself.
         trainer_state: tells reward functions where the run is, as in TRL.
     """
     prompts = embed(policy, rows)  # audio is encoded once and serves sampling, scoring and the update
-    groups = draw(policy, prompts, config, draws, entropy=reads_entropy(rule, config))
+    drawing = drawing_of(config, entropy=reads_entropy(rule, config))
+    groups = draw(policy, prompts, drawing, draws, sampler or LocalSampler())
     earned, result = reward(rewards, rows, groups, policy.tokenizer, trainer_state)
     groups, earned, broken = unscore_unsampled(groups, earned)
     advantages = assign_credit(rule, groups, earned, policy.device, **credit_keys(config, policy.tokenizer))
@@ -125,25 +128,21 @@ def embed(policy: Policy, rows: Sequence[dict[str, Any]]) -> list[Prompt]:
 
 @phase("sample")
 def draw(
-    policy: Policy,
-    prompts: Sequence[Prompt],
-    config: LeafConfig,
-    draws: Sequence[torch.Generator],
-    *,
-    entropy: bool = False,
+    policy: Policy, prompts: Sequence[Prompt], drawing: Drawing, draws: Sequence[torch.Generator], sampler: Sampler
 ) -> list[Group]:
-    """Sample `num_completions` (K) completions for every prompt as the recipe says, independent or distinct."""
-    limits: dict[str, Any] = {"num_completions": config.num_completions, "max_new_tokens": config.max_new_tokens}
-    if config.rollout == "distinct":
-        return sample_distinct(policy, prompts, list(draws), temperature=config.temperature, **limits)
-    return sample(
-        policy,
-        prompts,
-        temperature=config.temperature,
-        top_p=config.top_p,
+    """Sample a group of completions for every prompt."""
+    return sampler.sample(policy, prompts, drawing, list(draws))
+
+
+def drawing_of(config: LeafConfig, *, entropy: bool = False) -> Drawing:
+    """Choose how a rollout draws, as the recipe says: `num_completions` (K) completions, independent or distinct."""
+    return Drawing(
+        config.num_completions,
+        config.max_new_tokens,
+        config.temperature,
+        config.top_p,
         entropy=entropy,
-        generator=list(draws),
-        **limits,
+        distinct=config.rollout == "distinct",
     )
 
 

@@ -19,6 +19,7 @@ from leaf.evaluation.evaluate import Evaluation
 from leaf.memory import peak_bytes, reset_peak
 from leaf.model.checks import check_policy
 from leaf.model.policy import Policy
+from leaf.model.sampler import Sampler
 from leaf.progress import Busy
 from leaf.rewards.total import Rewards
 from leaf.runs.alike import refuse_unlike
@@ -52,6 +53,7 @@ class RLTrainer(Learner):
         given: what a script passed in place of the recipe's values (leaf.runs.provenance).
         accelerator: Accelerate's handle on device, processes and tracker, made from the recipe if left out.
         on_step: takes the record of every step in place of `say`, for a live display.
+        sampler: draws completions; default the policy itself.
 
     Raises:
         ConfigError, DataError: these things do not go together.
@@ -70,6 +72,7 @@ class RLTrainer(Learner):
         accelerator: Accelerator | None = None,
         say: Callable[[str], None] = print,
         on_step: OnStep | None = None,
+        sampler: Sampler | None = None,
     ):
         check_stage(config, rewards)
         train_rows, eval_rows = training_and_validation(train_rows, eval_rows)
@@ -77,7 +80,7 @@ class RLTrainer(Learner):
         self.given = given or Given()
         config = replace(config, **self.given.recipe)
         accelerator = accelerator or make_accelerator(config)
-        super().__init__(policy, rewards, rule, config, train_rows, eval_rows, accelerator, say)
+        super().__init__(policy, rewards, rule, config, train_rows, eval_rows, accelerator, say, sampler)
         self.on_step = on_step
         self.streaks = Streaks(self._say)
         self.tracking = Tracking(accelerator)
@@ -249,6 +252,7 @@ class RLTrainer(Learner):
         # A rollout changes nothing that is saved, so a signal may end it. With several processes it may not: the
         # others would wait for this one in the next collective.
         with self.stop.obeyed(self.processes.alone):
+            self.sync_sampler(number - 1)
             rolled_out = self.processes.together(lambda: self.rollout(number))
             rolled_out = credited_together(rolled_out, self.rule, self.config, self.processes, self.policy.tokenizer)
         whole = gathered(rolled_out, self.processes)
