@@ -154,7 +154,7 @@ class LeafConfig(LoraFields, RunConfig):
         "leaf",
         "credit rule: leaf, grpo, dr_grpo, rloo, max_rl, treerl, tempo, spo, treepo, shrunken; with all groups of "
         "a step leaf_batch, reinforce_pp, reinforce_pp_baseline, treepo_whitened, gtpo, grpo_s; for distinct "
-        "completions unordered_set, rescaled_set, importance, nbest",
+        "completions unordered_set, rescaled_set, importance, nbest, and leaf, tempo, spo, shrunken",
         common=True,
     )
     credit_options: dict[str, Any] = _credit({}, "options of the rule, e.g. max_boundaries: 2")

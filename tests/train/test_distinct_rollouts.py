@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from leaf import LeafConfig, LeafTrainer
-from leaf.credit import SET_RULES, BatchCredit, set_shares
+from leaf.credit import BatchCredit, distinct_rules, set_shares
 from leaf.errors import ConfigError
 from leaf.model.policy import Policy
 from leaf.train.update import add_gradient, weights_over_all
@@ -48,8 +48,8 @@ def without_times(records):
     return [{k: v for k, v in record.items() if not k.startswith(("seconds", "memory"))} for record in records]
 
 
-@pytest.mark.parametrize("credit", SET_RULES)
-def test_every_estimator_trains_and_records_its_weights(tmp_path, credit):
+@pytest.mark.parametrize("credit", distinct_rules())
+def test_every_rule_trains_and_records_its_weights(tmp_path, credit):
     run = trainer(recipe(tmp_path, credit=credit)).train()
     metrics = lines(run.path / "metrics.jsonl")
     assert [record["step"] for record in metrics] == [1, 2, 3]
@@ -107,8 +107,8 @@ def test_the_gradient_is_that_of_the_weighted_log_probabilities(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"credit": "leaf"}, "With rollout: distinct use unordered_set"),
-        ({"rollout": "independent"}, "With rollout: independent use leaf"),
+        ({"credit": "grpo"}, "With rollout: distinct use unordered_set"),
+        ({"rollout": "independent"}, "Set rollout=distinct, or use leaf"),
         ({"top_p": 0.9}, "Set top_p=1"),
         ({"completions_per_update": 2}, "Set completions_per_update=null"),
     ],

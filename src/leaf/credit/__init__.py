@@ -26,7 +26,7 @@ from leaf.credit.forks import (
     wilson,
 )
 from leaf.credit.losses import k3, policy_loss, token_weights
-from leaf.credit.registry import batch_credit, credit_rule, find_credit, surrogate
+from leaf.credit.registry import batch_credit, credit_rule, distinct_rules, find_credit, surrogate, weighs_draws
 from leaf.credit.rules import CREDIT_RULES, CreditRule
 from leaf.credit.sets import SET_RULES, SetDraw, set_shares
 from leaf.credit.spans import Span, leaf_spans
@@ -51,6 +51,7 @@ __all__ = [
     "credit_mass",
     "credit_mass_by_position",
     "credit_rule",
+    "distinct_rules",
     "entropy_boundaries",
     "even_boundaries",
     "find_credit",
@@ -68,5 +69,6 @@ __all__ = [
     "set_shares",
     "surrogate",
     "token_weights",
+    "weighs_draws",
     "wilson",
 ]

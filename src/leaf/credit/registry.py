@@ -65,7 +65,7 @@ def credit_rule(rule: str | CreditRule, **options: Any) -> CreditRule:
         if rule not in known:
             raise ConfigError(
                 f"The credit rule {shown(rule)} is unknown.{did_you_mean(rule, {*known, *BATCH_RULES})} Allowed are "
-                f"{', '.join(CREDIT_RULES | BATCH_RULES)}; with rollout: distinct {', '.join(SET_RULES)}."
+                f"{', '.join(CREDIT_RULES | BATCH_RULES)}; with rollout: distinct {', '.join(distinct_rules())}."
             )
         rule = known[rule]
     bound = partial(credit, rule, **options)
@@ -74,6 +74,17 @@ def credit_rule(rule: str | CreditRule, **options: Any) -> CreditRule:
         tree = PrefixTree.build(torch.tensor([[0, 0], [0, 1]]), torch.tensor([2, 2]))
         _try(rule, options, lambda: bound(tree, torch.tensor([0.0, 1.0]), surprisal=torch.ones(2, 2)))
     return bound
+
+
+def weighs_draws(rule: str | CreditRule) -> bool:
+    """Tell whether a rule takes the draw of distinct completions; one of an unknown name does not."""
+    found = (CREDIT_RULES | SET_RULES).get(rule) if isinstance(rule, str) else rule
+    return found is not None and "draw" in inspect.signature(found).parameters
+
+
+def distinct_rules() -> list[str]:
+    """List the rules that serve distinct completions: those that need their draw, and those that take it."""
+    return [*SET_RULES, *filter(weighs_draws, CREDIT_RULES)]
 
 
 def batch_credit(name: str, **options: Any) -> BatchCredit:

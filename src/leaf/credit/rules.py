@@ -6,6 +6,10 @@ padding, at unscored completions and in groups with nothing to learn, so a rule 
 
 n and V̂ of a prefix are the number and the mean reward of the scored completions that start with it. V̂(v₀) is the mean
 of the group.
+
+A rule that takes `draw` serves distinct completions too. Then each counts with its share, K times its weight of the
+unordered-set estimator (leaf.credit.sets): as if it had been drawn that often. docs/distinct_rollouts.md says which of
+these rules are unbiased.
 """
 
 import math
@@ -16,10 +20,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from leaf.credit import values
+from leaf.credit.sets import SetDraw, baseline_of, pairwise_deviations, shares_of_draw
 from leaf.credit.spans import Terms, cut_spans
 from leaf.credit.stretches import stretches
 from leaf.credit.tree import GroupRewards, PrefixTree
-from leaf.credit.values import known_rewards, prefix_values, root_mean, scored_completions, shrunken_values
+from leaf.credit.values import (
+    counted_completions,
+    known_rewards,
+    prefix_values,
+    root_mean,
+    scored_completions,
+    shrunken_values,
+)
 from leaf.errors import ConfigError, NotRecorded, shown
 
 CreditRule = Callable[..., Tensor]
@@ -30,6 +43,7 @@ def leaf(
     rewards: GroupRewards,
     *,
     surprisal: Tensor | None = None,
+    draw: SetDraw | None = None,
     boundaries: Int[Tensor, " B"] | Sequence[int] | None = None,
     max_boundaries: int = 2,
     min_prefix: int = 1,
@@ -56,6 +70,7 @@ def leaf(
         group_ended=group_ended,
         sqrt_count=sqrt_count,
         phantom_spans=phantom_spans,
+        shares=shares_of_draw(draw),
     )
     return spans.paint(tree.tokens.shape[1])
 
@@ -106,7 +121,9 @@ def max_rl(tree: PrefixTree, rewards: GroupRewards, *, surprisal: Tensor | None 
     return (deviation / mean if mean > 0 else torch.zeros_like(deviation))[:, None]
 
 
-def tempo(tree: PrefixTree, rewards: GroupRewards, *, surprisal: Tensor | None = None) -> Float[Tensor, "K T"]:
+def tempo(
+    tree: PrefixTree, rewards: GroupRewards, *, surprisal: Tensor | None = None, draw: SetDraw | None = None
+) -> Float[Tensor, "K T"]:
     """Give token t [(r − mean) + V̂(prefix through t) − V̂(prefix before t)] / std (TEMPO, arXiv 2509.18314).
 
     The difference is exactly 0 where completions do not part. 1e-6 is added to std, as in GRPO.
@@ -114,8 +131,9 @@ def tempo(tree: PrefixTree, rewards: GroupRewards, *, surprisal: Tensor | None =
     Reason: V̂ of the tree's prefixes serves as a critic, so the token that decides gets a temporal difference on top of
     GRPO's credit.
     """
-    deviation, spread, _ = _deviations(tree, rewards)
-    cut = stretches(tree, rewards)
+    shares = shares_of_draw(draw)
+    deviation, spread, _ = _deviations(tree, rewards, shares)
+    cut = stretches(tree, rewards, shares)
     step = torch.where(cut.opens, cut.value - cut.before, 0.0)
     return (deviation[:, None] + step) / (spread + 1e-6)
 
@@ -125,6 +143,7 @@ def spo(
     rewards: GroupRewards,
     *,
     surprisal: Tensor | None = None,
+    draw: SetDraw | None = None,
     credited: Literal["unsure", "branching", "all"] = "unsure",
     probability: float = 0.9,
 ) -> Float[Tensor, "K T"]:
@@ -135,7 +154,7 @@ def spo(
     the reduction of the recipe divides.
 
     Args:
-        tree, rewards, surprisal: see the module.
+        tree, rewards, surprisal, draw: see the module.
         credited: "unsure" is the paper's probability mask; "branching" credits only the token that decides which
             segment follows; "all" credits whole segments.
         probability: of the mask.
@@ -147,7 +166,7 @@ def spo(
         raise ConfigError(f"credited is {shown(credited)}; allowed are unsure, branching and all.")
     if not 0 < probability <= 1:
         raise ConfigError(f"probability is {probability}; it must be a number above 0 and at most 1.")
-    cut = stretches(tree, rewards)
+    cut = stretches(tree, rewards, shares_of_draw(draw))
     if credited == "branching":
         return torch.where(cut.opens, cut.value - cut.before, 0.0)
     credit = cut.value - cut.parent
@@ -194,6 +213,7 @@ def shrunken(
     rewards: GroupRewards,
     *,
     surprisal: Tensor | None = None,
+    draw: SetDraw | None = None,
     kappa: float = 4.0,
     leave_one_out: bool = True,
 ) -> Float[Tensor, "K T"]:
@@ -209,12 +229,25 @@ def shrunken(
     parent's Ṽ, large κ is RLOO. Without it, κ = 0 is r − V̂(prefix), large κ is Dr. GRPO, and once a completion's
     prefix is its own its advantage fades by κ / (1 + κ) a token: less noise, and a bias against late tokens that grows
     with the length of completions.
+
+    For distinct completions `leave_one_out` compares with the others through the unordered-set estimator's baseline,
+    and n is how many of the K − 1 others are expected, (K − 1) p(v): that keeps it unbiased. It reads p(v) from the
+    surprisal.
     """
     if not 0 <= kappa < float("inf"):
         raise ConfigError(f"kappa is {kappa}; it must be a finite number of at least 0.")
     scored = scored_completions(tree, rewards)
     reward = known_rewards(rewards, scored)
-    count, value = prefix_values(tree, reward, scored)
+    if draw is not None and leave_one_out:
+        if surprisal is None:
+            raise NotRecorded("The credit rule shrunken reads the probability of every prefix. Pass surprisal.")
+        # r − Ṽ shrinks as Ṽ does: Σ over the others of B (r − r'), in place of their Σ r, goes into the same recursion.
+        apart = pairwise_deviations(tree, reward, baseline_of(draw, scored))
+        others = max(int(scored.sum()) - 1, 1)
+        nats = surprisal.to(reward.device).double().masked_fill(tree.node < 0, 0.0).cumsum(1)
+        expected = others * torch.nn.functional.pad(-nats, (1, 0)).exp()
+        return values.shrunken(expected, others * apart, kappa)[:, :-1]
+    count, value = prefix_values(tree, reward, counted_completions(scored, shares_of_draw(draw)))
     return reward[:, None] - shrunken_values(count, value, reward, kappa, leave_one_out=leave_one_out)[:, :-1]
 
 
@@ -234,10 +267,11 @@ CREDIT_RULES: dict[str, CreditRule] = {
 
 
 def _deviations(
-    tree: PrefixTree, rewards: GroupRewards
-) -> tuple[Float[Tensor, " K"], Float[Tensor, ""], Int[Tensor, ""]]:
-    """Compute r − mean (K,), 0 where unscored, their standard deviation with ddof 1, and n."""
+    tree: PrefixTree, rewards: GroupRewards, shares: Float[Tensor, " K"] | None = None
+) -> tuple[Float[Tensor, " K"], Float[Tensor, ""], Tensor]:
+    """Compute r − mean (K,), 0 where unscored, their standard deviation with ddof 1, and n (a sum of shares)."""
     scored = scored_completions(tree, rewards)
-    reward, n = known_rewards(rewards, scored), scored.sum()
-    deviation = (reward - root_mean(reward, scored)).masked_fill(~scored, 0.0)
-    return deviation, (deviation.square().sum() / (n - 1).clamp_min(1)).sqrt(), n
+    reward, part = known_rewards(rewards, scored), counted_completions(scored, shares)
+    n = part.sum()
+    deviation = (reward - root_mean(reward, part)).masked_fill(~scored, 0.0)
+    return deviation, ((part * deviation.square()).sum() / (n - 1).clamp_min(1)).sqrt(), n

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from leaf.credit.tree import GroupRewards, PrefixTree
@@ -138,12 +138,8 @@ def set_rule(estimator: Estimator) -> Callable[..., Float[Tensor, "K 1"]]:
                 "independently. Set rollout: distinct, or choose another rule."
             )
         scored = ~rewards.isnan()
-        _, baseline = estimator(draw)
-        # Each row of a baseline adds up to 1; without the unscored completions it has to do so again.
-        shares = baseline * scored
-        shares = shares / shares.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         reward = known_rewards(rewards, scored)
-        return (reward - shares @ reward)[:, None]
+        return (reward - baseline_of(draw, scored, estimator) @ reward)[:, None]
 
     rule.__name__, rule.__doc__ = estimator.__name__, estimator.__doc__
     return rule
@@ -159,8 +155,37 @@ SET_RULES = {name: set_rule(estimator) for name, estimator in ESTIMATORS.items()
 
 
 def set_shares(name: str, draw: SetDraw) -> Float[Tensor, " K"]:
-    """Compute how many of K completions each distinct one stands for, K w_s; they add up to K."""
-    return draw.log_prob.numel() * ESTIMATORS[name](draw)[0]
+    """Compute how many of K completions each distinct one stands for, K w_s; they add up to K.
+
+    The weights are those of the estimator of that name; a rule of another name has the unbiased ones.
+    """
+    return draw.log_prob.numel() * ESTIMATORS.get(name, unordered_set)(draw)[0]
+
+
+def shares_of_draw(draw: SetDraw | None) -> Float[Tensor, " K"] | None:
+    """Compute the shares with which rules of the tree count distinct completions; None for independent ones."""
+    return None if draw is None else set_shares("unordered_set", draw)
+
+
+def baseline_of(draw: SetDraw, scored: Bool[Tensor, " K"], estimator: Estimator = unordered_set) -> Tensor:
+    """Compute the baseline coefficients (K, K) of an estimator, with nothing on completions that are not scored."""
+    # Each row of a baseline adds up to 1; without the unscored completions it has to do so again.
+    shares = estimator(draw)[1] * scored
+    return shares / shares.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def pairwise_deviations(
+    tree: PrefixTree, reward: Float[Tensor, " K"], baseline: Float[Tensor, "K K"]
+) -> Float[Tensor, "K L"]:
+    """Sum B[s, s'] (r_s − r_s') over the completions s' that share a prefix with s, by prefix length, (K, T + 1).
+
+    Column 0 is the empty prefix, where the sum is r_s − b_s. Its expectation at a prefix v is p(v) (r_s − V(v)).
+    """
+    same = (tree.node[:, None] == tree.node[None]) & (tree.node >= 0)[:, None]
+    common = same.sum(2)  # tokens that two completions have in common at the start
+    apart = baseline * (reward[:, None] - reward[None])
+    by_common = apart.new_zeros(len(reward), tree.node.shape[1] + 1).scatter_add_(1, common, apart)
+    return by_common.flip(1).cumsum(1).flip(1)
 
 
 def _log_set_probabilities(log_prob: Tensor, log_rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:

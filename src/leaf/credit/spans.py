@@ -11,10 +11,19 @@ from torch import Tensor
 
 from leaf.credit.boundaries import select_boundaries
 from leaf.credit.tree import GroupRewards, PrefixTree
-from leaf.credit.values import group_means, known_rewards, nothing_to_learn, root_mean, scored_completions
+from leaf.credit.values import (
+    counted_completions,
+    group_means,
+    known_rewards,
+    nothing_to_learn,
+    root_mean,
+    scored_completions,
+    spread,
+)
 from leaf.errors import ConfigError, NotRecorded, shown
 
 Terms = Literal["both", "global", "local"]
+_ROUNDING = 1e-9  # of shares that should add up to a whole number
 _TERM_WEIGHTS = {"both": (1.0, 1.0), "global": (1.0, 0.0), "local": (0.0, 1.0)}  # of GA and LA
 
 
@@ -25,7 +34,7 @@ class Span:
     Attributes:
         start, end: token positions.
         node: the node of the prefix tree at its end, −1 for a tail.
-        size: n of that node, the scored completions through it.
+        size: n of that node, the scored completions through it; of distinct ones the sum of their shares.
         value: its V̂; of a tail the completion's own reward.
         raw: the credit before the z-score.
         advantage: the credit after it.
@@ -34,7 +43,7 @@ class Span:
     start: int
     end: int
     node: int
-    size: int
+    size: int | float
     value: float
     raw: float
     advantage: float
@@ -98,6 +107,7 @@ def cut_spans(
     group_ended: bool = True,
     sqrt_count: bool = True,
     phantom_spans: bool = False,
+    shares: Float[Tensor, " K"] | None = None,
 ) -> SpanTable:
     """Cut each completion at its retained nodes and credit each span (LEAF, arXiv 2606.07610).
 
@@ -120,6 +130,8 @@ def cut_spans(
         sqrt_count: divide by √n(v); False is an ablation.
         phantom_spans: count the second node of a duplicate that has ended in the z-score, with its credit but without a
             token, as the authors' code does.
+        shares: (K,) how many completions each one stands for, of distinct ones (leaf.credit.sets); default 1. They
+            count in n, in V̂ and in the z-score, and a node is retained from a sum of two on.
 
     Raises:
         NotRecorded: neither surprisal nor boundaries.
@@ -134,8 +146,9 @@ def cut_spans(
         cuts = select_boundaries(surprisal, tree.lengths, max_boundaries=max_boundaries, min_prefix=min_prefix)
     else:
         raise NotRecorded("LEAF needs the surprisal of the sampled tokens, or boundaries of your own; got neither.")
-    paths = _walk(tree, rewards, cuts, group_ended=group_ended, phantom_spans=phantom_spans)
-    raw, advantage = _credit_spans(tree, rewards, paths, terms, sqrt_count=sqrt_count, normalize=normalize)
+    part = counted_completions(scored_completions(tree, rewards), shares)
+    paths = _walk(tree, rewards, part, cuts, group_ended=group_ended, phantom_spans=phantom_spans)
+    raw, advantage = _credit_spans(tree, rewards, part, paths, terms, sqrt_count=sqrt_count, normalize=normalize)
     return SpanTable(cuts, *paths[:-2], raw, advantage)
 
 
@@ -148,25 +161,28 @@ def leaf_spans(
 ) -> tuple[Int[Tensor, " B"], list[list[Span]]]:
     """List the spans of every completion in order, after the boundaries used; for options see `cut_spans`."""
     table = cut_spans(tree, rewards, surprisal=surprisal, **options)
-    fields = (table.start, table.end, table.node, table.size.long(), table.value, table.raw, table.advantage)
+    size = table.size if options.get("shares") is not None else table.size.long()
+    fields = (table.start, table.end, table.node, size, table.value, table.raw, table.advantage)
     flat = zip(*(column[table.kept].tolist() for column in fields), strict=True)
     return table.boundaries, [[Span(*next(flat)) for _ in range(n)] for n in table.kept.sum(1).tolist()]
 
 
-def _walk(tree: PrefixTree, rewards: GroupRewards, cuts: Tensor, *, group_ended: bool, phantom_spans: bool) -> _Paths:
+def _walk(
+    tree: PrefixTree, rewards: GroupRewards, part: Tensor, cuts: Tensor, *, group_ended: bool, phantom_spans: bool
+) -> _Paths:
     """Follow the completions from boundary to boundary, all at once, and note the span that each one ends there."""
     scored = scored_completions(tree, rewards)
     reward = known_rewards(rewards, scored)
     # Where the current span of each completion began, and V̂ of the node there: at first the root's.
-    start, parent = torch.zeros_like(tree.lengths), root_mean(reward, scored).expand_as(reward)
+    start, parent = torch.zeros_like(tree.lengths), root_mean(reward, part).expand_as(reward)
     columns = []
     for t in cuts.tolist():
         node = tree.prefix_group(t)
-        part = scored if group_ended else scored & (tree.lengths > t)
-        size, value = group_means(node, reward, part)
+        there = part if group_ended else part * (tree.lengths > t)
+        size, value = group_means(node, reward, there)
         end = tree.lengths.clamp_max(t)
         # A completion that ended before the last boundary already has end = start: it gets no second, empty span.
-        retained = part & (size >= 2)
+        retained = (there > 0) & (size >= 2 - _ROUNDING)
         kept = retained & (end > start)
         columns.append((kept, start, end, node, size, value, parent, retained if phantom_spans else kept))
         start, parent = torch.where(kept, end, start), torch.where(kept, value, parent)
@@ -178,11 +194,18 @@ def _walk(tree: PrefixTree, rewards: GroupRewards, cuts: Tensor, *, group_ended:
 
 
 def _credit_spans(
-    tree: PrefixTree, rewards: GroupRewards, paths: _Paths, terms: Terms, *, sqrt_count: bool, normalize: bool
+    tree: PrefixTree,
+    rewards: GroupRewards,
+    part: Tensor,
+    paths: _Paths,
+    terms: Terms,
+    *,
+    sqrt_count: bool,
+    normalize: bool,
 ) -> tuple[Tensor, Tensor]:
     """Compute the raw credit and the advantage of every span, (K, J) each."""
     scored = scored_completions(tree, rewards)
-    root = root_mean(known_rewards(rewards, scored), scored)
+    root = root_mean(known_rewards(rewards, scored), part)
     of_root, of_parent = _TERM_WEIGHTS[terms]
     # A tail has value r and n = 1, so the formula of a node is its formula too.
     raw = of_root * (paths.value - root) + of_parent * (paths.value - paths.parent)
@@ -193,8 +216,10 @@ def _credit_spans(
         zero = torch.zeros_like(raw)
         return zero, zero
     credit = raw[paths.counted]
+    often = None if part.dtype == torch.bool else part[:, None].expand_as(raw)[paths.counted]
+    mean = credit.mean() if often is None else often @ credit / often.sum()
     # Two scored completions have at least two spans, so the deviation exists.
-    advantage = (raw - credit.mean()) / credit.std().clamp_min(1e-6) if normalize else raw
+    advantage = (raw - mean) / spread(credit, often).clamp_min(1e-6) if normalize else raw
     return raw, advantage.masked_fill(~paths.kept, 0.0)
 
 

@@ -7,7 +7,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from leaf.credit.tree import GroupRewards, PrefixTree
-from leaf.credit.values import known_rewards, prefix_values, root_mean, scored_completions
+from leaf.credit.values import (
+    counted_completions,
+    known_rewards,
+    prefix_counts,
+    prefix_values,
+    root_mean,
+    scored_completions,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +46,19 @@ class Stretches:
     root: Float[Tensor, ""]
 
 
-def stretches(tree: PrefixTree, rewards: GroupRewards) -> Stretches:
-    """Cut the completions of a group into the unbranched stretches of their tree."""
+def stretches(tree: PrefixTree, rewards: GroupRewards, shares: Float[Tensor, " K"] | None = None) -> Stretches:
+    """Cut the completions of a group into the unbranched stretches of their tree.
+
+    `shares` says how many completions each one stands for in n and V̂; see leaf.credit.values.
+    """
     scored = scored_completions(tree, rewards)
-    reward = known_rewards(rewards, scored)
-    by_length, value = prefix_values(tree, reward, scored)
+    reward, part = known_rewards(rewards, scored), counted_completions(scored, shares)
+    by_length, value = prefix_values(tree, reward, part)
+    members = by_length if shares is None else prefix_counts(tree, scored)
     count, before = by_length[:, 1:], value[:, :-1]
-    opens = (count != by_length[:, :-1]) & (tree.node >= 0)
+    opens = (members[:, 1:] != members[:, :-1]) & (tree.node >= 0)
     # The running maximum of the positions at which a stretch opened is the first token of each token's stretch. V̂
     # before that one is V̂ of the stretch before.
     position = torch.arange(count.shape[1], device=count.device).expand_as(count)
     first = torch.where(opens, position, 0).cummax(1).values if position.numel() else position
-    return Stretches(opens, count, value[:, 1:], before, before.gather(1, first), root_mean(reward, scored))
+    return Stretches(opens, count, value[:, 1:], before, before.gather(1, first), root_mean(reward, part))

@@ -123,17 +123,18 @@ class PrefixTree:
         node = self.node.gather(1, last.clamp_min(0)[:, None]).squeeze(1) if self.node.shape[1] else last
         return torch.where(last >= 0, node, torch.full_like(node, -1))
 
-    def node_count(self, scored: Bool[Tensor, " K"]) -> Float[Tensor, " N"]:
-        """Count (N,) the `scored` completions through each node, as float64."""
-        return self._sum(scored.double())
+    def node_count(self, counted: Bool[Tensor, " K"] | Float[Tensor, " K"]) -> Float[Tensor, " N"]:
+        """Count (N,) the completions through each node, as float64: those marked, or each as often as it counts."""
+        return self._sum(counted.double())
 
-    def node_mean(self, rewards: GroupRewards) -> Float[Tensor, " N"]:
+    def node_mean(self, rewards: GroupRewards, shares: Float[Tensor, " K"] | None = None) -> Float[Tensor, " N"]:
         """Compute (N,) V̂, the mean reward of the completions through each node, in float64.
 
-        A NaN reward leaves its completion out; a node with no scored completion has NaN.
+        A NaN reward leaves its completion out; a node with no scored completion has NaN. Of distinct completions each
+        counts with its share (leaf.credit.sets), Σ w r / Σ w; without shares each counts once.
         """
-        scored = ~rewards.isnan()
-        return self._sum(torch.where(scored, rewards.double(), 0.0)) / self.node_count(scored)
+        counted = ~rewards.isnan() if shares is None else shares * ~rewards.isnan()
+        return self._sum(counted * torch.where(counted > 0, rewards.double(), 0.0)) / self.node_count(counted)
 
     def _sum(self, values: Float[Tensor, " K"]) -> Float[Tensor, " N"]:
         """Sum a value per completion over the completions through each node."""

@@ -15,8 +15,10 @@ from leaf.credit import (
     SET_RULES,
     BatchCredit,
     CreditRule,
+    distinct_rules,
     find_credit,
     surrogate,
+    weighs_draws,
 )
 from leaf.data import load
 from leaf.data.rows import check_references
@@ -173,35 +175,44 @@ def find_rule(config: LeafConfig, credit: str | CreditRule | None = None) -> Cre
         ConfigError: it is unknown, does not take its options, or does not go with the recipe's rollout.
     """
     chosen = config.credit if credit is None else credit
-    weighs = isinstance(chosen, str) and chosen in SET_RULES
-    if isinstance(chosen, str) and chosen not in CREDIT_RULES | BATCH_RULES and not weighs:
+    if isinstance(chosen, str) and chosen not in CREDIT_RULES | BATCH_RULES | SET_RULES:
         return find_credit(chosen)  # which refuses it by its name
-    if weighs != (config.rollout == "distinct"):
-        allowed = ", ".join(SET_RULES if config.rollout == "distinct" else CREDIT_RULES | BATCH_RULES)
+    if config.rollout == "distinct":
+        _check_distinct(config, chosen)
+    elif isinstance(chosen, str) and chosen in SET_RULES:
         raise ConfigError(
-            f"credit is {shown(chosen)} and rollout is {config.rollout}: rules for independent completions take plain "
-            f"means, those for distinct ones weigh each. With rollout: {config.rollout} use {allowed}."
+            f"credit is {chosen} and rollout is independent: it weighs distinct completions. Set rollout=distinct, or "
+            f"use {', '.join(CREDIT_RULES | BATCH_RULES)}."
         )
-    if weighs and config.top_p < 1:
+    return find_credit(chosen, **config.credit_options)
+
+
+def _check_distinct(config: LeafConfig, chosen: str | CreditRule) -> None:
+    """Refuse what does not go with distinct completions."""
+    if not weighs_draws(chosen):
+        raise ConfigError(
+            f"credit is {shown(chosen)} and rollout is distinct: this rule takes plain means, and distinct completions "
+            f"have weights. With rollout: distinct use {', '.join(distinct_rules())}, or a function that takes `draw`."
+        )
+    if config.top_p < 1:
         raise ConfigError(
             f"top_p is {config.top_p} and rollout is distinct: the weights are those of the whole policy. Set top_p=1."
         )
-    if weighs and config.completions_per_update is not None:
+    if config.completions_per_update is not None:
         raise ConfigError(
             f"completions_per_update is {config.completions_per_update} and rollout is distinct: the weights of a set "
             "hold for all of it together. Set completions_per_update=null."
         )
-    if config.rollout == "distinct" and config.tree_key == "words":
+    if config.tree_key == "words":
         raise ConfigError(
-            "tree_key is words and rollout is distinct: its rules weigh completions and look at no tree. Set "
-            "tree_key=tokens."
+            "tree_key is words and rollout is distinct: completions are distinct by their tokens, and so are their "
+            "weights. Set tree_key=tokens."
         )
-    if config.rollout == "distinct" and config.uncertain_share < 1:
+    if config.uncertain_share < 1:
         raise ConfigError(
             f"uncertain_share is {config.uncertain_share} and rollout is distinct, which records no entropy. Set "
             "uncertain_share=1."
         )
-    return find_credit(chosen, **config.credit_options)
 
 
 def check_processes(config: RunConfig, processes: int) -> None:

@@ -231,7 +231,7 @@ def _apply(
     """Call a rule on all groups at once, or on one after the other."""
     if isinstance(rule, BatchCredit):
         return rule(seen)
-    drawn = [{} if draw is None else {"draw": draw} for draw in draws]  # only the rules of distinct completions take it
+    drawn = [{} if draw is None else {"draw": draw} for draw in draws]  # a rule need not know that there are others
     return [rule(one.tree, one.rewards, surprisal=one.surprisal, **more) for one, more in zip(seen, drawn, strict=True)]
 
 
