@@ -79,14 +79,14 @@ def scored(policy, config, rows, *, sampled):
     passes = predict(policy, rows, Decoding(max_new_tokens=config.max_new_tokens, batch_size=48, seeds=seeds))
     references = [row["reference"] for row in rows]
     values = [
-        {name: one.value for name, one in score(texts, references, METRICS).items()}
-        | {"truncated": statistics.fmean(cut)}
-        for texts, cut in passes
+        {name: one.value for name, one in score([one.text for one in said], references, METRICS).items()}
+        | {"truncated": statistics.fmean(bool(one.truncated) for one in said)}
+        for said in passes
     ]
     scores = {"items": len(rows), "greedy": values[0]}
     if sampled:
         scores["sampled"] = {name: statistics.fmean(one[name] for one in values[1:]) for name in values[0]}
-    bleu = cast(list[float], REWARDS["bleu"](passes[0][0], references))
+    bleu = cast(list[float], REWARDS["bleu"]([one.text for one in passes[0]], references))
     return scores, {row["id"]: round(100 * value, 1) for row, value in zip(rows, bleu, strict=True)}
 
 

@@ -60,7 +60,7 @@ def test_passes_are_scored_one_by_one_and_averaged(policy, rows):
     assert result.signatures["chrf"].endswith("|decoding:sampled:T0.9:p0.9:seeds42,43,44")
     low, high = result.intervals["chrf"]
     assert low <= result.scores["chrf"] <= high
-    assert set(result.values()) == {"chrf", "wer", "truncated"}
+    assert set(result.values()) == {"chrf", "wer", "truncated", "length_mean"}
     one = evaluate(policy, rows, Decoding(max_new_tokens=6, seeds=(43,)), Scoring(("chrf",), intervals=True))
     assert one.passes == result.passes[1:2]
     assert one.intervals["chrf"] == bootstrap(one.passes[0], references, "chrf", groups=["0", "1", "2", "3"])[1:]

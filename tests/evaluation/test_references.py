@@ -8,7 +8,7 @@ from sacrebleu.metrics.chrf import CHRF
 
 from leaf.errors import DataError
 from leaf.evaluation.metrics import METRICS
-from leaf.evaluation.predictions import Predictions, item_difference, kept_items, read_predictions
+from leaf.evaluation.predictions import Predictions, Said, item_difference, kept_items, read_predictions
 from leaf.evaluation.registry import bootstrap, paired_bootstrap, score
 from leaf.rewards.functions import REWARDS
 from leaf.rewards.total import Rewards
@@ -61,7 +61,7 @@ def test_rows_bring_their_references_to_rewards_and_prediction_files(tmp_path):
     result = Rewards(["exact_match"]).of_texts(rows, [[OTHER[0]], [ONE[2]]])
     assert result.totals.tolist() == [1.0, 1.0]
     predictions = Predictions("s", kept_items(rows))
-    predictions.add([None], [([OTHER[0], ONE[2]], [False, False])])
+    predictions.add([None], [[Said(OTHER[0]), Said(ONE[2])]])
     predictions.write(tmp_path / "s.jsonl")
     read = read_predictions(tmp_path / "s.jsonl")
     scored, signature = read.scored("exact_match", lowercase=False)

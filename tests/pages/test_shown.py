@@ -304,7 +304,7 @@ def test_the_table_of_figures_is_the_log(tmp_path):
     validation = next(iter(run.lines("validation.jsonl")))
     measured = ["bleu", "chrf", "exact_match", "reward", "rewards/chrf/mean"]
     ends = [f"{name}/{end}" for name in measured for end in ("high", "low")]
-    assert sorted(validation) == sorted([*measured, "step", "truncated", *ends])
+    assert sorted(validation) == sorted([*measured, "step", "truncated", "length_mean", *ends])
     page = text("metrics.md")
     for entry in run.path.iterdir():
         assert entry.name.startswith(".") or f"`{entry.name}" in page, entry.name

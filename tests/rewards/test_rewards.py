@@ -456,7 +456,7 @@ def test_the_groups_of_a_rollout_are_scored_in_one_call():
         [[0, 1], [0], [2, 3], [2, 3], [0, 1]],
         ["r", "r", "r", "s", "s"],
         ["n", "n", "n", None, None],
-        {"more": [None, None, None, 1, 1]},
+        {"more": [None, None, None, 1, 1], "completion_lengths": [2, 1, 2, 2, 2], "truncated": [False] * 5},
     )
     assert passed.keys() == {"trainer_state", "log_extra", "log_metric"}  # as TRL passes them
     assert [len(one) for one in rewards] == [3, 2]

@@ -11,6 +11,7 @@ from transformers.trainer_callback import TrainerState
 from leaf.data.given import rows_from
 from leaf.errors import DataError
 from leaf.evaluation.fitting import texts_and_languages
+from leaf.evaluation.lengths import LENGTHS
 from leaf.evaluation.predict import Decoding, predict
 from leaf.evaluation.predictions import Predictions, kept_items
 from leaf.evaluation.registry import Scoring, metric
@@ -33,6 +34,7 @@ class Evaluation:
         spreads: metric name → (lowest, highest) pass.
         signatures: metric name → what reproduces it, decoding included.
         truncated: share of the predictions that the length limit cut.
+        length_mean: tokens of a prediction, the mean; None where a file does not say it.
         intervals: metric name → bootstrap interval of the mean over the passes, resampled by utterance; empty if not
             asked for.
         notes: a sentence for each failure of a reward function, and each reward that scored nothing.
@@ -44,6 +46,7 @@ class Evaluation:
     spreads: dict[str, tuple[float, float]]
     signatures: dict[str, str]
     truncated: float
+    length_mean: float | None = None
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -53,8 +56,9 @@ class Evaluation:
         return self.predictions.passes
 
     def values(self) -> dict[str, float]:
-        """Put the scores and the truncation rate into one flat dictionary."""
-        return {**self.scores, "truncated": self.truncated}
+        """Put the scores, the truncation rate and the mean length into one flat dictionary."""
+        length = {} if self.length_mean is None else {"length_mean": self.length_mean}
+        return {**self.scores, "truncated": self.truncated, **length}
 
     def write(self, path: str | Path) -> None:
         """Write predictions beside references as JSON lines, one per item and pass, and what they were made with.
@@ -132,6 +136,7 @@ def score_predictions(
             results[name]["interval"] = list(scored.interval(groups=predictions.groups))
     cut = [flag for one in predictions.truncated for flag in one]
     truncated = sum(map(bool, cut)) / len(cut)
+    tokens = [count for one in predictions.tokens for count in one if count is not None]
     # Statistics that took data or a model to make are kept, even where their metric was not asked for this time.
     same_case = predictions.meta.get("lowercase") == scoring.lowercase
     before = predictions.meta.get("metrics", {}) if same_case else {}
@@ -152,6 +157,7 @@ def score_predictions(
         spreads={name: (min(one["passes"]), max(one["passes"])) for name, one in results.items()},
         signatures={name: f"{one['signature']}|{decoding.signature()}" for name, one in results.items()},
         truncated=truncated,
+        length_mean=sum(tokens) / len(tokens) if len(tokens) == len(cut) else None,
         intervals={name: tuple(one["interval"]) for name, one in results.items() if scoring.intervals},
         notes=notes,
     )
@@ -172,7 +178,7 @@ def _score_rewards(
     asked = reward_metrics(scoring.metrics, scoring.rewards)
     wanted = {one.label: one for one in asked.values() if one is not None}
     how = {"arguments": arguments, "processes": processes}
-    arrays, notes = reward_statistics(list(wanted.values()), rows, predictions.passes, **how)
+    arrays, notes = reward_statistics(list(wanted.values()), rows, predictions.said, **how)
     for label in list(arrays):
         if not any(items[:, 1].any() for items in arrays[label]):
             notes.append(f"{label} is left out: it scored none of {len(rows)} predictions")
@@ -198,6 +204,8 @@ def checked_rows(rows: Any, scoring: Scoring) -> list[dict[str, Any]]:
     for name, reward in reward_metrics(scoring.metrics, scoring.rewards).items():
         if reward is not None:
             reward.rewards.check_rows(rows, "evaluated")
+            continue
+        if name in LENGTHS:
             continue
         found = metric(name, scoring.paths)
         compared.append(name)

@@ -6,7 +6,7 @@ from typing import Any
 
 from leaf.config import LeafConfig
 from leaf.data.rows import stated_seconds
-from leaf.evaluation.predictions import Unfinished
+from leaf.evaluation.predictions import Said, Unfinished
 from leaf.model.draws import step_generator
 from leaf.model.policy import Policy
 from leaf.model.sampler import Drawing, LocalSampler, Sampler
@@ -87,7 +87,7 @@ def predict(
     processes: Processes | None = None,
     unfinished: Unfinished | None = None,
     sampler: Sampler | None = None,
-) -> list[tuple[list[str], list[bool]]]:
+) -> list[list[Said]]:
     """Decode each row once per pass.
 
     Rows of similar length share a batch, and all passes share a row's audio and prompt, each embedded and prefilled
@@ -104,12 +104,12 @@ def predict(
         sampler: decodes in the policy's place, and has its weights; default the policy itself.
 
     Returns:
-        Per pass the predictions in the order of the rows, and whether the length limit cut each.
+        Per pass the predictions in the order of the rows.
     """
     order = sorted(range(len(rows)), key=lambda i: (stated_seconds(rows[i]), i))
     if processes is not None:
         order = [order[i] for i in processes.positions(len(order))]
-    said: dict[int, list[tuple[str, bool]]] = {} if unfinished is None else dict(unfinished.said)
+    said: dict[int, list[Said]] = {} if unfinished is None else dict(unfinished.said)
 
     def decode_all() -> None:
         for at in range(0, len(order), decoding.batch_size):
@@ -128,14 +128,13 @@ def predict(
     else:
         processes.together(decode_all)
         said = {i: texts for part in processes.gather(said) for i, texts in part.items()}
-    passes = [[said[i][k] for i in range(len(rows))] for k in range(len(decoding.passes))]
-    return [([text for text, _ in one], [cut for _, cut in one]) for one in passes]
+    return [[said[i][k] for i in range(len(rows))] for k in range(len(decoding.passes))]
 
 
 def _decode(
     policy: Policy, rows: Sequence[dict[str, Any]], indices: Sequence[int], decoding: Decoding, sampler: Sampler
-) -> dict[int, list[tuple[str, bool]]]:
-    """Decode a batch of rows: per row, by number, the text of each pass and whether the length limit cut it."""
+) -> dict[int, list[Said]]:
+    """Decode a batch of rows: per row, by number, what was said in each pass."""
     seeds = decoding.passes
     drawing = Drawing(
         num_completions=len(seeds),  # a row's passes are sampled as one group: its prompt is prefilled once
@@ -148,6 +147,6 @@ def _decode(
     draws = [[step_generator(seed or 0, i) for seed in seeds] for i in indices]
     groups = sampler.sample(policy, policy.embed([rows[i] for i in indices]), drawing, draws)
     return {
-        i: list(zip(group.texts(policy.tokenizer), group.truncated.tolist(), strict=True))
+        i: list(map(Said, group.texts(policy.tokenizer), group.truncated.tolist(), group.lengths.tolist()))
         for i, group in zip(indices, groups, strict=True)
     }

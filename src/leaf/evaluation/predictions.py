@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from leaf.data.cells import with_references
 from leaf.data.rows import prompt_text
 from leaf.errors import DataError, shown, some_of
 from leaf.evaluation.bootstrap import Scored, mean_of_scored, percentage
+from leaf.evaluation.lengths import LENGTHS, scored_length
 from leaf.evaluation.references import all_of, signature_of
 from leaf.evaluation.registry import fitted_metric, is_reward, statistics
 from leaf.files import append_row, drop_torn_line, file_sha256, read_json, read_rows, write_json, write_rows
@@ -26,6 +27,20 @@ from leaf.text import composed, unique_names
 # What a prediction file copies from the evaluated row; audio stays where it is.
 COLUMNS = ("id", "kind", "utterance", "prompt", "text", "reference", "references", "reference_language")
 _META = {"made_with": dict, "metrics": dict, "left_out": list}  # of the meta data, what is looked into
+
+
+class Said(NamedTuple):
+    """A prediction.
+
+    Attributes:
+        text: what was said.
+        truncated: whether the length limit cut it; None where unknown.
+        tokens: how many tokens it has, the end token counted; None where unknown.
+    """
+
+    text: str
+    truncated: bool | None = None
+    tokens: int | None = None
 
 
 @dataclass
@@ -37,7 +52,7 @@ class Predictions:
         items: one row per item, in order: `id`, `reference`, and what else of `COLUMNS` there is.
         passes: predictions, one list per pass.
         seeds: seed of each pass, None where it had none.
-        truncated: per pass and item, whether the length limit cut it; None where unknown.
+        truncated, tokens: per pass and item, as in `Said`.
         kept: metric → per pass, (items, statistics); of metrics that take data or a model.
         meta: what they were made with.
         digest: SHA-256 of the file, None before it is written.
@@ -48,9 +63,15 @@ class Predictions:
     passes: list[list[str]] = field(default_factory=list)
     seeds: list[int | None] = field(default_factory=list)
     truncated: list[list[bool | None]] = field(default_factory=list)
+    tokens: list[list[int | None]] = field(default_factory=list)
     kept: dict[str, list[np.ndarray]] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
     digest: str | None = None
+
+    def __post_init__(self) -> None:
+        """Leave unknown what is not said of the passes."""
+        self.truncated = self.truncated or [[None] * len(texts) for texts in self.passes]
+        self.tokens = self.tokens or [[None] * len(texts) for texts in self.passes]
 
     @property
     def references(self) -> list[str]:
@@ -67,12 +88,19 @@ class Predictions:
         """Name the recording of each item, or the item where it has none: a resample draws recordings as wholes."""
         return [str(item.get("utterance") or item["id"]) for item in self.items]
 
-    def add(self, seeds: Sequence[int | None], passes: Sequence[tuple[list[str], list[bool]]]) -> None:
-        """Add passes: of each its seed, the predictions in the order of the items, and whether each was cut."""
-        for seed, (texts, truncated) in zip(seeds, passes, strict=True):
-            self.passes.append(texts)
+    @property
+    def said(self) -> list[list[Said]]:
+        """List the predictions of each pass with what is known of them."""
+        parts = zip(self.passes, self.truncated, self.tokens, strict=True)
+        return [list(map(Said, *one)) for one in parts]
+
+    def add(self, seeds: Sequence[int | None], passes: Sequence[Sequence[Said]]) -> None:
+        """Add passes: of each its seed, and the predictions in the order of the items."""
+        for seed, said in zip(seeds, passes, strict=True):
+            self.passes.append([one.text for one in said])
             self.seeds.append(seed)
-            self.truncated.append([*truncated])
+            self.truncated.append([one.truncated for one in said])
+            self.tokens.append([one.tokens for one in said])
 
     def scored(self, name: str, *, lowercase: bool, paths: Mapping[str, str] | None = None) -> tuple[Scored, str]:
         """Compute the system's scores by a metric, and its signature; kept statistics are used where no path is given.
@@ -81,6 +109,8 @@ class Predictions:
             ConfigError, DataError: as `leaf.evaluation.registry.score`.
         """
         recorded = self.meta.get("metrics", {})
+        if name in LENGTHS:
+            return scored_length(name, self.system, self.passes, self.tokens, self.truncated)
         if is_reward(name):
             if name not in self.kept or name not in recorded:
                 raise DataError(
@@ -125,7 +155,7 @@ class Predictions:
             for i, item in enumerate(self.items):
                 row = {"id": item["id"], "pass": number, "seed": self.seeds[number], "prediction": texts[i]}
                 row |= {key: value for key, value in item.items() if key != "id"}
-                row["truncated"] = self.truncated[number][i]
+                row |= {"truncated": self.truncated[number][i], "tokens": self.tokens[number][i]}
                 if self.kept:
                     row["statistics"] = {name: arrays[number][i].tolist() for name, arrays in self.kept.items()}
                 rows.append(row)
@@ -146,7 +176,7 @@ class Unfinished:
         say: takes a line about what was found.
 
     Attributes:
-        said: number of a row → per pass, what was said and whether the length limit cut it.
+        said: number of a row → what was said in each pass.
     """
 
     def __init__(self, file: Path, about: dict[str, Any], say: Callable[[str], None]):
@@ -155,9 +185,7 @@ class Unfinished:
         if first != about:
             say(f"{self.path} was left by an evaluation with other settings; it is not used, and overwritten")
             batches = []
-        self.said = {
-            int(number): [(text, cut) for text, cut in texts] for batch in batches for number, texts in batch.items()
-        }
+        self.said = {int(number): [Said(*one) for one in said] for batch in batches for number, said in batch.items()}
         if self.said:
             say(f"{self.path} has the predictions of {len(self.said)} rows from before an interruption; they are used")
         write_rows(self.path, [about, *batches])
@@ -167,9 +195,9 @@ class Unfinished:
         drop_torn_line(self.path)
         return read_rows(self.path) if self.path.exists() else []
 
-    def add(self, batch: Mapping[int, Sequence[tuple[str, bool]]]) -> None:
+    def add(self, batch: Mapping[int, Sequence[Said]]) -> None:
         """Add what was said on a batch of rows."""
-        append_row(self.path, {str(number): texts for number, texts in batch.items()})
+        append_row(self.path, {str(number): said for number, said in batch.items()})
 
     def remove(self) -> None:
         """Remove the file; the predictions are written."""
@@ -254,6 +282,7 @@ def read_predictions(path: str | Path) -> Predictions:
         passes=[[row["prediction"] for row in one] for one in ordered],
         seeds=[one[0].get("seed") for one in ordered],
         truncated=[[row.get("truncated") for row in one] for one in ordered],
+        tokens=[[row.get("tokens") for row in one] for one in ordered],
         kept={name: [np.array([row["statistics"][name] for row in one]) for one in ordered] for name in names},
         meta=meta,
         digest=file_sha256(path),
@@ -316,6 +345,7 @@ def in_order_of(b: Predictions, a: Predictions) -> Predictions:
         passes=[[one[i] for i in order] for one in b.passes],
         seeds=b.seeds,
         truncated=[[one[i] for i in order] for one in b.truncated],
+        tokens=[[one[i] for i in order] for one in b.tokens],
         kept={name: [array[order] for array in arrays] for name, arrays in b.kept.items()},
         meta=b.meta,
         digest=b.digest,

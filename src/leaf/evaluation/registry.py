@@ -12,6 +12,7 @@ import numpy as np
 
 from leaf.errors import ConfigError, DataError, did_you_mean
 from leaf.evaluation.bootstrap import Metric, Scored
+from leaf.evaluation.lengths import LENGTHS
 from leaf.evaluation.metrics import METRICS, made_metric
 from leaf.evaluation.model_metrics import BUILDERS, COMET_PROGRAM, build
 from leaf.evaluation.references import References, first_of, has_several, signature_of, statistics_of_several
@@ -61,7 +62,7 @@ def name_and_options(written: str) -> tuple[str, dict[str, str]]:
 
 def is_plain(written: str) -> bool:
     """Tell whether a metric needs nothing but the texts: no data, model or function of the user's own."""
-    return name_and_options(written)[0] in METRICS
+    return name_and_options(written)[0] in (*METRICS, *LENGTHS)
 
 
 def metric(written: str, paths: Mapping[str, str] | None = None) -> Metric:
@@ -78,6 +79,11 @@ def metric(written: str, paths: Mapping[str, str] | None = None) -> Metric:
     paths = paths or {}
     name, options = name_and_options(written)
     known = (*METRICS, *BUILDERS)
+    if name in LENGTHS:
+        raise ConfigError(
+            f"{name} is a length: it says nothing of how good an answer is, and chooses no adapter. Score it with "
+            f"`leaf evaluate --metrics {name}`, and take one of {', '.join(known)} here."
+        )
     for given in (name, *(key for key in paths if key != COMET_PROGRAM)):
         if given not in known:
             hint = did_you_mean(given, known)

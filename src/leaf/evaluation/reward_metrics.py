@@ -15,8 +15,10 @@ import yaml
 from transformers.trainer_callback import TrainerState
 
 from leaf.errors import ConfigError, DataError, did_you_mean
+from leaf.evaluation.lengths import LENGTHS
 from leaf.evaluation.metrics import METRICS
 from leaf.evaluation.model_metrics import BUILDERS
+from leaf.evaluation.predictions import Said
 from leaf.evaluation.registry import REWARD, name_and_options
 from leaf.files import file_mark
 from leaf.rewards.functions import REWARDS
@@ -24,6 +26,7 @@ from leaf.rewards.total import Rewards
 from leaf.runs.processes import Processes
 
 Arguments = Callable[[Sequence[str]], Mapping[str, Any]]
+_OF_TEXTS = (*METRICS, *BUILDERS, *LENGTHS)
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,10 @@ def reward_metric(written: str, rewards: Rewards | None) -> RewardMetric | None:
         ConfigError: neither a metric nor a reward has that name, or the function cannot be found.
     """
     name, options = name_and_options(written)
-    if name in METRICS or name in BUILDERS:
+    if name in _OF_TEXTS:
         return None
     short = name.removeprefix("rewards/").removesuffix("/mean")
-    known = [*METRICS, *BUILDERS, REWARD, *([] if rewards is None else rewards.functions)]
+    known = [*_OF_TEXTS, REWARD, *([] if rewards is None else rewards.functions)]
     if rewards is not None and not options:
         if name == REWARD:
             weighed = "+".join(
@@ -150,7 +153,7 @@ def _version() -> str:
 def reward_statistics(
     metrics: Sequence[RewardMetric],
     rows: Sequence[dict[str, Any]],
-    passes: Sequence[Sequence[str]],
+    passes: Sequence[Sequence[Said]],
     *,
     arguments: Arguments | None = None,
     processes: Processes | None = None,
@@ -172,7 +175,7 @@ def reward_statistics(
     """
     positions = range(len(rows)) if processes is None else processes.positions(len(rows))
     mine = [rows[i] for i in positions]
-    said = [[texts[i] for i in positions] for texts in passes]
+    said = [[one[i] for i in positions] for one in passes]
     given = arguments or (lambda texts: {"trainer_state": TrainerState()})
 
     def values() -> tuple[dict[str, list[np.ndarray]], list[str]]:
@@ -192,14 +195,16 @@ def reward_statistics(
 def _values(
     metrics: Sequence[RewardMetric],
     rows: Sequence[dict[str, Any]],
-    passes: Sequence[Sequence[str]],
+    passes: Sequence[Sequence[Said]],
     arguments: Arguments,
 ) -> tuple[dict[str, list[np.ndarray]], list[str]]:
     arrays: dict[str, list[np.ndarray]] = {one.label: [] for one in metrics}
     messages: list[str] = []
     for rewards in {id(one.rewards): one.rewards for one in metrics}.values():
-        for texts in passes:
-            result = rewards.of_texts(rows, [[text] for text in texts], **arguments(texts))
+        for said in passes:
+            lengths = {"truncated": [one.truncated for one in said], "completion_lengths": [one.tokens for one in said]}
+            given = {**lengths, **arguments([one.text for one in said])}
+            result = rewards.of_texts(rows, [[one.text] for one in said], **given)
             messages += result.messages
             for one in metrics:
                 if one.rewards is rewards:
@@ -220,7 +225,7 @@ def kept_name(written: str, kept: Mapping[str, str]) -> str:
         DataError: a function of this name is kept, and is from another file or has other options.
     """
     name, options = name_and_options(written)
-    if name in METRICS or name in BUILDERS or written in kept:
+    if name in _OF_TEXTS or written in kept:
         return written
     file, _, function = name.rpartition(":")
     label = label_of(function.removeprefix("rewards/").removesuffix("/mean"))

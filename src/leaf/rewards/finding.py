@@ -9,9 +9,12 @@ from typing import Any
 from leaf.errors import CodeRefused, ConfigError, did_you_mean, raised_at, shown
 from leaf.plugins import import_module
 from leaf.rewards.functions import REWARDS, RewardFunction, built_in
+from leaf.rewards.overlong import overlong_reward
 
 # What a function is given besides the data's columns, under the names that TRL uses.
 BESIDE_COLUMNS = ("completions", "prompts", "completion_ids", "trainer_state", "log_extra", "log_metric")
+# And under names of ours: how many tokens a completion has, and whether the length limit cut it.
+BESIDE_COLUMNS += ("completion_lengths", "truncated")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def find_reward(function: str | RewardFunction, options: Mapping[str, Any]) -> F
     """Find a reward function and bind its options.
 
     Args:
-        function: a name of `REWARDS`, judge, an import path or a callable.
+        function: a name of `REWARDS` or `MADE`, an import path or a callable.
         options: keyword arguments for it.
 
     Raises:
@@ -53,8 +56,8 @@ def find_reward(function: str | RewardFunction, options: Mapping[str, Any]) -> F
     """
     if not isinstance(options, Mapping):
         raise ConfigError(f"The options of the reward {function} are {options!r}; give key: value.")
-    if function == "judge":
-        return _with_signature("judge", _judge(options), {})
+    if isinstance(function, str) and function in MADE:
+        return _with_signature(function, _made(function, options), {})
     if isinstance(function, str) and function in REWARDS:
         return _with_signature(function, built_in(function, **options) if options else REWARDS[function], {})
     found: Any = _import_path(function) if isinstance(function, str) else function
@@ -64,16 +67,21 @@ def find_reward(function: str | RewardFunction, options: Mapping[str, Any]) -> F
     return _with_signature((found if hasattr(found, "__name__") else type(found)).__name__, found, options)
 
 
-def _judge(options: Mapping[str, Any]) -> RewardFunction:
-    """Make the reward of a judge."""
-    from leaf.rewards.judge import judge_reward  # brings an HTTP client, which other rewards do without
+# Built-in rewards that are made with options alone → what these look like.
+MADE = {"judge": "{url: http://localhost:8000/v1, model: name}", "overlong": "{max_length: 200, cache: 40}"}
 
+
+def _made(name: str, options: Mapping[str, Any]) -> RewardFunction:
+    """Make a reward of `MADE`."""
+    make: Callable[..., RewardFunction] = overlong_reward
+    if name == "judge":
+        from leaf.rewards.judge import judge_reward as make  # brings an HTTP client, which other rewards do without
     try:
-        return judge_reward(**options)
+        return make(**options)
     except TypeError as error:
         raise ConfigError(
-            f"The options of the reward judge do not fit ({error}); give reward_options: {{judge: {{url: "
-            "http://localhost:8000/v1, model: name}}, and see leaf.rewards.judge.judge_reward for more."
+            f"The options of the reward {name} do not fit ({error}); give reward_options: {{{name}: {MADE[name]}}}, "
+            f"and see {make.__module__}.{make.__name__} for more."
         ) from error
 
 
@@ -113,7 +121,7 @@ def _import_path(path: str) -> Any:
     """Import what "package.module:name" or "path/to/file.py:name" names."""
     module_name, colon, attribute = path.rpartition(":")
     if not colon:
-        names = [*REWARDS, "judge"]
+        names = [*REWARDS, *MADE]
         raise ConfigError(
             f"The reward function {shown(path)} is unknown.{did_you_mean(path, names)} Allowed are {', '.join(names)}, "
             "or an import path such as package.module:function or path/to/file.py:function."

@@ -140,6 +140,8 @@ class Rewards:
                 for group in groups
                 for tokens, length in zip(group.tokens, group.lengths.tolist(), strict=True)
             ],
+            completion_lengths=[length for group in groups for length in group.lengths.tolist()],
+            truncated=[cut for group in groups for cut in group.truncated.tolist()],
             trainer_state=trainer_state,
         )
         return list(torch.from_numpy(result.totals).split([len(group.lengths) for group in groups])), result

@@ -16,7 +16,7 @@ const runTables = (() => {
       ["reward, last tenth", (run) => run.reward],
     ];
     for (const name of metrics) {
-      if (name === "truncated") continue; // it has a curve, and no best
+      if (name === "truncated" || name === "length_mean") continue; // they have a curve, and no best
       columns.push([name, (run) => run.scores[name]?.last ?? null]);
       columns.push([`best ${name}`, (run) => run.scores[name]?.top ?? null]);
     }
