@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.credit_lab.game import END, Language, Policies
+from benchmarks.credit_lab.language import END, Language
 from benchmarks.credit_lab.measure import Judge, advantages
+from benchmarks.credit_lab.policies import Policies
 from benchmarks.credit_lab.rules import all_rules, out, own
 from benchmarks.credit_lab.world import Groups, Setting, World
 from leaf.credit import PrefixTree, credit_rule, leaf_spans, policy_loss, token_weights

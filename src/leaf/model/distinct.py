@@ -121,7 +121,7 @@ def _roots(prompts: Sequence[Prompt], generators: Sequence[torch.Generator], slo
     nothing = torch.full((count, slots), _NOTHING, dtype=torch.float64, device=device)
     log_prob, key = nothing.clone(), nothing.clone()
     log_prob[:, 0] = 0.0
-    key[:, 0] = torch.cat([_gumbel((1,), one) for one in generators]).to(device)
+    key[:, 0] = torch.cat([gumbel((1,), one) for one in generators]).to(device)
     return _Beams(
         log_prob,
         key,
@@ -142,7 +142,7 @@ def _grow(beams: _Beams, logits: Tensor, generators: Sequence[torch.Generator], 
     """
     live, slots = beams.live, beams.key.shape[1]
     prompt, slot = live.nonzero(as_tuple=True)
-    children = _Children.of(logits, beams.log_prob[live], beams.key[live], _noise(live, logits, generators), slots)
+    children = Children.of(logits, beams.log_prob[live], beams.key[live], _noise(live, logits, generators), slots)
     kept = children.key.shape[1]
 
     # Candidates of a prompt: the children of its live beams, and its ended completions as the only child of themselves.
@@ -177,7 +177,7 @@ def _grow(beams: _Beams, logits: Tensor, generators: Sequence[torch.Generator], 
 
 
 @dataclass(frozen=True)
-class _Children:
+class Children:
     """The C greatest children of each live beam (L, C), and what the others come to."""
 
     key: Tensor  # (L, C) G
@@ -187,7 +187,7 @@ class _Children:
     threshold: Tensor  # (L,) the greatest G among them
 
     @classmethod
-    def of(cls, logits: Tensor, log_prob: Tensor, key: Tensor, noise: Tensor, slots: int) -> "_Children":
+    def of(cls, logits: Tensor, log_prob: Tensor, key: Tensor, noise: Tensor, slots: int) -> "Children":
         """Draw the children's Gumbels given that their greatest equals the parent's `key` (L,)."""
         conditional = logits.log_softmax(-1).double()  # (L, V)
         perturbed = log_prob[:, None] + conditional + noise
@@ -204,7 +204,7 @@ class _Children:
         return cls(keys, log_prob[:, None] + conditional.gather(1, token), token, log_prob + others, more)
 
 
-def _drop(beams: _Beams, key: Tensor, log_prob: Tensor, chosen: Tensor, children: _Children, prompt: Tensor) -> None:
+def _drop(beams: _Beams, key: Tensor, log_prob: Tensor, chosen: Tensor, children: Children, prompt: Tensor) -> None:
     """Add up what falls out in this step: candidates that are not chosen, and children that were no candidates."""
     lost = log_prob.masked_fill(chosen, _NOTHING).logsumexp(1)
     beams.log_rest = torch.logaddexp(beams.log_rest, lost)
@@ -217,11 +217,11 @@ def _drop(beams: _Beams, key: Tensor, log_prob: Tensor, chosen: Tensor, children
 def _noise(live: Tensor, logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """Draw a Gumbel for every child (L, V); a prompt's come from its own generator, in order of its live beams."""
     counts = live.sum(1).tolist()
-    drawn = [_gumbel((n, logits.shape[1]), one) for n, one in zip(counts, generators, strict=True) if n]
+    drawn = [gumbel((n, logits.shape[1]), one) for n, one in zip(counts, generators, strict=True) if n]
     return torch.cat(drawn).to(logits.device)
 
 
-def _gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Draw standard Gumbels on the CPU, so that a draw does not depend on the device."""
     return -torch.empty(shape, dtype=torch.float64).exponential_(generator=generator).log()
 
