@@ -9,12 +9,13 @@ from torch import Tensor
 from leaf.credit import (
     BATCH_RULES,
     CREDIT_RULES,
-    SET_RULES,
+    BatchCredit,
+    CreditRule,
     PrefixTree,
     RewardedGroup,
     SetDraw,
-    batch_credit,
-    credit_rule,
+    distinct_rules,
+    find_credit,
     most_uncertain,
     set_shares,
 )
@@ -78,7 +79,7 @@ UPDATED = {
 ROLLOUTS = {
     **{f"{rule}, K = {LARGE}": Arm(rule, completions=LARGE) for rule in ("grpo", "rloo")},
     "grpo, dynamic": Arm(rollout="dynamic"),
-    **{f"distinct, {name}": Arm(name, rollout="distinct") for name in SET_RULES},
+    **{f"distinct, {name}": Arm(name, rollout="distinct") for name in distinct_rules()},
 }
 KINDS = {"rule": RULES, "reduction": REDUCTIONS, "loss": UPDATED, "rollout": ROLLOUTS}
 ARMS: dict[str, Arm] = {name: arm for kind in KINDS.values() for name, arm in kind.items()}
@@ -122,10 +123,9 @@ class Groups:
 
 def advantages(arm: Arm, groups: Groups) -> Tensor:
     """Compute (S, P, K, T) in float32; a batch is the groups of one seed's step."""
-    result = torch.zeros(groups.tokens.shape)
-    for seed in range(len(groups.tokens)):
-        result[seed] = torch.stack(_of_a_step(arm, groups, seed)).float()
-    return result
+    rule = find_credit(arm.credit, **arm.options)
+    each = [torch.stack(_of_a_step(arm, rule, groups, seed)) for seed in range(len(groups.tokens))]
+    return torch.stack(each).float()
 
 
 def shares(arm: Arm, groups: Groups) -> Tensor:
@@ -136,18 +136,17 @@ def shares(arm: Arm, groups: Groups) -> Tensor:
     return torch.stack(each).view(groups.reward.shape)
 
 
-def _of_a_step(arm: Arm, groups: Groups, seed: int) -> list[Tensor]:
+def _of_a_step(arm: Arm, rule: CreditRule | BatchCredit, groups: Groups, seed: int) -> list[Tensor]:
     prompts, shape = groups.reward.shape[1], groups.tokens.shape[2:]
     needed = range(prompts)
-    whole = arm.credit in BATCH_RULES or arm.uncertain_share < 1
-    if not whole:  # a rule of one group gives exactly 0 where rewards are equal
-        needed = [p for p in needed if not bool(groups.flat[seed, p])]
+    if not isinstance(rule, BatchCredit) and arm.uncertain_share == 1:
+        # A rule of one group gives exactly 0 where rewards are equal.
+        needed = (~groups.flat[seed]).nonzero().flatten().tolist()
     seen = {p: _rewarded(groups, seed, p) for p in needed}
     given: dict[int, Tensor] = {}
-    if arm.credit in BATCH_RULES:
-        given = dict(zip(seen, batch_credit(arm.credit, **arm.options)(list(seen.values())), strict=True))
+    if isinstance(rule, BatchCredit):
+        given = dict(zip(seen, rule(list(seen.values())), strict=True))
     else:
-        rule = credit_rule(arm.credit, **arm.options)
         for p, one in seen.items():
             more = {} if groups.sets is None else {"draw": groups.sets[seed * prompts + p]}
             given[p] = rule(one.tree, one.rewards, surprisal=one.surprisal, **more)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from benchmarks.credit_lab.arms import Arm, Groups
 from benchmarks.credit_lab.beams import distinct
-from benchmarks.credit_lab.language import Language, rewards
+from benchmarks.credit_lab.language import END, MOST, Language, rewards
 from benchmarks.credit_lab.policies import Policies
 
 ROUNDS = 8  # of prompts that dynamic sampling tries at most
@@ -36,7 +36,11 @@ def draw(
 def independent(policies: Policies, source: Tensor, target: Tensor, count: int, draws: torch.Generator) -> Groups:
     """Draw K completions of every prompt (S, P, 7) independently."""
     shape = (*source.shape[:2], count)
-    tokens, length, logp, entropy = (each.unflatten(1, shape[1:]) for each in policies.sample(source, count, draws))
+    tokens, length, *others = policies.sample(source, count, draws, stop=True)
+    beyond = (0, MOST - tokens.shape[-1])
+    logp, entropy = (torch.nn.functional.pad(each, beyond).unflatten(1, shape[1:]) for each in others)
+    tokens = torch.nn.functional.pad(tokens, beyond, value=END).unflatten(1, shape[1:])
+    length = length.unflatten(1, shape[1:])
     reward = rewards(tokens, target[:, :, None].expand(*shape, -1))
     decoded, spoken = shape[1] * count, float(length.sum()) / shape[0]
     return Groups(source, tokens, length, logp, entropy, reward, None, decoded, spoken)

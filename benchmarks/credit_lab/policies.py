@@ -100,9 +100,12 @@ class Policies:
 
     @torch.no_grad()
     def sample(
-        self, source: Tensor, repeat: int, generator: torch.Generator | None
+        self, source: Tensor, repeat: int, generator: torch.Generator | None, *, stop: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return tokens (S, N · repeat, 10), lengths, log-probabilities and entropies; greedy without a generator."""
+        """Return tokens (S, N · repeat, T), lengths, log-probabilities and entropies; greedy without a generator.
+
+        T is 10, or with `stop` the length of the longest one.
+        """
         h, *memory = (each.repeat_interleave(repeat, 1) for each in self.encode(source))
         last = torch.full(h.shape[:2], START)
         done, tokens, logps, entropies = torch.zeros(h.shape[:2], dtype=torch.bool), [], [], []
@@ -119,6 +122,8 @@ class Policies:
             entropies.append(-(logp.exp() * logp).sum(-1))
             tokens.append(last.masked_fill(done, END))
             done = done | (last == END)
+            if stop and bool(done.all()):
+                break
         return torch.stack(tokens, -1), length, torch.stack(logps, -1), torch.stack(entropies, -1)
 
 

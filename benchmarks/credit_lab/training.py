@@ -13,7 +13,7 @@ from benchmarks.credit_lab.policies import Policies, damaged, supervised
 from leaf.credit import policy_loss, surrogate, token_weights
 from leaf.evaluation.registry import score
 
-ITEMS, SAMPLES = 200, 32  # held-out sentences, and translations of each by which the expected reward is estimated
+ITEMS, SAMPLES = 200, 16  # held-out sentences, and translations of each by which the expected reward is estimated
 BLOCK = 25  # steps over which a curve is averaged
 
 
@@ -30,7 +30,7 @@ class Game:
     supervised: int = 900
     noise: float = 0.25
     steps: int = 100
-    prompts: int = 8
+    prompts: int = 4
 
     def start(self, seeds: int, first: int) -> Policies:
         """Make the policies from which every arm starts."""
@@ -131,7 +131,7 @@ def scored(policies: Policies, groups: Groups, needed: Tensor) -> Tensor:
 def judged(policies: Policies, *, validation: bool) -> dict[str, list[float]]:
     """Score every seed on held-out sentences: the same for all of them, others for validation.
 
-    `reward` is the mean over 32 translations of each at temperature 1, `bleu` that of the greedy ones, and `entropy`
+    `reward` is the mean over 16 translations of each at temperature 1, `bleu` that of the greedy ones, and `entropy`
     the policy's at the tokens of the sampled ones.
     """
     number = 4 if validation else 3
