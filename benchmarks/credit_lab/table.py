@@ -12,6 +12,7 @@ HEAD = (
     "arm", "rate", "expected reward", "minus GRPO", "greedy BLEU", "minus GRPO", "equal rewards, all / last steps",
     "entropy", "completions", "tokens", "held back", "CPU s",
 )  # fmt: skip
+SAME = ("arm", "5e-4: reward minus GRPO", "BLEU minus GRPO", "1e-3: reward minus GRPO", "BLEU minus GRPO")
 
 
 def shown(values: list[float], digits: int, *, signed: bool = False) -> str:
@@ -43,25 +44,52 @@ def row(line: dict, grpo: dict) -> list[str]:
 
 
 def tables(lines: list[dict]) -> str:
-    """Write one table for each kind of arm, best expected reward first, and what the searches found."""
+    """Write one table for each kind of arm, best expected reward first; then arms at equal rates, and the searches."""
     final = {line["arm"]: line for line in lines if line["phase"] == "final"}
     start = next(line for line in lines if line["phase"] == "start")
-    grpo = final["grpo"]
     text = [f"Start: expected reward {shown(start['reward'], 4)}, greedy BLEU {shown(start['bleu'], 2)}.", ""]
     for kind, arms in KINDS.items():
         played = sorted((final[name] for name in arms if name in final), key=lambda line: -mean(line["reward"]))
-        if kind != "rule":
-            played = [grpo, *played]
-        text += [f"**{kind}**", "", _line(HEAD), _line(["---"] * len(HEAD))]
-        text += [_line(row(line, grpo)) for line in played] + [""]
-    text += ["**search**", "", _line(("arm", "rates tried: expected reward, greedy BLEU")), _line(["---"] * 2)]
+        played = played if kind == "rule" else [final["grpo"], *played]
+        text += _table(kind, HEAD, [row(line, final["grpo"]) for line in played])
+    text += _table("equal rates", SAME, equal_rates(lines, list(final)))
+    return "\n".join(text + _table("search", ("arm", "rates tried: expected reward, greedy BLEU"), tried(lines, final)))
+
+
+def equal_rates(lines: list[dict], names: list[str]) -> list[list[str]]:
+    """Compare arms with GRPO at the rates that 24 seeds played, best or second best."""
+    runs = {(line["arm"], line["rate"]): line for line in lines if line["phase"] in ("final", "second")}
+    rows = []
+    for name in names:
+        cells = []
+        for rate in (5e-4, 1e-3):
+            one, grpo = runs.get((name, rate)), runs.get(("grpo", rate))
+            if one is None or grpo is None or name == "grpo":
+                cells += ["", ""]
+            else:
+                cells += [shown(minus(one, grpo, score), n, signed=True) for score, n in (("reward", 4), ("bleu", 2))]
+        rows += [[name, *cells]] if any(cells) else []
+    return rows
+
+
+def tried(lines: list[dict], final: dict[str, dict]) -> list[list[str]]:
+    """List what four seeds found at each rate, and behind a slash what eight others did."""
+    rows = []
     for name in final:
-        tried = sorted(
-            (one for one in lines if (one["phase"], one["arm"]) == ("search", name)), key=lambda x: x["rate"]
-        )
-        each = "; ".join(f"{one['rate']:g}: {mean(one['reward']):.4f}, {mean(one['bleu']):.2f}" for one in tried)
-        text.append(_line((name, each)))
-    return "\n".join(text)
+        own = [line for line in lines if line["arm"] == name]
+        again = {line["rate"]: f" / {_both(line)}" for line in own if line["phase"] == "again"}
+        first = sorted((line for line in own if line["phase"] == "search"), key=lambda line: line["rate"])
+        cells = [f"{line['rate']:g}: {_both(line)}{again.get(line['rate'], '')}" for line in first]
+        rows.append([name, "; ".join(cells)])
+    return rows
+
+
+def _both(line: dict) -> str:
+    return f"{mean(line['reward']):.4f}, {mean(line['bleu']):.2f}"
+
+
+def _table(title: str, head, rows: list[list[str]]) -> list[str]:
+    return [f"**{title}**", "", *(_line(cells) for cells in (head, ["---"] * len(head), *rows)), ""]
 
 
 def _line(cells) -> str:
