@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from leaf.data import load
-from leaf.data.corpora import CORPORA, prepare
+from leaf.data.corpora import CORPORA, Options, prepare
 from leaf.data.leaks import check_leakage
 from leaf.errors import DataError, RunError
 from tests.helpers.corpora import parquet, quiet, run
@@ -64,9 +64,9 @@ def test_librisqa_keeps_the_publishers_test_split_and_cuts_validation_by_speaker
     assert row["utterance"] == "librispeech/900"
     assert "Who is 900?0" in row["prompt"]
     assert {row["prompt"].split("Who")[0] for row in splits["train"]} == {
-        "Answer the question about what is said: ",
-        "",
-        "Someone reads aloud. ",
+        "Listen to the audio {audio} and answer the following question: ",
+        "{audio} Please answer this question about the spoken passage: ",
+        "You will hear speech in {audio}. Answer: ",
     }
     assert summary["splits"]["test"] == {"rows": 8, "recordings": 4, "hours": pytest.approx(8 * 0.3 / 3600, abs=6e-4)}
 
@@ -126,7 +126,9 @@ def test_what_an_earlier_version_prepared_or_began_is_read(librisqa, tmp_path, m
     for entry in decided:
         entry.get("row", {}).pop("audio_sources", None)
     (target / "decided.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in decided))
-    run("librisqa", librisqa, target)
+    with pytest.raises(DataError, match=r"begun with another wordings \(leaf, now published\)"):
+        run("librisqa", librisqa, target)
+    run("librisqa", librisqa, target, options=Options(wordings="leaf"))
     splits = {split: load(str(target), split).to_list() for split in ("train", "validation", "test")}
     assert check_leakage(splits) == []
     splits["test"].append({**splits["test"][0], "audio": splits["train"][0]["audio"]})

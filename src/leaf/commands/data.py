@@ -73,6 +73,9 @@ def prepare(
     max_seconds: Annotated[
         float | None, typer.Option(help="refuse longer audio; default the corpus's own limit")
     ] = None,
+    wordings: Annotated[
+        str | None, typer.Option(help="how prompts are worded: published (default), leaf, or a YAML file of your own")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="stop after this many entries", min=1)] = None,
     decode: Annotated[bool, typer.Option("--decode", help="decode all audio instead of trusting headers")] = False,
 ) -> None:
@@ -90,7 +93,7 @@ def prepare(
         CORPORA[corpus],
         source,
         target,
-        options=Options(pair=pair, columns=names, splits=splits, config=config),
+        options=Options(pair=pair, columns=names, splits=splits, config=config, wordings=wordings),
         split_by=split_by,
         max_seconds=max_seconds,
         limit=limit,

@@ -2,7 +2,8 @@
 
 A row is a mapping with at least the columns
 
-    prompt      what the model is asked: a text, or messages as chat templates take them
+    prompt      what the model is asked: a text, with {audio} where the audio goes if that is not first, or messages as
+                chat templates take them
     audio       what it hears: a file, a list of files to be joined, or a mapping: {"array", "sampling_rate"}, or
                 {"bytes"} or {"path"} of an encoded file (leaf.data.audio)
     reference   the text that rewards and metrics compare a completion with; a data set without one goes with rewards
@@ -26,12 +27,14 @@ Reward functions are given all columns by name.
 
 import math
 import random
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leaf.errors import DataError, did_you_mean
 
 Example = Mapping[str, Any]
+AUDIO_PLACE = "{audio}"  # in a prompt's text, whatever placeholder the model has
 
 
 def row_name(example: Example) -> str:
@@ -42,7 +45,7 @@ def row_name(example: Example) -> str:
 def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
     """Reduce a prompt to its text: messages become their text parts in order, a line each."""
     if isinstance(prompt, str):
-        return prompt
+        return re.sub(rf"\s*{re.escape(AUDIO_PLACE)}\s*", " ", prompt).strip() if AUDIO_PLACE in prompt else prompt
     texts = []
     for message in prompt:
         content = message["content"]

@@ -1,7 +1,8 @@
 """Turn rows into the processor's tensors, and refuse what would lose audio.
 
-A prompt is a plain instruction, a string with the family's audio placeholder in it, or messages with an audio part in
-their content. The audio is the row's `audio`, or else what the audio part names (`audio`, `path`, `url`).
+A prompt is a plain instruction, in which {audio} may say where the audio goes, a string with the family's audio
+placeholder in it, or messages with an audio part in their content. The audio is the row's `audio`, or else what the
+audio part names (`audio`, `path`, `url`).
 """
 
 import re
@@ -13,7 +14,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from leaf.data.recordings import hear, row_seconds
-from leaf.data.rows import Example, row_name
+from leaf.data.rows import AUDIO_PLACE, Example, row_name
 from leaf.errors import DataError, ModelError, shown
 from leaf.model.family import Family, encode_text
 
@@ -44,8 +45,12 @@ def placeholder_id(family: Family, tokenizer: Any) -> int:
 
 
 def conversation(family: Family, prompt: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Write a prompt as messages whose content is a list of parts; a plain instruction follows its audio."""
+    """Write a prompt as messages whose content is a list of parts; a plain instruction follows its audio.
+
+    Unless it says where the audio goes.
+    """
     if isinstance(prompt, str):
+        prompt = prompt.replace(AUDIO_PLACE, family.audio_token)
         text = prompt if family.audio_token in prompt else family.audio_token + prompt
         return [{"role": "user", "content": _parts(text, family.audio_token)}]
     messages = []
@@ -119,7 +124,7 @@ def render(family: Family, processor: Any, prompt: str | Sequence[Mapping[str, A
         DataError, ModelError: it is no prompt, holds another model's audio tag, or there is no chat template.
     """
     refuse_foreign_tags(family, processor.tokenizer, prompt)
-    if isinstance(prompt, str) and family.audio_token in prompt:
+    if isinstance(prompt, str) and family.audio_token in prompt and AUDIO_PLACE not in prompt:
         return prompt
     messages = conversation(family, prompt)
     if not family.structured:

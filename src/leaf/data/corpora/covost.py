@@ -6,7 +6,7 @@ from pathlib import Path
 
 from leaf.data.corpora.items import Clip, Item, Options, Refusal
 from leaf.data.corpora.tables import find, table
-from leaf.data.hashing import stable_choice
+from leaf.data.corpora.wordings import wordings_of
 from leaf.errors import DataError
 
 LANGUAGES = {
@@ -33,11 +33,6 @@ LANGUAGES = {
     "tr": "Turkish",
     "zh-CN": "Chinese",
 }
-PROMPTS = (
-    "Translate the speech into {language}.",
-    "What does the speaker say, in {language}?",
-    "Give a {language} translation of the recording.",
-)
 _ESCAPE = "\\"  # as CoVoST's own scripts read its tables and Common Voice's
 # The publisher's split column also keeps the splits of CoVoST 1, whose training split is a part of this one's.
 _SPLITS = {"train": "train", "train_covost": "train", "dev": "validation", "test": "test"}
@@ -51,6 +46,8 @@ def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
     origin, _, goal = options.pair.partition("_")
     if origin not in LANGUAGES or goal not in LANGUAGES or "en" not in (origin, goal) or origin == goal:
         raise DataError(f"pair is {options.pair!r}; give two of {', '.join(LANGUAGES)}, one of them en, such as en_de.")
+    words = wordings_of("covost2", options.wordings)
+    languages = {"origin": LANGUAGES[origin], "language": LANGUAGES[goal]}
     translations = find(source, f"covost_v2.{options.pair}.tsv")
     clips = _clips(source, origin)
     voices = {
@@ -66,11 +63,12 @@ def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
             yield Refusal(str(number), "no such clip in validated.tsv")
             continue
         speaker, sentence = voices[row["path"]]
-        prompt = stable_choice(PROMPTS, f"covost/{options.pair}/{row['path']}")
+        asked = words.put(sentence.strip(), f"covost/{options.pair}/{row['path']}", **languages)
         yield Item(
             id=str(number),
             audio=(Clip(clips / row["path"]),),
-            prompt=prompt.format(language=LANGUAGES[goal]),
+            prompt=asked.prompt,
+            test_prompt=asked.test,
             reference=row["translation"],
             recording=f"commonvoice/{origin}/{speaker}",
             split=split,

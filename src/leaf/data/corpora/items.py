@@ -47,7 +47,8 @@ class Item:
     Attributes:
         id: unique in the corpus.
         audio: the clips, joined in order.
-        prompt: what the model is asked, in words, without an audio placeholder.
+        prompt: what the model is asked, with {audio} where the audio goes if that is not first.
+        test_prompt: the same for the test split, where it is asked in other words.
         reference: the answer or translation; empty where a corpus is for judges only, None where rewards read none.
         recording: what has to stay in one split: a session, a speaker, a sitting.
         split: the publisher's split; None where there is none, and `recording` decides.
@@ -69,6 +70,7 @@ class Item:
     language: str = ""
     references: tuple[str, ...] = ()
     own_validation: bool = False
+    test_prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,14 @@ class Options:
         columns: ours → theirs, for corpora that are read by column names.
         splits: theirs → train, validation, test or none, for splits with other names.
         config: configuration of a data set on the hub.
+        wordings: see leaf.data.corpora.wordings; None is published, and for corpora that are read by column names none.
     """
 
     pair: str = "en_de"
     columns: Mapping[str, str] = field(default_factory=dict)
     splits: Mapping[str, str] = field(default_factory=dict)
     config: str | None = None
+    wordings: str | None = None
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,9 @@ from pathlib import Path, PurePosixPath
 
 from leaf.data.corpora.items import Clip, Item, Options, Refusal
 from leaf.data.corpora.tables import json_list
-from leaf.data.hashing import stable_choice
+from leaf.data.corpora.wordings import wordings_of
 from leaf.errors import DataError
 
-PROMPTS = (
-    "Answer the question about what is said: {question}",
-    "{question} Answer from the recording.",
-    "Someone reads aloud. {question}",
-)
 FILES = {"train": "LibriSQA-PartI-train.json", "test": "LibriSQA-PartI-test.json"}
 
 
@@ -21,6 +16,7 @@ def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
     found = {split: sorted(source.rglob(name)) for split, name in FILES.items()}
     if not any(found.values()):
         raise DataError(f"{source} has neither {' nor '.join(FILES.values())}, at any depth. Copy them there.")
+    words = wordings_of("librisqa", options.wordings)
     corpus = [path.parent for path in sorted(source.rglob("LibriSpeech"))[:1]] or [source]
     for split, files in found.items():
         for file in files[:1]:
@@ -31,12 +27,13 @@ def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
                     yield Refusal(name, "speech_path is not set/speaker/chapter/utterance")
                     continue
                 question = str(entry["question"] or "").strip()
-                wording = stable_choice(PROMPTS, f"librisqa/{path}/{entry['question']}")
+                asked = words.put(question, f"librisqa/{path}/{entry['question']}", question=question)
                 inside = path if path.parts[0] == "LibriSpeech" else "LibriSpeech" / path
                 yield Item(
                     id=name,
                     audio=(Clip(_recording(corpus[0] / inside)),),
-                    prompt=wording.format(question=question) if question else "",
+                    prompt=asked.prompt if question else "",
+                    test_prompt=asked.test if question else "",
                     reference=str(entry["answer"] or ""),
                     recording=f"librispeech/{path.parts[-3]}",
                     split=split,

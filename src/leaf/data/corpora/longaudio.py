@@ -17,10 +17,10 @@ from typing import Any
 
 from leaf.data.corpora.items import Clip, Item, Options, Refusal
 from leaf.data.corpora.tables import find, json_list, table
-from leaf.data.hashing import stable_choice
+from leaf.data.corpora.wordings import Wordings, wordings_of
+from leaf.data.rows import AUDIO_PLACE
 from leaf.errors import DataError
 
-PROMPTS = ("{question}", "Listen, then answer. {question}", "{question} Answer in a sentence or two.")
 _SEVERAL_DAYS = "sounds of several days"
 _NEEDED = ("id", "sound", "conversations")
 _STRETCH = re.compile(r"(?P<speech>.+)_(?P<start>\d+(?:\.\d+)?)_(?P<end>\d+(?:\.\d+)?)")
@@ -29,7 +29,7 @@ _TURN = re.compile(r"(?P<session>(?P<date>\d{8}).*?)-(?P<language>[a-z]{2})_(?P<
 
 def dailytalk(source: Path, options: Options) -> Iterator[Item | Refusal]:
     """Yield questions on whole dialogues; the turns of dialogue d are `data/d/<turn>_<speaker>_d<d>.wav`."""
-    dialogues = find(source, "data")
+    words, dialogues = wordings_of("longaudio", options.wordings), find(source, "data")
     for number, entry in enumerate(json_list(find(source, "DailyTalk_LongAudio.json"), _NEEDED)):
         name = f"dailytalk-{number}"
         sounds = {PurePosixPath(sound).stem for sound in _sounds(entry)}
@@ -42,7 +42,8 @@ def dailytalk(source: Path, options: Options) -> Iterator[Item | Refusal]:
         if not turns:
             yield Refusal(name, "audio missing")
             continue
-        yield _item(name, entry, tuple(Clip(path) for _, path in turns), recording=f"dailytalk/{dialogue}")
+        clips = tuple(Clip(path) for _, path in turns)
+        yield _item(name, entry, clips, recording=f"dailytalk/{dialogue}", words=words)
 
 
 def parliament(source: Path, options: Options) -> Iterator[Item | Refusal]:
@@ -51,16 +52,16 @@ def parliament(source: Path, options: Options) -> Iterator[Item | Refusal]:
     Both have debates of the European Parliament, and both have the years 2009 to 2012. So what a split keeps whole is
     the day of the sitting, over both corpora.
     """
-    found = False
+    found, words = False, wordings_of("longaudio", options.wordings)
     for name, read in (("Europarl_LongAudio.json", _europarl), ("VoxPopuli_LongAudio.json", _voxpopuli)):
         for file in sorted(source.rglob(name))[:1]:
             found = True
-            yield from read(file, source)
+            yield from read(file, source, words)
     if not found:
         raise DataError(f"{source} has neither Europarl_LongAudio.json nor VoxPopuli_LongAudio.json, at any depth.")
 
 
-def _europarl(file: Path, source: Path) -> Iterator[Item | Refusal]:
+def _europarl(file: Path, source: Path, words: Wordings) -> Iterator[Item | Refusal]:
     """Yield stretches of `<language>/audios/<speech>.m4a`; the name of a sound is `<speech>_<start>_<end>.wav`."""
     for number, entry in enumerate(json_list(file, _NEEDED)):
         name = f"europarl-{number}"
@@ -75,7 +76,7 @@ def _europarl(file: Path, source: Path) -> Iterator[Item | Refusal]:
             yield Refusal(name, _SEVERAL_DAYS)
             continue
         clips = tuple(Clip(_speech(source, part["speech"]), float(part["start"]), float(part["end"])) for part in parts)
-        yield _item(name, entry, clips, recording=f"parliament/{days.pop()}")
+        yield _item(name, entry, clips, recording=f"parliament/{days.pop()}", words=words)
 
 
 def _speech(source: Path, speech: str) -> Path:
@@ -92,7 +93,7 @@ def _speeches(source: Path, language: str) -> Path:
     return find(source, f"{language}/audios")
 
 
-def _voxpopuli(file: Path, source: Path) -> Iterator[Item | Refusal]:
+def _voxpopuli(file: Path, source: Path, words: Wordings) -> Iterator[Item | Refusal]:
     """Yield speaker turns: `transcribed_data/en/<year>/<turn>.ogg`, else cut from the session they belong to.
 
     Sessions are `raw_audios/en/<year>/<session>_en.ogg`, the cuts the `vad` column of `asr_en.tsv.gz`, in seconds.
@@ -107,7 +108,7 @@ def _voxpopuli(file: Path, source: Path) -> Iterator[Item | Refusal]:
             if turn in wanted:
                 cuts[turn] = _cuts(row["vad"])
     for number, entry in entries:
-        yield _turns(f"voxpopuli-{number}", entry, source, cuts)
+        yield _turns(f"voxpopuli-{number}", entry, source, cuts, words)
 
 
 def _cuts(cell: str) -> list[tuple[float, float]]:
@@ -121,7 +122,7 @@ def _cuts(cell: str) -> list[tuple[float, float]]:
 
 
 def _turns(
-    name: str, entry: dict[str, Any], source: Path, cuts: dict[str, list[tuple[float, float]]]
+    name: str, entry: dict[str, Any], source: Path, cuts: dict[str, list[tuple[float, float]]], words: Wordings
 ) -> Item | Refusal:
     """Make the item of an entry from the clips of its turns."""
     matches = [_TURN.fullmatch(PurePosixPath(sound).stem) for sound in _sounds(entry)]
@@ -134,7 +135,8 @@ def _turns(
     clips = [_turn(source, turn, cuts) for turn in turns]
     if not all(clips):
         return Refusal(name, "the vad cell is no list of stretches")
-    return _item(name, entry, tuple(chain.from_iterable(clips)), recording=f"parliament/{days.pop()}")
+    heard = tuple(chain.from_iterable(clips))
+    return _item(name, entry, heard, recording=f"parliament/{days.pop()}", words=words)
 
 
 def _turn(source: Path, match: re.Match[str], cuts: dict[str, list[tuple[float, float]]]) -> list[Clip]:
@@ -146,19 +148,23 @@ def _turn(source: Path, match: re.Match[str], cuts: dict[str, list[tuple[float, 
     return [Clip(session, start, end) for start, end in cuts[turn]]
 
 
-def _item(name: str, entry: dict[str, Any], clips: tuple[Clip, ...], *, recording: str) -> Item | Refusal:
+def _item(
+    name: str, entry: dict[str, Any], clips: tuple[Clip, ...], *, recording: str, words: Wordings
+) -> Item | Refusal:
     """Make an item of an entry's first question and answer; multiple choice is left out, as in the published runs."""
     turns = _conversation(entry["conversations"])
-    question = next((turn["value"] for turn in turns if turn.get("from") == "human"), "")
+    said = next((turn["value"] for turn in turns if turn.get("from") == "human"), "").strip()
     answer = next((turn["value"] for turn in turns if turn.get("from") == "gpt"), "").strip()
-    question = re.sub(r"\s*<sound>\s*", " ", question).strip()
+    question = re.sub(r"\s*<sound>\s*", " ", said).strip()
     if "Choose the correct" in question or answer.startswith("("):
         return Refusal(name, "multiple choice")
     # The published split: the first eight hexadecimal digits of the id's MD5, a tenth test and a tenth validation.
     fraction = int(hashlib.md5(str(entry["id"]).encode(), usedforsecurity=False).hexdigest()[:8], 16) / 16**8
     published = "test" if fraction < 0.1 else "validation" if fraction < 0.2 else "train"
-    prompt = stable_choice(PROMPTS, f"longaudio/{recording}/{question}").format(question=question) if question else ""
-    return Item(name, clips, prompt, answer, recording, published=published)
+    asked = {"question": question, "asked": said.replace("<sound>", AUDIO_PLACE)}
+    worded = words.put(question, f"longaudio/{recording}/{question}", **asked)
+    prompt, test = worded if question else ("", "")
+    return Item(name, clips, prompt, answer, recording, published=published, test_prompt=test)
 
 
 def _conversation(raw: Any) -> list[dict[str, str]]:

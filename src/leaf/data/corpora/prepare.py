@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from leaf.data.corpora.clips import place
 from leaf.data.corpora.items import Corpus, Item, Options, Refusal
+from leaf.data.corpora.wordings import OWN, wordings_mark
 from leaf.data.hashing import stable_fraction
 from leaf.data.manifest import SPLITS
 from leaf.data.recordings import sources_of, stretch_of_source
@@ -59,7 +60,7 @@ def prepare(
         name, corpus: an entry of `CORPORA`.
         source: folder with the publisher's files, as `corpus.layout` says.
         target: folder to write. One that an interrupted preparation left is continued; a finished one is kept.
-        options: language pair and column names, for corpora that use them.
+        options: language pair, column names and wordings, for corpora that use them.
         split_by: "recording" keeps a session, speaker or sitting on one side. "published" is the split of the published
             runs, where that one goes by question (LongAudio), or the publisher's as it is (hub). Audio may then be
             heard on both sides.
@@ -117,13 +118,16 @@ class _Preparation:
         given = [key for key in ("columns", "splits", "config") if getattr(self.options, key)]
         if given and not self.corpus.remote:
             raise DataError(f"{self.name} has a layout of its own and takes no {', '.join(given)}; leave them out.")
+        if self.corpus.remote and self.options.wordings is not None:
+            raise DataError(f"{self.name} has its prompts in a column, or one for all rows; leave --wordings out.")
 
     def settings(self) -> dict[str, Any]:
         """Name everything that decides the result, as settings.json and prepared.json hold it."""
+        words = None if self.corpus.remote else wordings_mark(self.options.wordings)
         return {
             "corpus": self.name,
             "source": str(self.source.absolute() if self.source.exists() else self.source),
-            "options": asdict(self.options),
+            "options": asdict(self.options) | {"wordings": words},
             "split_by": self.split_by,
             "max_seconds": self.longest,
             "limit": self.limit,
@@ -149,9 +153,10 @@ class _Preparation:
             return {"refused": "audio missing" if missing else "audio unusable", "why": str(error)}
         if seconds > limit:
             return too_long
+        split = self._split(entry)
         row = {
             "id": entry.id,
-            "prompt": composed(entry.prompt),
+            "prompt": composed(entry.test_prompt if split == "test" and entry.test_prompt else entry.prompt),
             "audio": audio,
             "audio_sources": [clip.source for clip in entry.audio],
             "reference": None if entry.reference is None else composed(entry.reference),
@@ -161,7 +166,7 @@ class _Preparation:
             "reference_language": entry.language or None,
             "seconds": round(seconds, 3),
         }
-        return {"split": self._split(entry), "row": row}
+        return {"split": split, "row": row}
 
     def _split(self, entry: Item) -> str:
         """Choose a split: the publisher's, with `validation` taken out of its train, or one by the recording's hash."""
@@ -244,8 +249,15 @@ def _begin_or_continue(target: Path, settings: dict[str, Any]) -> None:
         begun = read_json(file)
         if begun is None or not isinstance(begun.get("options"), dict):
             raise DataError(f"{file} is damaged, so {target} cannot be continued. Choose another --to, or remove it.")
-        begun["options"] = {**asdict(Options()), **begun["options"]}  # an earlier version knew fewer
-        differing = sorted(key for key in settings if settings[key] != begun.get(key))
+        # An earlier version knew fewer options, and only leaf's own wordings.
+        words = None if settings["options"]["wordings"] is None else OWN
+        was = {**begun, **asdict(Options(wordings=words)), **begun["options"]}
+        now = {**settings, **settings["options"]}
+        differing = [
+            f"{key} ({was.get(key)}, now {now[key]})"
+            for key in sorted(now.keys() - {"options"})
+            if now[key] != was.get(key)
+        ]
         if not differing:
             return
         if _decided_ids(target):

@@ -7,15 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from leaf.data.corpora.items import Clip, Item, Options, Refusal
-from leaf.data.hashing import stable_choice
+from leaf.data.corpora.wordings import wordings_of
 from leaf.errors import DataError
 
 SUBSETS = ("alpacaeval", "commoneval", "wildvoice")
-PROMPTS = (
-    "Answer what the speaker asks.",
-    "Listen to the request and respond to it.",
-    "Reply to the speaker helpfully.",
-)
 
 
 def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
@@ -23,6 +18,7 @@ def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
     files = [(subset, file) for subset in SUBSETS for file in sorted(source.glob(f"**/{subset}/*.parquet"))]
     if not files:
         raise DataError(f"{source} has no parquet file in {', '.join(SUBSETS)}. Download the subsets there.")
+    words = wordings_of("voicebench", options.wordings)
     for subset, file in files:
         try:
             table = pq.ParquetFile(file)
@@ -40,10 +36,12 @@ def items(source: Path, options: Options) -> Iterator[Item | Refusal]:
                 if not data:
                     yield Refusal(name, "audio missing")
                     continue
+                asked = words.put(str(row["prompt"] or ""), f"voicebench/{name}")
                 yield Item(
                     id=name,
                     audio=(Clip(data=data),),
-                    prompt=stable_choice(PROMPTS, f"voicebench/{name}"),
+                    prompt=asked.prompt,
+                    test_prompt=asked.test,
                     reference="",
                     recording=f"voicebench/{name}",
                     split="test",
