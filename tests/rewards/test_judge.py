@@ -18,7 +18,8 @@ from leaf.errors import ConfigError, DataError, JudgeError
 from leaf.evaluation.judge_file import judge_file
 from leaf.evaluation.predictions import Predictions, read_meta, read_predictions
 from leaf.files import read_rows
-from leaf.rewards.endpoint import Client, Endpoint, Reply, request_key
+from leaf.http import Endpoint
+from leaf.rewards.endpoint import Client, Reply, request_key
 from leaf.rewards.judge import JudgeSettings, Tally, compare_items, expected_score, parse, score_items
 from leaf.rewards.total import Rewards
 
@@ -174,7 +175,7 @@ def test_the_time_limit_is_for_the_whole_reply(url, fault):
 
 
 def test_replies_without_an_end_or_a_meaning_are_one_error(url, monkeypatch):
-    monkeypatch.setattr("leaf.rewards.endpoint._LARGEST_REPLY", 2**20)
+    monkeypatch.setattr("leaf.http.LARGEST_ANSWER", 2**20)
     with Client(endpoint(url, retries=0)) as client:
         with pytest.raises(JudgeError, match="larger than 1 MiB"):
             client.complete([body("fault=endless;")])

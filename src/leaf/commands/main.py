@@ -190,7 +190,8 @@ def judge(
 ) -> None:
     """Let a language model judge predictions. An interrupted command continues when you repeat it."""
     from leaf.evaluation.judge_file import judge_file
-    from leaf.rewards.judge import Endpoint, JudgeSettings
+    from leaf.http import Endpoint
+    from leaf.rewards.judge import JudgeSettings
 
     endpoint = Endpoint(url, model, key_env=key_env, concurrency=concurrency, timeout_s=timeout)
     asked: dict[str, Any] = {"samples": samples, "temperature": temperature, "max_tokens": max_tokens, "extra": body}

@@ -11,7 +11,8 @@ from leaf.errors import ConfigError
 from leaf.evaluation.compare import load_systems
 from leaf.evaluation.predictions import Predictions, meta_path, read_predictions
 from leaf.files import write_json, write_rows
-from leaf.rewards.endpoint import Client, Endpoint
+from leaf.http import Endpoint
+from leaf.rewards.endpoint import Client
 from leaf.rewards.judge import Tally, compare_items, score_items
 from leaf.rewards.judge_prompts import JudgeSettings
 

@@ -1,17 +1,11 @@
 """A client for OpenAI-compatible chat endpoints: it retries, caches replies by content and sends several at a time.
 
-The API key comes from an environment variable that the user names. It goes into a header and nowhere else: what a
-server sends is masked before it is read, cut or kept. A server is not trusted either: the time and the size of a reply
-are bounded, whatever it sends.
+leaf.http has the connection, its patience and its bounds. Here the API key is masked in replies, too, which go into
+files.
 """
 
-import asyncio
 import json
-import os
-import random
-import re
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -20,82 +14,12 @@ from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote
-
-import httpx2 as httpx
 
 from leaf.errors import ConfigError, JudgeError
-from leaf.rewards.waiting import wait_for
+from leaf.http import Connection, Endpoint, NoAnswer, NotUsable, Refused
 
-_LARGEST_REPLY = 32 * 2**20  # bytes; 8,000 tokens with 20 log-probabilities each are about 16 MiB
 _SHORTEST_SECRET = 8  # characters of a key; local servers take "EMPTY" or "0", which replies contain by themselves
-_LONGEST_WAIT = 120.0  # seconds between two tries, whatever the server asks for
 _SAY_EVERY = 200  # replies
-_CREDENTIALS = "The endpoint's address contains a user or password; give a key by --key-env instead."
-_RETRIED = (408, 409, 429)  # status codes below 500 that may pass
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where an LLM judge answers, and how patiently it is asked.
-
-    Attributes:
-        url: the address up to the version, such as http://localhost:8000/v1.
-        model: name of the model there.
-        key_env: environment variable with the API key, None for no key.
-        concurrency: requests at a time.
-        timeout_s: seconds a reply may take, from the connection to its last byte.
-        retries: tries after the first one, on status 408, 409, 429 or 5xx, time-outs, broken connections and replies
-            that are no chat completion.
-        wait_s: seconds before the first retry, give or take half; doubled for each further one. A server's Retry-After
-            is respected.
-    """
-
-    url: str
-    model: str
-    key_env: str | None = None
-    concurrency: int = 8
-    timeout_s: float = 120.0
-    retries: int = 6
-    wait_s: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse an unusable address, credentials in it, and numbers out of range."""
-        _check_address(self.url)
-        for name, kind in (("concurrency", int), ("timeout_s", int | float), ("retries", int), ("wait_s", int | float)):
-            value = getattr(self, name)
-            if not isinstance(value, kind) or isinstance(value, bool):
-                wanted = "a whole number" if kind is int else "a number"
-                raise ConfigError(f"{name} of the endpoint is {value!r}; give {wanted}.")
-        if not isinstance(self.model, str) or not isinstance(self.key_env, str | None):
-            raise ConfigError("The model of an endpoint and the variable with its key are names; give text.")
-        if self.key_env is not None and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.key_env):
-            # It may be the key itself, so it is not shown.
-            raise ConfigError(
-                "What was given as key_env (--key-env) is not the name of an environment variable. Put the API key "
-                "into a variable, and give the variable's name, such as JUDGE_KEY."
-            )
-        if self.concurrency < 1 or not self.timeout_s > 0 or self.retries < 0:
-            raise ConfigError(
-                f"concurrency {self.concurrency}, timeout {self.timeout_s} and retries {self.retries}: allowed are "
-                "1 or more, above 0, and 0 or more."
-            )
-
-    def key(self) -> str | None:
-        """Read the API key from its variable, without the white space around it: a file ends with a line feed."""
-        if self.key_env is None:
-            return None
-        key = os.environ.get(self.key_env, "").strip()
-        # Some keys (hf_..., gsk_...) could be a variable's name, so only what looks like one is shown.
-        name = f" {self.key_env}" if self.key_env.isupper() else ""
-        if not key:
-            raise ConfigError(f"The environment variable{name} (--key-env) is not set; put the API key there.")
-        if not key.isascii() or not key.isprintable():
-            raise ConfigError(
-                f"The API key in the environment variable{name} (--key-env) has characters that no HTTP header can "
-                "carry, such as a line break or a letter that is not ASCII. Put the key alone there."
-            )
-        return key
 
 
 @dataclass(frozen=True)
@@ -122,16 +46,9 @@ class Client:
         self.endpoint = endpoint
         self.cached = 0
         self.say = say
-        self._key = endpoint.key()
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._http = httpx.AsyncClient(
-            # Compressed, a small reply could unpack to any size.
-            headers={**headers, "Accept-Encoding": "identity"},
-            limits=httpx.Limits(max_keepalive_connections=endpoint.concurrency),
-            timeout=None,  # `_post` bounds the whole request; this would bound each read alone
-        )
+        self._connection = Connection(endpoint)
+        self._key = self._connection.key
         self._cache = Cache(Path(cache).expanduser()) if cache is not None else None
-        self._stop = threading.Event()
 
     def __enter__(self) -> "Client":
         return self
@@ -139,7 +56,7 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        wait_for(self._http.aclose())
+        self._connection.close()
         if self._cache is not None:
             self._cache.close()
 
@@ -159,7 +76,7 @@ class Client:
         replies: dict[str, Reply] = self._cache.known(set(keys)) if self._cache is not None else {}
         self.cached += sum(key in replies for key in keys)
         wanted = {key: body for key, body in zip(keys, bodies, strict=True) if key not in replies}
-        self._stop.clear()
+        self._connection.stop.clear()
         with ThreadPoolExecutor(self.endpoint.concurrency, thread_name_prefix="judge") as pool:
             futures = {pool.submit(self._ask, body): key for key, body in wanted.items()}
             try:
@@ -170,7 +87,7 @@ class Client:
             except BaseException:
                 # Ctrl-C as well. End the waits for a retry and drop what was not sent; then cache the replies to what
                 # was, since they are paid for.
-                self._stop.set()
+                self._connection.stop.set()
                 pool.shutdown(cancel_futures=True)
                 for future, key in futures.items():
                     if key not in replies and not future.cancelled() and future.exception() is None:
@@ -187,66 +104,17 @@ class Client:
     def _ask(self, body: Mapping[str, Any]) -> Reply:
         """Send one request until a usable reply comes."""
         url = self.endpoint.url.rstrip("/") + "/chat/completions"
-        reason = ""
-        for attempt in range(self.endpoint.retries + 1):
-            wait = self.endpoint.wait_s * 2**attempt * random.uniform(0.5, 1.5)
-            try:
-                answer = wait_for(self._post(url, body))
-            except TimeoutError:
-                reason = f"no answer within {self.endpoint.timeout_s:g} s"
-            except httpx.RequestError as error:
-                reason = f"{type(error).__name__}: {error}"
-            else:
-                # Masked before it is cut: half a key would no longer be found.
-                shown = self._without_key(answer.text or "")[:300]
-                if answer.text is None:
-                    reason = f"the answer is larger than {_LARGEST_REPLY >> 20} MiB"
-                elif answer.status == 200:
-                    reply = _read_reply(answer.text)
-                    if reply is not None:
-                        return self._as_kept(reply)
-                    reason = f"the answer is not a chat completion: {shown}"
-                elif answer.status in _RETRIED or answer.status >= 500:
-                    reason = f"status {answer.status}: {shown}"
-                    wait = max(wait, answer.retry_after)
-                else:
-                    raise JudgeError(f"The endpoint {url} refused a request with status {answer.status}: {shown}")
-            # wait() returns True if another request has failed for good meanwhile.
-            if attempt < self.endpoint.retries and self._stop.wait(min(wait, _LONGEST_WAIT)):
-                break
-        raise JudgeError(
-            self._without_key(
-                f"The endpoint {url} gave no usable answer in {self.endpoint.retries + 1} tries; last: {reason}. "
-                "Replies that came before are in the cache, if there is one: the same command continues from there."
-            )
-        )
-
-    async def _post(self, url: str, body: Mapping[str, Any]) -> "_Answer":
-        """Send a request once, and read what comes up to the time and the size that are allowed.
-
-        Raises:
-            TimeoutError: the last byte was not there in time.
-            httpx.RequestError: the connection failed.
-        """
-        async with (
-            asyncio.timeout(self.endpoint.timeout_s),
-            self._http.stream("POST", url, json=dict(body)) as response,
-        ):
-            retry_after = _seconds(response.headers.get("retry-after", "0"))
-            data = bytearray()
-            async for chunk in response.aiter_raw():
-                data += chunk
-                if len(data) > _LARGEST_REPLY:
-                    return _Answer(response.status_code, retry_after, None)
-            return _Answer(response.status_code, retry_after, data.decode("utf-8", "replace"))
-
-    def _without_key(self, text: str) -> str:
-        """Mask the API key, which some servers repeat: as it is, inside JSON, or inside an address."""
-        if self._key is None:
-            return text
-        for written in (self._key, json.dumps(self._key)[1:-1], self._key.replace("/", r"\/"), quote(self._key, "")):
-            text = text.replace(written, "***")
-        return text
+        try:
+            return self._as_kept(self._connection.ask(url, body, _read_reply))
+        except Refused as refused:
+            raise JudgeError(f"The endpoint {url} refused a request with {refused}") from None
+        except NoAnswer as last:
+            raise JudgeError(
+                self._connection.without_key(
+                    f"The endpoint {url} gave no usable answer in {self.endpoint.retries + 1} tries; last: {last}. "
+                    "Replies that came before are in the cache, if there is one: the same command continues from there."
+                )
+            ) from None
 
     def _as_kept(self, reply: Reply) -> Reply:
         """Mask the API key in a reply, which goes into files."""
@@ -255,19 +123,10 @@ class Client:
         tokens = reply.tokens and [
             {**self._masked(one), "top": [self._masked(other) for other in one["top"]]} for one in reply.tokens
         ]
-        return Reply(self._without_key(reply.text), tokens)
+        return Reply(self._connection.without_key(reply.text), tokens)
 
     def _masked(self, one: Mapping[str, Any]) -> dict[str, Any]:
-        return {**one, "token": self._without_key(one["token"])}
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """What a server sent: status, seconds to wait before the next try, and the text, None if it was too large."""
-
-    status: int
-    retry_after: float
-    text: str | None
+        return {**one, "token": self._connection.without_key(one["token"])}
 
 
 class Cache:
@@ -322,28 +181,8 @@ def request_key(body: Mapping[str, Any], number: int = 0) -> str:
     return sha256((f"{text} {number}" if number else text).encode()).hexdigest()
 
 
-def _check_address(url: object) -> None:
-    """Refuse what is no address of an endpoint, and credentials in it, without showing them."""
-    try:
-        parsed = httpx.URL(url)  # pyright: ignore[reportArgumentType]
-    except (TypeError, httpx.InvalidURL) as error:
-        if "@" in str(url):
-            raise ConfigError(_CREDENTIALS) from None  # the error has the address, too
-        raise ConfigError(f"The endpoint is {url!r}, which is not an address: {error}.") from error
-    if parsed.userinfo:
-        raise ConfigError(_CREDENTIALS)
-    if parsed.query or parsed.fragment:
-        # Some servers take the key there. It would be in every recipe and message, and it is not part of the path.
-        raise ConfigError(
-            "The endpoint's address has a query (`?`) or a fragment (`#`). Give the address up to the version, such as "
-            "http://localhost:8000/v1, and a key by --key-env."
-        )
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ConfigError(f"The endpoint is {url!r}; give an address such as http://localhost:8000/v1.")
-
-
-def _read_reply(text: str) -> Reply | None:
-    """Read text and log-probabilities of a chat completion; None if it is none."""
+def _read_reply(text: str) -> Reply:
+    """Read text and log-probabilities of a chat completion."""
     try:
         choice = json.loads(text)["choices"][0]
         said = choice["message"]["content"]
@@ -355,9 +194,11 @@ def _read_reply(text: str) -> Reply | None:
             ]
         if said is None:  # a reasoning model that spent all its tokens on thinking: an empty answer
             said = ""
-        return Reply(_storable(said), tokens) if isinstance(said, str) else None
+        if isinstance(said, str):
+            return Reply(_storable(said), tokens)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # the last: JSON nested too deeply
-        return None
+        pass
+    raise NotUsable("the answer is not a chat completion")
 
 
 def _token(one: Mapping[str, Any]) -> dict[str, Any]:
@@ -371,11 +212,3 @@ def _storable(text: str) -> str:
     """Hand on a text that can be written; half a surrogate pair, which JSON can name, is a ValueError."""
     text.encode()
     return text
-
-
-def _seconds(text: str) -> float:
-    """Read a Retry-After header; 0 if it is a date."""
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        return 0.0

@@ -12,7 +12,8 @@ from typing import Any
 
 from leaf.data.rows import prompt_text
 from leaf.errors import ConfigError, DataError
-from leaf.rewards.endpoint import Client, Endpoint, Reply
+from leaf.http import Endpoint
+from leaf.rewards.endpoint import Client, Reply
 from leaf.rewards.judge_prompts import FIELDS, KINDS, JudgeSettings, expected_score, parse
 
 __all__ = [

@@ -21,8 +21,8 @@ from leaf.errors import ConfigError, DataError, RewardError, did_you_mean, raise
 from leaf.model.sampling import Group
 from leaf.rewards.finding import BESIDE_COLUMNS, Found, find_reward
 from leaf.rewards.functions import REWARDS, RewardFunction, check_languages
-from leaf.rewards.waiting import wait_for
 from leaf.text import unique_names
+from leaf.waiting import wait_for
 
 LARGEST = 1e30  # of a reward or a weight: sums and squares of their products stay finite
 

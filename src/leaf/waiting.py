@@ -31,5 +31,5 @@ def wait_for(awaitable: Awaitable[T]) -> T:
 def _event_loop() -> asyncio.AbstractEventLoop:
     """Start the loop; its thread ends with the process."""
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="leaf-rewards", daemon=True).start()
+    threading.Thread(target=loop.run_forever, name="leaf-waiting", daemon=True).start()
     return loop
