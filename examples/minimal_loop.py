@@ -20,7 +20,8 @@ from leaf.model.policy import Policy
 from leaf.model.sampling import sample
 from leaf.model.scoring import batches, score
 from leaf.rewards.total import Rewards
-from leaf.train.rollout import assign_credit, reference_log_probs
+from leaf.train.rollout import assign_credit
+from leaf.train.scoring import reference_log_probs
 
 
 def arguments() -> argparse.Namespace:

@@ -19,6 +19,8 @@ from leaf.yaml_text import parse_yaml, read_yaml
 
 STEPS = 100  # of a run whose recipe names neither max_steps nor epochs
 GROUPS = ("model and data", "sampling", "rewards and credit", "update", "adapter", "evaluation", "run")
+# Of a judge or a sampler: where servers are and how they are asked. What they say depends on the other options.
+_SERVERS = ("url", "urls", "adapter_dir", "key_env", "concurrency", "timeout_s", "retries", "wait_s")
 _data, _sampling, _credit, _update, _adapter, _evaluation, _run = (partial(declare, group) for group in GROUPS)
 
 
@@ -150,6 +152,10 @@ class LeafConfig(LoraFields, RunConfig):
     )
     temperature: float = _sampling(1.0, "sampling temperature, also of the log-probabilities in the loss", low=1e-3)
     top_p: float = _sampling(0.9, "nucleus of the sampler", low=1e-6, high=1.0)
+    sampler: Literal["local", "vllm"] = _sampling("local", "what draws: the policy itself, or servers of vLLM")
+    sampler_options: dict[str, Any] = _sampling(
+        {}, "options of the sampler, e.g. {url: http://localhost:8000}", free_options=_SERVERS
+    )
     credit: str = _credit(
         "leaf",
         "credit rule: leaf, grpo, dr_grpo, rloo, max_rl, treerl, tempo, spo, treepo, shrunken; with all groups of "
@@ -174,8 +180,7 @@ class LeafConfig(LoraFields, RunConfig):
     reward_options: dict[str, dict[str, Any]] = _credit(
         {},
         "options of reward functions by name, e.g. judge: {url: http://localhost:8000/v1, model: name}",
-        # Where a judge is and how it is asked; what it says depends on the others.
-        free_options=("url", "key_env", "concurrency", "timeout_s", "retries"),
+        free_options=_SERVERS,
     )
     epochs: int | None = _update(
         None,

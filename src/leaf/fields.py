@@ -47,7 +47,7 @@ def declare(
         low, high: the closed range that a number may have.
         common: whether `leaf recipe` lists it without `--all`.
         resume: what a resumed run may change of it.
-        free_options: of a mapping of mappings, the inner keys that are free on resume.
+        free_options: of a mapping, or of the mappings in one, the keys that are free on resume.
         path: whether it is, or may be, a path (or a list of paths), in which a leading `~` is the user's home.
     """
     metadata = {"group": group, "help": help, "low": low, "high": high, "common": common, "resume": resume}
@@ -55,6 +55,15 @@ def declare(
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def inner_without(value: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
+    """Leave the free options out of a field that is a mapping, and out of the mappings in it."""
+    return {
+        name: {k: v for k, v in one.items() if k not in free} if isinstance(one, dict) else one
+        for name, one in value.items()
+        if name not in free
+    }
 
 
 def checked(key: str, value: Any, hint: Any, metadata: Any) -> Any:

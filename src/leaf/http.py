@@ -139,7 +139,13 @@ class Connection:
         wait_for(self._http.aclose())
 
     def ask(
-        self, url: str, body: Mapping[str, Any] | None, read: Callable[[str], T], *, retries: int | None = None
+        self,
+        url: str,
+        body: Mapping[str, Any] | None,
+        read: Callable[[str], T],
+        *,
+        retries: int | None = None,
+        timeout_s: float | None = None,
     ) -> T:
         """Send a request until a usable answer comes.
 
@@ -148,19 +154,21 @@ class Connection:
             body: posted as JSON; None for a GET.
             read: makes the result from the text of an answer, or raises `NotUsable`.
             retries: tries after the first one; default the endpoint's.
+            timeout_s: seconds that an answer may take; default the endpoint's.
 
         Raises:
             NoAnswer: none came.
             Refused: the server refused the request.
         """
         retries = self.endpoint.retries if retries is None else retries
+        timeout_s = timeout_s or self.endpoint.timeout_s
         reason = ""
         for attempt in range(retries + 1):
             wait = self.endpoint.wait_s * 2**attempt * random.uniform(0.5, 1.5)
             try:
-                answer = wait_for(self._send(url, body))
+                answer = wait_for(self._send(url, body, timeout_s))
             except TimeoutError:
-                reason = f"no answer within {self.endpoint.timeout_s:g} s"
+                reason = f"no answer within {timeout_s:g} s"
             except httpx.RequestError as error:
                 reason = f"{type(error).__name__}: {error}"
             else:
@@ -183,7 +191,7 @@ class Connection:
                 break
         raise NoAnswer(self.without_key(reason))
 
-    async def _send(self, url: str, body: Mapping[str, Any] | None) -> Answer:
+    async def _send(self, url: str, body: Mapping[str, Any] | None, timeout_s: float) -> Answer:
         """Send a request once, and read what comes up to the time and the size that are allowed.
 
         Raises:
@@ -192,7 +200,7 @@ class Connection:
         """
         given: dict[str, Any] = {} if body is None else {"json": dict(body)}
         async with (
-            asyncio.timeout(self.endpoint.timeout_s),
+            asyncio.timeout(timeout_s),
             self._http.stream("GET" if body is None else "POST", url, **given) as response,
         ):
             retry_after = _seconds(response.headers.get("retry-after", "0"))

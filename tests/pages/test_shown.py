@@ -20,6 +20,7 @@ from leaf import LeafTrainer, leaf_advantages
 from leaf.commands.main import app
 from leaf.config import LeafConfig, load_recipe
 from leaf.credit import CREDIT_RULES, PrefixTree, credit_rule
+from leaf.credit.correction import Correction, mismatch
 from leaf.data import TASKS, load
 from leaf.evaluation.metrics import METRICS
 from leaf.evaluation.model_metrics import BUILDERS
@@ -300,6 +301,7 @@ def test_the_table_of_figures_is_the_log(tmp_path):
     # A row of the table is for every reward function, and one for what they give to `log_metric`.
     logged = {key.replace("rewards/chrf/", "rewards/NAME/") for key in logged} | {"logged/NAME"}
     logged = {*logged, "set_mass"}  # of distinct rollouts only; tests/train/test_distinct_rollouts.py sees it logged
+    logged |= mismatch([], [], [], Correction())[1].record().keys()  # of a sampler elsewhere only
     assert sorted(told) == sorted(logged), set(told) ^ set(logged)
     validation = next(iter(run.lines("validation.jsonl")))
     measured = ["bleu", "chrf", "exact_match", "reward", "rewards/chrf/mean"]

@@ -19,7 +19,8 @@ from leaf.model.policy import Policy
 from leaf.model.sampler import LocalSampler
 from leaf.rewards.total import Rewards
 from leaf.train.making import parts_from_model
-from leaf.train.rollout import reference_log_probs, rollout
+from leaf.train.rollout import rollout
+from leaf.train.scoring import reference_log_probs
 from leaf.train.update import add_gradient, update_record, weights_over_all
 from tests.helpers import tiny
 

@@ -5,15 +5,18 @@ passes are added, and other metrics are computed without the model.
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from leaf.config import LeafConfig
 from leaf.data.fingerprint import recordings_checksum
+from leaf.engines.samplers import allowed_by, make_sampler
 from leaf.errors import AudioError, ConfigError, RunError, some_of
 from leaf.evaluation.evaluate import Evaluation, checked_rows, score_predictions
 from leaf.evaluation.fitting import advice, texts_and_languages
@@ -25,6 +28,8 @@ from leaf.model.demo import resolve_model
 from leaf.model.device import pick_device, pick_dtype
 from leaf.model.from_recipe import projector_of
 from leaf.model.policy import Policy
+from leaf.model.sampler import Sampler
+from leaf.model.sampler_check import check_sampler, tolerance_of
 from leaf.model.usable import unusable_audio
 from leaf.progress import Busy
 from leaf.runs.directory import bring_back
@@ -82,7 +87,7 @@ def evaluate_systems(
     `skip`. In that case rows without usable audio are left out, and listed in the meta data.
 
     Args:
-        config: the recipe.
+        config: the recipe; its sampler decodes, and is checked on every system.
         systems: name → adapter directory, None for the bare model; see `name_systems`.
         load: adapter directory → policy; called only where a pass is missing.
         rows: rows of the split.
@@ -101,7 +106,9 @@ def evaluate_systems(
     items = kept_items(rows)
     shared = _describe(config, resolve_model(config.model, say=say), rows, split, decoding)
     results = {}
-    for name, adapter in systems.items():
+    sampler = make_sampler(config, say, beside=f" evaluation {os.getpid()}")
+    ready = partial(_ready, config, sampler, rows)
+    for number, (name, adapter) in enumerate(systems.items()):
         file = out / f"{name}.jsonl"
         if (projector := projector_of(config, adapter)) != config.projector:
             say(f"{name}: with {projector}, the projector that was trained with the adapter")
@@ -111,16 +118,35 @@ def evaluate_systems(
         by_id = {item["id"]: row for item, row in zip(items, rows, strict=True)}
         if missing := tuple(seed for seed in decoding.passes if seed not in known.seeds):
             # The policy has no name here, so that it is gone before the next one is loaded.
-            _add_passes(known, file, load(adapter), by_id, replace(decoding, seeds=missing), config, say)
-        seeds = ", ".join(map(str, decoding.seeds))
-        say(f"{name}: {'greedy pass' if decoding.greedy else f'passes with seeds {seeds}'} in {file}")
-        if left_out := known.meta.get("left_out"):
-            count = f"{len(left_out)} of {len(rows)} rows"
-            say(f"{name}: {count} are left out for their audio, {some_of(left_out)}; {meta_path(file)} lists all")
+            seeds = replace(decoding, seeds=missing)
+            _add_passes(known, file, ready(load(adapter), number), by_id, seeds, config, sampler, say)
+        _say_decoded(say, name, file, decoding, known.meta.get("left_out"), len(rows))
         results[name] = score_predictions(known, [by_id[item["id"]] for item in known.items], scoring)
         _say_all(say, results[name].notes, f"{name}: ")
         results[name].write(file)
+    sampler.close()
     return results
+
+
+def _say_decoded(
+    say: Callable[[str], None], name: str, file: Path, decoding: Decoding, left_out: Sequence[str] | None, rows: int
+) -> None:
+    seeds = ", ".join(map(str, decoding.seeds))
+    say(f"{name}: {'greedy pass' if decoding.greedy else f'passes with seeds {seeds}'} in {file}")
+    if left_out:
+        count = f"{len(left_out)} of {rows} rows"
+        say(f"{name}: {count} are left out for their audio, {some_of(left_out)}; {meta_path(file)} lists all")
+
+
+def _ready(config: LeafConfig, sampler: Sampler, rows: Sequence[dict[str, Any]], policy: Policy, number: int) -> Policy:
+    """Give a sampler the weights of a policy, check one that is elsewhere on a few rows, and hand the policy on."""
+    sampler.begin(policy)
+    sampler.sync(policy, number)
+    if not sampler.exact:
+        bad = unusable_audio(policy, rows[:2], decode=True)
+        usable = [row for i, row in enumerate(rows[:2]) if i not in bad]
+        check_sampler(policy, sampler, policy.embed(usable), tolerance_of(policy, allowed_by(config)))
+    return policy
 
 
 def _say_all(say: Callable[[str], None], lines: Sequence[str], before: str = "") -> None:
@@ -135,6 +161,7 @@ def _add_passes(
     by_id: Mapping[str, dict[str, Any]],
     decoding: Decoding,
     config: LeafConfig,
+    sampler: Sampler,
     say: Callable[[str], None],
 ) -> None:
     """Decode the passes that a prediction file lacks, and write it."""
@@ -149,7 +176,7 @@ def _add_passes(
     }
     unfinished = Unfinished(file, about, say)
     with Busy(say, f"{known.system}: decoding {len(rows)} rows", len(rows)) as busy:
-        passes = predict(policy, rows, decoding, unfinished=unfinished, progress=busy.add)
+        passes = predict(policy, rows, decoding, unfinished=unfinished, progress=busy.add, sampler=sampler)
     known.add(decoding.passes, passes)
     known.kept = {}  # has an entry for each pass; computed again now that there are more
     known.meta.pop("metrics", None)
@@ -199,6 +226,7 @@ def _describe(
 
     A model in a folder is known by the checksum of its files, and a name of the hub stands for itself.
     """
+    sampler = {} if config.sampler == "local" else {"sampler": config.sampler}  # draws other things from the same seeds
     asked = json.dumps([[item["id"], item["prompt"]] for item in kept_items(rows)], ensure_ascii=False)
     return {
         "model": _identity(Path(checkpoint), config.model),
@@ -209,7 +237,7 @@ def _describe(
             "sha256": sha256(asked.encode()).hexdigest(),
             "recordings_sha256": recordings_checksum(rows),
         },
-        "decoding": decoding.as_meta() | {"dtype": pick_dtype(config.dtype, pick_device(config.device))},
+        "decoding": decoding.as_meta() | {"dtype": pick_dtype(config.dtype, pick_device(config.device))} | sampler,
     }
 
 

@@ -1,6 +1,6 @@
 """Where completions come from: the policy itself, or an engine that lives elsewhere and serves the same weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,8 +41,13 @@ class Sampler(Protocol):
         """Whether it draws from the policy's own code, so that its surprisal is the policy's log-probability."""
         ...
 
-    def begin(self, policy: Policy) -> list[str]:
-        """Get ready for a policy, refuse what does not fit, and return lines for a person."""
+    def begin(self, policy: Policy, interrupt: Callable[[], None] = lambda: None) -> list[str]:
+        """Get ready for a policy, refuse what does not fit, and return lines for a person.
+
+        Args:
+            policy: is to be drawn from.
+            interrupt: called now and then while completions are drawn; what it raises ends the drawing.
+        """
         ...
 
     def sync(self, policy: Policy, version: int, *, push: bool = True) -> None:
@@ -72,7 +77,7 @@ class LocalSampler:
 
     exact = True
 
-    def begin(self, policy: Policy) -> list[str]:
+    def begin(self, policy: Policy, interrupt: Callable[[], None] = lambda: None) -> list[str]:
         """Do nothing: the policy is ready."""
         return []
 

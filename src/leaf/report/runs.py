@@ -9,6 +9,7 @@ from typing import Any
 
 from leaf.config import RunConfig, to_dict
 from leaf.errors import RunError
+from leaf.fields import inner_without
 from leaf.runs.directory import RunDirectory
 from leaf.text import unique_names
 
@@ -107,7 +108,7 @@ def _taught_by(recipe: RunConfig) -> dict[str, Any]:
     settings = {key: value for key, value in to_dict(recipe).items() if fields[key]["resume"] not in ("free", "bits")}
     for key, value in settings.items():
         if free := fields[key]["free_options"]:
-            settings[key] = {name: {k: v for k, v in one.items() if k not in free} for name, one in value.items()}
+            settings[key] = inner_without(value, free)
     settings.pop("seed")
     return settings
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from leaf.checksums import compare, listed, reason
 from leaf.config import FROM_PYTHON, RunConfig, from_dict, of_version_0_1, to_dict
 from leaf.errors import RunError
-from leaf.fields import Resume
+from leaf.fields import Resume, inner_without
 from leaf.files import file_mark, remove_directory
 from leaf.runs.directory import LOGS, RunDirectory
 from leaf.runs.lost import lost_records
@@ -384,7 +384,7 @@ def _without(metadata: Mapping[str, Any], value: Any) -> Any:
     free = metadata["free_options"]
     if not free:
         return value
-    return {name: {k: v for k, v in options.items() if k not in free} for name, options in value.items()}
+    return inner_without(value, free)
 
 
 def _may_change(resume: Resume, was: Any, now: Any) -> bool:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +15,9 @@ from transformers.trainer_callback import TrainerState
 
 from leaf.config import LeafConfig
 from leaf.credit import BatchCredit, CreditRule
+from leaf.credit.correction import DIFFERENCE
 from leaf.data.rows import batch_indices, take
+from leaf.engines.samplers import allowed_by, make_sampler, weighing
 from leaf.errors import AudioError
 from leaf.evaluation.evaluate import Evaluation, evaluate
 from leaf.evaluation.fitting import reward_advice, texts_and_languages
@@ -23,7 +26,8 @@ from leaf.evaluation.registry import Scoring
 from leaf.model.draws import step_generator
 from leaf.model.from_recipe import has_dropout, set_token_budget
 from leaf.model.policy import Policy
-from leaf.model.sampler import LocalSampler, Sampler
+from leaf.model.sampler import Sampler
+from leaf.model.sampler_check import check_sampler, random_adapter, tolerance_of
 from leaf.model.usable import rows_with_audio
 from leaf.progress import Busy
 from leaf.rewards.total import Rewards
@@ -31,6 +35,7 @@ from leaf.runs.alike import check_alike
 from leaf.runs.processes import Processes
 from leaf.runs.signals import StopSignals
 from leaf.runs.skipped import SkippedSteps
+from leaf.train.elsewhere import Agreement, Source, over_processes
 from leaf.train.parts import cut
 from leaf.train.phases import watched_by
 from leaf.train.rollout import Rollout, rollout
@@ -54,7 +59,7 @@ class Learner:
         train_rows, eval_rows: rows with `prompt`, `audio` and `reference`; further columns reach the rewards.
         accelerator: Accelerate's handle on device and processes.
         say: takes every line meant for a person, in the main process.
-        sampler: draws the completions of rollouts and validation; default the policy itself.
+        sampler: draws the completions of rollouts and validation; default the recipe's.
     """
 
     def __init__(
@@ -69,7 +74,6 @@ class Learner:
         say: Callable[[str], None],
         sampler: Sampler | None = None,
     ):
-        self.sampler: Sampler = sampler or LocalSampler()
         self.policy, self.rewards, self.rule, self.config = policy, rewards, rule, config
         self.train_rows, self.eval_rows = train_rows, [] if eval_rows is None else eval_rows
         self.stop = StopSignals()
@@ -77,6 +81,7 @@ class Learner:
         self.done = 0  # steps taken
         self.validation = plan_validation(config, rewards, self.eval_rows, train_rows) if len(self.eval_rows) else None
         self.processes = Processes(accelerator)
+        self.sampler: Sampler = sampler or make_sampler(config, self._say)
         functions = {name: found.function for name, found in rewards.functions.items()}
         check_alike(self.processes, config, policy, functions, rule, train_rows, self.eval_rows)
         self.processes.place(policy)
@@ -99,6 +104,7 @@ class Learner:
             updates_per_step=self.updates_per_rollout,
         )
         self.skips = SkippedSteps(policy.base.dtype, self._say)
+        self.agreement = Agreement(tolerance_of(policy, allowed_by(config)), self._say)
         self.seconds: dict[str, float] = {}  # phase of the step → seconds
 
     @property
@@ -120,7 +126,8 @@ class Learner:
 
         def roll_out(rows: list[dict[str, Any]]) -> Rollout:
             draws = [step_generator(config.seed, step, position) for position in positions]
-            how = {"on_policy": self.on_policy, "sampler": self.sampler, "trainer_state": state}
+            how: dict[str, Any] = {"on_policy": self.on_policy, "trainer_state": state}
+            how["source"] = Source(self.sampler, weighing(config))
             return rollout(self.policy, rows, self.rule, self.rewards, config, draws, **how)
 
         with watched_by(self._phase):
@@ -130,11 +137,43 @@ class Learner:
         left_out = [f"{who}: {line}" for line in (*lines, *made.left_out)]
         return replace(made, step=step, positions=positions, bad_audio=replaced, left_out=left_out)
 
+    def begin_sampler(self, rows: Sequence[int]) -> list[str]:
+        """Get the sampler ready, and check one that is elsewhere with random weights in the adapter; return lines.
+
+        Args:
+            rows: numbers of training rows to check it on.
+
+        Raises:
+            ModelError: it does not draw from the policy.
+        """
+        lines = self.processes.together(lambda: self.sampler.begin(self.policy, self.stop.check))
+        if self.sampler.exact:
+            return lines
+        prompts, _, _ = self._with_usable_audio(rows, self.policy.embed)
+        allowed = self.agreement.tolerance
+        with random_adapter(self.policy, prompts, allowed) as moved:
+            self.sync_sampler(-1)
+            apart = self.processes.together(partial(check_sampler, self.policy, self.sampler, prompts, allowed))
+        return [*lines, f"the sampler uses the adapter: random weights, {moved:.2g} nats from none, are off by {apart}"]
+
     def sync_sampler(self, version: int) -> None:
         """Bring the present weights, made by so many steps, to the sampler: the main process for all, then each."""
         if not self.sampler.exact:
             self.processes.on_main(lambda: self.sampler.sync(self.policy, version))
-        self.sampler.sync(self.policy, version, push=False)
+        if self.sampler.exact or not self.processes.main:
+            self.sampler.sync(self.policy, version, push=False)
+
+    def check_mismatch(self, rollout: Rollout) -> dict[str, float]:
+        """Compute over all processes how far sampler and policy are apart, as recorded; {} where they are the same.
+
+        Raises:
+            ModelError: too far, twice in a row.
+        """
+        if rollout.mismatch is None:
+            return {}
+        record = over_processes(rollout.mismatch, self.processes).record()
+        self.agreement.step(rollout.step, record[DIFFERENCE + "mean"], record[DIFFERENCE + "max"])
+        return record
 
     def update(self, rollout: Rollout) -> dict[str, float | None]:
         """Take the optimiser steps of one rollout and return what is recorded of them (`update_record`)."""

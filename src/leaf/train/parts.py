@@ -138,6 +138,7 @@ def cut(rollout: Rollout, size: int | None, prompts: int, mix: int = 1) -> Itera
             shares=[rollout.shares[i][ks] for i, ks in chosen.items()],
             old_log_probs=_select(rollout.old_log_probs, chosen),
             ref_log_probs=_select(rollout.ref_log_probs, chosen),
+            importance=_select(rollout.importance, chosen),
             by_function=[],  # these two are recorded of the whole rollout
             extra=[],
             positions=[rollout.positions[i] for i in chosen],

@@ -22,6 +22,7 @@ from leaf.credit import (
 )
 from leaf.data import load
 from leaf.data.rows import check_references
+from leaf.engines.samplers import check_sampler
 from leaf.errors import ConfigError, DataError, did_you_mean, shown
 from leaf.evaluation.fitting import fitting_metrics, texts_and_languages
 from leaf.evaluation.metrics import METRICS
@@ -70,6 +71,7 @@ def recipe_checks(
     if isinstance(config, LeafConfig):
         checks["credit"] = lambda: find_rule(config, credit)
         checks["loss"] = lambda: surrogate(config.loss, **config.loss_options)
+        checks["sampler"] = lambda: check_sampler(config)
         checks["rewards"] = lambda: rewards_from(config, rewards)
     return checks
 

@@ -16,15 +16,16 @@ from transformers.trainer_callback import TrainerState
 
 from leaf.config import LeafConfig
 from leaf.credit import BatchCredit, CreditRule, RewardedGroup, SetDraw, most_uncertain, set_shares
+from leaf.credit.correction import Mismatch
 from leaf.credit.words import by_words, to_tokens
-from leaf.memory import within_memory
 from leaf.model.policy import Policy, Prompt
-from leaf.model.sampler import Drawing, LocalSampler, Sampler
+from leaf.model.sampler import Drawing, Sampler
 from leaf.model.sampling import Group
-from leaf.model.scoring import largest_batch, score
 from leaf.model.words import words_of
 from leaf.rewards.total import RewardResult, Rewards
+from leaf.train.elsewhere import Source, compare
 from leaf.train.phases import phase
+from leaf.train.scoring import old_log_probs, reference_log_probs
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Rollout:
         logged: name → what they gave to `log_metric`, the mean.
         reward_errors: completions on which a reward function failed.
         left_out: a sentence for everything that was left out.
+        importance: (K, T) weights of tokens that a sampler elsewhere drew; None where the policy itself did.
+        mismatch: how far that sampler and the policy are apart.
         step, positions, bad_audio: set by the trainer: the step, where each group is among those of all processes, and
             how many rows without usable audio another row replaced.
     """
@@ -60,6 +63,8 @@ class Rollout:
     by_function: list[dict[str, Tensor]] = field(default_factory=list)
     extra: list[dict[str, list[Any]]] = field(default_factory=list)
     logged: dict[str, float] = field(default_factory=dict)
+    importance: list[Tensor] | None = None
+    mismatch: Mismatch | None = None
     step: int = 0
     positions: Sequence[int] = ()
     bad_audio: int = 0
@@ -74,7 +79,7 @@ def rollout(
     draws: Sequence[torch.Generator],
     *,
     on_policy: bool,
-    sampler: Sampler | None = None,
+    source: Source | None = None,
     trainer_state: TrainerState | None = None,
 ) -> Rollout:
     """Sample a group of completions for every row, reward and credit them.
@@ -88,22 +93,28 @@ def rollout(
         draws: a random generator for each row.
         on_policy: whether the update takes one step of the whole rollout without dropout. Its own forward then gives
             the old log-probabilities, and the ratio is 1 by construction.
-        sampler: draws the completions; default the policy itself.
+        source: where the completions come from; default the policy itself.
         trainer_state: tells reward functions where the run is, as in TRL.
     """
-    prompts = embed(policy, rows)  # audio is encoded once and serves sampling, scoring and the update
-    drawing = drawing_of(config, entropy=reads_entropy(rule, config))
-    groups = draw(policy, prompts, drawing, draws, sampler or LocalSampler())
+    source = source or Source()
+    groups = source.drawn
+    if groups is None:
+        prompts = embed(policy, rows)  # audio is encoded once and serves sampling, scoring and the update
+        groups = draw(policy, prompts, drawing_of(config, rule, source.sampler), draws, source.sampler)
+    compared = None if source.sampler.exact else compare(policy, groups, source.correction)
+    groups = groups if compared is None else compared.groups
     earned, result = reward(rewards, rows, groups, policy.tokenizer, trainer_state)
     groups, earned, broken = unscore_unsampled(groups, earned)
     advantages = assign_credit(rule, groups, earned, policy.device, **credit_keys(config, policy.tokenizer))
     shares = [shares_of(group, config.credit).to(policy.device) for group in groups]
-    old = None if on_policy else old_log_probs(policy, groups)
+    old = None if compared is None else compared.log_probs
+    if old is None and not on_policy:
+        old = old_log_probs(policy, groups)
     reference = reference_log_probs(policy, groups) if config.kl_coef else None
     left_out = [f"left unscored: {message}" for message in result.messages]
     if broken:
         left_out.append(f"{broken} completions came from logits that are not finite; left unscored")
-    return Rollout(
+    made = Rollout(
         rows,
         groups,
         earned,
@@ -117,6 +128,7 @@ def rollout(
         result.metrics,
         positions=range(len(rows)),
     )
+    return made if compared is None else replace(made, importance=compared.weights, mismatch=compared.mismatch)
 
 
 # -- its phases, in order ----------------------------------------------------------------------------------------------
@@ -134,14 +146,17 @@ def draw(
     return sampler.sample(policy, prompts, drawing, list(draws))
 
 
-def drawing_of(config: LeafConfig, *, entropy: bool = False) -> Drawing:
-    """Choose how a rollout draws, as the recipe says: `num_completions` (K) completions, independent or distinct."""
+def drawing_of(config: LeafConfig, rule: CreditRule | BatchCredit, sampler: Sampler) -> Drawing:
+    """Choose how a rollout draws, as the recipe says: `num_completions` (K) completions, independent or distinct.
+
+    Entropies that the rule reads are recorded while the policy draws; of a sampler elsewhere, its scores give them.
+    """
     return Drawing(
         config.num_completions,
         config.max_new_tokens,
         config.temperature,
         config.top_p,
-        entropy=entropy,
+        entropy=sampler.exact and reads_entropy(rule, config),
         distinct=config.rollout == "distinct",
     )
 
@@ -240,25 +255,3 @@ def shares_of(group: Group, estimator: str) -> Tensor:
     if group.draw is None:
         return torch.ones(len(group.lengths))
     return set_shares(estimator, group.draw).float()
-
-
-@phase("old")
-def old_log_probs(policy: Policy, groups: Sequence[Group]) -> list[Tensor]:
-    """Score completions with the policy as it is now, before the update."""
-    return log_probs(policy, groups)
-
-
-@phase("reference")
-def reference_log_probs(policy: Policy, groups: Sequence[Group]) -> list[Tensor]:
-    """Score completions with the reference model: the policy with its adapter switched off."""
-    with policy.reference():
-        return log_probs(policy, groups)
-
-
-@torch.no_grad()
-def log_probs(policy: Policy, groups: Sequence[Group]) -> list[Tensor]:
-    """Score completions (K, T) per group without a graph and without dropout, in the layout of the update."""
-    policy.eval()
-    prompts, trees = [group.prompt for group in groups], [group.tree for group in groups]
-    largest = partial(largest_batch, policy, prompts, trees)
-    return within_memory(policy, lambda: score(policy, prompts, trees), largest=largest).log_probs

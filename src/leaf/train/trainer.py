@@ -53,7 +53,7 @@ class RLTrainer(Learner):
         given: what a script passed in place of the recipe's values (leaf.runs.provenance).
         accelerator: Accelerate's handle on device, processes and tracker, made from the recipe if left out.
         on_step: takes the record of every step in place of `say`, for a live display.
-        sampler: draws completions; default the policy itself.
+        sampler: draws completions; default the recipe's.
 
     Raises:
         ConfigError, DataError: these things do not go together.
@@ -164,6 +164,7 @@ class RLTrainer(Learner):
                 finally:
                     self.tracking.finish()
         finally:
+            self.sampler.close()
             self.run.release()
         return self.run
 
@@ -223,7 +224,7 @@ class RLTrainer(Learner):
         first = range(min(2, len(self.train_rows)))
         with Busy(self._say, "checking the model on training rows", quiet=True):
             found, left_out, _ = self._with_usable_audio(first, partial(check_policy, self.policy))
-        for line in (*(f"start: {line}" for line in left_out), *found):
+        for line in (*(f"start: {line}" for line in left_out), *found, *self.begin_sampler(first)):
             self._say(line)
         note = note_on_validation(self.config, self.train_rows, self.eval_rows)
         for line in (*([note] if note else []), *self.advice()):
@@ -255,6 +256,7 @@ class RLTrainer(Learner):
             self.sync_sampler(number - 1)
             rolled_out = self.processes.together(lambda: self.rollout(number))
             rolled_out = credited_together(rolled_out, self.rule, self.config, self.processes, self.policy.tokenizer)
+        mismatch = self.check_mismatch(rolled_out)
         whole = gathered(rolled_out, self.processes)
         for line in whole.left_out:
             self._say(line)
@@ -264,6 +266,7 @@ class RLTrainer(Learner):
             **{f"logged/{name}": value for name, value in whole.logged.items()},
             "reward_errors": whole.reward_errors,
             "bad_audio": whole.bad_audio,
+            **mismatch,
             **self.update(rolled_out),
         }
         self.streaks.step(record)

@@ -54,6 +54,8 @@ def optimizer_step(
     """
     masks = [(group.tree.node >= 0).to(policy.device) for group in part.groups]  # (K, T), True at real tokens
     weights = weights_over_all(masks, part.shares, config, processes)
+    if part.importance is not None:  # drawn elsewhere
+        weights = [weight * factor for weight, factor in zip(weights, part.importance, strict=True)]
 
     def accumulate() -> dict[str, float]:
         # From the start each time: an attempt that ran out of memory leaves a part of the gradient.

@@ -80,6 +80,7 @@ def serve_command(
     host: str = "127.0.0.1",
     longest: int | None = None,
     adapters: Mapping[str, Path] | None = None,
+    layers: Sequence[str] = (),
     more: Sequence[str] = (),
 ) -> list[str]:
     """Write the command that serves an exported language model to leaf.
@@ -92,6 +93,8 @@ def serve_command(
         port, host: where it listens; by default this machine alone reaches it.
         longest: most positions of a prompt and its completion; None for what the model takes.
         adapters: folders of `adapter_for_vllm` by the name they are served under; more may be loaded later.
+        layers: names of the linear layers that adapters are on, such as q_proj; none for all. vLLM 0.32 on a CPU puts
+            an adapter on the embedding otherwise, and dies when prompts and completions share a batch.
         more: further arguments of `vllm serve`.
     """
     options = ["--host", host, "--port", str(port), "--dtype", dtype]
@@ -100,6 +103,7 @@ def serve_command(
     options += ["--max-loras", "2"]
     # Log-probabilities of the distribution that tokens are drawn from, temperature and top-p included.
     options += ["--logprobs-mode", "processed_logprobs"]
+    options += ["--lora-target-modules", *layers] if layers else []
     options += [] if longest is None else ["--max-model-len", str(longest)]
     options += ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())] if adapters else []
     return [str(program), "serve", str(model), *options, *more]
