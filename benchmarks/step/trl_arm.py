@@ -19,8 +19,8 @@ class Trl:
     def __init__(self, bench: Bench, cell: Cell, rows: list[dict[str, Any]]):
         from datasets import Dataset
         from transformers import PrinterCallback, TrainerCallback
-        from trl.trainer.grpo_config import GRPOConfig  # pyright: ignore[reportMissingImports]
-        from trl.trainer.grpo_trainer import GRPOTrainer  # pyright: ignore[reportMissingImports]
+        from trl.trainer.grpo_config import GRPOConfig
+        from trl.trainer.grpo_trainer import GRPOTrainer
 
         class Timed(GRPOTrainer):
             meter: Meter

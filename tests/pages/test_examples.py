@@ -1,5 +1,6 @@
 """Every file in examples/ runs, as a user would run it."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -40,6 +41,7 @@ def test_there_is_a_test_for_every_example():
         "credit_in_your_loop.py",
         "minimal_loop.py",
         "train_my_data.py",
+        "trl_leaf.py",
     }
 
 
@@ -69,6 +71,14 @@ def test_the_minimal_loop_trains_and_saves_an_adapter(run, project):
     )
     assert [line.split("  ")[0] for line in shown.splitlines()[:2]] == ["step 1", "step 2"]
     assert (project / "runs/minimal_loop/adapter_model.safetensors").is_file()
+
+
+def test_a_model_learns_with_leafs_credit_in_trl(run, tmp_path):
+    pytest.importorskip("trl", reason="TRL is not installed: pip install 'leaf-speech[trl]'")
+    shown = run("trl_leaf.py", "--steps", "20", cwd=tmp_path)
+    ((first, last),) = re.findall(r"leaf: mean reward ([\d.]+) at first, ([\d.]+) at last", shown)
+    assert 0 < float(first) < float(last)
+    assert (tmp_path / "runs/trl_leaf/model.safetensors").is_file()
 
 
 def test_training_on_a_manifest_with_an_own_reward(run, project):

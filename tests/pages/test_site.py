@@ -122,6 +122,7 @@ USED = (
     "leaf.rewards.judge_prompts",
     "leaf.rewards.total",
     "leaf.runs.directory",
+    "leaf.engines.common",
     "leaf.evaluation.compare",
     "leaf.evaluation.evaluate",
     "leaf.evaluation.judge_file",

@@ -5,6 +5,7 @@ Letters: N completions of all groups of a step, T tokens of a row; a group is K 
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,45 @@ from leaf.credit.sets import SET_RULES
 from leaf.credit.tree import PrefixTree
 from leaf.errors import ConfigError, DataError, NotRecorded, shown
 
+# Two completions of one group, on which a rule shows what it reads.
+_TOKENS, _REWARDS = torch.tensor([[0, 0], [0, 1]]), torch.tensor([0.0, 1.0])
+
 Uids = Sequence[Hashable] | np.ndarray | Tensor
+
+
+def find_rule(rule: str | CreditRule | BatchCredit, **options: Any) -> CreditRule | BatchCredit:
+    """Find a credit rule and bind its options, before a model is loaded.
+
+    Raises:
+        ConfigError: it is unknown, does not take its options, or weighs distinct completions, which no engine draws.
+    """
+    if isinstance(rule, str) and rule in SET_RULES:
+        raise ConfigError(
+            f"The credit rule {rule} weighs distinct completions, and an engine draws them independently. Choose "
+            "another rule, or train with leaf's own loop and rollout: distinct."
+        )
+    return find_credit(rule, **options)
+
+
+def reads(rule: str | CreditRule | BatchCredit, **options: Any) -> set[str]:
+    """Find what a rule needs beside tokens and rewards: "surprisal", "entropy", both or neither.
+
+    A rule that leaf does not have is taken to need all that its kind may read: only its author knows.
+    """
+    bound = find_rule(rule, **options)
+    own: Any = bound.rule if isinstance(bound, BatchCredit) else bound
+    while isinstance(own, partial):  # options may be bound more than once; the rule is what `credit` is called with
+        own = own.args[0] if own.args else own.func
+    if not own.__module__.startswith("leaf.credit."):
+        return {"surprisal", "entropy"} if isinstance(bound, BatchCredit) else {"surprisal"}
+    given: dict[str, Tensor | None] = {"surprisal": None, "entropy": None}
+    while True:
+        try:
+            _apply(bound, [RewardedGroup(PrefixTree.build(_TOKENS, torch.tensor([2, 2])), _REWARDS, **given)])
+        except NotRecorded as error:
+            given[error.what] = torch.ones(2, 2)
+        else:
+            return {name for name, value in given.items() if value is not None}
 
 
 def group_advantages(
@@ -60,7 +99,7 @@ def group_advantages(
         ConfigError: the rule is unknown or does not take its options.
         DataError: the tensors do not fit each other, or a completion is not one stretch of tokens.
     """
-    bound = _independent(rule, options)
+    bound = find_rule(rule, **options)
     keys = _keys(uid)
     _check_shapes(keys, responses, mask, rewards, log_probs=log_probs, entropy=entropy)
     real = mask.detach().cpu().bool()
@@ -78,16 +117,6 @@ def group_advantages(
         advice = (how_to_record or {}).get(error.what)
         raise NotRecorded(f"{error} {advice}" if advice else str(error), what=error.what) from error
     return _shifted(given, -start).float().to(responses.device)
-
-
-def _independent(rule: str | CreditRule | BatchCredit, options: Mapping[str, Any]) -> CreditRule | BatchCredit:
-    """Find a rule and bind its options; refuse one that weighs distinct completions, which no engine draws."""
-    if isinstance(rule, str) and rule in SET_RULES:
-        raise ConfigError(
-            f"The credit rule {rule} weighs distinct completions, and an engine draws them independently. Choose "
-            "another rule, or train with leaf's own loop and rollout: distinct."
-        )
-    return find_credit(rule, **options)
 
 
 def _apply(rule: CreditRule | BatchCredit, groups: Sequence[RewardedGroup]) -> list[Tensor]:
