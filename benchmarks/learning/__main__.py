@@ -9,6 +9,8 @@
     python -m benchmarks.learning forks --task qa
     python -m benchmarks.learning repeats --task qa --set relatives
     python -m benchmarks.learning figure --task qa --out docs/images/learning_qa.svg
+    python -m benchmarks.learning study                                  # rollouts at the same cost; see below
+    python -m benchmarks.learning study_table
 
 `run` trains recipes/qa.yaml (the other tasks with their own data) with the given rule and seed. It scores the last
 adapter on the test splits, greedily and in five sampled passes (temperature 0.9, top-p 0.9, seeds 42 to 46). It appends
@@ -33,6 +35,13 @@ once with intervals over seeds and rows.
 last bits, so what that grows to in training is noise. It also prints differences to the base over the runs of both
 sets, unpaired and paired by set and seed.
 
+`study` compares ways to roll out: GRPO, LEAF, distinct completions and GRPO with K = 32, on QA, French and
+transcription. Each method tries the same learning rates (60 steps, scored on validation) and runs five seeds at its
+best one (100 steps, scored on both test splits greedily and in five passes at temperature 1, whose mean reward is the
+expected reward). It makes one run at a time and appends a line to benchmarks/results/study.jsonl for each. Stop it with
+Ctrl-C or SIGTERM whenever you like, or bound it with `--minutes`; the same command continues. A run that takes longer
+than `--minutes-per-run` is stopped, and the next command continues it. `study_table` prints what there is so far.
+
 Splits of one run that were scored by two commands count as one run. Of runs that differ in length the longest are
 shown, or those of `--steps`. `--set` keeps runs that were made together apart from all others.
 """
@@ -44,7 +53,10 @@ from benchmarks.learning.chosen import METRICS, SPLITS
 from benchmarks.learning.figure import figure
 from benchmarks.learning.forks import forks
 from benchmarks.learning.repeats import repeats
-from benchmarks.learning.runs import RATES, items, run, search
+from benchmarks.learning.runs import RATES, SEARCH_SEED, items, run, search
+from benchmarks.learning.study import DEFAULT_METHODS, METHODS, STUDY, TASKS, job, study
+from benchmarks.learning.study import RATES as STUDY_RATES
+from benchmarks.learning.study_table import study_table
 from benchmarks.learning.table import table
 
 
@@ -83,8 +95,37 @@ def main():
             one.add_argument("--steps", type=int, default=60)
             one.add_argument("--credits", default="leaf,grpo")
             one.add_argument("--rates", type=float, nargs="+", default=RATES)
+    add_study(commands)
     args = parser.parse_args()
     args.command(args)
+
+
+def add_study(commands):
+    """Add the commands of the study; `job` is one of its runs, which it makes itself."""
+    for command in (study, study_table, job):
+        one = commands.add_parser(command.__name__, help=command.__doc__)
+        one.set_defaults(command=command)
+        one.add_argument("--out", type=Path, default=STUDY, help="records, one a line")
+        if command is study_table:
+            one.add_argument("--base", default="grpo", help="method that differences are taken to")
+            continue
+        one.add_argument("--threads", type=int, default=1)
+        one.add_argument("--items", type=int, default=None, help="rows that are scored of a split; default all")
+        if command is study:
+            one.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+            one.add_argument("--methods", nargs="+", choices=METHODS, default=DEFAULT_METHODS)
+            one.add_argument("--rates", type=float, nargs="+", default=STUDY_RATES, help="one alone needs no search")
+            one.add_argument("--seeds", type=int, nargs="+", default=range(5))
+            one.add_argument("--search-seeds", type=int, nargs="+", default=[SEARCH_SEED])
+            one.add_argument("--steps", type=int, default=100)
+            one.add_argument("--search-steps", type=int, default=60)
+            one.add_argument("--minutes", type=float, default=None, help="stop after so long; default when all is done")
+            one.add_argument("--minutes-per-run", type=float, default=60)
+        else:
+            for name, kind in (("task", str), ("method", str), ("stage", str), ("rate", float), ("seed", int)):
+                one.add_argument(f"--{name}", type=kind, required=True)
+            one.add_argument("--steps", type=int, required=True)
+        one.add_argument("--overrides", nargs="*", default=[], help="key=value, for all runs alike")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class _Beams:
     lengths: Tensor  # (P, K)
     log_rest: Tensor  # (P,) log-probability of all that has fallen out
     threshold: Tensor  # (P,) the greatest G that has fallen out
+    decoded: Tensor  # (P,) tokens that beams were given, those of beams that have fallen out among them
 
     @property
     def live(self) -> Tensor:
@@ -131,6 +132,7 @@ def _roots(prompts: Sequence[Prompt], generators: Sequence[torch.Generator], slo
         torch.zeros(count, slots, dtype=torch.long, device=device),
         nothing[:, 0].clone(),
         nothing[:, 0].clone(),
+        torch.zeros(count, dtype=torch.long, device=device),
     )
 
 
@@ -173,6 +175,7 @@ def _grow(beams: _Beams, logits: Tensor, generators: Sequence[torch.Generator], 
     nats = (before - beams.log_prob).clamp_min(0.0).to(beams.surprisal.dtype)
     beams.surprisal[..., step] = torch.where(new, nats, beams.surprisal[..., step])
     beams.lengths = beams.lengths + new.long()
+    beams.decoded = beams.decoded + new.sum(1)
     return row.gather(1, parent)[new], new_token[new]
 
 
@@ -240,4 +243,5 @@ def _group(prompt: Prompt, beams: _Beams, i: int) -> Group:
         beams.surprisal[i, order, :width].cpu(),
         ~beams.ended[i, order].cpu(),
         draw,
+        beams=int(beams.decoded[i]),
     )

@@ -46,6 +46,8 @@ class Group:
         entropy: (K, T) of the policy at the sampling temperature, without top-p, in nats; padding 0. None unless asked
             for.
         version: how many steps had made the weights that it was drawn from; None where the policy drew it itself.
+        beams: tokens that were decoded for it, those of beams that fell out among them; None where every token of its
+            tree was decoded, and nothing else.
     """
 
     prompt: Prompt
@@ -56,11 +58,17 @@ class Group:
     draw: SetDraw | None = None
     entropy: Tensor | None = None
     version: int | None = None
+    beams: int | None = None
 
     @cached_property
     def tree(self) -> PrefixTree:
         """The prefix tree, built once; it serves credit, the packed forward and the report."""
         return PrefixTree.build(self.tokens, self.lengths)
+
+    @property
+    def tokens_decoded(self) -> int:
+        """How many tokens were decoded for the group; one that several completions begin with was decoded once."""
+        return self.tree.num_nodes if self.beams is None else self.beams
 
     def select(self, indices: list[int]) -> "Group":
         """Make a group of some of the completions, width unchanged."""

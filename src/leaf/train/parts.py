@@ -31,7 +31,7 @@ def gathered(rollout: Rollout, processes: Processes) -> Rollout:
     # Tensors of a group may be views into those of the whole batch, and a view travels with all of its storage. So
     # they are copied first; `select` copies.
     sent = [
-        replace(group.select(list(range(group.tokens.shape[0]))), prompt=nothing, draw=group.draw)
+        replace(group.select(list(range(group.tokens.shape[0]))), prompt=nothing, draw=group.draw, beams=group.beams)
         for group in rollout.groups
     ]
     mine = [

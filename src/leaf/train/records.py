@@ -33,6 +33,8 @@ def rollout_statistics(
         **_function_statistics(by_function, shares),
         "length_mean": float(share @ torch.cat([group.lengths for group in groups]).double()),
         "truncated": float(share @ torch.cat([group.truncated for group in groups]).double()),
+        "completions": len(share),
+        "tokens_decoded": sum(group.tokens_decoded for group in groups),
         **_draw_statistics(groups),
         **_fork_statistics(groups, rewards),
         # A token that several completions begin with is one node of the tree.

@@ -1,0 +1,114 @@
+"""The study of rollouts: which runs it plans, which rate it chooses, and that it may be stopped at any time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.learning.study import Job, best_rate, plan
+from benchmarks.learning.study_table import study_table
+from benchmarks.records import ROOT
+
+
+def asked(**changes):
+    values = {
+        "tasks": ["qa"],
+        "methods": ["grpo", "unordered_set"],
+        "rates": [1e-4, 2e-4],
+        "seeds": [0, 1],
+        "search_seeds": [100],
+        "steps": 5,
+        "search_steps": 3,
+        "overrides": [],
+    }
+    return SimpleNamespace(**values | changes)
+
+
+def score(reward):
+    scores = {"reward": reward, "bleu": 100 * reward}
+    return {"items": 4, "greedy": scores, "sampled": scores, "expected_reward": reward}
+
+
+def record(job, reward=0.5):
+    found = {**vars(job), "overrides": list(job.overrides)}
+    if job.stage == "search":
+        return found | {"validation": score(reward)}
+    sums = {"completions": 40, "tokens_decoded": 200, "packed_tokens": 300, "seconds/step": 10.0, "seconds/sample": 5.0}
+    course = {"zero_variance_groups": [0.1, 0.4], "entropy": [0.3, 0.2]}
+    return found | {"test": score(reward), "test_heldout": score(reward), "sums": sums, "course": course}
+
+
+def test_seeds_come_after_all_searches_and_at_the_best_rate_of_each_method():
+    jobs = plan(asked(), [])
+    assert [(job.stage, job.method, job.rate) for job in jobs] == [
+        ("start", "none", 0.0),
+        ("search", "grpo", 1e-4),
+        ("search", "unordered_set", 1e-4),
+        ("search", "grpo", 2e-4),
+        ("search", "unordered_set", 2e-4),
+    ]
+    records = [record(job, reward) for job, reward in zip(jobs[1:], (0.5, 0.6, 0.55, 0.4), strict=True)]
+    assert plan(asked(), records[:3])[-1].method == "grpo"  # the other one has still a rate to try
+    seeds = plan(asked(), records)[5:]
+    assert [(job.seed, job.method, job.rate, job.steps) for job in seeds] == [
+        (0, "grpo", 2e-4, 5),
+        (0, "unordered_set", 1e-4, 5),
+        (1, "grpo", 2e-4, 5),
+        (1, "unordered_set", 1e-4, 5),
+    ]
+    # What was measured with other settings is another run.
+    assert len(plan(asked(search_steps=4), records)) == 5
+    assert len(plan(asked(overrides=["lora_r=2"]), records)) == 5
+
+
+def test_a_rate_is_the_best_over_all_search_seeds_and_one_alone_needs_no_search():
+    jobs = [Job("qa", "grpo", "search", rate, seed, 3) for rate in (1e-4, 2e-4) for seed in (7, 8)]
+    done = {job: record(job, reward) for job, reward in zip(jobs, (0.9, 0.1, 0.6, 0.6), strict=True)}
+    assert best_rate([1e-4, 2e-4], jobs, done) == 2e-4
+    assert [job.stage for job in plan(asked(rates=[3e-4]), [])] == ["start", *["seeds"] * 4]
+
+
+def test_a_record_names_its_job_and_jobs_have_directories_of_their_own():
+    jobs = plan(asked(rates=[3e-4], overrides=["lora_r=2"]), [])
+    assert [Job.of(json.loads(json.dumps(record(job)))) for job in jobs] == jobs
+    assert len({job.directory for job in jobs}) == len(jobs)
+
+
+def test_the_table_pairs_differences_by_seed(tmp_path, capsys):
+    jobs = [Job("qa", method, "seeds", 2e-4, seed, 5) for method in ("grpo", "leaf") for seed in (0, 1)]
+    file = tmp_path / "study.jsonl"
+    records = [record(job, reward) for job, reward in zip(jobs, (0.1, 0.4, 0.2, 0.5), strict=True)]
+    file.write_text("".join(json.dumps(one) + "\n" for one in records))
+    study_table(SimpleNamespace(out=file, base="grpo"))
+    said = capsys.readouterr().out
+    assert "+0.100" in said  # both seeds differ by this, so that the interval has no width
+    assert "0.100 → 0.400" in said
+
+
+@pytest.mark.slow
+def test_a_study_that_was_stopped_is_continued(tmp_path):
+    out = tmp_path / "study.jsonl"
+    command = [sys.executable, "-m", "benchmarks.learning", "study", "--out", str(out), "--tasks", "asr"]
+    command += ["--methods", "unordered_set", "--rates", "2e-4", "--seeds", "0", "--steps", "4", "--items", "4"]
+    command += ["--overrides", "prompts_per_rollout=2", f"plugins=[{tmp_path}/nothing.py]"]
+    (tmp_path / "nothing.py").write_text("")  # which makes the run directory one of its own
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/src:{ROOT}"}
+    child = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 600
+    while not list(tmp_path.glob("runs/study/*seeds*/metrics.jsonl")):
+        assert time.monotonic() < deadline
+        assert child.poll() is None
+        time.sleep(0.2)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=300) == 75
+    assert len(out.read_text().splitlines()) == 1  # the start
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=900)
+    start, run = map(json.loads, out.read_text().splitlines())
+    assert start["validation"]["items"] == run["test"]["items"] == 4
+    assert len(run["rewards"]) == 4
+    assert run["sums"]["completions"] == 4 * 2 * 8
