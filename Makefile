@@ -5,8 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 # vLLM pins an older transformers than leaf needs, so it has an environment of its own; leaf talks to its server.
 VLLM   ?= .venv-vllm
+# So does verl, which imports leaf's credit, rewards and data.
+VERL   ?= .venv-verl
 
-.PHONY: demo demo-model test test-slow test-vllm vllm lint setup docs browser clean
+.PHONY: demo demo-model test test-slow test-vllm vllm test-verl verl lint setup docs browser clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"leaf needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
@@ -69,6 +71,20 @@ test-vllm: $(STAMP)
 	$(MAKE) vllm || echo "no vLLM in $(VLLM): its tests skip"
 	LEAF_VLLM=$(abspath $(VLLM)) $(BIN)/python -m pytest -m vllm
 
+# Its transformers is older than leaf's, so leaf comes without its dependencies.
+$(VERL)/.ready: pyproject.toml constraints-verl.txt src/leaf/recipes/engines/verl.txt
+	test -x $(VERL)/bin/python || $(PYTHON) -m venv $(VERL)
+	$(VERL)/bin/python -m pip install -q -c constraints-verl.txt "torch==2.13.0" setuptools wheel
+	$(VERL)/bin/python -m pip install -q -c constraints-verl.txt -r src/leaf/recipes/engines/verl.txt transformers \
+	  beartype pytest pytest-timeout
+	$(VERL)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+verl: $(VERL)/.ready
+
+test-verl: verl
+	$(VERL)/bin/python -m pytest -m verl -W default tests/engines/verl
+
 # The site is build/site/index.html; it is read from the folder and fetches nothing.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -85,4 +101,4 @@ node_modules: package-lock.json
 # Removes the environment, everything built, and runs/ with all trained adapters. The assembled demo model is not here: it
 # stays in ~/.cache/leaf.
 clean:
-	rm -rf $(VENV) $(VLLM) node_modules build runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(VERL) node_modules build runs .pytest_cache .ruff_cache .hypothesis

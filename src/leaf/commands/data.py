@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from leaf.commands.data_check import check
+from leaf.commands.data_export import export
 from leaf.commands.pairs import Columns, pairs
 from leaf.commands.terminal import Commands, say
 from leaf.commands.terminal import show as show_table
@@ -110,3 +111,4 @@ def prepare(
 
 
 app.command("check")(check)
+app.command("export")(export)

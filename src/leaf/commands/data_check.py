@@ -83,21 +83,21 @@ def _passes(plan: _Plan, loaded: dict[str, list[dict[str, Any]]], missing: Seque
     with Busy(say, "comparing recordings", quiet=True):  # those of equal size are hashed
         heard = heard_in(loaded)
     total = sum(map(len, loaded.values()))
-    with _progress("decoding" if decode else "reading headers", total) as tick:
+    with progress("decoding" if decode else "reading headers", total) as tick:
         found = {name: survey(rows, heard[name], plan.model, decode=decode, tick=tick) for name, rows in loaded.items()}
     show(_table(found))
     for line in _remarks(found, plan, decode=decode):
         say(line)
     for line in missing:
         say(line)
-    unusable = [_unusable_line(name, row.why, row.row) for name, one in found.items() for row in one.unusable]
-    _list(f"{len(unusable)} of {total} rows cannot be used", unusable)
+    unusable = [unusable_line(name, row.why, row.row) for name, one in found.items() for row in one.unusable]
+    listed(f"{len(unusable)} of {total} rows cannot be used", unusable)
     for line in _consequences(found, plan) if unusable else ():
         say(line)
     leaks: list[str] = []
     if plan.training in loaded:
         leaks = leaks_among(loaded, heard, training=plan.training)
-        _list(f"{len(leaks)} leak{'s' if len(leaks) != 1 else ''} of other splits into {plan.training}", leaks)
+        listed(f"{len(leaks)} leak{'s' if len(leaks) != 1 else ''} of other splits into {plan.training}", leaks)
     elif len(loaded) > 1:
         say(f"no leaks were looked for: there is no split {plan.training}")
     return not unusable and not leaks and not (plan.config and missing)
@@ -187,7 +187,7 @@ def _load(plan: _Plan, splits: str | None) -> dict[str, list[dict[str, Any]]]:
 
 
 @contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
     """Show a bar on a terminal; in a file or pipe say every half minute how far it is."""
     from leaf.progress import Busy
 
@@ -267,7 +267,7 @@ def _remarks(found: "dict[str, Survey]", plan: _Plan, *, decode: bool) -> Iterat
                 yield f"{name}: {what}: {len(twice)} ({', '.join(twice[:3])}{', ...' if len(twice) > 3 else ''})"
 
 
-def _unusable_line(split: str, why: str, row: str) -> str:
+def unusable_line(split: str, why: str, row: str) -> str:
     """Name split and row once: many reasons begin with the row."""
     return f"{split}, {why}" if re.match(rf"Row {re.escape(repr(row))}", why) else f"{split}, row {row!r}: {why}"
 
@@ -293,7 +293,8 @@ def _consequences(found: "dict[str, Survey]", plan: _Plan) -> Iterator[str]:
     yield f"stage {config.stage} stops at the first of them that it reaches{advice}"
 
 
-def _list(title: str, lines: list[str]) -> None:
+def listed(title: str, lines: list[str]) -> None:
+    """Print a title and the first lines below it; the others are counted."""
     say(title + (":" if lines else ""))
     for line in lines[:_SHOWN]:
         say(f"  {line}")

@@ -36,6 +36,11 @@ from leaf.errors import DataError, did_you_mean
 Example = Mapping[str, Any]
 AUDIO_PLACE = "{audio}"  # in a prompt's text, whatever placeholder the model has
 
+# How models and frameworks mark the place of the audio in a prompt.
+AUDIO_TAG = re.compile(
+    r"<\|?/?(?:audio|sound|speech)[a-z_]*[0-9_]*\|?>|<SpeechHere>|\[AUDIO\]|<so_embedding>", re.IGNORECASE
+)
+
 
 def row_name(example: Example) -> str:
     """Name a row in a message: by its id, or else by how its prompt begins."""

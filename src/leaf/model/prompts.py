@@ -5,7 +5,6 @@ placeholder in it, or messages with an audio part in their content. The audio is
 audio part names (`audio`, `path`, `url`).
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,14 +13,9 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from leaf.data.recordings import hear, row_seconds
-from leaf.data.rows import AUDIO_PLACE, Example, row_name
+from leaf.data.rows import AUDIO_PLACE, AUDIO_TAG, Example, row_name
 from leaf.errors import DataError, ModelError, shown
 from leaf.model.family import Family, encode_text
-
-# How other models and frameworks mark the place of the audio in a prompt.
-_TAG = re.compile(
-    r"<\|?/?(?:audio|sound|speech)[a-z_]*[0-9_]*\|?>|<SpeechHere>|\[AUDIO\]|<so_embedding>", re.IGNORECASE
-)
 
 
 def placeholder_id(family: Family, tokenizer: Any) -> int:
@@ -148,7 +142,7 @@ def refuse_foreign_tags(family: Family, tokenizer: Any, prompt: Any) -> None:
         ModelError: there is such a tag.
     """
     texts = [prompt] if isinstance(prompt, str) else [text for message in _messages(prompt) for text in _texts(message)]
-    for tag in _TAG.findall(" ".join(texts)):
+    for tag in AUDIO_TAG.findall(" ".join(texts)):
         if tag != family.audio_token and tokenizer.convert_tokens_to_ids(tag) in (None, tokenizer.unk_token_id):
             raise ModelError(
                 f"A prompt holds {tag}, which is no audio tag of this model and would be read as text. Write "

@@ -13,13 +13,27 @@ CHAT_TEMPLATE = (
     + content(audio="<|begin_of_audio|><|pad|><|end_of_audio|><|user|>\n")
     + "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+ENDS = ["<|endoftext|>", "<|user|>"]
 
 
 def build(seed=0) -> tuple[Any, Any]:
     """Return (model, processor)."""
+    config, processor = config_and_processor()
     torch.manual_seed(seed)
+    model = finish(
+        GlmAsrForConditionalGeneration(config),
+        processor.tokenizer,
+        towers=["model.audio_tower"],
+        head="lm_head",
+        eos=ENDS,
+        projectors=["model.multi_modal_projector"],
+    )
+    return model, processor
+
+
+def config_and_processor() -> tuple[GlmAsrConfig, GlmAsrProcessor]:
+    """Return both without a model, whose parts have other names in transformers up to 5.9."""
     tokenizer = train_tokenizer(SPECIAL, eos="<|endoftext|>", pad="<|endoftext|>")
-    ends = ["<|endoftext|>", "<|user|>"]
     config = GlmAsrConfig(
         audio_config={
             "model_type": "glmasr_encoder",
@@ -30,16 +44,8 @@ def build(seed=0) -> tuple[Any, Any]:
             "intermediate_size": 64,
             "max_position_embeddings": 100,
         },
-        text_config=decoder(tokenizer, model_type="llama", eos_token_id=tokenizer.convert_tokens_to_ids(ends)),
+        text_config=decoder(tokenizer, model_type="llama", eos_token_id=tokenizer.convert_tokens_to_ids(ENDS)),
         audio_token_id=tokenizer.convert_tokens_to_ids("<|pad|>"),
-    )
-    model = finish(
-        GlmAsrForConditionalGeneration(config),
-        tokenizer,
-        towers=["model.audio_tower"],
-        head="lm_head",
-        eos=ends,
-        projectors=["model.multi_modal_projector"],
     )
     processor = GlmAsrProcessor(
         WhisperFeatureExtractor(feature_size=80, chunk_length=2),
@@ -47,4 +53,4 @@ def build(seed=0) -> tuple[Any, Any]:
         chat_template=CHAT_TEMPLATE,
         max_audio_len=2,
     )
-    return model, processor
+    return config, processor
