@@ -12,6 +12,7 @@ from rich.table import Table
 
 from leaf.commands import data as data_commands
 from leaf.commands.demo import demo
+from leaf.commands.export import export
 from leaf.commands.output import OutputLost, watch_streams
 from leaf.commands.push import push
 from leaf.commands.recipe import recipe as show_keys
@@ -24,9 +25,10 @@ from leaf.commands.running import (
     read_recipe,
     run_recipe,
 )
+from leaf.commands.serve import serve
 from leaf.commands.terminal import Commands, complaints, console, say, show, width, with_home
 from leaf.config import AlignConfig, LeafConfig, SftConfig, overridden_keys
-from leaf.errors import ConfigError, LeafError, ModelError, RunInterrupted, did_you_mean
+from leaf.errors import ConfigError, LeafError, RunInterrupted, did_you_mean
 from leaf.plugins import code_refused
 from leaf.progress import Busy
 
@@ -232,25 +234,13 @@ def merge(
 ) -> None:
     """Merge an adapter into the model of a recipe, for serving or to train on from (`model=`)."""
     config = read_recipe(recipe, overrides, needed=("model",))
+    from leaf.commands.merging import merge_adapter
     from leaf.evaluation.systems import name_systems
-    from leaf.files import file_sha256
-    from leaf.model.from_recipe import projector_of
-    from leaf.model.merging import write_merged
     from leaf.train.recipe import check_recipe
 
     check_recipe(config)
     name_systems(config.model, [str(adapter)], with_base=False)  # refuses what is no adapter
-    if out.exists():
-        raise ModelError(f"{out} exists and is left as it is. Name a directory that does not exist yet.")
-    policy = load_policy(config, adapter)
-    card = {"model": config.model, "adapter_sha256": file_sha256(adapter / "adapter_model.safetensors")}
-    card["dtype"] = str(policy.base.dtype).removeprefix("torch.")
-    if (projector := projector_of(config, adapter)) is not None:
-        card["projector_sha256"] = file_sha256(Path(projector))
-    with Busy(say, f"writing {out}"):
-        write_merged(policy, out, card)
-    trained = str(adapter) if projector is None else f"{adapter} and {projector}"
-    say(f"{out} holds {config.model} with {trained} merged in {card['dtype']}; train on with `model={out}`")
+    merge_adapter(config, adapter, out)
 
 
 @app.command("demo-model")
@@ -284,6 +274,8 @@ def report(
 
 app.command()(demo)
 app.command()(push)
+app.command()(export)
+app.command()(serve)
 
 
 @app.command()

@@ -13,6 +13,18 @@ from leaf.model.policy import Policy
 CARD = "leaf_merged.json"
 
 
+def new_place(out: str | Path) -> Path:
+    """Take a path to write a directory at.
+
+    Raises:
+        ModelError: there is something already.
+    """
+    out = Path(out)
+    if out.exists():
+        raise ModelError(f"{out} exists and is left as it is. Name a directory that does not exist yet.")
+    return out
+
+
 def write_merged(policy: Policy, out: str | Path, card: dict[str, Any] | None = None) -> Path:
     """Write a policy's model with its adapter merged, and its processor, as a checkpoint directory.
 
@@ -28,11 +40,9 @@ def write_merged(policy: Policy, out: str | Path, card: dict[str, Any] | None = 
     Raises:
         ModelError: there is no adapter, a merged weight is not finite, or `out` exists.
     """
-    out = Path(out)
     if not isinstance(policy.model, peft.PeftModel):
         raise ModelError("This policy has no adapter to merge. Load it with `adapter=`.")
-    if out.exists():
-        raise ModelError(f"{out} exists and is left as it is. Name a directory that does not exist yet.")
+    out = new_place(out)
     processor = policy.processor
     try:
         model: Any = policy.model.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]

@@ -6,28 +6,24 @@ it does not know.
 
 import copy
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 from peft.utils.other import get_pattern_key
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from leaf.checksums import CHECKSUMS, damage
-from leaf.engines.vllm.names import Onto, mount, plain_config, renamed
+from leaf.engines.vllm.names import PLAIN, Onto, mount, plain_config, renamed
 from leaf.errors import ModelError
 from leaf.files import new_directory
+from leaf.model.adapter_file import FILE, IN_PEFT, Layers, check_place, layers_of, read_adapter
 from leaf.model.family import Family
 from leaf.model.loading import look_up
-from leaf.model.lora import check_settings
+from leaf.model.merging import new_place
 from leaf.model.policy import Policy
-
-_IN_PEFT = "base_model.model."  # before every name in an adapter's file
 
 
 # -- the bare language model -------------------------------------------------------------------------------------------
@@ -46,7 +42,7 @@ def export_language_model(policy_or_checkpoint: Policy | str | Path, to: str | P
     Raises:
         ModelError: the decoder cannot be served alone, or `to` exists.
     """
-    to = _free(to)
+    to = new_place(to)
     policy = policy_or_checkpoint
     if not isinstance(policy, Policy):
         policy = Policy.load(policy, **options)
@@ -148,7 +144,7 @@ def adapter_for_vllm(policy: Policy, to: str | Path, *, onto: Onto = "language_m
     settings = copy.deepcopy(policy.model.active_peft_config)
     if policy.base_name is not None:
         settings.base_model_name_or_path = policy.base_name
-    return _write(tensors, settings, policy.family, policy.base.config, onto, to)
+    return _write(layers_of(tensors), settings, policy.family, policy.base.config, onto, to)
 
 
 def saved_adapter_for_vllm(
@@ -170,21 +166,10 @@ def saved_adapter_for_vllm(
     Raises:
         ModelError: the adapter cannot be read, or vLLM has no place for it.
     """
-    adapter = Path(adapter)
-    try:
-        if (wrong := damage(adapter)) is not None:
-            raise ModelError(f"The adapter {adapter} is not as it was written: {wrong}. Its {CHECKSUMS} says so.")
-        settings: Any = peft.PeftConfig.from_pretrained(str(adapter))
-        tensors = load_file(adapter / "adapter_model.safetensors")
-        config, family, _ = look_up(str(checkpoint), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(
-            f"The adapter {adapter} of {checkpoint} cannot be read: {error} Give a folder with adapter_config.json and "
-            "adapter_model.safetensors, and the checkpoint that it was trained on."
-        ) from error
-    check_settings(settings)
+    settings, tensors = read_adapter(adapter)
     _check_taken(settings)
-    return _write(tensors, settings, family, config, onto, to)
+    config, family, _ = look_up(str(checkpoint), trust_remote_code=trust_remote_code)
+    return _write(layers_of(tensors), settings, family, config, onto, to)
 
 
 def _check_taken(settings: Any) -> None:
@@ -200,10 +185,8 @@ def _check_taken(settings: Any) -> None:
             )
 
 
-def _write(
-    tensors: Mapping[str, Tensor], settings: Any, family: Family, config: Any, onto: Onto, to: str | Path
-) -> Path:
-    to = _free(to)
+def _write(layers: Layers, settings: Any, family: Family, config: Any, onto: Onto, to: str | Path) -> Path:
+    to = new_place(to)
     place = mount(family, onto)
     if onto == "speech" and getattr(config, "has_lora_adapter", False):
         raise ModelError(
@@ -212,54 +195,31 @@ def _write(
             "`--for merged`."
         )
     tree = plain_model(family, plain_config(family, config))
-    layers = _even(_layers(tensors), settings)
+    layers = _even(layers, settings)
     named: dict[str, Tensor] = {}
-    for path, (down, up) in layers.items():
+    for path, pair in layers.items():
         target = renamed(path, family, place)
-        _check_place(tree, f"model.{target.removeprefix(f'{place}.')}", down, up, path)
-        named |= {f"{_IN_PEFT}{target}.lora_A.weight": down, f"{_IN_PEFT}{target}.lora_B.weight": up}
+        check_place(tree, renamed(path, family, PLAIN), pair, path)
+        named |= {f"{IN_PEFT}{target}.lora_{side}.weight": value for side, value in zip("AB", pair, strict=True)}
     written = copy.deepcopy(settings)
     written.r = next(iter(layers.values()))[0].shape[0]
-    written.target_modules = sorted({name.removeprefix(_IN_PEFT).partition(".lora_")[0] for name in named})
+    written.target_modules = sorted({name.removeprefix(IN_PEFT).partition(".lora_")[0] for name in named})
     written.exclude_modules = written.layers_to_transform = written.layers_pattern = None
     written.rank_pattern, written.alpha_pattern = {}, {}
     written.inference_mode = True
 
     def fill(new: Path) -> None:
-        save_file({name: value.detach().cpu().contiguous() for name, value in named.items()}, new / _FILE, _FORMAT)
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in named.items()}, new / FILE, {"format": "pt"}
+        )
         written.save_pretrained(str(new))
 
     new_directory(to, fill)
     return to
 
 
-_FILE, _FORMAT = "adapter_model.safetensors", {"format": "pt"}
-
-
-def _layers(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Pair the two matrices of every adapted layer, by the layer's path.
-
-    Raises:
-        ModelError: there is another tensor, or one of a pair is missing.
-    """
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        path, adapted, part = name.removeprefix(_IN_PEFT).partition(".lora_")
-        if not adapted or part not in ("A.weight", "B.weight"):
-            raise ModelError(
-                f"The adapter holds {name}, which is no matrix of a LoRA. Give an adapter that leaf trained."
-            )
-        found.setdefault(path, {})[part] = value
-    for path, pair in found.items():
-        if len(pair) != 2:
-            raise ModelError(f"The adapter holds one matrix of {path} and lacks the other. Use an intact copy of it.")
-    if not found:
-        raise ModelError("The adapter holds no tensors. Give an adapter that leaf trained.")
-    return {path: (pair["A.weight"], pair["B.weight"]) for path, pair in found.items()}
-
-
-def _even(layers: dict[str, tuple[Tensor, Tensor]], settings: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    """Bring layers to one rank and one scale, since servers before vLLM 0.32 read no pattern of these."""
+def _even(layers: Layers, settings: Any) -> Layers:
+    """Bring layers to one rank and one scale, since not every version of vLLM reads patterns of these (0.32 does)."""
     if not settings.rank_pattern and not settings.alpha_pattern:
         return layers
     rank = max(down.shape[0] for down, _ in layers.values())
@@ -275,33 +235,3 @@ def _even(layers: dict[str, tuple[Tensor, Tensor]], settings: Any) -> dict[str, 
 
 def _scale(settings: Any, alpha: float, rank: int) -> float:
     return alpha / (math.sqrt(rank) if settings.use_rslora else rank)
-
-
-def _check_place(tree: nn.Module, path: str, down: Tensor, up: Tensor, named: str) -> None:
-    """Check that the class that will be served has a linear layer of the right size at a path.
-
-    Raises:
-        ModelError: it has not, and a server would leave the adapter's tensor out.
-    """
-    try:
-        layer = tree.get_submodule(path)
-    except AttributeError:
-        layer = None
-    if not isinstance(layer, nn.Linear):
-        raise ModelError(
-            f"The adapter's layer {named} has no place in {type(tree).__name__}, which has no linear layer {path}: a "
-            "server would leave it out. Serve a merged checkpoint with `--for merged`."
-        )
-    if (layer.in_features, layer.out_features) != (down.shape[1], up.shape[0]):
-        raise ModelError(
-            f"The adapter's layer {named} takes {down.shape[1]} values and gives {up.shape[0]}; that of "
-            f"{type(tree).__name__} takes {layer.in_features} and gives {layer.out_features}. Give the checkpoint that "
-            "the adapter was trained on."
-        )
-
-
-def _free(to: str | Path) -> Path:
-    to = Path(to)
-    if to.exists():
-        raise ModelError(f"{to} exists and is left as it is. Name a directory that does not exist yet.")
-    return to
