@@ -142,7 +142,8 @@ def test_a_server_is_started_for_prompts_that_leaf_embeds(tmp_path):
     said = " ".join(command)
     for option in (
         "--host 127.0.0.1 --port 8001 --dtype bfloat16 --enable-prompt-embeds --enable-lora --max-lora-rank 64",
-        "--logprobs-mode processed_logprobs --max-model-len 456",
+        "--logprobs-mode processed_logprobs",
+        "--max-model-len 456",
     ):
         assert option in said
     assert [largest_rank(rank) for rank in (1, 2, 8, 9, 320, 512)] == [1, 8, 8, 16, 320, 512]

@@ -12,7 +12,7 @@ from leaf.model.sampling import sample
 from tests.helpers import tiny
 from tests.helpers.vllm_server import program, serving, wide_policy
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]  # 40 s each on two quiet cores
 TOKENS = 12
 
 

@@ -40,5 +40,5 @@ def serving(model, folder, *, rank=8, dtype="float32", longest=512, more=()):
     command = serve_command(program(), model, rank=rank, dtype=dtype, port=port, longest=longest, more=more)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    with running(command, port, folder / f"vllm-{port}.log", wait_s=240) as url:
+    with running(command, port, folder / f"vllm-{port}.log", wait_s=600) as url:
         yield url

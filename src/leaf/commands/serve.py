@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -30,22 +30,23 @@ def serve(
     overrides, more = _split(overrides or [])
     config, folder = _meant(source, overrides, adapter)
     place = to or Path("runs") / f"serving-{(source if folder is None else source.absolute()).stem}"
-    rank, dtype, adapters = _exported(config, folder, place)
+    made = _exported(config, folder, place)
     prompt, answer = config.max_prompt_tokens, getattr(config, "max_new_tokens", None)
     command = serve_command(
         program,
         place / "language_model",
-        rank=rank,
-        dtype=dtype,
+        rank=made.rank,
+        dtype=made.dtype,
         port=port,
         host=host,
         longest=None if prompt is None or answer is None else prompt + answer,
-        adapters=adapters,
+        layers=made.layers,
+        adapters=made.adapters,
         more=more,
     )
     say("\n".join(["when it answers, train with these lines in the recipe:", *_sampler(host, port)]))
-    if adapters:
-        say(f"the adapter is served under the name {next(iter(adapters))}")
+    for name in made.adapters:
+        say(f"the adapter is served under the name {name}")
     say(" ".join(command))
     environment = server_environment()
     os.execve(command[0], command, environment)  # signals then reach the server itself
@@ -69,9 +70,18 @@ def _meant(source: Path, overrides: list[str], adapter: str | None) -> tuple[Any
     return found.config, found.folder
 
 
-def _exported(config: Any, folder: Path | None, place: Path) -> tuple[int, str, dict[str, Path]]:
-    """Export what is not there yet; returns the rank of adapters, the precision, and the adapter by its name."""
-    from leaf.engines.vllm.export import saved_adapter_for_vllm
+class _Made(NamedTuple):
+    """What a server is started with: rank and layers of adapters, precision, and folders of adapters by name."""
+
+    rank: int
+    layers: list[str]
+    dtype: str
+    adapters: dict[str, Path]
+
+
+def _exported(config: Any, folder: Path | None, place: Path) -> _Made:
+    """Export what is not there yet."""
+    from leaf.engines.vllm.export import linear_layers, saved_adapter_for_vllm
     from leaf.engines.vllm.folder import card_of, language_model_in, write_folder
     from leaf.engines.vllm.names import plain_config
     from leaf.files import file_sha256, read_json
@@ -92,12 +102,14 @@ def _exported(config: Any, folder: Path | None, place: Path) -> tuple[int, str, 
         policy = load_policy(config)
         with Busy(say, f"writing {place}"):
             write_folder(policy, place, adapter=False)
+    layers = linear_layers(family, described)
     if folder is None:
-        return getattr(config, "lora_r", 64), dtype, {}
+        return _Made(getattr(config, "lora_r", 64), layers, dtype, {})
     name = f"{folder.name}-{file_sha256(folder / 'adapter_model.safetensors')[:8]}"
     if not (place / name).exists():
         saved_adapter_for_vllm(folder, checkpoint, place / name, trust_remote_code=remote)
-    return (read_json(place / name / "adapter_config.json") or {})["r"], dtype, {name: place / name}
+    rank = (read_json(place / name / "adapter_config.json") or {})["r"]
+    return _Made(rank, layers, dtype, {name: place / name})
 
 
 def _sampler(host: str, port: int) -> list[str]:

@@ -123,6 +123,17 @@ def _plain_weights(policy: Policy) -> dict[str, Tensor]:
     }
 
 
+def linear_layers(family: Family, config: Any) -> list[str]:
+    """List the last parts of the names of the decoder's linear layers, which adapters may be on.
+
+    Args:
+        family, config: of the speech LLM.
+    """
+    tree = plain_model(family, plain_config(family, config))
+    inside = tree.get_submodule(f"{PLAIN}.layers").named_modules()
+    return sorted({path.rpartition(".")[2] for path, module in inside if isinstance(module, nn.Linear)})
+
+
 # -- adapters ----------------------------------------------------------------------------------------------------------
 def adapter_for_vllm(policy: Policy, to: str | Path, *, onto: Onto = "language_model") -> Path:
     """Write the adapter of a policy under the names of a vLLM server.
