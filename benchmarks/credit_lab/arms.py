@@ -23,6 +23,7 @@ from leaf.credit.losses import Reduction
 
 UPDATES = 4  # of a rollout, where losses are compared
 LARGE = 32  # completions of a large group
+SIZES = (4, 16)  # of other groups
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ RULES = {
     "leaf without 1/√n": Arm("leaf", {"sqrt_count": False}),
     "spo, branching": Arm("spo", {"credited": "branching"}),
     **{name: Arm(name) for name in BATCH_RULES},
+    # What they take for success is BLEU of 0.5 by default, which most translations have.
+    **{f"{name}, success = 0.9": Arm(name, {"success": 0.9}) for name in ("gtpo", "grpo_s")},
     "grpo, uncertain 20 %": Arm(uncertain_share=0.2),
 }
 REDUCTIONS = {
@@ -78,8 +81,10 @@ UPDATED = {
 }
 ROLLOUTS = {
     **{f"{rule}, K = {LARGE}": Arm(rule, completions=LARGE) for rule in ("grpo", "rloo")},
+    **{f"grpo, K = {k}": Arm(completions=k) for k in SIZES},
     "grpo, dynamic": Arm(rollout="dynamic"),
     **{f"distinct, {name}": Arm(name, rollout="distinct") for name in distinct_rules()},
+    **{f"distinct, unordered_set, K = {k}": Arm("unordered_set", rollout="distinct", completions=k) for k in SIZES},
 }
 KINDS = {"rule": RULES, "reduction": REDUCTIONS, "loss": UPDATED, "rollout": ROLLOUTS}
 ARMS: dict[str, Arm] = {name: arm for kind in KINDS.values() for name, arm in kind.items()}
