@@ -60,7 +60,8 @@ def equal_rates(lines: list[dict], names: list[str]) -> list[list[str]]:
     """Compare arms with GRPO at the rates that 24 seeds played, best or second best."""
     runs = {(line["arm"], line["rate"]): line for line in lines if line["phase"] in ("final", "second")}
     rows = []
-    for name in names:
+    by_reward = {name: max(mean(line["reward"]) for key, line in runs.items() if key[0] == name) for name in names}
+    for name in sorted(names, key=lambda name: -by_reward[name]):
         cells = []
         for rate in (5e-4, 1e-3):
             one, grpo = runs.get((name, rate)), runs.get(("grpo", rate))

@@ -1,6 +1,8 @@
 """The translation game: its reward is the library's, its draws are right, and its arms learn as the library does."""
 
+import json
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from benchmarks.credit_lab.training import Game, judged, scored, train
 from leaf.credit import policy_loss, set_shares, surrogate, token_weights
 from leaf.rewards.functions import REWARDS
 
+ROOT = Path(__file__).parents[2]
 GAME = Game(supervised=60, noise=0.1, steps=2, prompts=3)
 
 
@@ -262,3 +265,11 @@ def test_the_table_pairs_by_seed_and_says_what_was_tried():
     assert "| 25 / 50 % |" in leaf
     assert "| leaf |  |  | -0.1000 ± 0.0000 | +1.00 ± 0.00 |" in written
     assert "| leaf | 0.001: 0.8000, 90.00 / 0.7000, 80.00 |" in written
+
+
+def test_the_notebook_shows_the_tables_that_the_runs_make():
+    lines = [json.loads(line) for line in search.FILE.read_text().splitlines()]
+    shown = set((ROOT / "benchmarks/notebooks/credit_lab.md").read_text(encoding="utf-8").splitlines())
+    written = [line for line in table.tables(lines).splitlines() if line]
+    assert len(written) > 100
+    assert [line for line in written if line not in shown] == []

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from leaf import LeafTrainer, leaf_advantages
 from leaf.commands.main import app
 from leaf.config import LeafConfig, load_recipe
-from leaf.credit import CREDIT_RULES, PrefixTree, credit_rule
+from leaf.credit import BATCH_RULES, CREDIT_RULES, SET_RULES, SURROGATES, PrefixTree, credit_rule
 from leaf.credit.correction import Correction, mismatch
 from leaf.data import TASKS, load
 from leaf.evaluation.metrics import METRICS
@@ -148,6 +148,11 @@ def test_recipe_keys_that_pages_show_are_keys(tmp_path):
             for key, value in re.findall(r"`(\w+): ([^`]*)`", cell):
                 assert key in keys, f"{page}: {key}"
                 assert yaml.safe_load(value) is not None or value == "null"
+
+
+def test_every_rule_and_loss_has_a_line_on_how_to_choose():
+    named = {name for row in tables("choosing_credit.md") for name in re.findall(r"`(\w+)`", row[0])}
+    assert {*CREDIT_RULES, *BATCH_RULES, *SET_RULES, *SURROGATES} <= named
 
 
 def test_the_protocol_page_says_what_the_recipes_say():
