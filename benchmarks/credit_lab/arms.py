@@ -84,6 +84,7 @@ ROLLOUTS = {
     **{f"grpo, K = {k}": Arm(completions=k) for k in SIZES},
     "grpo, dynamic": Arm(rollout="dynamic"),
     **{f"distinct, {name}": Arm(name, rollout="distinct") for name in distinct_rules()},
+    "distinct, leaf, B = 0": Arm("leaf", {"max_boundaries": 0}, rollout="distinct"),
     **{f"distinct, unordered_set, K = {k}": Arm("unordered_set", rollout="distinct", completions=k) for k in SIZES},
 }
 KINDS = {"rule": RULES, "reduction": REDUCTIONS, "loss": UPDATED, "rollout": ROLLOUTS}
