@@ -91,6 +91,7 @@ def test_the_table_pairs_differences_by_seed(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_study_that_was_stopped_is_continued(tmp_path):
     out = tmp_path / "study.jsonl"
     command = [sys.executable, "-m", "benchmarks.learning", "study", "--out", str(out), "--tasks", "asr"]

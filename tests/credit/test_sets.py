@@ -98,6 +98,21 @@ def test_the_biased_estimators_are_biased_and_the_test_can_tell():
         assert float((expected_gradient(p, rewards, 3, estimator) - truth).norm() / truth.norm()) > 0.02
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_weights_of_the_old_policy_stay_right_for_a_new_one_with_the_ratio_of_whole_completions(size):
+    """Σ w_s ρ_s (r_s − b_s) ∇ log p_new(s), with sets and weights of the old policy, has the new policy's gradient."""
+    old = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.04, 0.01], dtype=torch.float64)
+    new = torch.tensor([0.3, 0.3, 0.1, 0.1, 0.1, 0.1], dtype=torch.float64)
+    rewards = torch.tensor([1.0, 0.0, 0.5, 0.2, 0.9, 0.1], dtype=torch.float64)
+    gradient = torch.zeros(6, dtype=torch.float64)
+    for chosen in map(list, itertools.combinations(range(6), size)):
+        weight, baseline = unordered_set(draw_of(old.tolist(), chosen))
+        share = weight * (new / old)[chosen] * (rewards[chosen] - baseline @ rewards[chosen])
+        score = torch.eye(6, dtype=torch.float64)[chosen] - new
+        gradient += probability_of_set(old.tolist(), chosen) * (share @ score)
+    torch.testing.assert_close(gradient, new * (rewards - new @ rewards), rtol=1e-6, atol=1e-9)
+
+
 def test_a_hand_worked_pair():
     """Of three outcomes 0.5, 0.3, 0.2 the first two: P = 0.5·0.3/0.5 + 0.3·0.5/0.7."""
     weight, baseline = unordered_set(draw_of([0.5, 0.3, 0.2], (0, 1)))

@@ -9,10 +9,12 @@ import yaml
 from rich.console import Console
 
 from leaf.config import LeafConfig, to_dict
+from leaf.credit import SetDraw
 from leaf.model.sampling import Group
 from leaf.report import terminal
 from leaf.runs.directory import RunDirectory
 from leaf.train.records import group_record
+from leaf.train.rollout import shares_of
 
 # The group of docs/method.md, worked by hand there.
 WORDS = [
@@ -25,8 +27,8 @@ REWARDS = [1.0, 0.6, 0.2, 0.2]
 SURPRISAL = [[0.1, 0.3, 0.1, 0.9, 0.1], [0.1, 0.3, 0.1, 1.2, 0.1], [0.1, 1.6, 0.2, 0.4, 0.1], [2.5, 0.3, 0.2]]
 
 
-def record(words, rewards, surprisal=None, *, advantages=None, truncated=None, **changes):
-    """Record a group as the trainer does."""
+def record(words, rewards, surprisal=None, *, advantages=None, truncated=None, distinct=False, **changes):
+    """Record a group as the trainer does; of distinct completions the surprisal says their probabilities."""
     vocabulary = sorted({word for row in words for word in row})
     width = max(map(len, words), default=0)
     lengths = torch.tensor([len(row) for row in words])
@@ -44,16 +46,14 @@ def record(words, rewards, surprisal=None, *, advantages=None, truncated=None, *
         lengths,
         nats.reshape(shape),
         torch.tensor([False] * len(words) if truncated is None else truncated),
+        SetDraw.of(-nats.sum(1)) if distinct else None,
     )
     row = {"id": "train-1", "prompt": "How do I leave?", "audio": ["a.opus"], "text": None, "reference": "press one"}
     earned = torch.tensor([torch.nan if r is None else r for r in rewards], dtype=torch.float64)
+    share = shares_of(group, "unordered_set")
     given_ = torch.zeros(shape) if advantages is None else torch.tensor(advantages)
     # What was written and read again, not what was in memory.
-    return json.loads(
-        json.dumps(
-            {"step": 1, **group_record(row | changes, group, earned, given_, torch.ones(len(earned)), tokenizer)}
-        )
-    )
+    return json.loads(json.dumps({"step": 1, **group_record(row | changes, group, earned, given_, share, tokenizer)}))
 
 
 def write_run(path, records, **recipe):

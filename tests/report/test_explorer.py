@@ -65,10 +65,47 @@ def test_the_worked_example_has_its_stretches_nodes_and_credit():
 
 def test_recorded_advantages_are_a_rule_of_their_own_where_they_differ():
     plain = worked(advantages=[[value] * 5 for value in GRPO])
-    assert list(group_data(plain, LeafConfig(credit="grpo"))["credit"]) == list(RULES)
+    independent = [rule for rule in RULES if rule != "unordered_set"]
+    assert list(group_data(plain, LeafConfig(credit="grpo"))["credit"]) == independent
     assert group_data(plain, LeafConfig(credit="leaf"))["credit"]["recorded"][0] == [[5, 1.3056]]
     # A rule of the run's own code is not run: what it gave was recorded.
     assert "recorded" in group_data(plain, LeafConfig(credit="mine", plugins=["mine.py"]))["credit"]
+
+
+def test_distinct_completions_have_their_probabilities_weights_and_masses(tmp_path, opened):
+    recipe = LeafConfig(rollout="distinct", credit="unordered_set", top_p=1.0)
+    record = worked(distinct=True)
+    data = group_data(record, recipe)
+    # Of 1.5, 1.8, 2.4 and 3 nats: e^-1.5 and so on. `press` is e^-0.1 in all, and three completions begin with it.
+    assert data["draw"]["p"] == ["0.223", "0.165", "0.091", "0.050"]
+    assert data["draw"]["mass"] == "0.529"
+    assert sum(map(float, data["draw"]["weights"])) == pytest.approx(1, abs=2e-3)
+    assert data["stretches"][0]["mass"] == ("0.479", "0.905")
+    assert data["stretches"][0]["n"] == 3
+    assert "grpo" not in data["credit"]  # plain means do not go with weights
+    assert "unordered_set" in data["credit"]
+    weights = record["weight"]
+    assert data["value"] == pytest.approx(sum(w * r for w, r in zip(weights, REWARDS, strict=True)), abs=1e-3)
+    share = sum(weights[:3])
+    assert data["stretches"][0]["value"] == pytest.approx(
+        sum(w * r for w, r in zip(weights[:3], REWARDS[:3], strict=True)) / share, abs=1e-3
+    )
+    run = write_run(tmp_path / "run", [record], rollout="distinct", credit="unordered_set", top_p=1.0)
+    tab = opened(html(run))
+    tree = tab.locator("#trees .tree")
+    expect(tree).to_contain_text("mass 0.529 of 1")
+    expect(tree).to_contain_text("mass 0.479 of 0.905")
+    expect(tree).to_contain_text(f"p 0.223, w {weights[0]:.3f}")
+    expect(tab.locator("#trees .signs")).to_contain_text("w its weight")
+    expect(tab.locator("#trees .modes")).to_contain_text("unordered set")
+
+
+def test_groups_recorded_before_what_is_outside_still_have_a_draw():
+    record = worked(distinct=True)
+    full = group_data(record, LeafConfig(credit="unordered_set"))["credit"]["unordered_set"]
+    del record["log_rest"], record["threshold"]
+    older = group_data(record, LeafConfig(credit="unordered_set"))["credit"]["unordered_set"]
+    assert [row[0][1] for row in older] == pytest.approx([row[0][1] for row in full], abs=2e-3)
 
 
 def test_surprisal_of_a_shared_token_is_the_mean_and_nothing_is_nan():

@@ -48,6 +48,22 @@ def test_the_worked_example_is_drawn_with_its_nodes_values_and_credit():
     assert "full at ±1.64" in text
 
 
+def test_distinct_completions_show_their_probabilities_weights_and_masses():
+    recipe = LeafConfig(rollout="distinct", credit="unordered_set", top_p=1.0)
+    one = record(WORDS, REWARDS, SURPRISAL, distinct=True)
+    text = shown(terminal.group_view(one, recipe, "unordered_set"))
+    assert tree_of(text)[:3] == [
+        "root  n 4  V̂ 0.557  mass 0.529 of 1",
+        "├── press┃  n 3  V̂ 0.645  mass 0.479 of 0.905  A -0.41 to +0.50",
+        "│   ├──  one to┃  n 2  V̂ 0.814  mass 0.388 of 0.607  A +0.06 to +0.50",
+    ]
+    assert "reward 1.000  #0 (p 0.223, w 0.311)" in text
+    assert "w its weight" in text
+    assert one["tree"]["value"][one["tree"]["node"][0][0]] == pytest.approx(0.645, abs=1e-3)  # Σ w r / Σ w, as recorded
+    with pytest.raises(ConfigError, match="these completions are distinct"):
+        terminal.group_view(one, recipe, "grpo")
+
+
 def test_several_reward_functions_are_shown_one_by_one():
     one = record(WORDS, REWARDS, SURPRISAL)
     assert "(" not in shown(terminal.group_view(one, LeafConfig(), "leaf")).split("reward 1.000", 1)[1].split("#")[0]
@@ -77,14 +93,13 @@ def test_the_runs_own_rule_takes_the_runs_options():
     assert "leave■  A +1.31  reward 1.000  #0" in shown(terminal.group_view(one, LeafConfig(), "grpo"))
 
 
-def test_a_tree_says_where_the_run_credited_by_words_or_distinct_completions():
+def test_a_tree_says_where_the_run_credited_by_words_and_refuses_a_rule_without_its_draw():
     one = record(WORDS, REWARDS, SURPRISAL)
     words = LeafConfig(tree_key="words")
     assert "as recorded (recipe: leaf), by words; the tree below is by tokens" in shown(terminal.group_view(one, words))
     assert "by tokens; the run by words" in shown(terminal.group_view(one, words, "leaf"))
-    distinct = LeafConfig(rollout="distinct", credit="importance", top_p=1.0)
-    with pytest.raises(ConfigError, match="importance weighs distinct completions by their draw"):
-        terminal.group_view(one, distinct, "importance")
+    with pytest.raises(ConfigError, match="importance weighs distinct completions, and these were drawn independently"):
+        terminal.group_view(one, LeafConfig(), "importance")
 
 
 def test_boundaries_follow_the_options_of_the_run():

@@ -104,6 +104,33 @@ def test_the_gradient_is_that_of_the_weighted_log_probabilities(tmp_path):
         torch.testing.assert_close(ours, parameter.grad, rtol=1e-4, atol=1e-7)
 
 
+def test_the_first_of_several_passes_has_the_gradient_of_a_single_one(tmp_path):
+    """At ratio 1 nothing is lost; afterwards the ratio is per token, and sets and weights are of the old policy."""
+    gradients = {}
+    for passes in (1, 2):
+        made = trainer(recipe(tmp_path, passes_per_rollout=passes))
+        rolled = made.rollout(1)
+        assert (rolled.old_log_probs is None) == (passes == 1)
+        made.policy.train()
+        masks = [group.tree.node >= 0 for group in rolled.groups]
+        weights = weights_over_all(masks, rolled.shares, made.config, made.processes)
+        add_gradient(made.policy, rolled, masks, weights, made.config)
+        gradients[passes] = [p.grad.clone() for p in made.policy.parameters() if p.grad is not None]
+    for once, first in zip(gradients[1], gradients[2], strict=True):
+        torch.testing.assert_close(first, once, rtol=1e-4, atol=1e-7)
+
+
+def test_long_answers_lose_nothing(tmp_path):
+    """Of answers that are all improbable each counts once, and the credit is RLOO's."""
+    rolled = trainer(recipe(tmp_path, max_new_tokens=110, prompts_per_rollout=1)).rollout(1)
+    (group,), (reward,) = rolled.groups, rolled.rewards
+    assert group.draw is not None
+    assert bool((group.draw.log_prob < -30).all())
+    torch.testing.assert_close(rolled.shares[0], torch.ones(4), rtol=1e-6, atol=0)
+    rloo = ((reward - reward.mean()) * 4 / 3).float()
+    torch.testing.assert_close(rolled.advantages[0][:, 0], rloo, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

@@ -5,9 +5,10 @@
 
 import codecs
 import inspect
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,8 +16,18 @@ import torch
 from torch import Tensor
 
 from leaf.config import LeafConfig
-from leaf.credit import SET_RULES, PrefixTree, Span, credit_rule, leaf_spans, select_boundaries
-from leaf.credit.values import known_rewards, nothing_to_learn, root_mean, scored_completions
+from leaf.credit import (
+    PrefixTree,
+    SetDraw,
+    Span,
+    credit_rule,
+    distinct_rules,
+    leaf_spans,
+    select_boundaries,
+    set_shares,
+    weighs_draws,
+)
+from leaf.credit.values import counted_completions, known_rewards, nothing_to_learn, root_mean, scored_completions
 from leaf.errors import ConfigError
 
 END = "■"  # the end-of-sequence token
@@ -36,6 +47,8 @@ class Stretch:
         retained: its last node is one of LEAF's retained nodes.
         size: n of the last node, its scored completions.
         value: V̂ of the last node, NaN without scored completions.
+        mass: of distinct completions, the probability of those through the last node, and that of the node, which
+            completions outside of the group begin with too; None for independent ones.
     """
 
     above: int
@@ -47,6 +60,7 @@ class Stretch:
     retained: bool
     size: int
     value: float
+    mass: tuple[str, str] | None = None
 
 
 class DrawnGroup:
@@ -59,6 +73,7 @@ class DrawnGroup:
         tree: the prefix tree.
         rewards: (K,) float64, NaN = unscored.
         surprisal: (K, T) float64 nats as recorded, 0 at padding.
+        draw: of distinct completions; None for independent ones.
         boundaries: LEAF's, ascending, by the options of the run.
         size: n of the root, the scored completions.
         value: V̂ of the root, their mean reward.
@@ -72,13 +87,17 @@ class DrawnGroup:
         self.tree = PrefixTree.build(_padded(record["token_ids"], torch.long), torch.tensor(lengths).long())
         self.rewards = torch.tensor([torch.nan if r is None else r for r in record["rewards"]], dtype=torch.float64)
         self.surprisal = _padded(record["surprisal"], torch.float64)
+        self.draw = _draw(record)
+        self._shares = None if self.draw is None else set_shares(recipe.credit, self.draw)
         self._leaf_options = _leaf_options(record, recipe)
         self._own_options = {recipe.credit: recipe.credit_options}
-        boundaries, spans = leaf_spans(self.tree, self.rewards, surprisal=self.surprisal, **self._leaf_options)
+        cut = {"surprisal": self.surprisal, "shares": self._shares, **self._leaf_options}
+        boundaries, spans = leaf_spans(self.tree, self.rewards, **cut)
         self.boundaries: list[int] = boundaries.tolist()
         scored = scored_completions(self.tree, self.rewards)
         self.size = int(scored.sum())
-        self.value = float(root_mean(known_rewards(self.rewards, scored), scored))
+        part = counted_completions(scored, self._shares)
+        self.value = float(root_mean(known_rewards(self.rewards, scored), part))
         self.idle = None
         if nothing_to_learn(self.rewards, scored):
             few = self.size < 2
@@ -90,7 +109,23 @@ class DrawnGroup:
     @cached_property
     def stretches(self) -> list[Stretch]:
         """Cut the tree into stretches; only whoever draws a group needs them."""
-        return _stretches(self.tree, self.rewards, self._scored, self._retained, token_texts(self.record))
+        count, value = self.tree.node_count(self._scored), self.tree.node_mean(self.rewards, self._shares)
+        found = _stretches(self.tree, count, value, self._retained, token_texts(self.record))
+        if self.draw is None:
+            return found
+        sizes = [int(self._scored[one.members].sum()) for one in found]  # LEAF's n has the shares in it
+        return [replace(one, size=n, mass=self._masses(one)) for one, n in zip(found, sizes, strict=True)]
+
+    @property
+    def mass(self) -> str | None:
+        """Write the probability of all distinct completions together; None for independent ones."""
+        return None if self.draw is None else in_short(float(self.draw.log_prob.logsumexp(0)))
+
+    def _masses(self, stretch: Stretch) -> tuple[str, str]:
+        """Compute the probability of the group's completions through a stretch, and that of the whole branch."""
+        assert self.draw is not None
+        nats = self.surprisal[stretch.members[0], : stretch.start + len(stretch.texts)].sum()
+        return in_short(float(self.draw.log_prob[stretch.members].logsumexp(0))), in_short(-float(nats))
 
     def advantages(self, credit: str | None = None) -> Tensor:
         """Compute the (K, T) float64 advantages of a rule on the same rollouts, 0 at padding; None: those recorded.
@@ -98,24 +133,42 @@ class DrawnGroup:
         The rule that the run trained with takes the run's options.
 
         Raises:
-            ConfigError: the rule is unknown, sees a whole batch, or weighs distinct completions.
+            ConfigError: the rule is unknown, sees a whole batch, or does not go with how the completions were drawn.
         """
         if credit is None:
             return _padded(self.record["advantages"], torch.float64)
-        if credit in SET_RULES:
-            raise ConfigError(
-                f"The credit rule {credit} weighs distinct completions by their draw, which is not recorded. Leave the "
-                "rule out to see what the run credited."
-            )
         options = self._leaf_options if credit == "leaf" else self._own_options.get(credit, {})
         rule = credit_rule(credit, **options)
-        return rule(self.tree, self.rewards, surprisal=self.surprisal).double()
+        drawn = {} if self.draw is None else {"draw": self.draw}
+        if drawn and not weighs_draws(credit):
+            raise ConfigError(
+                f"The credit rule {credit} takes plain means, and these completions are distinct, with weights. Choose "
+                f"{', '.join(distinct_rules())}."
+            )
+        return rule(self.tree, self.rewards, surprisal=self.surprisal, **drawn).double()
 
 
 def _padded(rows: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
     width = max(map(len, rows), default=0)
     padded = [[*row, *[0] * (width - len(row))] for row in rows]
     return torch.tensor(padded, dtype=dtype).reshape(len(rows), width)  # a group of empty completions too is 2-D
+
+
+def _draw(record: Mapping[str, Any]) -> SetDraw | None:
+    """Read the draw of distinct completions; a record that does not say what is outside tells it by their mass."""
+    if "log_prob" not in record:
+        return None
+    draw = SetDraw.of(torch.tensor(record["log_prob"], dtype=torch.float64))
+    if "log_rest" not in record:
+        return draw
+    outside = (-math.inf if record[name] is None else record[name] for name in ("log_rest", "threshold"))
+    return SetDraw(draw.log_prob, *(torch.tensor(value, dtype=torch.float64) for value in outside))
+
+
+def in_short(log_probability: float) -> str:
+    """Write a probability in two or three digits; one that floating point has no number for as a power of e."""
+    p = math.exp(log_probability)
+    return f"e^{log_probability:.0f}" if p == 0 else f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
 
 
 def _leaf_options(record: dict[str, Any], recipe: LeafConfig) -> dict[str, Any]:
@@ -132,7 +185,7 @@ def _leaf_options(record: dict[str, Any], recipe: LeafConfig) -> dict[str, Any]:
 
 
 def _stretches(
-    tree: PrefixTree, rewards: Tensor, scored: Tensor, retained: Mapping[int, Span], texts: Sequence[Sequence[str]]
+    tree: PrefixTree, sizes: Tensor, values: Tensor, retained: Mapping[int, Span], texts: Sequence[Sequence[str]]
 ) -> list[Stretch]:
     """Cut a tree into stretches, depth first: a stretch comes after the one it continues.
 
@@ -140,8 +193,7 @@ def _stretches(
 
     Args:
         tree: N nodes.
-        rewards: (K,) NaN = unscored.
-        scored: (K,) True where a completion counts.
+        sizes, values: (N,) n and V̂ of every node.
         retained: node → LEAF's span that ends there.
         texts: text of every token by completion.
     """
@@ -157,7 +209,7 @@ def _stretches(
         below.setdefault(parent, []).append(node)
     for children in below.values():  # the largest branch is drawn on top
         children.sort(key=lambda child: (-len(members[child]), members[child]))
-    depth, count, mean = tree.depth.tolist(), tree.node_count(scored).tolist(), tree.node_mean(rewards).tolist()
+    depth, count, mean = tree.depth.tolist(), sizes.tolist(), values.tolist()
 
     found: list[Stretch] = []
     waiting = [(-1, node) for node in reversed(below.get(-1, []))]  # a stack: the last one is drawn next
@@ -177,7 +229,7 @@ def _stretches(
                 ends=ends.get(last, []),
                 further=last in below,
                 retained=span is not None,
-                size=int(count[last]) if span is None else span.size,
+                size=int(count[last] if span is None else span.size),
                 value=mean[last] if span is None else span.value,
             )
         )

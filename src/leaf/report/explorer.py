@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from leaf.config import LeafConfig
+from leaf.credit import SET_RULES, weighs_draws
 from leaf.data.rows import prompt_text
 from leaf.errors import AudioError, LeafError
 from leaf.report.audio import SECTION_BYTES, ClipStore, Recordings
-from leaf.report.drawn_group import DrawnGroup, Stretch
+from leaf.report.drawn_group import DrawnGroup, Stretch, in_short
 from leaf.report.page import Section, assets
 from leaf.report.recorded import RecordedGroups, even
 from leaf.runs.directory import RunDirectory
@@ -24,6 +25,7 @@ TEXT_BYTES = 1_300_000  # of the groups of all runs; the recordings have SECTION
 RULES = {
     "leaf": "LEAF",
     "grpo": "GRPO",
+    "unordered_set": "unordered set",
     "tempo": "TEMPO",
     "treerl": "TreeRL",
     "spo": "SPO-tree",
@@ -81,13 +83,15 @@ def group_data(record: dict[str, Any], recipe: LeafConfig) -> dict[str, Any]:
     Returns:
         The facts of the group. `stretches`, depth first, each with the number of the one `above` (−1: the prompt), the
         position of its first token (`start`), `members`, `texts`, `nats` (mean over its members), n and V̂ of its last
-        node, whether that is `retained`, and the completions that end there (`ends`). `credit`: rule → per completion
-        runs [number of tokens, advantage]; `recorded` is among the rules if the recorded advantages are not those that
-        the recipe's rule gives here.
+        node, whether that is `retained`, and the completions that end there (`ends`). `draw`, of distinct completions:
+        the mass of all, and by completion probability and weight; their stretches have a `mass`. `credit`: rule → per
+        completion runs [number of tokens, advantage]; `recorded` is among the rules if the recorded advantages are not
+        those that the recipe's rule gives here.
     """
     group = DrawnGroup(record, recipe)
     lengths = group.tree.lengths.tolist()
-    computed = {rule: group.advantages(rule) for rule in RULES}
+    rules = [rule for rule in RULES if (weighs_draws(rule) if group.draw is not None else rule not in SET_RULES)]
+    computed = {rule: group.advantages(rule) for rule in rules}
     credit = {rule: _in_runs(advantages, lengths) for rule, advantages in computed.items()}
     trained_with, own = computed.get(recipe.credit), group.advantages()
     if trained_with is None or (own.numel() and float((own - trained_with).abs().max()) > _SAME):
@@ -110,9 +114,18 @@ def group_data(record: dict[str, Any], recipe: LeafConfig) -> dict[str, Any]:
         },
         "truncated": record["truncated"],
         "empty": group.empty,
+        "draw": _draw_data(group),
         "stretches": [_stretch_data(group, stretch) for stretch in group.stretches],
         "credit": credit,
     }
+
+
+def _draw_data(group: DrawnGroup) -> dict[str, Any] | None:
+    if group.draw is None:
+        return None
+    p = [in_short(value) for value in group.draw.log_prob.tolist()]
+    weights = [f"{weight:.3f}" for weight in group.record["weight"]]
+    return {"mass": group.mass, "p": p, "weights": weights}
 
 
 def _stretch_data(group: DrawnGroup, stretch: Stretch) -> dict[str, Any]:
@@ -127,6 +140,7 @@ def _stretch_data(group: DrawnGroup, stretch: Stretch) -> dict[str, Any]:
         "value": None if stretch.value != stretch.value else round(stretch.value, 4),
         "retained": stretch.retained,
         "ends": stretch.ends,
+        "mass": stretch.mass,
     }
 
 

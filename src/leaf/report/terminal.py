@@ -16,7 +16,7 @@ from leaf.config import LeafConfig
 from leaf.credit import CREDIT_RULES
 from leaf.errors import RunError
 from leaf.plugins import load_plugins
-from leaf.report.drawn_group import END, DrawnGroup, Stretch
+from leaf.report.drawn_group import END, DrawnGroup, Stretch, in_short
 from leaf.report.recorded import whole_group
 from leaf.runs.directory import RunDirectory
 from leaf.train.records import figure
@@ -140,6 +140,11 @@ class _Drawing:
 
     def legend(self) -> str:
         signs = f"V̂ is the mean reward of the n completions, {MARK} a boundary, {END} the end of the sequence."
+        if self.group.draw is not None:
+            signs += (
+                " The completions are distinct: p is the probability of each, w its weight, in V̂ too. The mass of a "
+                "branch is the probability of those drawn, of what the policy says there in all."
+            )
         if self.largest:
             return (
                 f"{signs} A is the advantage, which is also the colour of a token: blue up, orange down, full at "
@@ -150,7 +155,8 @@ class _Drawing:
 
     def tree(self) -> Tree:
         group = self.group
-        root = Tree(Text(f"root  n {group.size}  V̂ {group.value:.3f}", style="bold"), guide_style="dim")
+        mass = "" if group.draw is None else f"  mass {group.mass} of 1"
+        root = Tree(Text(f"root  n {group.size}  V̂ {group.value:.3f}{mass}", style="bold"), guide_style="dim")
         for k in group.empty:
             root.add(Text("(empty)").append(self.outcome([k]), style="bold"))
         branches: list[Tree] = []
@@ -174,6 +180,8 @@ class _Drawing:
             line.append(MARK, style="bold")
         if stretch.retained:
             line.append(f"  n {stretch.size}  V̂ {stretch.value:.3f}", style="bold")
+        if stretch.mass is not None and stretch.further:
+            line.append(f"  mass {stretch.mass[0]} of {stretch.mass[1]}", style="dim")
         seen = self.advantages[stretch.members, stretch.start : end]
         low, high = _signed(float(seen.min())), _signed(float(seen.max()))
         line.append(f"  A {low}" + ("" if low == high else f" to {high}"), style="dim")
@@ -186,8 +194,15 @@ class _Drawing:
         rewards = dict.fromkeys("unscored" if r != r else f"{r:.3f}" for r in self.group.rewards[completions].tolist())
         cut = "  truncated" if any(self.group.record["truncated"][k] for k in completions) else ""
         return f"  reward {', '.join(rewards)}{self.parts(completions[0])}{cut}  " + " ".join(
-            f"#{k}" for k in completions
+            f"#{k}{self.weight(k)}" for k in completions
         )
+
+    def weight(self, k: int) -> str:
+        """Write probability and weight of a distinct completion."""
+        if self.group.draw is None:
+            return ""
+        p = in_short(float(self.group.draw.log_prob[k]))
+        return f" (p {p}, w {self.group.record['weight'][k]:.3f})"
 
     def parts(self, k: int) -> str:
         """Write what each of several reward functions gave to a completion; runs of 0.1 did not record it."""

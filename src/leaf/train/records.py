@@ -161,17 +161,23 @@ def group_record(
             "parent": tree.parent.tolist(),
             "depth": tree.depth.tolist(),
             "count": tree.count.tolist(),
-            "value": _without_nan(_rounded(tree.node_mean(rewards))),
+            "value": _without_nan(_rounded(tree.node_mean(rewards, None if group.draw is None else share))),
         },
     }
 
 
 def _draw_record(group: Group, share: Tensor) -> dict[str, Any]:
-    """Describe the draw of distinct completions: their log-probabilities and weights, and the mass of the set."""
-    if group.draw is None:
+    """Describe the draw of distinct completions: log-probabilities and weights, mass of the set, and what is outside.
+
+    `log_rest` and `threshold` are those of `SetDraw`, None where nothing is left.
+    """
+    draw = group.draw
+    if draw is None:
         return {}
     weights = [float(f"{weight:.4g}") for weight in (share / share.sum()).tolist()]
-    return {"log_prob": _rounded(group.draw.log_prob), "weight": weights, "mass": group.draw.mass}
+    outside = {"log_rest": float(draw.log_rest), "threshold": float(draw.threshold)}
+    left = {name: round(value, 4) if math.isfinite(value) else None for name, value in outside.items()}
+    return {"log_prob": _rounded(draw.log_prob), "weight": weights, "mass": draw.mass, **left}
 
 
 def _without_audio(prompt: Any) -> Any:

@@ -17,6 +17,10 @@
     "tint of their mean advantage; ⌀ marks a mean. ┃ is a boundary, ◆ a node that LEAF retains, ◇ another fork, ■ " +
     "the end of the sequence. The more completions a ribbon carries, the wider it is.";
 
+  const WEIGHTS =
+    " The completions are distinct: p is the probability of each, w its weight, which V̂ has too. The mass of a branch " +
+    "is the probability of its completions, of what the policy says there in all.";
+
   const select = (label, onchange) => element("select", { "aria-label": label, onchange });
   const option = (value, text) => element("option", { value }, text);
   const arrow = (text, label, onclick) =>
@@ -41,6 +45,7 @@
     // -- the parts that stay ---------------------------------------------------------------------------------------
     build() {
       this.note = element("p.note", { role: "status" });
+      this.weights = element("span");
       this.heading = element("h2");
       this.facts = element("dl.facts");
       this.sound = element("div.sound");
@@ -55,7 +60,7 @@
         this.buildCredit(),
         this.stage,
         element("p.dim.keys", {}, ...keys, "."),
-        element("p.dim.signs", {}, SIGNS),
+        element("p.dim.signs", {}, SIGNS, this.weights),
         this.tip.element,
       );
     }
@@ -165,10 +170,15 @@
       return rule === "recorded" ? `as recorded (${credit})` : this.titles.get(rule);
     }
 
+    // The rules that LEAF can be compared with in a group.
+    others(group) {
+      return [...this.titles.keys(), "recorded"].filter((rule) => rule !== "leaf" && rule in group.credit);
+    }
+
     draw() {
       const { group } = this.current;
       const focused = this.stage.contains(document.activeElement);
-      if (!(this.other in group.credit)) this.other = "grpo";
+      if (!(this.other in group.credit)) this.other = this.others(group)[0];
       this.credit = new CreditView(group, this.mode, this.other, this.title(this.other));
       this.drawn = new DrawnTree(group, this.credit);
       if (!this.drawn.byKey.has(this.cursor)) this.cursor = null;
@@ -178,6 +188,7 @@
       this.drawSound();
       this.drawModes();
       this.drawLegend();
+      this.weights.textContent = group.draw ? WEIGHTS : "";
       const wanted = [element("span.dim", {}, "reference "), element("span", {}, group.reference)];
       const reference = group.reference === null ? [] : [element("p.reference", {}, ...wanted)];
       this.stage.replaceChildren(...reference, this.drawn.element);
@@ -233,8 +244,7 @@
     }
 
     drawModes() {
-      const { credit } = this.current.group;
-      const rules = [...this.titles.keys(), "recorded"].filter((rule) => rule !== "leaf" && rule in credit);
+      const rules = this.others(this.current.group);
       this.against.replaceChildren(...rules.map((rule) => option(rule, this.title(rule))));
       this.against.value = this.other;
       const other = this.title(this.other);

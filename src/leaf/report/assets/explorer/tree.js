@@ -48,7 +48,8 @@ const DrawnTree = (() => {
       const names = credit.rows.length > 1 ? credit.rows.map((row) => row.name) : ["prompt"];
       const rows = names.map((name) => element("div.row", {}, element("span.token.root", {}, name)));
       const value = number(group.value, 3);
-      const under = element("div.under", {}, element("span.node", {}, `n ${group.n}  V̂ ${value}`));
+      const mass = group.draw ? `  mass ${group.draw.mass} of 1` : "";
+      const under = element("div.under", {}, element("span.node", {}, `n ${group.n}  V̂ ${value}${mass}`));
       const card = element("div.card", {}, ...rows, under);
       const label = `root: ${group.n} scored completions, mean reward ${value}`;
       const last = this.register(card.querySelector(".token"), { key: "root", label, level: 1, above: null });
@@ -135,7 +136,8 @@ const DrawnTree = (() => {
 
     node(stretch, further) {
       const value = stretch.value === null ? "unscored" : `V̂ ${number(stretch.value, 3)}`;
-      const text = `n ${stretch.n}  ${value}`;
+      const mass = stretch.mass ? `  mass ${stretch.mass.join(" of ")}` : "";
+      const text = `n ${stretch.n}  ${value}${mass}`;
       if (stretch.retained) {
         return element("span.node.retained", { title: "node that LEAF retains" }, `${RETAINED} ${text}`);
       }
@@ -174,8 +176,14 @@ const DrawnTree = (() => {
         element("span.bar", { "aria-hidden": "true" }, filled),
         element("span.reward", { title: this.parts(members[0]) }, reward(value)),
         element("span.numbers", {}, CreditView.completions(members)),
+        this.group.draw ? element("span.numbers.weight", {}, members.map((k) => this.weight(k)).join("; ")) : null,
         cut ? element("span.cut", { title: "cut by the length limit" }, "✂ truncated") : null,
       );
+    }
+
+    weight(k) {
+      const { p, weights } = this.group.draw;
+      return `p ${p[k]}, w ${weights[k]}`;
     }
 
     // What each of several reward functions gave to a completion.
@@ -187,7 +195,8 @@ const DrawnTree = (() => {
     result(ends) {
       const rewards = new Set(ends.map((k) => reward(this.group.rewards[k])));
       const cut = ends.some((k) => this.group.truncated[k]) ? ", truncated" : "";
-      return `${CreditView.completions(ends)}, reward ${[...rewards].join(", ")}${cut}`;
+      const weight = this.group.draw ? `, ${ends.map((k) => this.weight(k)).join("; ")}` : "";
+      return `${CreditView.completions(ends)}, reward ${[...rewards].join(", ")}${weight}${cut}`;
     }
 
     // The token that a key leads to: left and right along a completion, up and down to the stretch above or below it.
