@@ -18,8 +18,8 @@
     "the end of the sequence. The more completions a ribbon carries, the wider it is.";
 
   const WEIGHTS =
-    " The completions are distinct: p is the probability of each, w its weight, which V̂ has too. The mass of a branch " +
-    "is the probability of its completions, of what the policy says there in all.";
+    " The completions are distinct: p is the probability of each, w its weight, which V̂ has too. The mass of a " +
+    "branch is the probability of its completions, of what the policy says there in all.";
 
   const select = (label, onchange) => element("select", { "aria-label": label, onchange });
   const option = (value, text) => element("option", { value }, text);
