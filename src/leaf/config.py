@@ -82,6 +82,7 @@ class RunConfig:
     )
     eval_split: str = _evaluation("validation", "split to validate on")
     eval_items: int | None = _evaluation(256, "use only the first N validation rows", low=1)
+    eval_items_seed: int | None = _evaluation(None, "draw these N rows with a seed, in place of the first ones", low=0)
     output_dir: str | None = _run(
         None, "run directory; default runs/<recipe name>", common=True, resume="free", path=True
     )

@@ -457,3 +457,24 @@ def test_comet_calls_its_own_program(tmp_path):
         metric("comet", {**paths, "comet-score": str(tmp_path / "none")})
     with pytest.raises(ConfigError, match="needs a checkpoint"):
         metric("comet")
+
+
+def test_exact_match_with_punctuation_is_equality_as_in_the_published_code():
+    ours, theirs = ["It is  Monday.", "it is Monday.", "It is Monday"], ["It is Monday."] * 3
+    name = "exact_match:punctuation=yes"
+    values = {lowercase: score(ours, theirs, [name], lowercase=lowercase)[name] for lowercase in (False, True)}
+    assert values[False].value == pytest.approx(100 / 3)
+    assert values[True].value == pytest.approx(200 / 3)
+    assert values[False].signature.startswith("exact_match|punctuation:yes|case:mixed|")
+    assert score(ours, theirs, ["exact_match"])["exact_match"].value == 100.0
+    with pytest.raises(ConfigError, match="allowed are yes and no"):
+        score(ours, theirs, ["exact_match:punctuation=maybe"])
+
+
+def test_bleu_may_fold_case_by_itself():
+    folded = score(OURS, THEIRS, ["bleu:lowercase=yes", "bleu"])
+    plain = score(["PRESS ONE to leave the menu."], THEIRS[:1], ["bleu:lowercase=yes", "bleu"])
+    assert plain["bleu:lowercase=yes"].value == pytest.approx(100.0)
+    assert plain["bleu"].value < 60
+    assert "case:lc" in folded["bleu:lowercase=yes"].signature
+    assert folded["bleu:lowercase=yes"].value == score(OURS, THEIRS, ["bleu"], lowercase=True)["bleu"].value

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import math
 import os
 import sqlite3
 import subprocess
@@ -415,7 +416,8 @@ def test_a_file_is_judged_continues_after_a_failure_and_says_what_it_did(url, tm
     ]
     meta = read_meta(out)
     assert meta["judged"] == [{"system": "a", "sha256": read_predictions(file).answers_digest(1)}]
-    assert meta["summary"] == {"replies": 3, "unreadable": 1, "scored": 2, "mean": 75.0, "from_logprobs": 0}
+    counts = {"replies": 3, "unreadable": 1, "scored": 2, "mean": 75.0, "from_logprobs": 0}
+    assert meta["summary"] == counts | {"quartiles": [62.5, 75.0, 87.5]}
     assert meta["judge"]["signature"].startswith("judge-direct|model:m|samples:1|T:0|template:")
     everything = out.read_text() + json.dumps(meta)
     assert str(tmp_path) not in everything
@@ -522,3 +524,39 @@ def test_smollm2_behind_transformers_serve(tmp_path):
             assert read_meta(tmp_path / "rubric.jsonl")["summary"]["from_logprobs"] == 0
         finally:
             server.terminate()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "wanted"),
+    [
+        ("rubric", "Feedback: 3 facts of 4 are right. [RESULT] 4", "4"),
+        ("rubric", "Feedback: fine.\n[RESULT] (5)", "5"),
+        ("rubric", "[RESULT] 4 [RESULT] 5", None),
+        ("rubric", "[RESULT] 4, I think", None),
+        ("rubric", "[RESULT] 7", None),
+        ("pairwise", "Feedback: A is shorter. [RESULT] B", "b"),
+        ("direct", '{"reasoning": "good", "errors": [], "overall_score": 87.5}', "87.5"),
+        ("direct", '```json\n{"score": 60}\n```', "60"),
+        ("direct", '{"overall_score": 101}', None),
+        ("direct", '{"overall_score": true}', None),
+        ("direct", '{"points": 60}', None),
+        ("rubric", '{"score": 3}', "3"),
+        ("rubric", '{"score": 3.5}', None),
+        ("pairwise", '{"score": 3}', None),
+    ],
+)
+def test_replies_of_the_published_judges_are_read(kind, text, wanted):
+    assert parse(kind, text) == wanted
+
+
+def test_behind_a_result_the_last_digit_is_the_score():
+    def token(text, top):
+        return {
+            "token": text,
+            "logprob": math.log(top[text]),
+            "top": [{"token": t, "logprob": math.log(p)} for t, p in top.items()],
+        }
+
+    tokens = [token("4", {"4": 0.9}), token("[RESULT]", {"[RESULT]": 0.9}), token(" 4", {" 4": 0.75, " 2": 0.25})]
+    assert expected_score(Reply("4 facts. [RESULT] 4", tokens), "4") == pytest.approx(0.75 * 4 + 0.25 * 2)
+    assert expected_score(Reply("4 4", tokens), "4") is None

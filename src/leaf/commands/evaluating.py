@@ -31,17 +31,30 @@ def decoding_of(config: LeafConfig, *, greedy: bool | None, passes: int | None) 
 
 
 def rows_of(
-    config: LeafConfig, split: str, items: int | None, overridden: set[str], say: Callable[[str], None]
+    config: LeafConfig,
+    split: str,
+    items: int | None,
+    overridden: set[str],
+    say: Callable[[str], None],
+    *,
+    seed: int | None = None,
 ) -> list[dict[str, Any]]:
     """Load the rows of a split: `items` of them, or those of an `eval_items=` on the command line, or all.
+
+    Some are the first ones, or drawn with a seed.
 
     The recipe's own `eval_items` keeps validation short while a model trains. What is taken in its place is said.
     """
     from leaf.data import load
+    from leaf.data.rows import subset
 
     if items is None and "eval_items" in overridden:
         items = config.eval_items
-    rows = load(config.task, split, limit=items, columns=config.columns).to_list()
+    if seed is not None and items is None:
+        raise ConfigError(f"--items-seed is {seed}, and without --items all rows are evaluated. Give both.")
+    limit = None if seed is not None else items
+    rows = load(config.task, split, limit=limit, columns=config.columns).to_list()
+    rows = [rows[i] for i in subset(len(rows), items, seed)]
     if items is None and config.eval_items is not None and len(rows) > config.eval_items:
         say(
             f"all {len(rows)} rows of {split} are evaluated; the recipe's eval_items {config.eval_items} is for "

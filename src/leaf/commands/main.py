@@ -13,6 +13,7 @@ from rich.table import Table
 from leaf.commands import data as data_commands
 from leaf.commands.demo import demo
 from leaf.commands.export import export
+from leaf.commands.forks import forks
 from leaf.commands.output import OutputLost, watch_streams
 from leaf.commands.push import push
 from leaf.commands.recipe import recipe as show_keys
@@ -128,11 +129,13 @@ def evaluate(
     adapter: Annotated[
         list[str] | None, typer.Option(help="adapter DIR or NAME=DIR, e.g. runs/demo/best; may be repeated")
     ] = None,
+    run: Annotated[list[Path] | None, typer.Option(help="a run: score every checkpoint that it keeps")] = None,
     with_base: Annotated[
         bool, typer.Option("--with-base", help="score the bare model too; without --adapter it alone")
     ] = False,
     split: Annotated[str, typer.Option(help="split to evaluate")] = "test",
     items: Annotated[int | None, typer.Option(help="only the first N rows")] = None,
+    items_seed: Annotated[int | None, typer.Option(help="draw the N rows with this seed instead")] = None,
     greedy: Annotated[
         bool | None, typer.Option("--greedy/--sampled", help="one greedy pass, or sampled passes; default eval_greedy")
     ] = None,
@@ -158,11 +161,11 @@ def evaluate(
     from leaf.train.recipe import check_recipe
 
     check_recipe(config)
-    systems = name_systems(config.model, adapter or [], with_base=with_base)
+    systems = name_systems(config.model, adapter or [], with_base=with_base, runs=run or [])
     names, paths = chosen_metrics(metrics, metric_path)
     decoding = decoding_of(config, greedy=greedy, passes=passes)
     scoring = scoring_of(config, names, lowercase=lowercase, paths=paths)
-    rows = rows_of(config, split, items, overridden_keys(overrides), say)
+    rows = rows_of(config, split, items, overridden_keys(overrides), say, seed=items_seed)
     folder = out or folder_of(recipe, split, decoding)
     how: dict[str, Any] = {"split": split, "decoding": decoding, "scoring": scoring, "say": say}
     results = evaluate_systems(config, systems, lambda path: load_policy(config, path), rows, folder, **how)
@@ -273,6 +276,7 @@ def report(
 
 
 app.command()(demo)
+app.command()(forks)
 app.command()(push)
 app.command()(export)
 app.command()(serve)

@@ -128,13 +128,19 @@ def _run_supervised(config: RunConfig, resume: bool) -> None:
 
 
 def load_policy(config: RunConfig, adapter: Path | None = None) -> Any:
-    """Load the policy of a recipe with an adapter and the projector that goes with it, a fresh one for stage sft."""
+    """Load the policy of a recipe with an adapter and the projector that goes with it, a fresh one for stage sft.
+
+    The adapter may be a checkpoint of a run; the run's last/ then says what it is made of.
+    """
     import torch
 
     from leaf.model import from_recipe
     from leaf.model.demo import resolve_model
     from leaf.model.device import pick_device
+    from leaf.runs.checkpoints import is_checkpoint, load_weights
 
+    weights = adapter if adapter is not None and is_checkpoint(adapter) else None
+    adapter = adapter if weights is None else weights.parents[1] / "last"
     torch.manual_seed(config.seed)  # of a fresh adapter's values; torch seeds itself differently in every process
     checkpoint = resolve_model(config.model, say=say)
     with Busy(say, f"loading the model {config.model}" + ("" if adapter is None else f" with {adapter}")):
@@ -147,6 +153,8 @@ def load_policy(config: RunConfig, adapter: Path | None = None) -> Any:
             token_budget=config.token_budget or 4096,
             base_name=config.model,  # not the folder in which the embedded model was assembled
         )
+    if weights is not None:
+        load_weights(policy, weights)
     if isinstance(config, SftConfig):
         from_recipe.set_token_budget(policy, config, config.max_new_tokens)
     return policy

@@ -115,6 +115,16 @@ def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> list[
     return indices
 
 
+def subset(count: int, size: int | None, seed: int | None = None) -> Sequence[int]:
+    """Choose `size` of so many rows: the first ones, or with a seed some drawn at random, in their order.
+
+    All of them where there are no more, or no size is given.
+    """
+    if size is None or size >= count or seed is None:
+        return range(count if size is None else min(size, count))
+    return sorted(random.Random(f"subset/{seed}").sample(range(count), size))
+
+
 def take(rows: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
     """Take rows out of a data set or list, as dictionaries."""
     return [dict(rows[i]) for i in indices]

@@ -120,5 +120,9 @@ def _summary(kind: str, rows: Sequence[Mapping[str, Any]], tally: Tally) -> tupl
     numbers |= {"scored": len(scores), "mean": statistics.fmean(scores) if scores else None}
     numbers["from_logprobs"] = tally.from_logprobs
     mean = f"mean {numbers['mean']:.2f}" if scores else "no mean"
+    if kind == "direct" and len(scores) > 1:
+        numbers["quartiles"] = statistics.quantiles(scores, n=4, method="inclusive")
     expected = f", {tally.from_logprobs} scores are expectations over log-probabilities" if kind == "rubric" else ""
+    if "quartiles" in numbers:
+        expected = f"; quartiles {', '.join(f'{one:g}' for one in numbers['quartiles'])}"
     return f"{mean} over {len(scores)} of {len(rows)} answers; {tally.line()}{expected}", numbers

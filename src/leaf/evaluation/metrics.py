@@ -49,21 +49,23 @@ def _total(scorer: BLEU | CHRF, sums: np.ndarray) -> float:
     return float(scorer._aggregate_and_compute([np.rint(sums).astype(int).tolist()]).score)
 
 
-def _bleu(*, tokenize: str = AUTO, effective_order: str = AUTO) -> Metric:
+def _bleu(*, tokenize: str = AUTO, effective_order: str = AUTO, lowercase: str = "no") -> Metric:
     """Define corpus BLEU with sacreBLEU's defaults, fitted to language and length of the references.
 
     Args:
         tokenize: of sacreBLEU; `auto` is what the language of the references needs, and 13a where none is stated.
         effective_order: `yes`, `no` (as corpus_bleu has it), or `auto`: yes where at least half of the references have
             fewer than four tokens. Without it, BLEU is 0 as long as the predictions have no four tokens either.
+        lowercase: `yes` folds case whatever is asked for beside it, as validation in the published runs does.
     """
+    folds = _yes_or_no("lowercase", lowercase)
     if effective_order not in (AUTO, "yes", "no"):
         raise ConfigError(f"effective_order is {effective_order!r}; allowed are {AUTO}, yes, no.")
 
     def of(tokenizer: str, effective: bool) -> Metric:
         made = partial(bleu_scorer, tokenizer, effective_order=effective)
-        found = _sacrebleu("bleu", made(), lambda lowercase: made(lowercase=lowercase))
-        return replace(found, item_total=partial(_total, bleu_scorer(tokenizer)))
+        found = _sacrebleu("bleu", made(lowercase=folds), lambda lowercase: made(lowercase=lowercase or folds))
+        return replace(found, item_total=partial(_total, bleu_scorer(tokenizer, lowercase=folds)))
 
     def fit(references: Sequence[str], languages: Sequence[str | None]) -> Metric:
         tokenizer = common_tokenizer(languages) if tokenize == AUTO else tokenize
@@ -115,6 +117,22 @@ def _ratio(
     return Metric(items, percentage, described, less_is_better=less_is_better)
 
 
+_AS_WRITTEN = ("exact_match|punctuation:yes", "leaf-speech")
+
+
+def _exact_match(*, punctuation: str = "no") -> Metric:
+    """Define exact match; with punctuation it is that of the published code, and keeps case unless it is folded."""
+    if _yes_or_no("punctuation", punctuation):
+        return _ratio(lambda ours, theirs: (float(ours == theirs), 1.0), *_AS_WRITTEN, keeps_case=True)
+    return _mean(exact_match, "exact_match|punctuation:no", "leaf-speech")
+
+
+def _yes_or_no(option: str, value: str) -> bool:
+    if value not in ("yes", "no"):
+        raise ConfigError(f"{option} is {value!r}; allowed are yes and no.")
+    return value == "yes"
+
+
 def _mean(function: Callable[[str, str], float], signature: str, package: str) -> Metric:
     """Define 100 times the mean of a value per item; such a function folds case itself."""
     return _ratio(lambda prediction, reference: (function(prediction, reference), 1.0), signature, package)
@@ -128,7 +146,7 @@ MAKERS: dict[str, Callable[..., Metric]] = {
         name: partial(_mean, partial(rouge_f, name), f"{name}|f1|stemmer:no|tok:a-z0-9", "rouge-score")
         for name in ROUGES
     },
-    "exact_match": lambda: _mean(exact_match, "exact_match|punctuation:no", "leaf-speech"),
+    "exact_match": _exact_match,
     "token_f1": lambda: _mean(token_f1, "token_f1|punctuation:no", "leaf-speech"),
     "wer": lambda *, normalise="none": _error_rate("wer", normalise=normalise),
     "cer": lambda *, normalise="none": _error_rate("cer", normalise=normalise),

@@ -32,21 +32,25 @@ from leaf.model.sampler import Sampler
 from leaf.model.sampler_check import check_sampler, tolerance_of
 from leaf.model.usable import unusable_audio
 from leaf.progress import Busy
+from leaf.runs.checkpoints import kept_checkpoints
 from leaf.runs.directory import bring_back
 
 
-def name_systems(model: str, adapters: Sequence[str], *, with_base: bool) -> dict[str, Path | None]:
+def name_systems(
+    model: str, adapters: Sequence[str], *, with_base: bool, runs: Sequence[Path] = ()
+) -> dict[str, Path | None]:
     """Map names to adapter directories, given as `DIR` or `NAME=DIR`, and the bare model's name to None.
 
     A directory is named after its last two parts. The bare model comes first where it is wanted; without adapters it is
-    the only system. An adapter that a kill caught between two renames is brought back.
+    the only system. An adapter that a kill caught between two renames is brought back. Of runs, every checkpoint that
+    they keep is a system, named after run and step.
 
     Raises:
         ConfigError: a directory without an adapter, or two systems of one name.
         RunError: the process that writes an adapter is alive; try again in a moment.
     """
     systems: list[tuple[str, Path | None]] = []
-    if with_base or not adapters:
+    if with_base or not (adapters or runs):
         systems.append((Path(model).name, None))
     for given in adapters:
         name, equals, directory = given.partition("=")
@@ -60,6 +64,11 @@ def name_systems(model: str, adapters: Sequence[str], *, with_base: bool) -> dic
                 "of a run. There is no best without validation."
             )
         systems.append((name, Path(directory)))
+    for run in runs:
+        found = kept_checkpoints(run)
+        if not found:
+            raise ConfigError(f"{run} keeps no checkpoints; give the directory of a run.")
+        systems += [(f"{run.absolute().name}-{path.name}", path) for path in found]
     named = {re.sub(r"[^\w.-]+", "-", name): path for name, path in systems}
     if len(named) < len(systems):
         raise ConfigError("Two systems would have one name. Give them different names, as `--adapter NAME=DIR`.")

@@ -83,6 +83,13 @@ _BARE = {
     "rubric": re.compile(r"([1-5])(?:\s*/\s*5)?\.?"),
     "pairwise": re.compile(r"(a|b|tie)\.?", re.IGNORECASE),
 }
+# How Prometheus ends a reply (arXiv 2405.01535).
+RESULT = "[RESULT]"
+_RESULTS = {
+    "direct": re.compile(r"\[RESULT\]\s*\(?\s*(\d{1,3})\s*\)?\.?$"),
+    "rubric": re.compile(r"\[RESULT\]\s*\(?\s*([1-5])\s*\)?\.?$"),
+    "pairwise": re.compile(r"\[RESULT\]\s*\(?\s*(a|b|tie)\s*\)?\.?$", re.IGNORECASE),
+}
 _DIGITS = {"1", "2", "3", "4", "5"}
 
 
@@ -194,23 +201,41 @@ def parse(kind: str, text: str) -> str | None:
     """Read the number or verdict (a, b, tie) of a reply; None if it is not in the form that was asked for.
 
     The reply is one line of that form, bare or after `Score:` or `Verdict:`. There may be more text around a labelled
-    line if there is exactly one. The thoughts of a reasoning model (up to `</think>`) are left out.
+    line if there is exactly one. It may also end in Prometheus's `[RESULT] 4`, or be a JSON object with `overall_score`
+    or `score`, as the judges of the published runs reply. The thoughts of a reasoning model (up to `</think>`) are
+    left out.
     """
     answer = text.rpartition("</think>")[2].replace("*", "").strip()
     whole = _BARE[kind].fullmatch(answer)
     labelled = [found for line in answer.splitlines() if (found := _LINES[kind].fullmatch(line.strip()))]
-    found = whole or (labelled[0] if len(labelled) == 1 else None)
-    if found is None or (kind == "direct" and int(found[1]) > 100):
+    result = _RESULTS[kind].search(answer) if answer.count(RESULT) == 1 else None
+    found = whole or (labelled[0] if len(labelled) == 1 else None) or result
+    value = _score_in_json(answer) if found is None and kind != "pairwise" else found and found[1].lower()
+    if value is None or (kind == "direct" and float(value) > 100):
         return None
-    return found[1].lower()
+    return value if found or kind == "direct" or value in _DIGITS else None
+
+
+def _score_in_json(answer: str) -> str | None:
+    """Read the score of a reply that is a JSON object, alone or in a fenced block."""
+    try:
+        held = json.loads(re.sub(r"^```(?:json)?\s*|\s*```$", "", answer))
+    except (ValueError, RecursionError):
+        return None
+    score = held.get("overall_score", held.get("score")) if isinstance(held, dict) else None
+    if isinstance(score, bool) or not isinstance(score, int | float) or not score >= 0:
+        return None
+    return f"{score:g}"
 
 
 def expected_score(reply: Reply, digit: str) -> float | None:
     """Compute Σ d p(d) / Σ p(d) over the digits 1-5 at the one token that is the judge's digit.
 
-    None if there are no log-probabilities, they are all 0 as chances, or more than one token could be the digit.
+    None if there are no log-probabilities, they are all 0 as chances, or more than one token could be the digit. Behind
+    `[RESULT]` it is the last one.
     """
     places = [token for token in reply.tokens or [] if token["token"].strip() == digit]
+    places = places[-1:] if RESULT in reply.text else places
     if len(places) != 1 or not places[0]["top"]:
         return None
     chances = {one["token"]: math.exp(one["logprob"]) for one in [*places[0]["top"], places[0]]}

@@ -152,7 +152,11 @@ def _scores(run: RunDirectory, step: int) -> tuple[dict[str, tuple[float, float 
     if not rows:
         return {}, None
     last = rows[-1]
-    names = [name for name in last if name not in ("step", "truncated") and not name.endswith(("/low", "/high"))]
+    names = [
+        name
+        for name in last
+        if name not in ("step", "truncated", "length_mean") and not name.endswith(("/low", "/high"))
+    ]
     found = {name: (last[name], last.get(f"{name}/low"), last.get(f"{name}/high")) for name in names}
     return {name: values for name, values in found.items() if isinstance(values[0], int | float)}, last["step"]
 
@@ -163,7 +167,8 @@ def _table(scores: Mapping[str, Any], at: int | None, recipe: RunConfig) -> str:
     lines = ["| score | value | 95 % interval |", "|---|---|---|"]
     for name, (value, low, high) in scores.items():
         lines.append(f"| {name} | {value:.4g} | {'' if low is None else f'{low:.4g} to {high:.4g}'} |")
-    items = f"the first {recipe.eval_items} rows" if recipe.eval_items else "all rows"
+    which = "the first" if recipe.eval_items_seed is None else f"with seed {recipe.eval_items_seed} drawn"
+    items = f"{which} {recipe.eval_items} rows" if recipe.eval_items else "all rows"
     return "\n".join(
         [*lines, "", f"After step {at}, on {items} of the split {recipe.eval_split} of `{_last_part(recipe.task)}`."]
     )

@@ -124,7 +124,7 @@ class _Align(SupervisedStage):
         trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         trained |= dict(self.aligner.named_parameters())
         super().__init__(config, policy, run, groups, trained, train_rows, say)
-        eval_rows = take(eval_rows, range(min(len(eval_rows), config.eval_items or len(eval_rows))))
+        eval_rows = take(eval_rows, subset(len(eval_rows), config.eval_items, config.eval_items_seed))
         self.eval_texts = [row["reference"] for row in eval_rows]
         # The encoder is frozen, so its output is computed once, not once per epoch.
         what = f"align: encoding {len(train_rows)} + {len(eval_rows)} recordings"

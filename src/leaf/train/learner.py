@@ -16,7 +16,7 @@ from transformers.trainer_callback import TrainerState
 from leaf.config import LeafConfig
 from leaf.credit import BatchCredit, CreditRule
 from leaf.credit.correction import DIFFERENCE
-from leaf.data.rows import batch_indices, take
+from leaf.data.rows import batch_indices, subset, take
 from leaf.engines.samplers import allowed_by, make_sampler, weighing
 from leaf.errors import AudioError
 from leaf.evaluation.evaluate import Evaluation, evaluate
@@ -199,7 +199,7 @@ class Learner:
         """Score the validation rows with the recipe's decoding; all processes share the work."""
         config = self.config
         self.sync_sampler(self.done)
-        indices = range(min(len(self.eval_rows), config.eval_items or len(self.eval_rows)))
+        indices = subset(len(self.eval_rows), config.eval_items, config.eval_items_seed)
         rows = take(self.eval_rows, indices)
         if config.tolerate == "skip":
             rows, _ = rows_with_audio(

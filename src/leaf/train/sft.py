@@ -177,7 +177,7 @@ class _Sft(SupervisedStage):
         """Score greedy answers to the validation rows."""
         config, policy = self.config, self.policy
         policy.eval()
-        rows = take(self.eval_rows, range(min(len(self.eval_rows), config.eval_items or len(self.eval_rows))))
+        rows = take(self.eval_rows, subset(len(self.eval_rows), config.eval_items, config.eval_items_seed))
         decoding = Decoding(greedy=True, max_new_tokens=config.max_new_tokens)
         scoring = Scoring(self.metrics)
         # Nothing is kept of a validation that is given up.
