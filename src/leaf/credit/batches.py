@@ -132,9 +132,8 @@ def gtpo(
         r⁻_{i,t} = −α − β m H_{i,t}⁻¹ / Σ_k H_{k,t}⁻¹    over the m others, 0 where r_i ≥ success
 
     A is the z-score of r⁺ over all tokens of the group plus that of r⁻. The paper's rewards are 0 and 1; others are cut
-    at `success`, and a group on one side of it gets 0: the rule would see nothing but entropy. α = `alpha` and β =
-    `bonus` are the paper's in its experiments. The z-scores (its equation 6) were read from other
-    people's accounts of the paper.
+    at `success`, and a group on one side of it gets 0: the rule would see nothing but entropy. The z-scores (its
+    equation 6) and the values of α = `alpha` and β = `bonus` were read from other people's accounts of the paper.
 
     Raises:
         ConfigError: an option is out of range.
