@@ -12,7 +12,7 @@ from leaf.errors import ConfigError, RunError
 from leaf.evaluation.forks import as_record, boundary_options, fork_statistics, table_of
 from leaf.evaluation.systems import name_systems
 from leaf.rewards.total import Rewards
-from leaf.runs.checkpoints import kept_checkpoints, load_weights
+from leaf.runs.kept import kept_checkpoints, load_weights
 from tests.helpers import tiny
 from tests.helpers.families import policy_of
 

@@ -137,7 +137,7 @@ def load_policy(config: RunConfig, adapter: Path | None = None) -> Any:
     from leaf.model import from_recipe
     from leaf.model.demo import resolve_model
     from leaf.model.device import pick_device
-    from leaf.runs.checkpoints import is_checkpoint, load_weights
+    from leaf.runs.kept import is_checkpoint, load_weights
 
     weights = adapter if adapter is not None and is_checkpoint(adapter) else None
     adapter = adapter if weights is None else weights.parents[1] / "last"

@@ -32,8 +32,8 @@ from leaf.model.sampler import Sampler
 from leaf.model.sampler_check import check_sampler, tolerance_of
 from leaf.model.usable import unusable_audio
 from leaf.progress import Busy
-from leaf.runs.checkpoints import kept_checkpoints
 from leaf.runs.directory import bring_back
+from leaf.runs.kept import kept_checkpoints
 
 
 def name_systems(
