@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from leaf.commands.evaluating import rows_of
 from leaf.config import LeafConfig
 from leaf.credit import Fork
 from leaf.data.rows import subset
@@ -58,6 +59,8 @@ def test_subsets_are_the_first_rows_or_drawn_with_a_seed():
     assert drawn != subset(100, 10, seed=6)
     random.seed(0)
     assert drawn == subset(100, 10, seed=5)
+    with pytest.raises(ConfigError, match="--items-seed is 3, and without --items all rows are evaluated"):
+        rows_of(LeafConfig(), "test", None, set(), print, seed=3)
 
 
 def test_a_run_without_checkpoints_and_foreign_weights_are_refused(tmp_path):
