@@ -22,8 +22,10 @@ from leaf.config import LeafConfig, load_recipe
 from leaf.credit import BATCH_RULES, CREDIT_RULES, SET_RULES, SURROGATES, PrefixTree, credit_rule
 from leaf.credit.correction import Correction, mismatch
 from leaf.data import TASKS, load
+from leaf.evaluation.lengths import LENGTHS
 from leaf.evaluation.metrics import METRICS
 from leaf.evaluation.model_metrics import BUILDERS
+from leaf.rewards.finding import MADE
 from leaf.rewards.functions import REWARDS
 from leaf.rewards.judge import KINDS
 from leaf.rewards.total import Rewards
@@ -171,9 +173,10 @@ def test_the_protocol_page_says_what_the_recipes_say():
 
 
 def test_the_evaluation_of_the_protocol_names_metrics_and_kinds_that_exist():
-    named = re.search(r"`--metrics ([\w,]+)`", text("reproducing.md"))
-    assert named
-    assert set(named[1].split(",")) <= set(METRICS) | set(BUILDERS)
+    lists = re.findall(r"(?:--metrics |METRICS=)([\w,:=]+)", text("reproducing.md"))
+    named = {one.partition(":")[0] for given in lists for one in given.split(",")} - {"none"}
+    assert len(named) > 9
+    assert named <= {*METRICS, *BUILDERS, *LENGTHS}
     assert set(KINDS) <= set(re.findall(r"direct|rubric|pairwise", text("reproducing.md")))
 
 
@@ -224,7 +227,7 @@ def test_the_credit_rule_of_its_page_runs_by_name_and_keeps_the_guarantees(tmp_p
 
 def test_the_built_in_rewards_are_those_of_the_page():
     listed = text("adding_a_reward.md").partition("## Built in")[2]
-    assert set(REWARDS) | {"judge"} <= set(re.findall(r"`(\w+)`", listed))
+    assert {*REWARDS, *MADE} <= set(re.findall(r"`(\w+)`", listed))
 
 
 def test_the_reward_of_its_page_runs_by_path(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from leaf.config import AlignConfig
 from leaf.data.given import training_and_validation
-from leaf.data.rows import batch_indices, take
+from leaf.data.rows import batch_indices, subset, take
 from leaf.errors import DataError, ModelError
 from leaf.model.checks import check_model
 from leaf.model.policy import Policy

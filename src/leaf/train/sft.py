@@ -13,7 +13,7 @@ from leaf.config import SftConfig
 from leaf.credit.tree import PrefixTree
 from leaf.data.given import training_and_validation
 from leaf.data.recordings import audio_of, names_of
-from leaf.data.rows import batch_indices, row_name, take
+from leaf.data.rows import batch_indices, row_name, subset, take
 from leaf.errors import DataError
 from leaf.evaluation.evaluate import evaluate
 from leaf.evaluation.fitting import advice, fitting_metrics, texts_and_languages
