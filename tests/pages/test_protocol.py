@@ -23,7 +23,7 @@ SERVER = Path(__file__).parents[1] / "helpers/judge_server.py"
 MODELS = {
     "granite-3.3-2b": "granite_speech",
     "granite-3.3-8b": "granite_speech",
-    "granite-4.0-1b": "granite_speech 4 dense",
+    "granite-4.0-1b": "granite_speech",  # its decoder has Granite's plain class, with gate_proj, up_proj and down_proj
     "qwen2-audio-7b": "qwen2_audio",
     "voxtral-3b": "voxtral",
 }

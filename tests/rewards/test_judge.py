@@ -560,3 +560,16 @@ def test_behind_a_result_the_last_digit_is_the_score():
     tokens = [token("4", {"4": 0.9}), token("[RESULT]", {"[RESULT]": 0.9}), token(" 4", {" 4": 0.75, " 2": 0.25})]
     assert expected_score(Reply("4 facts. [RESULT] 4", tokens), "4") == pytest.approx(0.75 * 4 + 0.25 * 2)
     assert expected_score(Reply("4 4", tokens), "4") is None
+
+
+@pytest.mark.parametrize("kind", ["direct", "rubric", "pairwise"])
+def test_without_transcripts_the_reference_stands_for_them(kind):
+    how = JudgeSettings.of(kind)
+    with_both, without = how.prompt(), how.prompt(has_passage=False)
+    assert "{passage}" in with_both
+    assert "transcript" not in without
+    assert "{reference}" in without
+    assert "a recording that you do not have" in without
+    assert without.count("reference answer") == 1
+    # Without a reference either there would be nothing to judge by: the transcript is asked for.
+    assert "{passage}" in how.prompt(has_passage=False, has_reference=False)

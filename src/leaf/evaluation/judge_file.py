@@ -13,7 +13,7 @@ from leaf.evaluation.predictions import Predictions, meta_path, read_predictions
 from leaf.files import write_json, write_rows
 from leaf.http import Endpoint
 from leaf.rewards.endpoint import Client
-from leaf.rewards.judge import Tally, compare_items, score_items
+from leaf.rewards.judge import Tally, compare_items, score_items, what_items_have
 from leaf.rewards.judge_prompts import JudgeSettings
 
 
@@ -61,10 +61,10 @@ def judge_file(
             for item, result in zip(systems[0].items, results, strict=True):
                 rows.append({"id": item["id"], "pass": number, **result})
         tally.cached = client.cached
-    has_reference = all(item.get("reference") for item in systems[0].items)
+    has = what_items_have([_texts(item) for item in systems[0].items])
     line, summary = _summary(settings.kind, rows, tally)
     meta = {
-        "judge": settings.describe(endpoint.model, has_reference=has_reference),
+        "judge": settings.describe(endpoint.model, **has),
         "judged": [{"system": one.system, "sha256": one.answers_digest(passes)} for one in systems],
         "passes": passes,
         "summary": summary,

@@ -56,8 +56,8 @@ def score_items(
         items: texts by name, as in `FIELDS`.
         tally: counts are added to it.
     """
-    has_reference = _check_items(settings, items)
-    requests = [settings.bodies(item, client.endpoint.model, has_reference=has_reference) for item in items]
+    has = _check_items(settings, items)
+    requests = [settings.bodies(item, client.endpoint.model, **has) for item in items]
     # Samples differ in their seed. If the user has removed it they are equal, and only a number tells the cache that
     # each is to be asked for.
     numbers = [bodies[:i].count(body) for bodies in requests for i, body in enumerate(bodies)]
@@ -81,10 +81,10 @@ def compare_items(
     Judges prefer the answer that they see first, so each pair is shown in both orders, and only verdicts that agree
     count. Arguments are those of `score_items`, for settings of kind pairwise.
     """
-    has_reference = _check_items(settings, items)
+    has = _check_items(settings, items)
     swapped = [{**item, "answer_a": item["answer_b"], "answer_b": item["answer_a"]} for item in items]
     model = client.endpoint.model
-    bodies = [settings.bodies(item, model, has_reference=has_reference)[0] for item in [*items, *swapped]]
+    bodies = [settings.bodies(item, model, **has)[0] for item in [*items, *swapped]]
     replies = client.complete(bodies)
     results = []
     for first, second in zip(replies[: len(items)], replies[len(items) :], strict=True):
@@ -161,10 +161,18 @@ def _read_score(kind: str, reply: Reply, tally: Tally) -> float | None:
     return float(found) if expected is None else expected
 
 
-def _check_items(settings: JudgeSettings, items: Sequence[Mapping[str, str]]) -> bool:
-    """Refuse items that lack what the template shows, and say whether all have a reference."""
-    has_reference = all(item["reference"].strip() for item in items)
-    template = settings.prompt(has_reference=has_reference)
+def what_items_have(items: Sequence[Mapping[str, str]]) -> dict[str, bool]:
+    """Tell whether all items have a reference, and whether any has a transcript, as `JudgeSettings.prompt` asks."""
+    return {
+        "has_reference": all(item["reference"].strip() for item in items),
+        "has_passage": any(item["passage"].strip() for item in items),
+    }
+
+
+def _check_items(settings: JudgeSettings, items: Sequence[Mapping[str, str]]) -> dict[str, bool]:
+    """Refuse items that lack what the template shows, and say what they have."""
+    has = what_items_have(items)
+    template = settings.prompt(**has)
     columns = {"passage": "text", "question": "prompt", "reference": "reference"}
     for name, column in columns.items():
         if f"{{{name}}}" in template:
@@ -174,4 +182,4 @@ def _check_items(settings: JudgeSettings, items: Sequence[Mapping[str, str]]) ->
                     f"{empty} of {len(items)} rows have no `{column}`, which the judge's prompt shows as {{{name}}}. "
                     "Give them one, or a template without it."
                 )
-    return has_reference
+    return has

@@ -21,11 +21,13 @@ KINDS = ("direct", "rubric", "pairwise")
 FIELDS = ("passage", "question", "reference", "answer", "answer_a", "answer_b")
 
 _MATERIAL = """You assess answers to questions about spoken recordings.
-
+"""
+_PASSAGE = """
 <transcript>
 {passage}
 </transcript>
-
+"""
+_QUESTION = """
 <question>
 {question}
 </question>
@@ -72,6 +74,15 @@ Verdict: A
 Verdict: B
 Verdict: tie""",
 }
+# Where rows have no transcript, the reference stands for it.
+_WITHOUT_PASSAGE = {
+    "The transcript is what was said; the answer's author heard": "The answer's author heard",
+    "the recording and did not see it. Weigh": "a recording that you do not have. Weigh",
+    "adds anything that the transcript contradicts": "adds anything that the reference answer contradicts",
+    "The transcript is what was said; the authors of both answers heard": "The authors of both answers heard",
+    "the recording and did not see it. Decide": "a recording that you do not have. Decide",
+    "is more correct and complete": "is closer to the reference answer",
+}
 # The forms of a reply: the line that was asked for, or what it says alone.
 _LINES = {
     "direct": re.compile(r"score:\s*(\d{1,3})(?:\s*/\s*100)?\.?", re.IGNORECASE),
@@ -99,7 +110,7 @@ class JudgeSettings:
 
     Attributes:
         kind: direct (0-100), rubric (1-5) or pairwise.
-        template: its prompt with `FIELDS` in braces; None for ours, without the reference if rows have none.
+        template: its prompt with `FIELDS` in braces; None for ours, without transcript or reference if rows have none.
         samples: replies per item; direct takes their median, rubric their mean, pairwise one per order.
         temperature: of the judge.
         max_tokens: length limit of a reply.
@@ -161,15 +172,23 @@ class JudgeSettings:
         text = None if template is None else _read_template(template, kind)
         return cls(kind, text, samples, temperature, max_tokens, _request_keys(extra))
 
-    def prompt(self, *, has_reference: bool = True) -> str:
-        """Choose the template: the user's, or ours with or without a reference."""
+    def prompt(self, *, has_reference: bool = True, has_passage: bool = True) -> str:
+        """Choose the template: the user's, or ours, with a reference, a transcript or both."""
         if self.template is not None:
             return self.template
-        return _MATERIAL + (_REFERENCE if has_reference else "") + _TASKS[self.kind]
+        task = _TASKS[self.kind]
+        if not has_passage and has_reference:
+            for ours, theirs in _WITHOUT_PASSAGE.items():
+                task = task.replace(ours, theirs)
+            return _MATERIAL + _QUESTION + _REFERENCE + task
+        return _MATERIAL + _PASSAGE + _QUESTION + (_REFERENCE if has_reference else "") + task
 
-    def bodies(self, values: Mapping[str, str], model: str, *, has_reference: bool = True) -> list[dict[str, Any]]:
-        """Write the requests for one item: one per sample, each with a seed unless `extra` has its own."""
-        template = self.prompt(has_reference=has_reference)
+    def bodies(self, values: Mapping[str, str], model: str, **has: bool) -> list[dict[str, Any]]:
+        """Write the requests for one item: one per sample, each with a seed unless `extra` has its own.
+
+        `has` is what `prompt` asks: has_reference and has_passage.
+        """
+        template = self.prompt(**has)
         # One pass over the template: braces in an answer stay what they are.
         text = re.sub(r"\{(" + "|".join(FIELDS) + r")\}", lambda found: values[found[1]], template)
         body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": text}]}
@@ -179,13 +198,13 @@ class JudgeSettings:
         requests = [{**body, "seed": seed, **self.extra} for seed in range(self.samples)]
         return [{key: value for key, value in one.items() if value is not None} for one in requests]
 
-    def describe(self, model: str, *, has_reference: bool = True) -> dict[str, Any]:
+    def describe(self, model: str, **has: bool) -> dict[str, Any]:
         """Describe what decides a judgement, with a checksum and a signature, without the endpoint's address."""
         model = Path(model).name if Path(model).is_absolute() else model  # a server may know it by its folder
         about = {
             "kind": self.kind,
             "model": model,
-            "template": self.prompt(has_reference=has_reference),
+            "template": self.prompt(**has),
             "samples": self.samples,
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
