@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from leaf.errors import ConfigError, DataError, JudgeError
 from leaf.evaluation.judge_file import judge_file
 from leaf.evaluation.predictions import Predictions, read_meta, read_predictions
-from leaf.files import read_rows
+from leaf.files import read_rows, write_rows
 from leaf.http import Endpoint
 from leaf.rewards.endpoint import Client, Reply, request_key
 from leaf.rewards.judge import JudgeSettings, Tally, compare_items, expected_score, parse, score_items
@@ -436,8 +436,14 @@ def test_files_that_cannot_be_judged(url, tmp_path):
     with pytest.raises(DataError, match="1 only in b \\('2'\\)"):
         judge_file(a, endpoint(url), JudgeSettings.of("pairwise"), against=b)
     silent = predictions(tmp_path / "c.jsonl", "c", [["x"]], text="")
+    (tmp_path / "shows.txt").write_text("{passage} {answer}")
     with pytest.raises(DataError, match="1 of 1 rows have no `text`"):
-        judge_file(silent, endpoint(url), JudgeSettings.of("direct"))
+        judge_file(silent, endpoint(url), JudgeSettings.of("direct", template=tmp_path / "shows.txt"))
+    half = predictions(tmp_path / "d.jsonl", "d", [["x", "y"]])
+    rows = read_rows(half)
+    write_rows(half, [{**rows[0], "text": ""}, rows[1]])
+    with pytest.raises(DataError, match="1 of 2 rows have no `text`"):
+        judge_file(half, endpoint(url), JudgeSettings.of("direct"))
     assert seen(url)["requests"] == 0
 
 
