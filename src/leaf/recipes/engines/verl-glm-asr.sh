@@ -65,6 +65,8 @@ arguments=(
     +actor_rollout_ref.model.override_config.attn_implementation=sdpa
 
     actor_rollout_ref.actor.strategy=fsdp2
+    # The class names attention inside of layers, too; verl would shard both, the outer one first, which FSDP2 cannot.
+    "+actor_rollout_ref.actor.fsdp_config.wrap_policy.transformer_layer_cls_to_wrap=[LlamaDecoderLayer,GlmAsrEncoderLayer]"
     actor_rollout_ref.actor.optim.lr=5e-6
     actor_rollout_ref.actor.ppo_mini_batch_size=128
     # A family that pads waveforms (Granite Speech) needs 1 here and below: its rows change with their neighbours.
