@@ -62,7 +62,8 @@ def speech_processor(name_or_path: str, **options: Any) -> Any:
         AutoModelForImageTextToText.register(kind, AutoModelForMultimodalLM._model_mapping[kind])
     if not hasattr(config, "tie_word_embeddings"):
         # verl asks the outer configuration, and some of speech models have it in that of the language model alone.
-        kind.tie_word_embeddings = getattr(config.get_text_config(), "tie_word_embeddings", False)
+        tied = getattr(config.get_text_config(), "tie_word_embeddings", False)
+        setattr(kind, "tie_word_embeddings", tied)  # noqa: B010
     processor.config = config
     return processor
 
