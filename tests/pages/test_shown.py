@@ -310,6 +310,7 @@ def test_the_table_of_figures_is_the_log(tmp_path):
     logged = {key.replace("rewards/chrf/", "rewards/NAME/") for key in logged} | {"logged/NAME"}
     logged = {*logged, "set_mass"}  # of distinct rollouts only; tests/train/test_distinct_rollouts.py sees it logged
     logged |= mismatch([], [], [], Correction())[1].record().keys()  # of a sampler elsewhere only
+    logged |= {f"sampling/engine_logp_difference/{which}" for which in ("mean", "max")}
     assert sorted(told) == sorted(logged), set(told) ^ set(logged)
     validation = next(iter(run.lines("validation.jsonl")))
     measured = ["bleu", "chrf", "exact_match", "reward", "rewards/chrf/mean"]

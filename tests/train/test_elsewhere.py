@@ -127,6 +127,41 @@ def test_rules_that_read_entropies_get_the_policys(tmp_path):
         assert torch.allclose(a, b, atol=1e-4)
 
 
+class Behind(Elsewhere):
+    """Settles its draws when it is asked to start, and hands them out when it is waited for."""
+
+    @property
+    def version(self):
+        return self.pushed[-1]
+
+    def start(self, policy, prompts, drawing, generators=None):
+        groups = self.sample(policy, prompts, drawing, generators)
+        return lambda: groups
+
+
+def test_a_rollout_that_is_drawn_ahead_comes_from_weights_one_step_old(tmp_path):
+    options = {"url": "http://localhost:1", "overlap": True}
+    config = recipe(tmp_path, top_p=1.0, max_steps=4, learning_rate=3e-2, sampler="vllm", sampler_options=options)
+    one = trainer(config, Behind())
+    seen, update = [], one.update
+    one.update = lambda rollout: seen.append(rollout) or update(rollout)  # type: ignore[func-returns-value,method-assign]
+    run = one.train()
+    assert [rollout.groups[0].version for rollout in seen] == [0, 0, 1, 2]
+    records = lines(run.path, "metrics.jsonl")
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    for record in records:  # the sampler is right about the weights that it drew from
+        assert record["sampling/engine_logp_difference/max"] < 1e-4
+    # The first rollout is drawn from the policy as it is; since then it has moved, and the weights say so.
+    assert records[0]["sampling/sampling_logp_difference/max"] < 1e-4
+    for record in records[1:]:
+        assert record["sampling/sampling_logp_difference/mean"] > 1e-3
+        assert record["sampling/importance_sampling_ratio/max"] > 1.001
+    assert all("seconds/sample" in record for record in records)
+    (tmp_path / "run/checkpoints/step-000004").rename(tmp_path / "later")  # and it resumes
+    again = trainer(config, Behind()).train(resume_from_checkpoint=True)
+    assert [record["step"] for record in lines(again.path, "metrics.jsonl")] == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -12,6 +12,7 @@ import torch
 from leaf.config import LeafConfig, LoraFields, RunConfig
 from leaf.data.recordings import row_seconds
 from leaf.data.rows import stated_seconds
+from leaf.engines.vllm.look import look_at_servers
 from leaf.errors import CodeRefused, ConfigError, DataError, LeafError
 from leaf.memory import available_bytes
 from leaf.model.demo import ASSEMBLED, GIGABYTES, describe_model, model_cache, resolve_model
@@ -68,6 +69,7 @@ def _findings(config: RunConfig) -> Iterator[Finding]:
     yield _device(config, device)
     yield from _settings(config)
     shape: Estimate | None = None
+    model_config: Any = None
     family: Family | None = None
     processor: Any = None
     try:
@@ -81,6 +83,7 @@ def _findings(config: RunConfig) -> Iterator[Finding]:
         yield Finding("model", "fails", f"{config.model} cannot be looked at: {_first_line(error)}", advice)
     else:
         yield from _memory(config, shape, layers, device)
+    yield from _sampler(config, model_config)
     yield from _data(config, family, processor)
     yield _disk(config, shape)
 
@@ -191,6 +194,19 @@ def _memory(config: RunConfig, shape: Estimate, layers: list[int], device: torch
     # The sampler takes fewer prompts at once until its cache fits, so only what the update needs is certain.
     state: State = "unsure" if fixed + update <= room else "fails"
     yield Finding("memory", state, f"{found}: {need / GB:.1f} of {available / GB:.1f} GB", "Use " + ", ".join(advice))
+
+
+def _sampler(config: RunConfig, model_config: Any) -> Iterator[Finding]:
+    """Look at the servers that are to draw completions."""
+    if not isinstance(config, LeafConfig) or config.sampler == "local":
+        return
+    width = None if model_config is None else model_config.get_text_config(decoder=True).hidden_size
+    positions = planned_prompt(config) + config.max_new_tokens
+    try:
+        for fits, found, advice in look_at_servers(config, width, positions):
+            yield Finding("sampler", "ok" if fits else "fails", found, advice)
+    except ConfigError:
+        return  # options that are wrong were found among the settings
 
 
 def _sharded(need: int, layers: list[int], room: float) -> str | None:

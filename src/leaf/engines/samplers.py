@@ -71,6 +71,11 @@ def allowed_by(config: LeafConfig) -> float | None:
     return None if config.sampler == "local" else vllm_options(config.sampler_options).tolerance
 
 
+def overlaps(config: LeafConfig) -> bool:
+    """Tell whether the next rollout is drawn while the update runs."""
+    return config.sampler != "local" and vllm_options(config.sampler_options).overlap
+
+
 def weighing(config: LeafConfig) -> Correction:
     """Find how the recipe weighs what a sampler elsewhere drew."""
     return Correction() if config.sampler == "local" else vllm_options(config.sampler_options).weighing()

@@ -72,6 +72,16 @@ class Sampler(Protocol):
         ...
 
 
+class AheadSampler(Sampler, Protocol):
+    """A sampler that can draw in another thread while the policy is trained."""
+
+    def start(
+        self, policy: Policy, prompts: Sequence[Prompt], drawing: Drawing, generators: Generators = None
+    ) -> Callable[[], list[Group]]:
+        """Settle what `sample` draws and from which weights, and give a function that draws it, in any thread."""
+        ...
+
+
 class LocalSampler:
     """Draw from the policy itself, in this process."""
 

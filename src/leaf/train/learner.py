@@ -15,9 +15,9 @@ from transformers.trainer_callback import TrainerState
 
 from leaf.config import LeafConfig
 from leaf.credit import BatchCredit, CreditRule
-from leaf.credit.correction import DIFFERENCE
+from leaf.credit.correction import DIFFERENCE, Correction
 from leaf.data.rows import batch_indices, subset, take
-from leaf.engines.samplers import allowed_by, make_sampler, weighing
+from leaf.engines.samplers import allowed_by, make_sampler, overlaps, weighing
 from leaf.errors import AudioError
 from leaf.evaluation.evaluate import Evaluation, evaluate
 from leaf.evaluation.fitting import reward_advice, texts_and_languages
@@ -25,9 +25,10 @@ from leaf.evaluation.predict import Decoding
 from leaf.evaluation.registry import Scoring
 from leaf.model.draws import step_generator
 from leaf.model.from_recipe import has_dropout, set_token_budget
-from leaf.model.policy import Policy
+from leaf.model.policy import Policy, Prompt
 from leaf.model.sampler import Sampler
 from leaf.model.sampler_check import check_sampler, random_adapter, tolerance_of
+from leaf.model.sampling import Group
 from leaf.model.usable import rows_with_audio
 from leaf.progress import Busy
 from leaf.rewards.total import Rewards
@@ -35,10 +36,11 @@ from leaf.runs.alike import check_alike
 from leaf.runs.processes import Processes
 from leaf.runs.signals import StopSignals
 from leaf.runs.skipped import SkippedSteps
-from leaf.train.elsewhere import Agreement, Source, over_processes
+from leaf.train.ahead import Drawn, copied, in_background, with_weights
+from leaf.train.elsewhere import Agreement, Source, compare, over_processes
 from leaf.train.parts import cut
 from leaf.train.phases import watched_by
-from leaf.train.rollout import Rollout, rollout
+from leaf.train.rollout import Rollout, drawing_of, embed, rollout
 from leaf.train.schedule import build_optimizer, build_schedule, run_length
 from leaf.train.update import optimizer_step, update_record
 from leaf.train.validation import plan_validation
@@ -105,6 +107,7 @@ class Learner:
         )
         self.skips = SkippedSteps(policy.base.dtype, self._say)
         self.agreement = Agreement(tolerance_of(policy, allowed_by(config)), self._say)
+        self._ahead: Drawn | None = None
         self.seconds: dict[str, float] = {}  # phase of the step → seconds
 
     @property
@@ -120,22 +123,60 @@ class Learner:
         """
         config = self.config
         positions = self.processes.positions(config.prompts_per_rollout)
-        indices = batch_indices(len(self.train_rows), config.prompts_per_rollout, step - 1, config.seed)
+        how: dict[str, Any] = {"on_policy": self.on_policy, "trainer_state": self._trainer_state(step - 1)}
 
-        state = self._trainer_state(step - 1)
-
-        def roll_out(rows: list[dict[str, Any]]) -> Rollout:
-            draws = [step_generator(config.seed, step, position) for position in positions]
-            how: dict[str, Any] = {"on_policy": self.on_policy, "trainer_state": state}
-            how["source"] = Source(self.sampler, weighing(config))
-            return rollout(self.policy, rows, self.rule, self.rewards, config, draws, **how)
+        def roll_out(rows: list[dict[str, Any]], groups: list[Group] | None = None) -> Rollout:
+            source = Source(self.sampler, weighing(config), groups)
+            return rollout(self.policy, rows, self.rule, self.rewards, config, self._draws(step), source=source, **how)
 
         with watched_by(self._phase):
-            made, lines, replaced = self._with_usable_audio([indices[i] for i in positions], roll_out)
+            if overlaps(config):
+                made, lines, replaced = self._rollout_ahead(step, roll_out)
+            else:
+                made, lines, replaced = self._with_usable_audio(self._rows(step), roll_out)
         # The main process says all lines, so those of the others name their process.
         who = f"step {step}" if self.processes.main else f"step {step}, process {self.processes.index}"
         left_out = [f"{who}: {line}" for line in (*lines, *made.left_out)]
         return replace(made, step=step, positions=positions, bad_audio=replaced, left_out=left_out)
+
+    def _rows(self, step: int) -> list[int]:
+        """Choose the training rows of a step that are this process's."""
+        size = self.config.prompts_per_rollout
+        indices = batch_indices(len(self.train_rows), size, step - 1, self.config.seed)
+        return [indices[i] for i in self.processes.positions(size)]
+
+    def _draws(self, step: int) -> list[torch.Generator]:
+        """Make the random generators of this process's prompts of a step."""
+        positions = self.processes.positions(self.config.prompts_per_rollout)
+        return [step_generator(self.config.seed, step, position) for position in positions]
+
+    def _rollout_ahead(
+        self, step: int, roll_out: Callable[[list[dict[str, Any]], list[Group]], Rollout]
+    ) -> tuple[Rollout, list[str], int]:
+        """Take the completions that were drawn ahead, let those of the next step be drawn, and go on with the first."""
+        drawn = self._ahead if self._ahead is not None and self._ahead.step == step else self._draw_ahead(step)
+        groups = drawn.groups()
+        stale = drawn.version != step - 1
+        self._ahead = self._draw_ahead(step + 1) if step < self.length.steps else None
+        made = roll_out(drawn.rows, groups)
+        if stale:  # whether the sampler is right shows only with the weights that it drew from
+            with with_weights(self.trained, drawn.weights):
+                made = replace(made, engine=compare(self.policy, groups, Correction("none")).mismatch)
+        return made, drawn.lines, drawn.replaced
+
+    def _draw_ahead(self, step: int) -> Drawn:
+        """Let the completions of a step be drawn in the background, from the weights that the sampler has now."""
+        sampler: Any = self.sampler  # an AheadSampler
+        rows: list[dict[str, Any]] = []
+
+        def embedded(usable: list[dict[str, Any]]) -> list[Prompt]:
+            rows[:] = usable
+            return embed(self.policy, usable)
+
+        prompts, lines, replaced = self._with_usable_audio(self._rows(step), embedded)
+        drawing = drawing_of(self.config, self.rule, sampler)
+        draw = sampler.start(self.policy, prompts, drawing, self._draws(step))
+        return Drawn(step, sampler.version, rows, lines, replaced, copied(self.trained), in_background(draw))
 
     def begin_sampler(self, rows: Sequence[int]) -> list[str]:
         """Get the sampler ready, and check one that is elsewhere with random weights in the adapter; return lines.
@@ -146,6 +187,7 @@ class Learner:
         Raises:
             ModelError: it does not draw from the policy.
         """
+        self._ahead = None
         lines = self.processes.together(lambda: self.sampler.begin(self.policy, self.stop.check))
         if self.sampler.exact:
             return lines
@@ -172,8 +214,12 @@ class Learner:
         if rollout.mismatch is None:
             return {}
         record = over_processes(rollout.mismatch, self.processes).record()
-        self.agreement.step(rollout.step, record[DIFFERENCE + "mean"], record[DIFFERENCE + "max"])
-        return record
+        mean, largest = record[DIFFERENCE + "mean"], record[DIFFERENCE + "max"]
+        if rollout.engine is not None:
+            of_its_weights = over_processes(rollout.engine, self.processes).record()
+            mean, largest = of_its_weights[DIFFERENCE + "mean"], of_its_weights[DIFFERENCE + "max"]
+        self.agreement.step(rollout.step, mean, largest)
+        return record | {"sampling/engine_logp_difference/mean": mean, "sampling/engine_logp_difference/max": largest}
 
     def update(self, rollout: Rollout) -> dict[str, float | None]:
         """Take the optimiser steps of one rollout and return what is recorded of them (`update_record`)."""

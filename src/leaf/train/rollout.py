@@ -47,6 +47,7 @@ class Rollout:
         left_out: a sentence for everything that was left out.
         importance: (K, T) weights of tokens that a sampler elsewhere drew; None where the policy itself did.
         mismatch: how far that sampler and the policy are apart.
+        engine: the same for the weights that it drew from, where the policy has taken a step since.
         step, positions, bad_audio: set by the trainer: the step, where each group is among those of all processes, and
             how many rows without usable audio another row replaced.
     """
@@ -65,6 +66,7 @@ class Rollout:
     logged: dict[str, float] = field(default_factory=dict)
     importance: list[Tensor] | None = None
     mismatch: Mismatch | None = None
+    engine: Mismatch | None = None
     step: int = 0
     positions: Sequence[int] = ()
     bad_audio: int = 0

@@ -141,6 +141,17 @@ class Server:
             f"take adapters of that rank, and load them while it runs; {START}."
         )
 
+    def loads_adapters(self) -> bool:
+        """Tell whether the server loads adapters while it runs, by asking for one that is not there."""
+        body = {"lora_name": "leaf-none", "lora_path": "/leaf-none"}
+        try:
+            self._connection.ask(f"{self.url}/v1/load_lora_adapter", body, lambda text: text, **_AT_ONCE)
+        except Refused as refused:
+            return '"detail"' not in refused.text  # there is no such address where a server loads none
+        except NoAnswer:
+            return self.answers()  # the engine could not read it, which it tried
+        return True
+
     def forget(self, adapter: Adapter) -> None:
         """Let the server drop an adapter; one that it no longer has, or a server that is gone, is left in peace."""
         try:

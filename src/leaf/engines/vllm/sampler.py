@@ -51,7 +51,7 @@ class VllmSampler:
     def __init__(self, options: VllmOptions, folder: str | Path, *, say: Callable[[str], None] = print):
         self.options, self.folder, self.say = options, Path(folder).absolute(), say
         self.interrupt: Callable[[], None] = lambda: None
-        self.servers = [Server(endpoint) for endpoint in options.endpoints()]
+        self.servers = self._made()
         self.adapter: Adapter | None = None
         self.version = 0
         self._written: list[Path] = []
@@ -69,6 +69,7 @@ class VllmSampler:
             ModelError, RunError: a server has another model, lacks an option, or none answers in time.
         """
         self.interrupt = interrupt
+        self.servers = self.servers or self._made()  # it may begin again after it was closed
         plain_config(policy.family, policy.base.config)  # refuses decoders that embeddings do not suffice for
         nothing = torch.zeros(2, policy.text_config.hidden_size, dtype=policy.base.dtype)
         ask = {"max_tokens": 1, "temperature": 1.0}
@@ -126,6 +127,12 @@ class VllmSampler:
             ConfigError: the drawing is one that a server does not do.
             RunError: no server came back in time, or one refuses a prompt.
         """
+        return self.start(policy, prompts, drawing, generators)()
+
+    def start(
+        self, policy: Policy, prompts: Sequence[Prompt], drawing: Drawing, generators: Generators = None
+    ) -> Callable[[], list[Group]]:
+        """Settle what `sample` draws and from which weights, and give a function that draws it, in any thread."""
         if drawing.distinct or drawing.entropy:
             what = "draw distinct completions" if drawing.distinct else "give entropies"
             raise ConfigError(f"A server of vLLM does not {what}. Set sampler=local.")
@@ -133,22 +140,20 @@ class VllmSampler:
             raise ConfigError(f"num_completions is {drawing.num_completions}; it must be at least 1.")
         bodies = [encoded(prompt.embeddings) for prompt in prompts]
         tasks = _tasks(len(prompts), drawing, generators)
-        adapter = self.adapter
+        adapter, version = self.adapter, self.version
         work = self._work(
             lambda server, task: server.complete(adapter, bodies[task.prompt], _settings(policy, drawing, task))
         )
-        found: list[dict[int, Completion]] = [{} for _ in prompts]
-        for task, completions in zip(tasks, work.run(tasks, self.interrupt), strict=True):
-            if len(completions) != _asked(task):
-                raise ModelError(f"A server gave {len(completions)} completions; {_asked(task)} were asked for.")
-            if task.greedy:
-                completions = completions * len(task.completions)
-            found[task.prompt].update(zip(task.completions, completions, strict=True))
-        make = partial(_group, eos=policy.eos_token_ids, version=self.version)
-        return [
-            make(prompt, [drawn[k] for k in range(drawing.num_completions)])
-            for prompt, drawn in zip(prompts, found, strict=True)
-        ]
+
+        def draw() -> list[Group]:
+            given = _dealt(tasks, work.run(tasks, self.interrupt), len(prompts))
+            make = partial(_group, eos=policy.eos_token_ids, version=version)
+            return [
+                make(prompt, [drawn[k] for k in range(drawing.num_completions)])
+                for prompt, drawn in zip(prompts, given, strict=True)
+            ]
+
+        return draw
 
     def close(self) -> None:
         """Close the connections, and remove the adapters from the servers and from the disk."""
@@ -156,7 +161,11 @@ class VllmSampler:
             if self.adapter is not None:
                 server.forget(self.adapter)
             server.close()
+        self.servers, self.adapter, self._written = [], None, []
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _made(self) -> list[Server]:
+        return [Server(endpoint) for endpoint in self.options.endpoints()]
 
     def _work(self, action: Callable[[Server, Any], Any], concurrency: int | None = None) -> Work:
         options = self.options
@@ -177,8 +186,7 @@ def _tasks(prompts: int, drawing: Drawing, generators: Generators) -> list[_Task
     """Cut completions into requests: one for each prompt, or one for each completion that has its own seed."""
     every = tuple(range(drawing.num_completions))
     greedy = drawing.greedy
-    same = isinstance(greedy, bool)
-    each = [greedy] * len(every) if same else list(greedy)
+    each = [greedy] * len(every) if isinstance(greedy, bool) else list(greedy)
     if generators is None or isinstance(generators, torch.Generator):
         draws = torch.randint(2**62, (prompts,), generator=generators).tolist()
         seeds: list[int | list[int]] = [*draws]
@@ -195,6 +203,18 @@ def _tasks(prompts: int, drawing: Drawing, generators: Generators) -> list[_Task
             own = seed if isinstance(seed, list) else [seed + k for k in every]
             tasks += [_Task(i, (k,), own[k], each[k]) for k in every]
     return tasks
+
+
+def _dealt(tasks: Sequence[_Task], results: Sequence[list[Completion]], prompts: int) -> list[dict[int, Completion]]:
+    """Put what came for each request in its place: prompt, and number of the completion."""
+    found: list[dict[int, Completion]] = [{} for _ in range(prompts)]
+    for task, completions in zip(tasks, results, strict=True):
+        if len(completions) != _asked(task):
+            raise ModelError(f"A server gave {len(completions)} completions; {_asked(task)} were asked for.")
+        if task.greedy:
+            completions = completions * len(task.completions)
+        found[task.prompt].update(zip(task.completions, completions, strict=True))
+    return found
 
 
 def _asked(task: _Task) -> int:
