@@ -20,6 +20,7 @@ from leaf.config import LeafConfig
 from leaf.errors import LeafError
 from leaf.plugins import import_module
 from leaf.runs.processes import leave
+from tests.helpers.elsewhere import Elsewhere
 from tests.helpers.tiny import rows, tiny_model
 
 BASE = LeafConfig(
@@ -44,6 +45,8 @@ SCENARIOS = {
         BASE, prompts_per_rollout=3, completions_per_update=3, passes_per_rollout=2, reduction="token_mean", clip=0.05
     ),
     "constant": replace(BASE, reduction="constant", kl_coef=0.0, token_budget=40),
+    # Drawn by a sampler elsewhere, which one process brings the weights to.
+    "elsewhere": replace(BASE, top_p=1.0),
     # Credit that looks at all groups of a step, and at their most uncertain tokens.
     "whole_batch": replace(BASE, credit="reinforce_pp_baseline", uncertain_share=0.5),
     # Another seed: with the first one a draw lies so near the edge of a token that last bits decide it (Intel CPUs).
@@ -206,7 +209,11 @@ def run(folder, names=tuple(SCENARIOS)):
         forwards = run_out_once(one) if name == "short_of_memory" else []
         if name == "not_finite":
             make_not_finite(one)
+        if name == "elsewhere":
+            one.sampler, one.on_policy = Elsewhere(), False
         one.train()
+        if isinstance(one.sampler, Elsewhere):
+            (folder / f"pushed-{one.processes.index}.json").write_text(json.dumps(one.sampler.pushed))
         if forwards:
             facts = {"forwards": forwards, "token_budget": one.policy.token_budget}
             (folder / "ran_out.json").write_text(json.dumps(facts))

@@ -43,6 +43,13 @@ def test_two_processes_train_as_one(runs, name):
         assert [group[key] for group in ours] == [group[key] for group in theirs]
 
 
+def test_one_process_brings_the_weights_to_a_sampler_elsewhere_before_the_others_draw(runs):
+    first, second = (json.loads((runs[1] / f"pushed-{rank}.json").read_text()) for rank in (0, 1))
+    assert [version for version, _ in first] == [version for version, _ in second] == [-1, 0, 0, 1, 2, 2, 3]
+    assert all(push for _, push in first)
+    assert not any(push for _, push in second)
+
+
 def test_the_scenarios_are_what_they_are_meant_to_be(runs):
     one, _ = runs
     unscored = [record["unscored"] for record in read_rows(one / "one_sided/metrics.jsonl")]

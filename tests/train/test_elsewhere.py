@@ -15,28 +15,8 @@ from leaf.model.sampler import LocalSampler
 from leaf.train.elsewhere import Agreement
 from leaf.train.making import parts_from_model
 from tests.helpers import tiny
+from tests.helpers.elsewhere import Behind, Elsewhere
 from tests.train.test_trainer import lines, recipe, without_times
-
-
-class Elsewhere(LocalSampler):
-    """Draws what the policy draws and counts as a sampler elsewhere; `wrong` spoils it."""
-
-    exact = False
-
-    def __init__(self, wrong=""):
-        self.wrong, self.pushed = wrong, []
-
-    def sync(self, policy, version, *, push=True):
-        self.pushed.append(version)
-
-    def sample(self, policy, prompts, drawing, generators=None):
-        started = self.pushed != [-1]  # the check with random weights is over
-        if self.wrong == "ignores the adapter":
-            with policy.reference():
-                return super().sample(policy, prompts, drawing, generators)
-        groups = super().sample(policy, prompts, drawing, generators)
-        off = float(self.wrong) if self.wrong and started else 0.0
-        return [replace(group, surprisal=group.surprisal + off, version=self.pushed[-1]) for group in groups]
 
 
 def length_reward(completions, **columns):
@@ -71,7 +51,7 @@ def test_gradients_are_those_of_the_policy_times_the_weight(tmp_path):
         config = recipe(tmp_path, top_p=1.0, kl_coef=0.0, max_grad_norm=1e9, **changes)
         one = trainer(config, sampler)
         if isinstance(sampler, Elsewhere):
-            sampler.pushed.append(0)
+            sampler.sync(one.policy, 0)
         seen = []
         one.skips.take = lambda *step: seen.append([p.grad.clone() for p in one.trained.values()]) is None  # type: ignore[method-assign,union-attr]
         one.update(one.rollout(1))
@@ -125,18 +105,6 @@ def test_rules_that_read_entropies_get_the_policys(tmp_path):
         assert torch.allclose(a.entropy, b.entropy, atol=1e-4)
     for a, b in zip(ours.advantages, theirs.advantages, strict=True):
         assert torch.allclose(a, b, atol=1e-4)
-
-
-class Behind(Elsewhere):
-    """Settles its draws when it is asked to start, and hands them out when it is waited for."""
-
-    @property
-    def version(self):
-        return self.pushed[-1]
-
-    def start(self, policy, prompts, drawing, generators=None):
-        groups = self.sample(policy, prompts, drawing, generators)
-        return lambda: groups
 
 
 def test_a_rollout_that_is_drawn_ahead_comes_from_weights_one_step_old(tmp_path):
