@@ -48,10 +48,10 @@ def leaf(*arguments):
     return said.output
 
 
-def judged(url, kind, reply, *files):
-    """Have a prediction file judged in a reply's words."""
+def judged(url, kind, reply, *files, shown="{question} {reference}"):
+    """Have a prediction file judged in a reply's words, by a template that shows these fields and the answer."""
     names = "{answer_a} {answer_b}" if kind == "pairwise" else "{answer}"
-    Path(f"{kind}.txt").write_text(f"{{passage}} {{question}} {names} says={reply};")
+    Path(f"{kind}.txt").write_text(f"{shown} {names} says={reply};")
     first, *other = files
     against = ["--against", *other] if other else []
     return leaf("judge", first, "--kind", kind, *against, "--url", url, "--model", "m", "--template", f"{kind}.txt")
@@ -139,7 +139,7 @@ def test_voicebench_is_decoded_greedily_and_judged(url, tmp_path, monkeypatch):
     more = ["task=data/voicebench", "max_new_tokens=256", "--greedy", "--metrics", "none", "--out", "v"]
     leaf("evaluate", *recipe, *more)
     # The judge gives 3 a chance of 0.6 and 1 one of 0.3: (0.6 · 3 + 0.3 · 1) / 0.9.
-    assert "mean 2.33" in judged(url, "rubric", "3", "v/model.jsonl")
+    assert "mean 2.33" in judged(url, "rubric", "3", "v/model.jsonl", shown="{passage}")
 
 
 @pytest.mark.slow
