@@ -475,6 +475,6 @@ def test_bleu_may_fold_case_by_itself():
     folded = score(OURS, THEIRS, ["bleu:lowercase=yes", "bleu"])
     plain = score(["PRESS ONE to leave the menu."], THEIRS[:1], ["bleu:lowercase=yes", "bleu"])
     assert plain["bleu:lowercase=yes"].value == pytest.approx(100.0)
-    assert plain["bleu"].value < 60
+    assert plain["bleu"].value < 70
     assert "case:lc" in folded["bleu:lowercase=yes"].signature
     assert folded["bleu:lowercase=yes"].value == score(OURS, THEIRS, ["bleu"], lowercase=True)["bleu"].value

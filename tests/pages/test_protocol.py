@@ -106,7 +106,7 @@ def check_every_checkpoint(recipe, steps):
 
 
 def check_forks(recipe, adapters):
-    leaf("forks", *recipe, *adapters, "--items", 2, "--out", "forks")
+    leaf("forks", *recipe, *adapters, "--split", "train", "--items", 2, "--out", "forks")
     record = json.loads(Path("forks/leaf.json").read_text())
     assert (record["items"], record["num_completions"], record["max_boundaries"]) == (2, 8, 2)
     assert record["boundaries"] == sum(one["boundaries"] for one in record["positions"])
@@ -133,7 +133,8 @@ def test_another_model_and_task_take_leaf_alone_through_it(model, task, url, tmp
 
 def test_voicebench_is_decoded_greedily_and_judged(url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save(*CASES["granite_speech"](), "model")
+    network, processor = CASES["granite_speech"]()
+    save(network, processor, "model")
     leaf("data", "prepare", *lay_out("voicebench", Path("corpora")), "--to", "data/voicebench")
     recipe = [PUBLISHED / "leaf.yaml", PUBLISHED / "models/granite-3.3-2b.yaml", "model=model", "device=cpu"]
     more = ["task=data/voicebench", "max_new_tokens=256", "--greedy", "--metrics", "none", "--out", "v"]
