@@ -7,8 +7,10 @@ STAMP  := $(VENV)/.ready
 VLLM   ?= .venv-vllm
 # So does verl, which imports leaf's credit, rewards and data.
 VERL   ?= .venv-verl
+# And ms-swift.
+SWIFT  ?= .venv-swift
 
-.PHONY: demo demo-model test test-slow test-vllm vllm test-verl verl lint setup docs browser clean
+.PHONY: demo demo-model test test-slow test-vllm vllm test-verl verl test-swift swift lint setup docs browser clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"leaf needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
@@ -85,6 +87,19 @@ verl: $(VERL)/.ready
 test-verl: verl
 	$(VERL)/bin/python -m pytest -m verl -W default tests/engines/verl
 
+# msgspec is imported by ms-swift and missing from what it asks for.
+$(SWIFT)/.ready: pyproject.toml constraints-swift.txt
+	test -x $(SWIFT)/bin/python || $(PYTHON) -m venv $(SWIFT)
+	$(SWIFT)/bin/python -m pip install -q -c constraints-swift.txt "torch==2.13.0" setuptools wheel
+	$(SWIFT)/bin/python -m pip install -q -c constraints-swift.txt ms-swift msgspec jaxtyping beartype pytest pytest-timeout
+	$(SWIFT)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+swift: $(SWIFT)/.ready
+
+test-swift: swift
+	$(SWIFT)/bin/python -m pytest -m swift -W default tests/engines/test_swift.py
+
 # The site is build/site/index.html; it is read from the folder and fetches nothing.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -101,4 +116,4 @@ node_modules: package-lock.json
 # Removes the environment, everything built, and runs/ with all trained adapters. The assembled demo model is not here: it
 # stays in ~/.cache/leaf.
 clean:
-	rm -rf $(VENV) $(VLLM) $(VERL) node_modules build runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(VERL) $(SWIFT) node_modules build runs .pytest_cache .ruff_cache .hypothesis
