@@ -10,13 +10,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from leaf.engines.vllm.export import adapter_for_vllm, export_language_model, saved_adapter_for_vllm
-from leaf.engines.vllm.names import Onto, served
+from leaf.engines.vllm.names import Onto, how_to_serve, served
 from leaf.errors import ModelError
 from leaf.model.families import families, family
 from leaf.model.policy import Policy
 from leaf.model.scoring import score
 from tests.helpers import tiny
 from tests.helpers.families import CASES, TEMPERATURE, build, groups_of, policy_of
+from tests.pages.shown import tables
 
 PLAIN = [case for case in CASES if not case.startswith("gemma3n")]
 
@@ -183,3 +184,27 @@ def test_tied_and_resized_vocabularies_are_exported_as_they_are(tmp_path):
     assert again.generation_config.eos_token_id == list(resized.eos_token_ids)
     with pytest.raises(ModelError, match="exists and is left as it is"):
         export_language_model(resized, folder)
+
+
+def test_a_card_says_how_each_family_is_served():
+    said = {name: how_to_serve(family(name), projector=False) for name in families()}
+    assert all("--for merged" in text for text in said.values())
+    native = {name for name, text in said.items() if "leaf export ADAPTER --for vllm" in text}
+    assert native == {name for name in families() if served(family(name)).speech}
+    assert "serves Qwen2-Audio without LoRA. An adapter cannot be served there" in said["qwen2_audio"]
+    assert "speech LoRA of its own is served merged" in said["granite_speech"]
+    assert "speech LoRA of its own" not in said["glmasr"]
+    trained = how_to_serve(family("glmasr"), projector=True)
+    assert "--for vllm" not in trained
+    assert "would have another projector" in trained
+
+
+def test_the_page_about_serving_has_every_family_as_it_is():
+    rows = {row[0].strip("`"): row[1:] for row in tables("serving.md") if len(row) == 4}
+    named = {name.removesuffix("_thinker") for name in families()}
+    assert named <= set(rows)
+    for name in named:
+        own_class, _, decoder = rows[name]
+        assert own_class.startswith(("no", "not")) != (served(family(name)).speech is not None), name
+        assert decoder.startswith("yes") == (served(family(name)).plain is not None), name
+        assert all(cell.endswith(("tried", "read", "not known", "refused", "token")) for cell in rows[name]), name

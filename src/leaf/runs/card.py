@@ -21,7 +21,9 @@ _PRIVATE = ("url", "key_env", "cache", "template")  # options of a judge
 _OF_THE_MACHINE = ("output_dir", "device", "track_with")
 
 
-def write_card(folder: Path, run: RunDirectory, step: int, model: str, *, own_adapter: bool = False) -> None:
+def write_card(
+    folder: Path, run: RunDirectory, step: int, model: str, *, own_adapter: bool = False, serving: str = ""
+) -> None:
     """Write the card of an adapter.
 
     Args:
@@ -30,6 +32,7 @@ def write_card(folder: Path, run: RunDirectory, step: int, model: str, *, own_ad
         step: after which it was saved.
         model: the base model's class in transformers, as the snippet loads it.
         own_adapter: whether the checkpoint's own speech LoRA was merged first.
+        serving: how the adapter is served.
     """
     recipe = run.what_ran()
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -40,6 +43,7 @@ def write_card(folder: Path, run: RunDirectory, step: int, model: str, *, own_ad
         _front(name, base, recipe, scores),
         f"# {name}\n\n{_summary(base, recipe, step)}",
         f"## Load it\n\n{_snippets(base, recipe, model, own_adapter)}",
+        *([f"## Serve it\n\n{serving}"] if serving else []),
         f"## Scores\n\n{_table(scores, at, recipe)}{_signatures(run, scores)}",
         f"## Recipe\n\n````yaml\n{yaml.safe_dump(shareable(recipe), sort_keys=False, allow_unicode=True)}````",
         f"## Versions\n\n{_versions(run)}",

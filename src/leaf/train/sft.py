@@ -27,9 +27,9 @@ from leaf.model.projector import save_projector, unfreeze_projector
 from leaf.model.prompts import check_placeholders, check_prompt_length
 from leaf.model.scoring import batches, score
 from leaf.progress import Busy
-from leaf.runs.card import write_card
 from leaf.runs.directory import RunDirectory
 from leaf.runs.lost import lost_adapter
+from leaf.train.describing import describe_adapter
 from leaf.train.recipe import check_targets, note_on_validation
 from leaf.train.schedule import seed_dropout
 from leaf.train.supervised import SupervisedStage
@@ -190,8 +190,8 @@ class _Sft(SupervisedStage):
     def _write_last(self, folder: Path) -> None:
         """Write adapter and projector into one folder, so that one rename gives both their names."""
         self.policy.save_adapter(folder)
-        own = self.policy.family.adapter is not None
-        write_card(folder, self.run, self.done, type(self.policy.base).__name__, own_adapter=own)
+        projector = self.config.train_projector or self.config.projector is not None
+        describe_adapter(folder, self.run, self.done, self.policy, projector=projector)
         if self.config.train_projector:
             save_projector(self.policy, folder / "projector.safetensors")
             write_checksums(folder)

@@ -23,11 +23,11 @@ from leaf.model.sampler import Sampler
 from leaf.progress import Busy
 from leaf.rewards.total import Rewards
 from leaf.runs.alike import refuse_unlike
-from leaf.runs.card import write_card
 from leaf.runs.checkpoints import Checkpoints, check_space
 from leaf.runs.directory import RunDirectory, run_path
 from leaf.runs.lost import lost_adapter
 from leaf.runs.provenance import Given
+from leaf.train.describing import describe_adapter
 from leaf.train.learner import Learner
 from leaf.train.making import RewardFunctions, check_rows, make_accelerator, parts_from_model, parts_from_recipe
 from leaf.train.parts import RECORDED, credited_together, gathered
@@ -358,8 +358,7 @@ class RLTrainer(Learner):
         """Write the adapter with its model card."""
         assert self.run is not None
         self.policy.save_adapter(folder)
-        own = self.policy.family.adapter is not None
-        write_card(folder, self.run, self.done, type(self.policy.base).__name__, own_adapter=own)
+        describe_adapter(folder, self.run, self.done, self.policy, projector=self.config.projector is not None)
 
     def _restore_adapters(self) -> None:
         """Write last/ again where it is lost, and say so of best/, which the next validation then writes."""

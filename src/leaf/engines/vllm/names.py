@@ -48,6 +48,7 @@ class Served:
         why: the reason, a sentence, where `speech` is None.
         plain: reads the decoder's configuration as that of a plain class; None where prompt embeddings do not suffice.
         why_not_plain: the reason, a sentence, where `plain` is None.
+        as_saved: whether vLLM has the names that leaf saves, too.
         note: what a user of vLLM's own class should know; "" for nothing.
     """
 
@@ -55,6 +56,7 @@ class Served:
     why: str = "leaf does not know where vLLM's class for it holds the decoder."
     plain: Callable[[Any], PreTrainedConfig] | None = _same
     why_not_plain: str = ""
+    as_saved: bool = False
     note: str = ""
 
 
@@ -77,9 +79,9 @@ _SERVED: dict[str, Served] = {
     "qwen2_5_omni_thinker": Served(_DECODER, plain=_as(Qwen2Config), note=_WHOLE),
     "qwen3_omni_moe": Served(_DECODER, plain=_as(Qwen3MoeConfig), note=_WHOLE),
     "qwen3_omni_moe_thinker": Served(_DECODER, plain=_as(Qwen3MoeConfig), note=_WHOLE),
-    "qwen3_asr": Served(_DECODER),
+    "qwen3_asr": Served(_DECODER, as_saved=True),
     "vibevoice_asr": Served(why="vLLM runs VibeVoice-ASR through transformers, and adapters were not tried there."),
-    "nemotron_h_omni": Served(_DECODER),
+    "nemotron_h_omni": Served(_DECODER, as_saved=True),
     "gemma3n": Served(
         why="vLLM serves Gemma 3n without LoRA.",
         plain=None,
@@ -91,6 +93,42 @@ _SERVED: dict[str, Served] = {
 def served(family: Family) -> Served:
     """Look up how vLLM serves a family; of one that a user registered, only its decoder's own plain class is known."""
     return _SERVED.get(family.model_type, Served())
+
+
+def how_to_serve(family: Family, *, projector: bool) -> str:
+    """Say for a model card how an adapter as leaf saves it is served with vLLM, and what would go wrong.
+
+    Args:
+        family: of the model that the adapter was trained on.
+        projector: whether a trained projector goes with it.
+    """
+    how = served(family)
+    lines = ["`leaf export ADAPTER --for merged --to FOLDER` writes one checkpoint with everything in it."]
+    if how.speech and not projector:
+        lines = [
+            "vLLM leaves out adapter tensors whose names it does not have, without a word. "
+            + (
+                "It has those in this folder; an export is compared with the model's layers all the same:"
+                if how.as_saved
+                else "The names in this folder are such names: served as it is, this adapter does nothing. Export it "
+                "first:"
+            ),
+            "",
+            "```bash",
+            "leaf export ADAPTER --for vllm --to EXPORTED",
+            "vllm serve BASE_MODEL --enable-lora --max-lora-rank RANK --lora-modules adapter=EXPORTED",
+            "```",
+            "",
+            *([f"{how.note} Otherwise"] if how.note else ["Or"]),
+            lines[0],
+        ]
+    elif how.speech:
+        lines.append("With vLLM serve that checkpoint: a server of the base model would have another projector.")
+    else:
+        lines.insert(0, f"{how.why} An adapter cannot be served there, so merge it first.")
+    if how.speech and family.adapter is not None:
+        lines.append("A checkpoint with a speech LoRA of its own is served merged, since a server applies one adapter.")
+    return "\n".join(lines)
 
 
 def plain_config(family: Family, config: Any) -> Any:
