@@ -54,6 +54,7 @@ def run(*arguments):
 def test_an_adapter_for_vllms_own_class_has_its_names(here, tmp_path):
     shown = run("export", "runs/rl", "--for", "vllm", "--to", str(tmp_path / "served"))
     assert f"vllm serve model --enable-lora --max-lora-rank 8 --lora-modules adapter={tmp_path}/served" in shown
+    assert "vLLM fixes the encoder's window at 30 s" in shown
     saved = load_file("runs/rl/last/adapter_model.safetensors")
     found = load_file(tmp_path / "served/adapter_model.safetensors")
     assert set(found) == {name.replace("model.language_model.", "language_model.model.") for name in saved}

@@ -114,11 +114,16 @@ def _for_vllm(config: Any, folder: Path, to: Path, language_model: bool, check_w
             "the checkpoint. Export both in one checkpoint with `--for merged`, or the decoder with `--language-model`."
         )
     from leaf.engines.vllm.export import saved_adapter_for_vllm
+    from leaf.engines.vllm.names import served
+    from leaf.model.loading import look_up
 
     checkpoint, remote = resolve_model(config.model, say=say), config.trust_remote_code
     saved_adapter_for_vllm(folder, checkpoint, to, onto="speech", trust_remote_code=remote)
+    _, family, _ = look_up(checkpoint, trust_remote_code=remote)
     say(f"{to} holds the adapter under the names of vLLM's own speech class. Serve it with:")
-    say(f"    vllm serve {config.model} --enable-lora --max-lora-rank {_rank(to)} --lora-modules adapter={to}")
+    say(f"    vllm serve {checkpoint} --enable-lora --max-lora-rank {_rank(to)} --lora-modules adapter={to}")
+    if note := served(family).note:
+        say(note)
     if check:
         say(_checked(load_policy(config, folder), checkpoint, to, check_with, audio=True))
 

@@ -217,6 +217,7 @@ def _write(layers: Layers, settings: Any, family: Family, config: Any, onto: Ont
     written.target_modules = sorted({name.removeprefix(IN_PEFT).partition(".lora_")[0] for name in named})
     written.exclude_modules = written.layers_to_transform = written.layers_pattern = None
     written.rank_pattern, written.alpha_pattern = {}, {}
+    written.auto_mapping = None  # names the speech class
     written.inference_mode = True
 
     def fill(new: Path) -> None:
