@@ -49,6 +49,8 @@ SCENARIOS = {
     "elsewhere": replace(BASE, top_p=1.0),
     # Credit that looks at all groups of a step, and at their most uncertain tokens.
     "whole_batch": replace(BASE, credit="reinforce_pp_baseline", uncertain_share=0.5),
+    # Further prompts, and of all of them the half that varies most; a process may have none of these.
+    "chosen_groups": replace(BASE, prompts_per_rollout=2, dynamic_sampling=1, keep_groups=0.5),
     # Another seed: with the first one a draw lies so near the edge of a token that last bits decide it (Intel CPUs).
     "one_sided": replace(BASE, seed=1),
     # One prompt a micro-batch; where there are two processes, one of them runs out of memory in its second.

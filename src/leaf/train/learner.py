@@ -37,6 +37,7 @@ from leaf.runs.processes import Processes
 from leaf.runs.signals import StopSignals
 from leaf.runs.skipped import SkippedSteps
 from leaf.train.ahead import Drawn, copied, in_background, with_weights
+from leaf.train.choosing import choose, chooses, further_rows
 from leaf.train.elsewhere import Agreement, Source, compare, over_processes
 from leaf.train.parts import cut
 from leaf.train.phases import watched_by
@@ -121,34 +122,58 @@ class Learner:
         What a prompt draws depends on the seed, the step and its position among all prompts of the step, so the number
         of processes changes no completion.
         """
+        return self._roll_out(step, 0)
+
+    def choose_groups(self, rollout: Rollout) -> Rollout:
+        """Choose the groups that the step learns from, after further rounds where the recipe asks for them."""
+        if not chooses(self.config):
+            return rollout
+
+        def further(number: int) -> Rollout | None:
+            if len(self._rows_of_all(rollout.step, number)) < self.processes.count:  # every process has at least one
+                return None
+            return self.processes.together(lambda: self._roll_out(rollout.step, number))
+
+        return choose(rollout, self.config, self.processes, further)
+
+    def _roll_out(self, step: int, number: int) -> Rollout:
+        """Roll out this process's prompts of a round of a step; 0 is the first."""
         config = self.config
-        positions = self.processes.positions(config.prompts_per_rollout)
+        positions = self._positions(step, number)
         how: dict[str, Any] = {"on_policy": self.on_policy, "trainer_state": self._trainer_state(step - 1)}
 
         def roll_out(rows: list[dict[str, Any]], groups: list[Group] | None = None) -> Rollout:
-            source = Source(self.sampler, weighing(config), groups)
-            return rollout(self.policy, rows, self.rule, self.rewards, config, self._draws(step), source=source, **how)
+            how["source"] = Source(self.sampler, weighing(config), groups)
+            return rollout(self.policy, rows, self.rule, self.rewards, config, self._draws(step, number), **how)
 
         with watched_by(self._phase):
             if overlaps(config):
                 made, lines, replaced = self._rollout_ahead(step, roll_out)
             else:
-                made, lines, replaced = self._with_usable_audio(self._rows(step), roll_out)
+                made, lines, replaced = self._with_usable_audio(self._rows(step, number), roll_out)
         # The main process says all lines, so those of the others name their process.
         who = f"step {step}" if self.processes.main else f"step {step}, process {self.processes.index}"
         left_out = [f"{who}: {line}" for line in (*lines, *made.left_out)]
         return replace(made, step=step, positions=positions, bad_audio=replaced, left_out=left_out)
 
-    def _rows(self, step: int) -> list[int]:
-        """Choose the training rows of a step that are this process's."""
-        size = self.config.prompts_per_rollout
-        indices = batch_indices(len(self.train_rows), size, step - 1, self.config.seed)
-        return [indices[i] for i in self.processes.positions(size)]
+    def _rows_of_all(self, step: int, number: int) -> list[int]:
+        """Choose the training rows of a round of a step, those of all processes."""
+        first = batch_indices(len(self.train_rows), self.config.prompts_per_rollout, step - 1, self.config.seed)
+        return further_rows(self.config, len(self.train_rows), step, first, number) if number else first
 
-    def _draws(self, step: int) -> list[torch.Generator]:
-        """Make the random generators of this process's prompts of a step."""
-        positions = self.processes.positions(self.config.prompts_per_rollout)
-        return [step_generator(self.config.seed, step, position) for position in positions]
+    def _rows(self, step: int, number: int = 0) -> list[int]:
+        """Choose the training rows of a round that are this process's."""
+        indices = self._rows_of_all(step, number)
+        return [indices[i] for i in self.processes.positions(len(indices))]
+
+    def _positions(self, step: int, number: int = 0) -> list[int]:
+        """Tell where this process's prompts of a round are among all prompts of the step."""
+        before = number * self.config.prompts_per_rollout
+        return [before + i for i in self.processes.positions(len(self._rows_of_all(step, number)))]
+
+    def _draws(self, step: int, number: int = 0) -> list[torch.Generator]:
+        """Make the random generators of this process's prompts of a round."""
+        return [step_generator(self.config.seed, step, position) for position in self._positions(step, number)]
 
     def _rollout_ahead(
         self, step: int, roll_out: Callable[[list[dict[str, Any]], list[Group]], Rollout]

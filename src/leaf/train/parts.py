@@ -70,6 +70,7 @@ def gathered(rollout: Rollout, processes: Processes) -> Rollout:
         by_function,
         extra,
         {name: fmean(values) for name, values in logged.items()},
+        passed_over=None if rollout.passed_over is None else rollout.passed_over.over_all(processes),
         step=rollout.step,
         positions=positions,
         bad_audio=bad_audio,
@@ -85,7 +86,7 @@ def credited_together(
     rollout: Rollout, rule: CreditRule | BatchCredit, config: LeafConfig, processes: Processes, tokenizer: Any
 ) -> Rollout:
     """Credit groups anew with those of all processes in sight, where the rule or the share looks at the whole batch."""
-    if processes.alone or not reads_entropy(rule, config):
+    if (processes.alone and rollout.passed_over is None) or not reads_entropy(rule, config):
         return rollout
     mine = [
         (position, group.tokens, group.lengths, group.surprisal.clone(), group.entropy, earned.clone())
@@ -115,9 +116,12 @@ def cut(rollout: Rollout, size: int | None, prompts: int, mix: int = 1) -> Itera
         prompts: prompts of the rollout, over all processes.
         mix: lanes that every part takes equally many completions from. Lane m has the prompts m, m + mix, ...
     """
+    if size is None:  # a process may have no group then, where groups are chosen
+        yield rollout
+        return
     completions = rollout.groups[0].tokens.shape[0]
     total = prompts * completions
-    if size is None or size >= total:
+    if size >= total:
         yield rollout
         return
     share = size // mix

@@ -36,6 +36,7 @@ from leaf.rewards.total import rewards_from
 from leaf.runs.checkpoints import changed_keys
 from leaf.runs.directory import RunDirectory, is_empty, refuse_existing, run_path
 from leaf.runs.provenance import refuse_resume
+from leaf.train.choosing import check_choosing
 from leaf.train.schedule import check_stage
 
 RewardFunctions = Sequence[str | RewardFunction] | RewardFunction
@@ -70,6 +71,7 @@ def recipe_checks(
         checks["adapter"] = lambda: _check_layers(config)
     if isinstance(config, LeafConfig):
         checks["credit"] = lambda: find_rule(config, credit)
+        checks["groups"] = lambda: check_choosing(config)
         checks["loss"] = lambda: surrogate(config.loss, **config.loss_options)
         checks["sampler"] = lambda: check_sampler(config)
         checks["rewards"] = lambda: rewards_from(config, rewards)

@@ -48,6 +48,7 @@ class Rollout:
         importance: (K, T) weights of tokens that a sampler elsewhere drew; None where the policy itself did.
         mismatch: how far that sampler and the policy are apart.
         engine: the same for the weights that it drew from, where the policy has taken a step since.
+        passed_over: what was sampled beside these groups (leaf.train.choosing.PassedOver); None where all were taken.
         step, positions, bad_audio: set by the trainer: the step, where each group is among those of all processes, and
             how many rows without usable audio another row replaced.
     """
@@ -67,6 +68,7 @@ class Rollout:
     importance: list[Tensor] | None = None
     mismatch: Mismatch | None = None
     engine: Mismatch | None = None
+    passed_over: Any = None
     step: int = 0
     positions: Sequence[int] = ()
     bad_audio: int = 0

@@ -27,6 +27,7 @@ from leaf.runs.checkpoints import Checkpoints, check_space
 from leaf.runs.directory import RunDirectory, run_path
 from leaf.runs.lost import lost_adapter
 from leaf.runs.provenance import Given
+from leaf.train.choosing import passed_over_statistics
 from leaf.train.describing import describe_adapter
 from leaf.train.learner import Learner
 from leaf.train.making import RewardFunctions, check_rows, make_accelerator, parts_from_model, parts_from_recipe
@@ -255,6 +256,7 @@ class RLTrainer(Learner):
         with self.stop.obeyed(self.processes.alone):
             self.sync_sampler(number - 1)
             rolled_out = self.processes.together(lambda: self.rollout(number))
+            rolled_out = self.choose_groups(rolled_out)
             rolled_out = credited_together(rolled_out, self.rule, self.config, self.processes, self.policy.tokenizer)
         mismatch = self.check_mismatch(rolled_out)
         whole = gathered(rolled_out, self.processes)
@@ -263,6 +265,7 @@ class RLTrainer(Learner):
         record = {
             "step": number,
             **rollout_statistics(whole.groups, whole.rewards, whole.advantages, whole.shares, whole.by_function),
+            **passed_over_statistics(whole),
             **{f"logged/{name}": value for name, value in whole.logged.items()},
             "reward_errors": whole.reward_errors,
             "bad_audio": whole.bad_audio,
