@@ -1,13 +1,15 @@
 """Rollouts from servers of vLLM: nothing is lost when one dies, and how fast they are beside the local sampler.
 
+    python -m benchmarks.vllm_rollouts families [--steps 20]
     python -m benchmarks.vllm_rollouts kills [--runs 10]
+    python -m benchmarks.vllm_rollouts learning [--steps 40] [--seeds 3]
     python -m benchmarks.vllm_rollouts throughput --url http://localhost:8000 [--turns 7]
-    python -m benchmarks.vllm_rollouts learning --vllm RUN ... --local RUN ...
 
-`kills` trains a tiny GLM-ASR model and kills its server with all its processes at a random moment, then starts it
-again. In every other run the sampler does not wait for that: the run ends, and is resumed. `throughput` asks a server
-of the embedded model, exported, that takes adapters of rank 64; both samplers draw the same prompts in turns.
-`learning` compares the rewards of runs of recipes/demo.yaml with either sampler.
+`families` trains tiny models of three families and records how far server and policy are apart at every step. `kills`
+trains a tiny GLM-ASR model and kills its server with all its processes at a random moment, then starts it again. In
+every other run the sampler does not wait for that: the run ends, and is resumed. `learning` trains that model with
+either sampler. `throughput` asks a server of the embedded model, exported, that takes adapters of rank 64; both
+samplers draw the same prompts in turns.
 """
 
 import argparse
@@ -79,11 +81,13 @@ def wide(case: str):
         return build(case)
 
 
-def recipe(folder: Path, url: str, wait_s: float) -> LeafConfig:
-    options = {"url": url, "wait_s": wait_s, "retries": 1}
+def recipe(folder: Path, url: str | None, wait_s: float = 600.0, steps: int = STEPS, seed: int = 0) -> LeafConfig:
+    """Make a short recipe; without a url the policy itself draws."""
+    options = {} if url is None else {"url": url, "wait_s": wait_s, "retries": 1}
     return LeafConfig(
         output_dir=str(folder),
-        max_steps=STEPS,
+        max_steps=steps,
+        seed=seed,
         prompts_per_rollout=2,
         num_completions=COMPLETIONS,
         max_new_tokens=24,
@@ -96,7 +100,7 @@ def recipe(folder: Path, url: str, wait_s: float) -> LeafConfig:
         record_every=1,
         device="cpu",
         top_p=1.0,
-        sampler="vllm",
+        sampler="local" if url is None else "vllm",
         sampler_options=options,
     )
 
@@ -228,23 +232,48 @@ def throughput(args) -> dict:
     }
 
 
+def trained(case: str, config: LeafConfig) -> list[dict]:
+    """Train a tiny model by a recipe, and read the records of its steps."""
+    model, processor = wide(case)
+    LeafTrainer(model, [length], config, tiny.rows(5), None, processor, say=lambda line: None).train()
+    return read_rows(Path(config.output_dir or "") / "metrics.jsonl")
+
+
+@contextlib.contextmanager
+def server_of(case: str, folder: Path):
+    model, processor = wide(case)
+    server = Killable(export_language_model(Policy.wrap(model, processor), folder / case), folder)
+    server.start()
+    try:
+        yield server.url
+    finally:
+        server.kill()
+
+
+def families(args) -> dict:
+    found: dict = {}
+    for case in ("granite_speech", "glmasr", "qwen2_audio"):
+        with tempfile.TemporaryDirectory() as name, server_of(case, Path(name)) as url:
+            records = trained(case, recipe(Path(name) / "run", url, steps=args.steps))
+        found[case] = {"steps": len(records)}
+        for which in ("mean", "max"):
+            found[case][which] = [float(f"{record[DIFFERENCE + which]:.3g}") for record in records]
+    return found | {"machine": machine(1)}
+
+
 def learning(args) -> dict:
-    """Compare the rewards of runs with either sampler: mean over the first and the last ten steps of each."""
-    found: dict[str, dict] = {}
-    for name, runs in (("vllm", args.vllm), ("local", args.local)):
-        for run in runs:
-            records = read_rows(Path(run) / "metrics.jsonl")
-            rewards = [record["reward_mean"] for record in records]
-            found[Path(run).name] = {
-                "sampler": name,
-                "steps": len(rewards),
-                "first_10": statistics.fmean(rewards[:10]),
-                "last_10": statistics.fmean(rewards[-10:]),
-                "kl_last": records[-1]["kl"],
-                "largest_mean_difference": max((r.get(DIFFERENCE + "mean", 0.0) for r in records), default=0.0),
-                "seconds_sample_median": statistics.median(record["seconds/sample"] for record in records),
-            }
-    return {"runs": found}
+    """Compare the rewards of runs with either sampler: means over their first and their last five steps."""
+    runs: dict[str, dict] = {}
+    with tempfile.TemporaryDirectory() as name, server_of("glmasr", Path(name)) as url:
+        for sampler, at in (("local", None), ("vllm", url)):
+            for seed in range(args.seeds):
+                run = f"{sampler}-{seed}"
+                records = trained("glmasr", recipe(Path(name) / run, at, steps=args.steps, seed=seed))
+                rewards = [record["reward_mean"] for record in records]
+                runs[run] = {"sampler": sampler, "steps": len(records)}
+                parts = (("first_5", rewards[:5]), ("steps_16_20", rewards[15:20]), ("last_5", rewards[-5:]))
+                runs[run] |= {part: round(statistics.fmean(values), 4) for part, values in parts}
+    return {"model": "tiny GLM-ASR, reward: length of the text", "runs": runs}
 
 
 def main() -> None:
@@ -259,10 +288,12 @@ def main() -> None:
     of_throughput.add_argument("--prompts", type=int, default=6)
     of_throughput.add_argument("--tokens", type=int, default=32)
     of_learning = commands.add_parser("learning")
-    of_learning.add_argument("--vllm", nargs="+", required=True)
-    of_learning.add_argument("--local", nargs="+", required=True)
+    of_learning.add_argument("--steps", type=int, default=40)
+    of_learning.add_argument("--seeds", type=int, default=3)
+    commands.add_parser("families").add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
-    found = {"kills": kills, "throughput": throughput, "learning": learning}[args.command](args)
+    done = {"families": families, "kills": kills, "throughput": throughput, "learning": learning}
+    found = done[args.command](args)
     known = json.loads(FILE.read_text()) if FILE.exists() else {}
     FILE.write_text(json.dumps(known | {args.command: found}, indent=1) + "\n")
     print(json.dumps(found, indent=1))

@@ -13,6 +13,7 @@ from leaf.engines.vllm.export import adapter_for_vllm, export_language_model
 from leaf.engines.vllm.options import vllm_options
 from leaf.engines.vllm.sampler import VllmSampler
 from leaf.errors import ConfigError, ModelError, RunError
+from leaf.model.draws import step_generator
 from leaf.model.policy import Policy
 from leaf.model.sampler import Drawing, LocalSampler
 from leaf.model.sampler_check import check_sampler
@@ -67,6 +68,28 @@ def test_completions_are_drawn_as_leaf_means_them(served, tmp_path):
         assert group.version == 3
     again = sampler.sample(policy, prompts, drawing, generators(3))
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(groups, again, strict=True))
+    sampler.close()
+
+
+@torch.no_grad()
+def test_tokens_are_drawn_with_the_policys_probabilities(served, tmp_path):
+    """First tokens of 300 groups: how often each comes, and how often two completions of a group have the same."""
+    policy, url = served
+    sampler = sampler_at(url, tmp_path / "adapters")
+    sampler.begin(policy)
+    sampler.sync(policy, 0)
+    (prompt,) = policy.embed(tiny.rows(1))
+    hidden = policy.decode(prompt.embeddings[None], use_cache=False)[0, -1]
+    wanted = policy.logits(hidden).softmax(-1).double()
+    draws = [step_generator(0, i) for i in range(300)]
+    groups = sampler.sample(policy, [prompt] * 300, Drawing(8, 1, temperature=policy.temperature), draws)
+    first = torch.stack([group.tokens[:, 0] for group in groups])
+    expected = wanted * first.numel()
+    found = torch.bincount(first.flatten(), minlength=len(wanted)).double()
+    seen = expected >= 5
+    assert float(((found - expected) ** 2 / expected)[seen].sum()) < 3 * int(seen.sum())
+    pairs = [(first[:, a] == first[:, b]).double().mean() for a in range(8) for b in range(a)]
+    assert float(torch.stack(pairs).mean()) == pytest.approx(float((wanted**2).sum()), abs=0.03)
     sampler.close()
 
 
