@@ -87,11 +87,12 @@ verl: $(VERL)/.ready
 test-verl: verl
 	$(VERL)/bin/python -m pytest -m verl -W default tests/engines/verl
 
-# msgspec is imported by ms-swift and missing from what it asks for.
+# ms-swift does not ask for msgspec, which it imports, and librosa and soundfile, with which it reads audio.
 $(SWIFT)/.ready: pyproject.toml constraints-swift.txt
 	test -x $(SWIFT)/bin/python || $(PYTHON) -m venv $(SWIFT)
 	$(SWIFT)/bin/python -m pip install -q -c constraints-swift.txt "torch==2.13.0" setuptools wheel
-	$(SWIFT)/bin/python -m pip install -q -c constraints-swift.txt ms-swift msgspec jaxtyping beartype pytest pytest-timeout
+	$(SWIFT)/bin/python -m pip install -q -c constraints-swift.txt ms-swift msgspec librosa soundfile \
+	  jaxtyping beartype pytest pytest-timeout
 	$(SWIFT)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
