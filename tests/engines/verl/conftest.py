@@ -10,6 +10,7 @@ import torch
 
 HERE = importlib.util.find_spec("verl") is not None
 MODES = ["trainer.v1.trainer_mode=leaf_sync", "algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.name=vllm"]
+STEPS = 3  # of the whole training
 
 
 def pytest_collection_modifyitems(items):

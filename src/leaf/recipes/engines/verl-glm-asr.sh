@@ -2,7 +2,8 @@
 # GLM-ASR with leaf's credit in verl 0.9.1, on 2 nodes of 8 GPUs:
 #   bash recipes/engines/verl-glm-asr.sh train.parquet validation.parquet [key=value ...]
 #
-# No GPU has run this. Its keys are those of verl's own configuration, which a test composes and checks.
+# No GPU has run this. Its keys are those of verl's own configuration, which a test composes and checks, and a tiny GLM-ASR
+# has trained through verl with the same trainer, rewards, data set and LoRA on a CPU, with transformers in place of vLLM.
 #
 # Before, on every node (recipes/engines/verl.txt has the versions):
 #   pip install "verl[vllm]==0.9.1" -r recipes/engines/verl.txt && pip install --no-deps leaf-speech
@@ -33,7 +34,7 @@ arguments=(
     # LEAF reads the surprisal of what was sampled.
     actor_rollout_ref.rollout.calculate_log_probs=True
     actor_rollout_ref.rollout.logprobs_mode=processed_logprobs
-    # vLLM samples in bfloat16 and FSDP scores: truncated importance weights take up the difference.
+    # verl sends merged weights as bfloat16: truncated importance weights take up the difference.
     algorithm.rollout_correction.rollout_is=token
     algorithm.rollout_correction.rollout_is_threshold=2.0
 
