@@ -99,7 +99,7 @@ def test_a_study_that_was_stopped_is_continued(tmp_path):
     command += ["--overrides", "prompts_per_rollout=2", f"plugins=[{tmp_path}/nothing.py]"]
     (tmp_path / "nothing.py").write_text("")  # which makes the run directory one of its own
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}/src:{ROOT}"}
-    child = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, cwd=tmp_path, env=environment)
     deadline = time.monotonic() + 600
     while not list(tmp_path.glob("runs/study/*seeds*/metrics.jsonl")):
         assert time.monotonic() < deadline
