@@ -128,22 +128,23 @@ def _of_file(corpus: str, file: Path) -> Wordings:
     except UnicodeDecodeError as error:
         raise DataError(f"The wordings {file} cannot be read: {error}. Save the file in UTF-8.") from error
     keys = ("wordings", "test")
-    if not isinstance(held, dict) or not held.get("wordings") or any(key not in keys for key in held):
+    lists = [held.get(key) or [] for key in keys] if isinstance(held, dict) and not {*held} - {*keys} else []
+    if not (lists and lists[0] and all(isinstance(texts, list) for texts in lists)):
         raise DataError(
             f"{file} holds {shown(held)}; give `wordings: [...]` and, if the test split differs, `test: [...]`."
         )
-    lists = [held.get(key) or [] for key in keys]
-    for text in (text for texts in lists for text in (texts if isinstance(texts, list) else [texts])):
+    for text in (text for texts in lists for text in texts):
         _check(corpus, file, text)
     return Wordings(tuple(lists[0]), tuple(lists[1]))
 
 
 def _check(corpus: str, file: Path, text: object) -> None:
     allowed = FIELDS.get(corpus, ())
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not text.strip():
         raise DataError(f"{file} has the wording {shown(text)}; give texts, in quotation marks.")
     used = re.findall(r"\{(\w*)\}", text)
     unknown = [name for name in used if name not in (*allowed, AUDIO_PLACE[1:-1])]
+    unknown += re.findall(r"[{}]", re.sub(r"\{\w*\}", "", text))  # a brace too many, or with more than a name in it
     lacking = corpus in _NEEDED and not {*used} & {*_NEEDED[corpus]}
     if unknown or lacking or used.count(AUDIO_PLACE[1:-1]) + used.count("asked") > 1:
         names = ", ".join(f"{{{name}}}" for name in allowed)
