@@ -136,6 +136,8 @@ def test_what_belongs_to_one_command(project, monkeypatch):
     refused("tset", "evaluate", "rl.yaml", "--with-base", "--split", "tset")
     refused("blue", "evaluate", "rl.yaml", "--with-base", "--metrics", "blue")
     refused("nosuch", "evaluate", "rl.yaml", "--adapter", "nosuch")
+    distinct = ("rollout=distinct", "credit=unordered_set", "top_p=1")
+    refused("`leaf forks` samples independent completions", "forks", "rl.yaml", *distinct)
     refused("nosuch", "merge", "rl.yaml", "--adapter", "nosuch", "--out", "merged")
     (project / "adapter").mkdir()
     (project / "adapter/adapter_model.safetensors").touch()

@@ -123,6 +123,7 @@ def test_rules_of_a_batch_keep_the_guarantees(name):
     assert first[1].tolist() == first[3].tolist() == [0, 0, 0]
     assert first[2, 1:].tolist() == [0, 0]
     assert all(bool((one == 0).all()) for one in rest)
+    assert batch_credit(name)([]) == []
 
 
 @pytest.mark.parametrize("name", BATCH_RULES)

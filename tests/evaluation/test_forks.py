@@ -67,5 +67,10 @@ def test_a_run_without_checkpoints_and_foreign_weights_are_refused(tmp_path):
     assert kept_checkpoints(tmp_path) == []
     with pytest.raises(ConfigError, match="keeps no checkpoints"):
         name_systems("demo", [], with_base=False, runs=[tmp_path])
+    checkpoint = tmp_path / "checkpoints" / "step-000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError, match="has checkpoints and no last/"):
+        name_systems("demo", [], with_base=False, runs=[tmp_path])
     with pytest.raises(RunError, match="is damaged"):
         load_weights(torch.nn.Linear(1, 1), tmp_path)

@@ -9,6 +9,7 @@ from rich.table import Table
 from leaf.commands.running import Overrides, Recipe, load_policy, read_recipe
 from leaf.commands.terminal import say, show
 from leaf.config import LeafConfig, overridden_keys
+from leaf.errors import ConfigError
 
 
 def forks(
@@ -33,6 +34,11 @@ def forks(
     from leaf.train.recipe import check_recipe
 
     check_recipe(config)
+    if config.rollout == "distinct":
+        raise ConfigError(
+            "rollout is distinct, and `leaf forks` samples independent completions. Set rollout=independent and a "
+            "credit rule for it, such as credit=leaf."
+        )
     systems = name_systems(config.model, adapter or [], with_base=with_base, runs=run or [])
     rows = rows_of(config, split, items, overridden_keys(overrides), say, seed=items_seed)
     rewards = rewards_from(config)

@@ -61,7 +61,7 @@ class BatchCredit:
         Raises:
             ConfigError: the rule gave something other than finite advantages of the right shape.
         """
-        given = self.rule(groups, **self.options)
+        given = self.rule(groups, **self.options) if groups else []
         if len(given) != len(groups):
             raise ConfigError(f"The credit rule gave {len(given)} tensors for {len(groups)} groups; return one each.")
         return [guarantee(self.rule, group.tree, group.rewards, one) for group, one in zip(groups, given, strict=True)]
@@ -104,7 +104,8 @@ def leaf_batch(
 def reinforce_pp(groups: Sequence[RewardedGroup]) -> list[Tensor]:
     """Give every token r, whitened over all tokens of the batch (REINFORCE++, arXiv 2501.03262).
 
-    The paper takes a KL penalty off the reward; leaf keeps the divergence in the loss (`kl_coef`).
+    The paper takes a KL penalty off the reward; leaf keeps the divergence in the loss (`kl_coef`). In the paper a group
+    whose rewards are all equal learns, too; here it gets 0.
 
     Reason: the deviation of a batch does not depend on one group's rewards, as that of a group of eight does.
     """

@@ -116,7 +116,10 @@ def max_rl(tree: PrefixTree, rewards: GroupRewards, *, surprisal: Tensor | None 
     scored = scored_completions(tree, rewards)
     reward = known_rewards(rewards, scored)
     if bool((reward < 0).any()):
-        raise ConfigError(f"The credit rule max_rl divides by the mean reward, and {reward.min():g} is below 0.")
+        raise ConfigError(
+            f"The credit rule max_rl divides by the mean reward, and {reward.min():g} is below 0. "
+            "Give rewards of at least 0, or use another rule."
+        )
     deviation, mean = _deviations(tree, rewards)[0], root_mean(reward, scored)
     return (deviation / mean if mean > 0 else torch.zeros_like(deviation))[:, None]
 

@@ -68,6 +68,12 @@ def name_systems(
         found = kept_checkpoints(run)
         if not found:
             raise ConfigError(f"{run} keeps no checkpoints; give the directory of a run.")
+        bring_back(run / "last")
+        if not (run / "last" / "adapter_config.json").is_file():
+            raise ConfigError(
+                f"{run} has checkpoints and no last/, the adapter that says what they are made of. Resume the run, "
+                "which writes it again."
+            )
         systems += [(f"{run.absolute().name}-{path.name}", path) for path in found]
     named = {re.sub(r"[^\w.-]+", "-", name): path for name, path in systems}
     if len(named) < len(systems):
