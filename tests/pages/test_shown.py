@@ -309,6 +309,7 @@ def test_the_table_of_figures_is_the_log(tmp_path):
     # A row of the table is for every reward function, and one for what they give to `log_metric`.
     logged = {key.replace("rewards/chrf/", "rewards/NAME/") for key in logged} | {"logged/NAME"}
     logged = {*logged, "set_mass"}  # of distinct rollouts only; tests/train/test_distinct_rollouts.py sees it logged
+    logged |= {"groups_drawn", "reward_drawn"}  # where groups are chosen only; tests/train/test_choosing.py sees them
     logged |= mismatch([], [], [], Correction())[1].record().keys()  # of a sampler elsewhere only
     logged |= {f"sampling/engine_logp_difference/{which}" for which in ("mean", "max")}
     assert sorted(told) == sorted(logged), set(told) ^ set(logged)
