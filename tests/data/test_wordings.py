@@ -80,6 +80,7 @@ def test_a_file_has_the_words_of_a_researcher(tmp_path):
         ("wordings: ['{question}']\ntest: '{question}'", "give `wordings: "),
         ("wordings: [1]", "give texts, in quotation marks"),
         ("wordings: [' ']", "give texts, in quotation marks"),
+        ("wordings: ['<|audio|> {question}']", r"write \{audio\} in place of <\|audio\|>"),
         ("wordings: ['{{audio}} {question}']", "once"),
         ("wordings: ['{question} {the audio}']", "once"),
         ("wordings: ['{question}}']", "once"),

@@ -142,6 +142,8 @@ def _check(corpus: str, file: Path, text: object) -> None:
     allowed = FIELDS.get(corpus, ())
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{file} has the wording {shown(text)}; give texts, in quotation marks.")
+    if found := re.search(r"<\|.*?\|>", text):  # a prompt with a model's own placeholder gets no chat template
+        raise DataError(f"{file} has the wording {shown(text)}; write {AUDIO_PLACE} in place of {found[0]}.")
     used = re.findall(r"\{(\w*)\}", text)
     unknown = [name for name in used if name not in (*allowed, AUDIO_PLACE[1:-1])]
     unknown += re.findall(r"[{}]", re.sub(r"\{\w*\}", "", text))  # a brace too many, or with more than a name in it
