@@ -104,8 +104,9 @@ def serve_command(
     # Log-probabilities of the distribution that tokens are drawn from, temperature and top-p included.
     options += ["--logprobs-mode", "processed_logprobs"]
     options += ["--lora-target-modules", *layers] if layers else []
-    # Without a GPU the compiled graphs take minutes to make, and a C++ compiler.
-    options += [] if torch.cuda.is_available() else ["--enforce-eager"]
+    # Without a GPU the compiled graphs take minutes to make, and a C++ compiler. A prompt that comes in pieces ends
+    # vLLM 0.32 there: it winds the random numbers of its seed back, which generators of a CPU cannot.
+    options += [] if torch.cuda.is_available() else ["--enforce-eager", "--no-enable-chunked-prefill"]
     options += [] if longest is None else ["--max-model-len", str(longest)]
     options += ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())] if adapters else []
     return [str(program), "serve", str(model), *options, *more]
