@@ -70,7 +70,7 @@ def test_the_three_stages_and_an_evaluation(project):
     merged = load_policy(load_recipe("rl.yaml"), project / "runs/sft/last").projector.state_dict()
     assert all(torch.equal(merged[name], tensor) for name, tensor in load_file(projector).items())
     shown = run("merge", "rl.yaml", "--adapter", "runs/sft/last", "--out", "warm")
-    assert "runs/sft/last/projector.safetensors merged in float32; train on with `model=warm`" in shown
+    assert "runs/sft/last/projector.safetensors merged in float32; serve it, or train on with `model=warm`" in shown
     card = json.loads((project / "warm/leaf_merged.json").read_text())
     assert card["projector_sha256"] == model_metrics.file_sha256(project / "runs/sft/last/projector.safetensors")
     assert "step 2/2" in run("train", "rl.yaml", "model=warm", "output_dir=runs/warm")

@@ -12,6 +12,7 @@ from leaf.engines.vllm.options import VllmOptions
 from leaf.errors import ConfigError, ModelError
 from leaf.fields import inner_without
 from leaf.model.sampler import LocalSampler
+from leaf.model.sampler_check import SEEN, random_adapter
 from leaf.train.elsewhere import Agreement
 from leaf.train.making import parts_from_model
 from tests.helpers import tiny
@@ -69,6 +70,13 @@ def test_a_sampler_that_ignores_the_adapter_is_found_before_the_first_step(tmp_p
     with pytest.raises(ModelError, match=r"those of the bare model .* the server ignores the adapter"):
         one.train()
     assert all(torch.equal(p, own) for p, own in zip(one.parameters, before, strict=True))  # its own weights are back
+
+
+@pytest.mark.parametrize("allowed", [1e-3, 0.01])
+def test_random_weights_move_the_policy_by_little_more_than_can_be_told(tmp_path, allowed):
+    policy = trainer(recipe(tmp_path, top_p=1.0), Elsewhere()).policy
+    with random_adapter(policy, policy.embed(tiny.rows(2)), allowed) as moved:
+        assert SEEN * allowed <= moved <= 2 * SEEN * allowed
 
 
 def test_a_run_ends_when_sampler_and_policy_disagree_twice_in_a_row(tmp_path):

@@ -58,11 +58,11 @@ def _for_peft(config: Any, folder: Path, to: Path) -> None:
     from leaf.model.adapter_file import check_place, empty_model, layers_of, read_adapter
     from leaf.model.demo import resolve_model
     from leaf.model.from_recipe import projector_of
-    from leaf.model.loading import look_up
+    from leaf.model.loading import find_model
     from leaf.runs.pushing import pushed_files
 
     _, tensors = read_adapter(folder)
-    described, family, _ = look_up(resolve_model(config.model, say=say), trust_remote_code=config.trust_remote_code)
+    described, family, _ = find_model(resolve_model(config.model, say=say), trust_remote_code=config.trust_remote_code)
     model = empty_model(described, family)
     matrices = {name: value for name, value in tensors.items() if name.endswith((".lora_A.weight", ".lora_B.weight"))}
     for path, pair in layers_of(matrices).items():
@@ -115,11 +115,11 @@ def _for_vllm(config: Any, folder: Path, to: Path, language_model: bool, check_w
         )
     from leaf.engines.vllm.export import saved_adapter_for_vllm
     from leaf.engines.vllm.names import served
-    from leaf.model.loading import look_up
+    from leaf.model.loading import find_model
 
     checkpoint, remote = resolve_model(config.model, say=say), config.trust_remote_code
     saved_adapter_for_vllm(folder, checkpoint, to, onto="speech", trust_remote_code=remote)
-    _, family, _ = look_up(checkpoint, trust_remote_code=remote)
+    _, family, _ = find_model(checkpoint, trust_remote_code=remote)
     say(f"{to} holds the adapter under the names of vLLM's own speech class. Serve it with:")
     say(f"    vllm serve {checkpoint} --enable-lora --max-lora-rank {_rank(to)} --lora-modules adapter={to}")
     if note := served(family).note:

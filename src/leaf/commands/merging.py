@@ -27,4 +27,6 @@ def merge_adapter(config: RunConfig, adapter: Path, out: Path) -> None:
     with Busy(say, f"writing {out}"):
         write_merged(policy, out, card)
     trained = str(adapter) if projector is None else f"{adapter} and {projector}"
-    say(f"{out} holds {config.model} with {trained} merged in {card['dtype']}; train on with `model={out}`")
+    say(
+        f"{out} holds {config.model} with {trained} merged in {card['dtype']}; serve it, or train on with `model={out}`"
+    )

@@ -44,7 +44,8 @@ def serve(
         adapters=made.adapters,
         more=more,
     )
-    say("\n".join(["when it answers, train with these lines in the recipe:", *_sampler(host, port)]))
+    whole = ["    top_p: 1"] if getattr(config, "top_p", 1) != 1 else []  # training from a server needs it
+    say("\n".join(["when it answers, train with these lines in the recipe:", *whole, *_sampler(host, port)]))
     for name in made.adapters:
         say(f"the adapter is served under the name {name}")
     say(" ".join(command))
@@ -87,12 +88,12 @@ def _exported(config: Any, folder: Path | None, place: Path) -> _Made:
     from leaf.files import file_sha256, read_json
     from leaf.model.demo import resolve_model
     from leaf.model.device import pick_device, pick_dtype
-    from leaf.model.loading import look_up
+    from leaf.model.loading import find_model
     from leaf.plugins import load_plugins
 
     load_plugins(config.plugins)  # they may register the model's family
     checkpoint, remote = resolve_model(config.model, say=say), config.trust_remote_code
-    described, family, _ = look_up(checkpoint, trust_remote_code=remote)
+    described, family, _ = find_model(checkpoint, trust_remote_code=remote)
     plain_config(family, described)  # refuses before any weights are read
     dtype = pick_dtype(config.dtype, pick_device(config.device))
     card = card_of(config.model, dtype)

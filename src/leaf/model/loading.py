@@ -42,6 +42,16 @@ def look_up(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Family,
     return config, family, processor
 
 
+def find_model(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Family, Any]:
+    """Look a checkpoint up as `look_up` does; one that is not there, or is none, is a ModelError too."""
+    try:
+        return look_up(name, trust_remote_code=trust_remote_code)
+    except LeafError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error) from error
+
+
 def load_model(name: str, *, dtype: str, attention: str | None, trust_remote_code: bool) -> tuple[Any, Any]:
     """Load model and processor of a checkpoint directory or hub id, and the checkpoint's own speech adapter.
 
@@ -72,11 +82,15 @@ def load_model(name: str, *, dtype: str, attention: str | None, trust_remote_cod
     except ImportError as error:
         raise lacks_package(name, error) from error
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(
-            f"The checkpoint {name} cannot be loaded: {_one_line(error)} Give a folder or hub id with configuration, "
-            "processor and weights in safetensors; a .bin or .pt file may hold code and is not read."
-        ) from error
+        raise _unreadable(name, error) from error
     return model, processor
+
+
+def _unreadable(name: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"The checkpoint {name} cannot be loaded: {_one_line(error)} Give a folder or hub id with configuration, "
+        "processor and weights in safetensors; a .bin or .pt file may hold code and is not read."
+    )
 
 
 def lacks_package(name: str, error: ImportError) -> ModelError:

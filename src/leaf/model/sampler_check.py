@@ -19,7 +19,7 @@ from leaf.model.sampling import Group, sample
 from leaf.model.scoring import score
 
 SEEN = 4  # times the tolerance that random weights move log-probabilities by, at least
-_DOUBLINGS = 20
+_SCALES = 20  # of random weights that are tried
 
 
 def tolerance_of(policy: Policy, given: float | None = None) -> float:
@@ -32,8 +32,9 @@ def tolerance_of(policy: Policy, given: float | None = None) -> float:
 def random_adapter(policy: Policy, prompts: Sequence[Prompt], allowed: float) -> Iterator[float]:
     """Put random weights into the adapter inside the block, and its own back after it.
 
-    They are scaled until log-probabilities move by `SEEN` times what is allowed to differ. The same policy gets the
-    same ones in every process.
+    They are scaled until log-probabilities move by once to twice `SEEN` times what is allowed to differ. Large weights
+    break a deep model, and half precision differs by more on a broken one than on any that is trained. The same policy
+    gets the same ones in every process.
 
     Yields:
         How far they move log-probabilities, in nats per token.
@@ -48,16 +49,23 @@ def random_adapter(policy: Policy, prompts: Sequence[Prompt], allowed: float) ->
     with policy.reference():
         groups = sample(policy, prompts, num_completions=2, max_new_tokens=8, generator=generator)
         reference = _scores(policy, groups)
+
+    def put(scale: float) -> float:
+        for name, values in noise.items():
+            adapted[name].copy_(scale * values)
+        return _apart(_scores(policy, groups), reference, groups)
+
     try:
-        moved, scale = 0.0, 1e-3
-        for _ in range(_DOUBLINGS):
-            for name, values in noise.items():
-                adapted[name].copy_(scale * values)
-            moved = _apart(_scores(policy, groups), reference, groups)
-            if moved >= SEEN * allowed:
+        moved, scale, low, high = 0.0, 1e-3, 0.0, None
+        for _ in range(_SCALES):
+            moved = put(scale)
+            if SEEN * allowed <= moved <= 2 * SEEN * allowed:
                 break
-            scale *= 2
+            low, high = (scale, high) if moved < SEEN * allowed else (low, scale)
+            scale = 2 * scale if high is None else (low + high) / 2
         else:
+            moved = moved if high is None else put(high)  # nothing in between was found
+        if moved < SEEN * allowed:
             raise ModelError(
                 f"Random weights in the adapter move log-probabilities by only {moved:.2g} nats per token, and a "
                 f"sampler may be {allowed:g} off, so no check can tell whether it uses them. Lower "

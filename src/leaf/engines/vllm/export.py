@@ -21,7 +21,7 @@ from leaf.errors import ModelError
 from leaf.files import new_directory
 from leaf.model.adapter_file import FILE, IN_PEFT, Layers, check_place, layers_of, read_adapter
 from leaf.model.family import Family
-from leaf.model.loading import look_up
+from leaf.model.loading import find_model
 from leaf.model.merging import new_place
 from leaf.model.policy import Policy
 
@@ -179,7 +179,7 @@ def saved_adapter_for_vllm(
     """
     settings, tensors = read_adapter(adapter)
     _check_taken(settings)
-    config, family, _ = look_up(str(checkpoint), trust_remote_code=trust_remote_code)
+    config, family, _ = find_model(str(checkpoint), trust_remote_code=trust_remote_code)
     return _write(layers_of(tensors), settings, family, config, onto, to)
 
 
