@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from leaf.credit import BATCH_RULES, BatchCredit, RewardedGroup, batch_credit, credit_rule, most_uncertain
+from leaf.credit.batches import LEARN_FROM_EQUAL
 from leaf.credit.tree import PrefixTree
 from leaf.errors import ConfigError
 from tests.helpers.groups import as_tensors, random_group
@@ -29,7 +30,11 @@ def test_reinforce_pp_whitens_over_the_tokens_of_all_groups():
         pytest.approx([(1 - 4 / 7) / spread] * 2),
         pytest.approx([(0 - 4 / 7) / spread, 0.0]),
     ]
-    assert bool((second == 0).all())  # its rewards are equal: nothing to learn
+    # Its rewards are equal, and below the batch's mean: it learns. Padding stays 0.
+    assert second.tolist() == [
+        pytest.approx([(0.5 - 4 / 7) / spread, 0.0, 0.0]),
+        pytest.approx([(0.5 - 4 / 7) / spread] * 3),
+    ]
 
 
 def test_the_baseline_of_reinforce_pp_is_the_mean_of_the_group():
@@ -117,11 +122,12 @@ def test_rules_of_a_batch_keep_the_guarantees(name):
         group([[1, 2], [1, 3]], [NAN, NAN]),
         group([[]], [1.0]),
     ]
-    first, *rest = batch_credit(name)(groups)
+    first, equal, *rest = batch_credit(name)(groups)
     assert first.shape == (4, 3)
     assert first.isfinite().all()
     assert first[1].tolist() == first[3].tolist() == [0, 0, 0]
     assert first[2, 1:].tolist() == [0, 0]
+    assert bool((equal != 0).all()) == (BATCH_RULES[name] in LEARN_FROM_EQUAL) != bool((equal == 0).all())
     assert all(bool((one == 0).all()) for one in rest)
     assert batch_credit(name)([]) == []
 

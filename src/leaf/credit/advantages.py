@@ -38,9 +38,12 @@ def credit(
 
 
 def guarantee(
-    rule: Callable[..., object], tree: PrefixTree, rewards: GroupRewards, given: object
+    rule: Callable[..., object], tree: PrefixTree, rewards: GroupRewards, given: object, *, from_equal: bool = False
 ) -> Float[Tensor, "K T"]:
-    """Check what a rule gave for a group, and set to exactly 0 what there is nothing to learn from; see `credit`."""
+    """Check what a rule gave for a group, and set to exactly 0 what there is nothing to learn from; see `credit`.
+
+    With `from_equal` a group whose rewards are all equal keeps its advantages: the rule compares it with other groups.
+    """
     scored = scored_completions(tree, rewards)
     size, width = tree.node.shape
     if not isinstance(given, Tensor) or given.shape not in ((size, width), (size, 1)):
@@ -49,7 +52,7 @@ def guarantee(
             f"The credit rule {rule_name(rule)} gave {came}; it must return a tensor of finite advantages of shape "
             f"{(size, width)}, one per token, or {(size, 1)}, one per completion."
         )
-    learned = (tree.node >= 0) & scored[:, None] & (not nothing_to_learn(rewards, scored))
+    learned = (tree.node >= 0) & scored[:, None] & (from_equal or not nothing_to_learn(rewards, scored))
     advantages = torch.where(learned, given, 0.0)  # no product: NaN times 0 is NaN
     if not advantages.float().isfinite().all():
         raise ConfigError(

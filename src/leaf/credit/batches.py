@@ -2,7 +2,8 @@
 
 One rule, one function, called as `rule(groups, **options)` with a list of `RewardedGroup`. It returns one tensor per
 group, (K, T) or (K, 1), and like a rule of one group it may give anything at padding and at unscored completions:
-`BatchCredit` puts the zeros there. A group whose rewards are all equal gets zeros too; it takes part in the statistics.
+`BatchCredit` puts the zeros there. A group whose rewards are all equal gets zeros too, but for the rules in
+`LEARN_FROM_EQUAL`; it takes part in the statistics.
 """
 
 import math
@@ -64,7 +65,11 @@ class BatchCredit:
         given = self.rule(groups, **self.options) if groups else []
         if len(given) != len(groups):
             raise ConfigError(f"The credit rule gave {len(given)} tensors for {len(groups)} groups; return one each.")
-        return [guarantee(self.rule, group.tree, group.rewards, one) for group, one in zip(groups, given, strict=True)]
+        equal = self.rule in LEARN_FROM_EQUAL
+        return [
+            guarantee(self.rule, group.tree, group.rewards, one, from_equal=equal)
+            for group, one in zip(groups, given, strict=True)
+        ]
 
 
 def leaf_batch(
@@ -104,8 +109,8 @@ def leaf_batch(
 def reinforce_pp(groups: Sequence[RewardedGroup]) -> list[Tensor]:
     """Give every token r, whitened over all tokens of the batch (REINFORCE++, arXiv 2501.03262).
 
-    The paper takes a KL penalty off the reward; leaf keeps the divergence in the loss (`kl_coef`). In the paper a group
-    whose rewards are all equal learns, too; here it gets 0.
+    The paper takes a KL penalty off the reward; leaf keeps the divergence in the loss (`kl_coef`). A group whose
+    rewards are all equal learns, too: it is better or worse than the batch.
 
     Reason: the deviation of a batch does not depend on one group's rewards, as that of a group of eight does.
     """
@@ -158,6 +163,8 @@ def grpo_s(
     return shaped
 
 
+# Rules that compare a completion with those of other prompts, so that a group with equal rewards teaches something.
+LEARN_FROM_EQUAL: set[BatchRule] = {reinforce_pp}
 # A plugin adds its own: BATCH_RULES["mine"] = mine.
 BATCH_RULES: dict[str, BatchRule] = {
     "leaf_batch": leaf_batch,
