@@ -9,6 +9,7 @@ import pytest
 
 from leaf.bleu import bleu_scorer
 from leaf.config import SftConfig
+from leaf.data.rows import subset
 from leaf.errors import ConfigError, DataError, RewardError
 from leaf.evaluation.registry import less_is_better
 from leaf.rewards.total import Rewards
@@ -184,3 +185,25 @@ def test_a_validation_reward_sees_what_trl_gives(tmp_path):
     trainer(recipe(tmp_path, max_steps=2, eval_every=2), reward_funcs=[curious]).train()
     assert [count for count, _, _ in seen] == [2, 8, 8, 2]
     assert [step for _, _, step in seen] == [0, 0, 1, 2]
+
+
+def test_a_seed_draws_the_rows_of_a_validation(tmp_path):
+    rows = [{**row, "number": i} for i, row in enumerate(tiny.rows(6))]
+    seen = {}
+    for seed in (None, 0, 1):
+        asked = seen[seed] = []
+
+        def watching(completions, number, asked=asked, **columns):
+            asked.append(number)
+            return [0.0 for _ in completions]
+
+        made = trainer(
+            recipe(tmp_path, eval_items_seed=seed), reward_funcs=[watching], train_dataset=rows, eval_dataset=rows
+        )
+        made.evaluate()
+    assert {seed: asked[-1] for seed, asked in seen.items()} == {
+        None: [0, 1],
+        0: list(subset(6, 2, 0)),
+        1: list(subset(6, 2, 1)),
+    }
+    assert len({tuple(asked[-1]) for asked in seen.values()}) == 3
