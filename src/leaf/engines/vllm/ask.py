@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors.torch import load_file
 
 
 def main() -> None:
@@ -32,8 +32,8 @@ def main() -> None:
 
 def _prompt(one: dict[str, Any]) -> dict[str, Any]:
     if "embeddings" in one:
-        return {"prompt_embeds": torch.load(one["embeddings"], weights_only=True)}
-    wave = torch.load(one["wave"], weights_only=True).numpy()
+        return {"prompt_embeds": load_file(one["embeddings"])["embeddings"]}
+    wave = load_file(one["wave"])["wave"].numpy()
     return {"prompt_token_ids": one["ids"], "multi_modal_data": {"audio": (wave, one["rate"])}}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from leaf.credit.tree import PrefixTree
@@ -82,15 +83,15 @@ def _rows(policy: Policy) -> list[dict[str, Any]]:
 
 
 def _embedded(prompts: Sequence[Prompt], folder: Path) -> list[dict[str, str]]:
-    files = [folder / f"{i}.pt" for i in range(len(prompts))]
+    files = [folder / f"{i}.safetensors" for i in range(len(prompts))]
     for prompt, file in zip(prompts, files, strict=True):
-        torch.save(prompt.embeddings.detach().cpu().clone(), file)
+        save_file({"embeddings": prompt.embeddings.detach().cpu().contiguous()}, file)
     return [{"embeddings": str(file)} for file in files]
 
 
 def _with_sound(policy: Policy, row: dict[str, Any], folder: Path) -> dict[str, Any]:
-    file = folder / f"{row['prompt']}.pt"
-    torch.save(torch.from_numpy(row["audio"]["array"]), file)
+    file = folder / f"{row['prompt']}.safetensors"
+    save_file({"wave": torch.from_numpy(row["audio"]["array"])}, file)
     text = policy.render(row["prompt"])
     if not isinstance(text, str):
         raise ModelError(
