@@ -80,3 +80,8 @@ def test_sizes_beyond_any_memory_are_refused_at_once(tmp_path, key):
     large = LeafConfig(prompts_per_rollout=2**16, num_completions=2**16, max_new_tokens=2**20, device="cpu")
     with pytest.raises(ConfigError, match=r"takes \d+ GB for its tokens alone, and \d+ GB are free\. Lower"):
         check_recipe(large)
+
+
+def test_a_seed_for_rows_that_are_not_drawn_is_refused():
+    with pytest.raises(ConfigError, match="eval_items_seed is 3 without eval_items, so all rows validate"):
+        check_recipe(LeafConfig(eval_items=None, eval_items_seed=3, device="cpu"))

@@ -90,6 +90,9 @@ def test_phantom_spans_enter_the_z_score_as_in_the_published_code():
         counted = [node] * 3 + tails + extra
         mean, spread = statistics.mean(counted), statistics.stdev(counted)
         got = credit(CREDIT_RULES["leaf"], tree, reward, boundaries=cuts, phantom_spans=flag)
+        surprisal = torch.zeros(tokens.shape, dtype=got.dtype)
+        called = leaf.leaf_advantages(tokens, lengths, surprisal, reward, boundaries=cuts, phantom_spans=flag)
+        assert torch.equal(called, got)
         assert got[0].tolist() == pytest.approx([(node - mean) / spread] * 2 + [0] * 3)
         assert got[2].tolist() == pytest.approx([(node - mean) / spread] * 2 + [(tails[0] - mean) / spread] * 3)
         assert got[3].tolist() == pytest.approx([(tails[1] - mean) / spread] * 5)

@@ -35,6 +35,7 @@ def test_the_record_has_both_definitions_of_usable():
     assert sum(one["boundaries"] for one in record["stretches"]) == 4
     assert table_of({"s": record})[0][:2] == ["s", "4"]
     assert table_of({"s": record})[0][2].startswith("75.0 (")
+    assert table_of({"s": as_record([])})[0][1:4] == ["0", "–", "–"]
 
 
 def test_a_policy_is_sampled_as_it_trains_and_repeats_itself():
@@ -71,6 +72,10 @@ def test_a_run_without_checkpoints_and_foreign_weights_are_refused(tmp_path):
     checkpoint.mkdir(parents=True)
     (checkpoint / "manifest.json").write_text("{}")
     with pytest.raises(ConfigError, match="has checkpoints and no last/"):
+        name_systems("demo", [], with_base=False, runs=[tmp_path])
+    (tmp_path / "last").mkdir()
+    (tmp_path / "last" / "adapter_config.json").write_text("{}")
+    with pytest.raises(RunError, match="step-000001 is damaged"):
         name_systems("demo", [], with_base=False, runs=[tmp_path])
     with pytest.raises(RunError, match="is damaged"):
         load_weights(torch.nn.Linear(1, 1), tmp_path)

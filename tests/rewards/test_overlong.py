@@ -51,10 +51,12 @@ def test_lengths_that_make_no_sense_are_refused(options):
 
 
 def test_missing_and_unknown_options_say_how_they_are_written():
-    wanted = r"give reward_options: \{overlong: \{max_length: 200, cache: 40\}\}"
-    with pytest.raises(ConfigError, match=wanted):
+    wanted = r"reward_options: \{overlong: \{max_length: 200, cache: 40\}\}"
+    with pytest.raises(ConfigError, match=f"needs the options max_length and cache, .* {wanted}"):
         Rewards(["overlong"])
-    with pytest.raises(ConfigError, match=wanted):
+    with pytest.raises(ConfigError, match=f"needs the options cache, .* {wanted}"):
+        Rewards(["overlong"], options={"overlong": {"max_length": 5}})
+    with pytest.raises(ConfigError, match=f"needs the options cache, .* {wanted}"):
         Rewards(["overlong"], options={"overlong": {"max_length": 5, "cash": 1}})
 
 

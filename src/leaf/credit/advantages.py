@@ -79,6 +79,7 @@ def leaf_advantages(
     normalize: bool = True,
     group_ended: bool = True,
     sqrt_count: bool = True,
+    phantom_spans: bool = False,
     boundaries: Int[Tensor, " B"] | Sequence[int] | None = None,
 ) -> Float[Tensor, "K T"]:
     """Compute LEAF's advantage of every token of a group (arXiv 2606.07610); `cut_spans` has the formula.
@@ -90,6 +91,7 @@ def leaf_advantages(
         rewards: (K,) terminal rewards; NaN = unscored.
         max_boundaries, min_prefix, terms, normalize, group_ended: see `cut_spans`.
         sqrt_count, boundaries: ablations, see `cut_spans`.
+        phantom_spans: as in the published code, see `cut_spans`.
 
     Returns:
         (K, T) in the dtype of surprisal, torch's default where that is no floating point; 0 at padding.
@@ -109,6 +111,7 @@ def leaf_advantages(
         normalize=normalize,
         group_ended=group_ended,
         sqrt_count=sqrt_count,
+        phantom_spans=phantom_spans,
         boundaries=boundaries,
     )
     return advantages.to(_floating_dtype(surprisal))

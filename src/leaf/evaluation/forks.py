@@ -77,6 +77,8 @@ def table_of(records: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Write systems as lines of a table: rates in %, with their intervals, and the groups that share a prefix."""
 
     def rate(record: Mapping[str, Any], name: str) -> str:
+        if not record["boundaries"]:
+            return "–"  # of nothing there is no rate
         low, high = record[f"{name}_interval"]
         return f"{100 * record[f'{name}_rate']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 

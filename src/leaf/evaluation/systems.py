@@ -32,6 +32,7 @@ from leaf.model.sampler import Sampler
 from leaf.model.sampler_check import check_sampler, tolerance_of
 from leaf.model.usable import unusable_audio
 from leaf.progress import Busy
+from leaf.runs.checkpoints import read_checkpoint
 from leaf.runs.directory import bring_back
 from leaf.runs.kept import kept_checkpoints
 
@@ -47,7 +48,7 @@ def name_systems(
 
     Raises:
         ConfigError: a directory without an adapter, or two systems of one name.
-        RunError: the process that writes an adapter is alive; try again in a moment.
+        RunError: a checkpoint is damaged, or the process that writes an adapter is alive; try again in a moment.
     """
     systems: list[tuple[str, Path | None]] = []
     if with_base or not (adapters or runs):
@@ -74,6 +75,8 @@ def name_systems(
                 f"{run} has checkpoints and no last/, the adapter that says what they are made of. Resume the run, "
                 "which writes it again."
             )
+        for path in found:
+            read_checkpoint(path)  # before hours are spent on those ahead of a damaged one
         systems += [(f"{run.absolute().name}-{path.name}", path) for path in found]
     named = {re.sub(r"[^\w.-]+", "-", name): path for name, path in systems}
     if len(named) < len(systems):

@@ -76,6 +76,13 @@ def _made(name: str, options: Mapping[str, Any]) -> RewardFunction:
     make: Callable[..., RewardFunction] = overlong_reward
     if name == "judge":
         from leaf.rewards.judge import judge_reward as make  # brings an HTTP client, which other rewards do without
+    takes = inspect.signature(make).parameters.values()
+    missing = [one.name for one in takes if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
+    if missing := [option for option in missing if option not in options]:
+        raise ConfigError(
+            f"The reward {name} needs the options {' and '.join(missing)}, which the recipe does not give. Add "
+            f"reward_options: {{{name}: {MADE[name]}}}."
+        )
     try:
         return make(**options)
     except TypeError as error:

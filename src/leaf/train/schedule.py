@@ -29,6 +29,11 @@ def check_stage(config: RunConfig, rewards: Rewards | None = None) -> None:
             f"warmup_steps is {config.warmup_steps} and schedule is published, which has a warm-up of its own. Leave "
             "warmup_steps out."
         )
+    if config.eval_items_seed is not None and config.eval_items is None:
+        raise ConfigError(
+            f"eval_items_seed is {config.eval_items_seed} without eval_items, so all rows validate and nothing is "
+            "drawn. Set eval_items to how many rows to draw, or leave eval_items_seed out."
+        )
     if len(config.adam_betas) != 2 or not all(0 <= beta < 1 for beta in config.adam_betas):
         raise ConfigError(f"adam_betas is {config.adam_betas}; it must be two numbers of at least 0 and below 1.")
     if isinstance(config, LeafConfig):
