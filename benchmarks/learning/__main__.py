@@ -40,7 +40,8 @@ transcription. Each method tries the same learning rates (60 steps, scored on va
 best one (100 steps, scored on both test splits greedily and in five passes at temperature 1, whose mean reward is the
 expected reward). It makes one run at a time and appends a line to benchmarks/results/study.jsonl for each. Stop it with
 Ctrl-C or SIGTERM whenever you like, or bound it with `--minutes`; the same command continues. A run that takes longer
-than `--minutes-per-run` is stopped, and the next command continues it. `study_table` prints what there is so far.
+than `--minutes-per-run` is stopped, and the next command continues it. `study_table` prints what there is so far, and
+`study_figure` draws rewards against completions and seconds.
 
 Splits of one run that were scored by two commands count as one run. Of runs that differ in length the longest are
 shown, or those of `--steps`. `--set` keeps runs that were made together apart from all others.
@@ -56,6 +57,7 @@ from benchmarks.learning.repeats import repeats
 from benchmarks.learning.runs import RATES, SEARCH_SEED, items, run, search
 from benchmarks.learning.study import DEFAULT_METHODS, METHODS, STUDY, TASKS, job, study
 from benchmarks.learning.study import RATES as STUDY_RATES
+from benchmarks.learning.study_figure import study_figure
 from benchmarks.learning.study_table import study_table
 from benchmarks.learning.table import table
 
@@ -102,12 +104,16 @@ def main():
 
 def add_study(commands):
     """Add the commands of the study; `job` is one of its runs, which it makes itself."""
-    for command in (study, study_table, job):
+    for command in (study, study_table, study_figure, job):
         one = commands.add_parser(command.__name__, help=command.__doc__)
         one.set_defaults(command=command)
         one.add_argument("--out", type=Path, default=STUDY, help="records, one a line")
         if command is study_table:
             one.add_argument("--base", default="grpo", help="method that differences are taken to")
+            continue
+        if command is study_figure:
+            one.add_argument("--task", choices=TASKS, default=TASKS[0])
+            one.add_argument("--svg", type=Path, required=True)
             continue
         one.add_argument("--threads", type=int, default=1)
         one.add_argument("--items", type=int, default=None, help="rows that are scored of a split; default all")

@@ -25,7 +25,8 @@ def study_table(args):
                 console.print(made)
 
 
-def _by_method(records, stage):
+def by_method(records, stage):
+    """Sort the records of a stage by their method, in the order in which they were made."""
     found = {}
     for record in records:
         if record["stage"] == stage:
@@ -35,7 +36,7 @@ def _by_method(records, stage):
 
 def _searches(task, records):
     """Show the expected reward on validation of every rate that was tried."""
-    found = _by_method(records, "search")
+    found = by_method(records, "search")
     rates = sorted({record["rate"] for mine in found.values() for record in mine})
     made = Table("", *(f"{rate:g}" for rate in rates), title=f"{task}: expected reward on validation by learning rate")
     for method, mine in found.items():
@@ -46,7 +47,7 @@ def _searches(task, records):
 
 def _scores(task, records, split, base):
     """Show scores of a test split, and how they differ from the base with the same seed."""
-    found = _by_method([record for record in records if split in record], "seeds")
+    found = by_method([record for record in records if split in record], "seeds")
     start = [record for record in records if record["stage"] == "start" and split in record]
     names = [name for name in next(iter(found.values()))[0][split]["greedy"] if name != "reward"] if found else []
     columns = ["expected reward", "Δ"]
@@ -92,7 +93,7 @@ def _costs(task, records):
         "set mass",
         title=f"{task}: costs of a run, mean over seeds; flat groups to set mass: first ten steps → last ten",
     )
-    for method, mine in _by_method(records, "seeds").items():
+    for method, mine in by_method(records, "seeds").items():
         sums = {name: statistics.fmean(r["sums"][name] for r in mine) for name in mine[0]["sums"]}
         steps = mine[0]["steps"]
         ends = []

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.learning.study import Job, best_rate, plan
+from benchmarks.learning.study_figure import completions, points, seconds
 from benchmarks.learning.study_table import study_table
 from benchmarks.records import ROOT
 
@@ -88,6 +89,16 @@ def test_the_table_pairs_differences_by_seed(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "+0.100" in said  # both seeds differ by this, so that the interval has no width
     assert "0.100 → 0.400" in said
+
+
+def test_a_curve_has_the_mean_cost_so_far_and_the_mean_reward_of_each_stretch():
+    made = {"steps": 20, "sums": {"completions": 80}, "rewards": [i / 20 for i in range(20)]}
+    records = [made | {"seconds": [2.0] * 20}, made | {"seconds": [4.0] * 20}]
+    by_seconds, by_completions = (points("leaf", records, cost) for cost in (seconds, completions))
+    assert [one["at"] for one in by_seconds] == [6.0 * i for i in range(1, 11)]
+    assert [one["at"] for one in by_completions] == [8.0 * i for i in range(1, 11)]
+    assert [one["reward"] for one in by_seconds] == pytest.approx([(i + 0.25) / 10 for i in range(10)])
+    assert {one["method"] for one in by_seconds} == {"leaf"}
 
 
 @pytest.mark.slow
