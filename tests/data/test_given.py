@@ -121,6 +121,23 @@ def test_a_language_has_no_outer_spaces():
         assert [row["reference_language"] for row in rows] == ["zh-CN", None, None, None]
 
 
+def test_a_column_is_what_its_rows_have_and_only_it_is_read(monkeypatch):
+    given = Dataset.from_list(
+        [
+            {" Prompt": "e\u0301", "audio": "a.wav", "references": ["x", "y"], "id": 3, "level": 0, "Text": 7},
+            {" Prompt": "q", "audio": "b.wav", "references": None, "id": 4, "level": 1, "Text": None},
+        ]
+    ).cast_column("level", ClassLabel(names=["easy", "hard"]))
+    rows = rows_from(given, "Training row")
+    names = ("prompt", "reference", "references", "text", "id", "level", "audio", "absent")
+    by_row = {name: [row.get(name) for row in rows] for name in names}
+    assert by_row["reference"] == ["x", None]
+    assert by_row["level"] == ["easy", "hard"]
+    assert rows["absent"] == [None, None]
+    monkeypatch.setattr(rows, "source", rows.source.remove_columns("audio"))
+    assert {name: rows[name] for name in names[:6]} == {name: by_row[name] for name in names[:6]}
+
+
 def test_a_stream_becomes_a_list_without_the_decoder_of_another_library():
     stream = Dataset.from_dict(with_audio([encoded()])).cast_column("audio", Audio()).to_iterable_dataset()
     rows = rows_from(list(stream.cast_column("audio", Audio(decode=False)).take(1000)), "Training row")

@@ -1,6 +1,7 @@
 """Which groups a step learns from: further prompts where groups are flat, and the ones that vary most."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -98,6 +99,9 @@ def test_further_rows_are_others_and_depend_on_seed_and_step_alone():
     assert sorted(row for rows in rounds for row in rows) == [1, 2, 3, 5, 6, 7, 9, 10]
     assert further_rows(config, 11, 5, [0, 4, 8], 1) == rounds[0]
     assert further_rows(config, 11, 6, [0, 4, 8], 1) != rounds[0]
+    left = [1, 2, 3, 5, 6, 7, 9, 10]
+    random.Random(f"{config.seed}/5/dynamic sampling").shuffle(left)
+    assert [row for rows in rounds for row in rows] == left
 
 
 @pytest.mark.parametrize("key", [{"dynamic_sampling": 2}, {"keep_groups": 0.5}])

@@ -24,8 +24,9 @@ def rows_fingerprint(rows: Any) -> str:
     Of a sequence that makes its rows when they are read, only the number counts.
     """
     digest = hashlib.sha256(str(len(rows)).encode())
+    written = json.JSONEncoder(ensure_ascii=False, default=str).encode  # json.dumps makes one for each row
     for row in _texts(rows):
-        digest.update(json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
+        digest.update(written(row).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

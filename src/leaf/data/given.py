@@ -10,6 +10,8 @@ from leaf.errors import DataError, shown
 from leaf.text import composed
 
 _TEXTS = ("prompt", "reference", "references", "reference_language", "text")
+# A row's reference may come from either of these columns (leaf.data.cells), so they are read together.
+_REFERENCES = ("reference", "references")
 
 _ROWS_AT_ONCE = 10_000
 
@@ -83,8 +85,8 @@ class Rows(Sequence[dict[str, Any]]):
         self.source = source
         self.column_names = None if self.names is None else list(self.names.values())
         if self.names is not None and source.format["type"] != "custom":
-            for number, row in enumerate(self._texts()):
-                _checked(row, number, what)
+            for number, row in enumerate(self._read(_TEXTS)):
+                _with_texts(row, _place(what, number))
 
     def _undecoded(self, source: Any) -> Any:
         """Have a data set give encoded audio; to decode it, `datasets` needs a package that leaf does without."""
@@ -101,18 +103,37 @@ class Rows(Sequence[dict[str, Any]]):
                     source = source.cast_column(name, Audio(decode=False))
         return source
 
-    def _texts(self) -> Iterator[dict[str, Any]]:
-        """Yield all rows without what may be large."""
+    def _read(self, wanted: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Yield all rows with some of their columns; those that leaf does not ask for may be large."""
         assert self.names is not None
-        columns = [theirs for theirs, ours in self.names.items() if ours in _TEXTS]
+        columns = {theirs: ours for theirs, ours in self.names.items() if ours in wanted}
         if not columns:
             yield from [{}] * min(1, len(self.source))
             return
-        texts = self.source.select_columns(columns).with_format(None)
-        for start in range(0, len(texts), _ROWS_AT_ONCE):  # row by row takes ten times as long
-            some = texts[start : start + _ROWS_AT_ONCE]
-            for cells in zip(*(some[name] for name in columns), strict=True):
-                yield self._renamed(dict(zip(columns, cells, strict=True)))
+        rows = self.source.select_columns(list(columns)).with_format(None)
+        for start in range(0, len(rows), _ROWS_AT_ONCE):  # row by row takes ten times as long
+            some = rows[start : start + _ROWS_AT_ONCE]
+            cells = [self._labelled(name, some[name]) for name in columns]
+            for values in zip(*cells, strict=True):
+                yield dict(zip(columns.values(), values, strict=True))
+
+    def _labelled(self, name: str, cells: list[Any]) -> list[Any]:
+        """Put the names of labels in the place of their numbers, in some cells of a column."""
+        if name not in self.labels:
+            return cells
+        return [with_label_names({name: one}, self.labels)[name] for one in cells]
+
+    def _column(self, name: str) -> list[Any]:
+        """Read a column. Of a data set nothing else is read, so that a million rows take seconds."""
+        names = self.names or {}
+        wanted = _REFERENCES if name in _REFERENCES else (name,)
+        theirs = [one for one, ours in names.items() if ours in wanted]
+        if not theirs or self.source.format["type"] == "custom" or any(one in self.rates for one in theirs):
+            return [row.get(name) for row in self]
+        rows = enumerate(self._read(wanted))
+        if name not in _TEXTS:
+            return [row[name] for _, row in rows]
+        return [_with_texts(row, _place(self.what, i), whole=False).get(name) for i, row in rows]
 
     def _renamed(self, row: Mapping[str, Any]) -> dict[str, Any]:
         named = with_label_names(row, self.labels)
@@ -127,8 +148,7 @@ class Rows(Sequence[dict[str, Any]]):
     def __getitem__(self, index: str | slice) -> list[Any]: ...
     def __getitem__(self, index: int | str | slice) -> Any:
         if isinstance(index, str):
-            texts = self._texts() if self.names is not None and index in _TEXTS else iter(self)
-            return [_checked(row, i, self.what).get(index) for i, row in enumerate(texts)]
+            return self._column(index)
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         index = range(len(self))[index]  # -1 is the last one
@@ -148,14 +168,25 @@ def _resampled(audio: Any, rate: int) -> dict[str, Any]:
 
 def _checked(row: Any, number: int, what: str) -> dict[str, Any]:
     """Check the texts of a row, and put its columns under the names that leaf uses."""
-    where = f"{what} {number}, counted from 0,"
+    where = _place(what, number)
     if not isinstance(row, Mapping):
         raise DataError(f"{where} is {shown(row)}; give a mapping with prompt, audio and reference.")
     names = our_names(row, where)
-    row = {ours: row[theirs] for theirs, ours in names.items()}
-    if row.get("prompt") is None:
-        raise DataError(f"{where} has no prompt; it has the columns {', '.join(map(str, names)) or 'none'}.")
-    row["prompt"] = _prompt(row["prompt"], where)
+    return _with_texts({ours: row[theirs] for theirs, ours in names.items()}, where)
+
+
+def _place(what: str, number: int) -> str:
+    """Name a row in a message."""
+    return f"{what} {number}, counted from 0,"
+
+
+def _with_texts(row: dict[str, Any], where: str, *, whole: bool = True) -> dict[str, Any]:
+    """Check the texts of a row whose columns have leaf's names; one that is not whole may lack its prompt."""
+    if whole and row.get("prompt") is None:
+        raise DataError(f"{where} has no prompt; it has the columns {', '.join(map(str, row)) or 'none'}.")
+    row = dict(row)
+    if "prompt" in row:
+        row["prompt"] = _prompt(row["prompt"], where)
     if "text" in row:
         row["text"] = text_cell(row["text"], "text", where)
     row = with_language(row, where)

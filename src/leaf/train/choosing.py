@@ -6,7 +6,7 @@ and chosen is a function of seed and step, so nothing has to be saved, and the n
 """
 
 import math
-import random
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from leaf.config import LeafConfig
+from leaf.data.rows import shuffled
 from leaf.errors import ConfigError
 from leaf.runs.processes import Processes
 from leaf.train.rollout import Rollout
@@ -93,10 +94,12 @@ def check_choosing(config: LeafConfig) -> None:
 
 def further_rows(config: LeafConfig, num_rows: int, step: int, first: Sequence[int], number: int) -> list[int]:
     """Choose the rows of a further round (from 1) of a step: none of `first`, and none of another round."""
-    left = sorted(set(range(num_rows)) - set(first))
-    random.Random(f"{config.seed}/{step}/dynamic sampling").shuffle(left)
+    taken = sorted(set(first))
+    order = shuffled(num_rows - len(taken), f"{config.seed}/{step}/dynamic sampling")
+    # The number of a row among those not taken, plus the taken ones before it, is the row.
+    before = [row - i for i, row in enumerate(taken)]
     size = config.prompts_per_rollout
-    return left[(number - 1) * size : number * size]
+    return [row + bisect_right(before, row) for row in order[(number - 1) * size : number * size]]
 
 
 def choose(
