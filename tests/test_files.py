@@ -2,8 +2,11 @@
 
 import os
 import signal
+import stat
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from leaf import files
 from leaf.errors import DataError, RunError
@@ -35,6 +38,30 @@ def test_a_file_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path):
         files.replace_file(file, half)
     assert file.read_text() == "two"
     assert names(file.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_umask_says_who_reads_what_is_written(tmp_path, umask, mode):
+    """safetensors makes files that their owner alone reads; a server of another user could not read an adapter."""
+
+    def tensors(path):
+        save_file({"a": torch.zeros(2)}, path)
+
+    def folder(path):
+        (path / "inner").mkdir()
+        tensors(path / "inner/b.safetensors")
+        (path / "c.json").write_text("{}")
+
+    before = os.umask(umask)
+    try:
+        files.replace_file(tmp_path / "a.safetensors", tensors)
+        files.new_directory(tmp_path / "new", folder)
+        files.replace_directory(tmp_path / "other", folder)
+    finally:
+        os.umask(before)
+    made = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(made) == 5
+    assert {stat.S_IMODE(file.stat().st_mode) for file in made} == {mode}
 
 
 def test_a_pipe_gets_the_content_and_stays_a_pipe(tmp_path):

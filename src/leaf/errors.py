@@ -68,13 +68,17 @@ class RunError(LeafError, RuntimeError):
 
 
 class RunInterrupted(LeafError, RuntimeError):
-    """A signal ended a run after its state was saved; with `--resume` it continues as if nothing had happened.
+    """A run was saved and ended, for a signal or a server that stays away; `--resume` continues as if nothing had been.
 
     Its exit code is 75, EX_TEMPFAIL of sysexits.h, "try again later". So a scheduler can tell it from a failure (1, 2)
     and from a process that was killed and saved nothing (128 + signal).
     """
 
     exit_code = 75
+
+
+class Unavailable(RunError):
+    """What a run depends on, such as a server, does not answer for now: nothing is wrong with the run itself."""
 
 
 def did_you_mean(given: object, allowed: Iterable[str]) -> str:

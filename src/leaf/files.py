@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -67,7 +68,9 @@ def replace_file(path: Path, fill: Callable[[Path], object]) -> None:
     partial = _beside(path, UNFINISHED)
     with writing(path, partial):
         path.parent.mkdir(parents=True, exist_ok=True)
+        mode = _mode_of_new(partial)
         fill(partial)
+        partial.chmod(mode)
         sync(partial)
         os.replace(partial, path)
         sync(path.parent)  # the rename itself is content of the folder
@@ -219,10 +222,25 @@ def _beside(path: Path, suffix: str) -> Path:
 def _fill_directory(fresh: Path, fill: Callable[[Path], object]) -> None:
     """Make a directory, fill it, and bring all of it to the disk before it gets its name."""
     fresh.mkdir(parents=True, exist_ok=True)
+    mode = _mode_of_new(fresh / f"mode{UNFINISHED}")
     fill(fresh)
     for file in fresh.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
         sync(file)
     sync(fresh)
+
+
+def _mode_of_new(file: Path) -> int:
+    """Find the mode of a new file by making one, which is removed: the user's umask decides.
+
+    safetensors writes files that only their owner reads, and a server under another user has to read adapters.
+    """
+    _remove(file)
+    file.touch()
+    mode = stat.S_IMODE(file.stat().st_mode)
+    file.unlink()
+    return mode
 
 
 def _remove(path: Path) -> None:

@@ -54,7 +54,7 @@ def run(*arguments):
 def test_an_adapter_for_vllms_own_class_has_its_names(here, tmp_path):
     shown = run("export", "runs/rl", "--for", "vllm", "--to", str(tmp_path / "served"))
     assert f"vllm serve model --enable-lora --max-lora-rank 8 --lora-modules adapter={tmp_path}/served" in shown
-    assert "vLLM fixes the encoder's window at 30 s" in shown
+    assert "does not load a checkpoint with another window, such as leaf's demo model" in shown
     saved = load_file("runs/rl/last/adapter_model.safetensors")
     found = load_file(tmp_path / "served/adapter_model.safetensors")
     assert set(found) == {name.replace("model.language_model.", "language_model.model.") for name in saved}
@@ -106,6 +106,8 @@ def test_what_cannot_be_exported_says_what_to_do(here, tmp_path):
         run("export", "runs/rl", "--for", "vlm", *to)
     with pytest.raises(ConfigError, match="--language-model and --check-with go with --for vllm"):
         run("export", "runs/rl", "--for", "peft", "--language-model", *to)
+    with pytest.raises(ConfigError, match=r"--check-with is http://localhost:1, an address; .*`leaf doctor RECIPE"):
+        run("export", "runs/rl", "--for", "vllm", "--check-with", "http://localhost:1", *to)
     with pytest.raises(ConfigError, match=r"data.jsonl has no adapter"):
         run("export", "data.jsonl", "--for", "vllm", *to)
     with pytest.raises(ConfigError, match="names an adapter of a run, and runs/rl/last is no run directory"):
@@ -148,7 +150,7 @@ def test_a_server_is_started_for_prompts_that_leaf_embeds(tmp_path):
     ):
         assert option in said
     # Without it a server on a CPU ends at the first prompt that does not fit its batch whole.
-    assert torch.cuda.is_available() or "--no-enable-chunked-prefill" in command
+    assert torch.cuda.is_available() or "--no-enable-chunked-prefill --block-size 32" in said
     assert [largest_rank(rank) for rank in (1, 2, 8, 9, 320, 512)] == [1, 8, 8, 16, 320, 512]
     with pytest.raises(ConfigError, match=r"has rank 513, and vLLM takes up to 512. Merge it"):
         largest_rank(513)

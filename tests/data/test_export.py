@@ -110,6 +110,15 @@ def test_nothing_is_written_where_a_row_cannot_be_used(manifest, tmp_path):
     assert not (tmp_path / "t.parquet").exists()
 
 
+def test_the_first_rows_alone_are_written_where_asked_for(manifest, tmp_path):
+    for items, written in ((2, 2), (9, 3)):
+        done = exported(manifest, "--for", "verl", "--to", tmp_path / "train.parquet", "--items", items)
+        assert (done.exit_code, f"{written} rows; give verl" in done.output) == (0, True), done.output
+        read = pq.read_table(tmp_path / "train.parquet").to_pylist()
+        assert [row["reward_model"]["ground_truth"] for row in read][:2] == ["one", "two"]
+        assert len(read) == written
+
+
 def test_recordings_on_both_sides_are_refused_unless_allowed(manifest, tmp_path):
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     save(tmp_path, [*rows, {"prompt": "Again.", "audio": "a.wav", "reference": "x", "split": "test"}])

@@ -10,9 +10,11 @@ from leaf import LeafTrainer
 from leaf.commands.doctor import examine
 from leaf.config import LeafConfig
 from leaf.engines.vllm.export import adapter_for_vllm, export_language_model
+from leaf.engines.vllm.folder import CARD, card_of
 from leaf.engines.vllm.options import vllm_options
 from leaf.engines.vllm.sampler import VllmSampler
 from leaf.errors import ConfigError, ModelError, RunError
+from leaf.files import write_json
 from leaf.model.draws import step_generator
 from leaf.model.policy import Policy
 from leaf.model.sampler import Drawing, LocalSampler
@@ -183,14 +185,15 @@ def test_twenty_steps_of_three_families_stay_with_the_policy(case, tmp_path):
 def test_two_servers_share_the_work_and_a_dead_one_is_said(served, tmp_path):
     _, url = served
     said = []
-    options = {"urls": [url, "http://127.0.0.1:9"], "wait_s": 1.0, "retries": 0}
-    with pytest.raises(RunError, match=r"No server answered for 1 s: http://127\.0\.0\.1:9"):
+    options = {"urls": [url, "http://127.0.0.1:9"], "start_s": 1.0}
+    with pytest.raises(RunError, match=r"No server of vLLM answers at http://127\.0\.0\.1:9"):
         train("glmasr", recipe(tmp_path / "run", url, sampler_options=options), said)  # all have to be there at first
+    assert not (tmp_path / "run").exists()
 
 
-def test_the_doctor_looks_at_the_server(served, tmp_path):
+def test_the_doctor_looks_at_the_server(served, tmp_path, tmp_path_factory):
     policy, url = served
-    config = recipe(tmp_path / "run", url, model=str(tmp_path / "speech"), max_prompt_tokens=200, eval_every=0)
+    config = recipe(tmp_path / "run", url, model=str(tmp_path / "speech"), max_prompt_tokens=200, dtype="float32")
     policy.base.save_pretrained(tmp_path / "speech")
     policy.processor.save_pretrained(tmp_path / "speech")
     (found,) = [one for one in examine(config) if one.subject == "sampler" and "serves" in one.found]
@@ -198,6 +201,17 @@ def test_the_doctor_looks_at_the_server(served, tmp_path):
     assert "takes embeddings of width 128" in found.found
     (found,) = [one for one in examine(replace(config, max_prompt_tokens=900)) if "serves" in one.found]
     assert (found.state, "--max-model-len 912" in found.advice) == ("fails", True)
+    assert "ERROR" not in next(tmp_path_factory.getbasetemp().glob("served*/vllm-*.log")).read_text()
+    card = tmp_path_factory.getbasetemp() / "served0" / CARD
+    for model, dtype, state, said in (
+        (config.model, "float32", "ok", "takes embeddings"),
+        (config.model, "bfloat16", "unsure", "exported in bfloat16, and the policy computes in float32"),
+        ("another", "float32", "fails", "serves the language model of another, and the recipe's model is"),
+    ):
+        write_json(card, card_of(model, dtype))
+        (found,) = [one for one in examine(config) if one.subject == "sampler" and "serves" in one.found]
+        assert (found.state, said in found.found) == (state, True), found
+    card.unlink()
     gone = replace(config, sampler_options={"url": "http://127.0.0.1:9"})
     (found,) = [one for one in examine(gone) if one.subject == "sampler"]
     assert found.state == "fails"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from leaf.errors import Unavailable
 from leaf.model.sampler import LocalSampler
 
 
@@ -33,6 +34,23 @@ class Elsewhere(LocalSampler):
         groups = super().sample(policy, prompts, drawing, generators)
         off = float(self.wrong) if self.wrong and started else 0.0
         return [replace(group, surprisal=group.surprisal + off, version=self.version) for group in groups]
+
+
+class Leaving(Elsewhere):
+    """Stay away from a version of the weights on, as servers do that died.
+
+    Args:
+        last: the last version that is drawn from.
+    """
+
+    def __init__(self, last):
+        super().__init__()
+        self.last = last
+
+    def sample(self, policy, prompts, drawing, generators=None):
+        if self.version > self.last:
+            raise Unavailable("No server answered for 9 s, so start one again (http://a; last: refused)")
+        return super().sample(policy, prompts, drawing, generators)
 
 
 class Behind(Elsewhere):

@@ -20,7 +20,7 @@ from leaf.config import LeafConfig
 from leaf.errors import LeafError
 from leaf.plugins import import_module
 from leaf.runs.processes import leave
-from tests.helpers.elsewhere import Elsewhere
+from tests.helpers.elsewhere import Elsewhere, Leaving
 from tests.helpers.tiny import rows, tiny_model
 
 BASE = LeafConfig(
@@ -183,6 +183,16 @@ def fail_to_log(folder, rank):
         (folder / f"unlogged-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
 
 
+def lose_the_servers(folder, rank):
+    """Let no server answer process 1 behind step 2, ahead of the first save, and note what each says."""
+    one = trainer(folder, "lost", letters, replace(BASE, top_p=1.0, eval_every=0, prompts_per_rollout=2))
+    one.sampler, one.on_policy = Leaving(1) if rank == 1 else Elsewhere(), False
+    try:
+        one.train()
+    except LeafError as error:
+        (folder / f"lost-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
 def meet_accidents(folder, rank):
     """Let process 1 meet a broken recording and a reward that raises, and note what each says."""
     model, processor = tiny_model()
@@ -232,6 +242,7 @@ def main():
     rank = torch.distributed.get_rank()
     stop_and_go_on(folder, rank)
     fail_to_log(folder, rank)
+    lose_the_servers(folder, rank)
     meet_accidents(folder, rank)
     try:
         trainer(folder, "failing", failing, BASE).train()

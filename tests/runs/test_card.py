@@ -61,7 +61,7 @@ def test_every_adapter_of_a_run_has_a_card(trained):
             'Policy.load("org/speech-model", adapter=',
             "served as it is, this adapter does nothing. Export it first:",
             "leaf export ADAPTER --for vllm --to EXPORTED",
-            "vLLM fixes the encoder's window at 30 s. Otherwise",
+            "export it with --language-model.\nOr",
             "learning_rate: 0.01",
             "leaf-speech ",
             "length_reward",

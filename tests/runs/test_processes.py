@@ -50,6 +50,17 @@ def test_one_process_brings_the_weights_to_a_sampler_elsewhere_before_the_others
     assert not any(push for _, push in second)
 
 
+def test_a_run_whose_servers_stay_away_from_one_process_is_saved_by_all(runs):
+    other, own = ((runs[1] / f"lost-{rank}.txt").read_text() for rank in (0, 1))
+    assert own.startswith("RunInterrupted: No server answered for 9 s")
+    assert other.startswith(
+        "RunInterrupted: Process 1 of 2 failed, so all stop. There: Unavailable: No server answered"
+    )
+    for text in (own, other):
+        assert "the run is saved after step 2 of 3" in text
+    assert json.loads((runs[1] / "lost/checkpoints/step-000002/state.json").read_text())["step"] == 2
+
+
 def test_the_scenarios_are_what_they_are_meant_to_be(runs):
     one, _ = runs
     unscored = [record["unscored"] for record in read_rows(one / "one_sided/metrics.jsonl")]

@@ -8,15 +8,16 @@ import torch
 from leaf import RLTrainer
 from leaf.config import LeafConfig
 from leaf.engines.samplers import check_sampler
+from leaf.engines.vllm.launch import free_port
 from leaf.engines.vllm.options import VllmOptions
-from leaf.errors import ConfigError, ModelError
+from leaf.errors import ConfigError, ModelError, RunError, RunInterrupted
 from leaf.fields import inner_without
 from leaf.model.sampler import LocalSampler
 from leaf.model.sampler_check import SEEN, random_adapter
 from leaf.train.elsewhere import Agreement
 from leaf.train.making import parts_from_model
 from tests.helpers import tiny
-from tests.helpers.elsewhere import Behind, Elsewhere
+from tests.helpers.elsewhere import Behind, Elsewhere, Leaving
 from tests.train.test_trainer import lines, recipe, without_times
 
 
@@ -62,6 +63,30 @@ def test_gradients_are_those_of_the_policy_times_the_weight(tmp_path):
     assert torch.allclose(gradients(Elsewhere()), plain, rtol=1e-4, atol=1e-6 * float(plain.abs().max()))
     twice = gradients(Elsewhere(wrong="0.6931471805599453"))
     assert torch.allclose(twice, 2 * plain, rtol=1e-3, atol=1e-5 * float(plain.abs().max()))
+
+
+def test_nothing_is_lost_where_the_servers_stay_away(tmp_path):
+    """Servers that go in step 4, three steps behind the last checkpoint: the resumed run is the uninterrupted one."""
+    config = recipe(tmp_path, top_p=1.0, max_steps=5, save_every=9, eval_every=0)
+    whole = trainer(replace(config, output_dir=str(tmp_path / "whole")), Elsewhere()).train()
+    broken = replace(config, output_dir=str(tmp_path / "broken"))
+    with pytest.raises(RunInterrupted, match=r"http://a.* the run is saved after step 3 of 5"):
+        trainer(broken, Leaving(2)).train()
+    run = trainer(broken, Elsewhere()).train(resume_from_checkpoint=True)
+    ours, theirs = (without_times(lines(path, "metrics.jsonl")) for path in (run.path, whole.path))
+    assert ours == theirs
+
+
+def test_a_wrong_address_is_said_at_once_and_leaves_no_run(tmp_path):
+    options = {"url": f"http://127.0.0.1:{free_port()}", "start_s": 0.2}
+    config = recipe(tmp_path, top_p=1.0, sampler="vllm", sampler_options=options)
+    config = replace(config, output_dir=str(tmp_path / "none"))
+    said = []
+    one = trainer(config, None, said.append)
+    with pytest.raises(RunError, match=r"No server of vLLM answers at http://127.* Start one, as `leaf serve RECIPE`"):
+        one.train()
+    assert [line for line in said if "no server of vLLM answers" in line]
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_sampler_that_ignores_the_adapter_is_found_before_the_first_step(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from leaf.config import RunConfig
-from leaf.errors import RunInterrupted
+from leaf.errors import ModelError, RunInterrupted, Unavailable
 from leaf.runs.signals import StopRequested, StopSignals
 from leaf.train.phases import phase, watched_by
 from leaf.train.schedule import run_length
@@ -13,17 +13,17 @@ from leaf.train.steps import take_steps
 class Noting:
     """Note steps, validations and saves as `step 1`, `validation 1` and `save 1`; a due validation is a `!`."""
 
-    def __init__(self, asked_after=None, stopped_at=None, **config):
+    def __init__(self, asked_after=None, stopped_at=None, stops=StopRequested, **config):
         self.config = RunConfig(**config)
         self.length = run_length(self.config, 0)
         self.stop = StopSignals()
         self.done, self.validation_due = 0, False
-        self.asked_after, self.stopped_at = asked_after, stopped_at
+        self.asked_after, self.stopped_at, self.stops = asked_after, stopped_at, stops
         self.events = []
 
     def _note(self, event):
         if event == self.stopped_at:
-            raise StopRequested
+            raise self.stops
         self.events.append(event)
 
     def step(self, number):
@@ -76,6 +76,18 @@ def test_what_is_given_up_is_done_again():
     with pytest.raises(RunInterrupted, match="after step 3 of 3"):
         take_steps(validation)
     assert validation.events[-1] == "save 3!"
+
+
+def test_where_a_server_stays_away_the_steps_since_the_last_save_are_saved():
+    gone = Unavailable("No server answered for 9 s, so start one again (http://a; last: refused)")
+    stage = Noting(stopped_at="step 4", stops=gone, max_steps=5, eval_every=0, save_every=9)
+    with pytest.raises(RunInterrupted, match=r"refused\): the run is saved after step 3 of 5\. .*--resume"):
+        take_steps(stage)
+    assert stage.events == ["step 1", "step 2", "step 3", "save 3"]
+    wrong = Noting(stopped_at="step 4", stops=ModelError("no"), max_steps=5, eval_every=0, save_every=9)
+    with pytest.raises(ModelError):
+        take_steps(wrong)
+    assert wrong.events[-1] == "step 3"  # what may be wrong is not saved over what was right
 
 
 def test_a_watcher_sees_phases_and_changes_nothing_about_them():

@@ -18,6 +18,7 @@ def export(
     framework: Annotated[str, typer.Option("--for", help="who reads it: verl")],
     target: Annotated[Path, typer.Option("--to", help="Parquet file to write")],
     split: Annotated[str, typer.Option(help="split to write")] = "train",
+    items: Annotated[int | None, typer.Option(min=1, help="only the first N rows")] = None,
     columns: Columns = None,
     name: Annotated[str | None, typer.Option(help="data_source of the rows; default the task's name")] = None,
     hours: Annotated[float | None, typer.Option(help="hours of audio in one file; default 6")] = None,
@@ -32,6 +33,8 @@ def export(
     mapped = pairs("--columns", columns, "ours=theirs, e.g. reference=answer")
     names = dict.fromkeys([split, *splits_of(task, columns=mapped)])  # first the one whose name may be wrong
     loaded = {one: load(task, one, columns=mapped) for one in names}
+    if items is not None:
+        loaded[split] = loaded[split].select(range(min(items, len(loaded[split]))))
     rows = {one: dataset.to_list() for one, dataset in loaded.items()}
     for row in rows[split]:
         check_prompt(row)

@@ -203,8 +203,8 @@ def _sampler(config: RunConfig, model_config: Any) -> Iterator[Finding]:
     width = None if model_config is None else model_config.get_text_config(decoder=True).hidden_size
     positions = planned_prompt(config) + config.max_new_tokens
     try:
-        for fits, found, advice in look_at_servers(config, width, positions):
-            yield Finding("sampler", "ok" if fits else "fails", found, advice)
+        for state, found, advice in look_at_servers(config, width, positions):
+            yield Finding("sampler", state, found, advice)
     except ConfigError:
         return  # options that are wrong were found among the settings
 

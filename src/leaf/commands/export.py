@@ -24,7 +24,11 @@ def export(
         bool, typer.Option("--language-model", help="with vllm: the bare decoder too, which takes embedded prompts")
     ] = False,
     check_with: Annotated[
-        str | None, typer.Option(help="environment with vLLM to check the export with; default $LEAF_VLLM")
+        str | None,
+        typer.Option(
+            help="environment with vLLM to check the export with, default $LEAF_VLLM; no address: leaf doctor and the "
+            "start of training check a server that runs"
+        ),
     ] = None,
 ) -> None:
     """Export an adapter under the names of what is to load it, and check that all of it finds its place there."""
@@ -32,6 +36,11 @@ def export(
         raise ConfigError(f"--for is {target!r}; allowed are {', '.join(_TARGETS)}.{did_you_mean(target, _TARGETS)}")
     if target != "vllm" and (language_model or check_with):
         raise ConfigError("--language-model and --check-with go with --for vllm. Leave them out.")
+    if check_with is not None and "://" in check_with:
+        raise ConfigError(
+            f"--check-with is {check_with}, an address; it takes an environment with vLLM, such as .venv-vllm. "
+            "`leaf doctor RECIPE sampler=vllm ...` and the start of training check a server that runs."
+        )
     with Busy(say, "loading PyTorch and transformers", quiet=True):
         import leaf.train.recipe  # noqa: F401  (it takes seconds)
     from leaf.model.merging import new_place

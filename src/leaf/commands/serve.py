@@ -24,9 +24,10 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a recipe's bare language model with vLLM, for `sampler: vllm`; arguments behind -- go to `vllm serve`."""
-    from leaf.engines.vllm.launch import find_vllm, serve_command, server_environment
+    from leaf.engines.vllm.launch import check_port, find_vllm, saying_when_ready, serve_command, server_environment
 
     program = find_vllm(vllm)  # before anything is loaded
+    check_port(host, port)
     overrides, more = _split(overrides or [])
     config, folder = _meant(source, overrides, adapter)
     place = to or Path("runs") / f"serving-{(source if folder is None else source.absolute()).stem}"
@@ -45,10 +46,12 @@ def serve(
         more=more,
     )
     whole = ["    top_p: 1"] if getattr(config, "top_p", 1) != 1 else []  # training from a server needs it
-    say("\n".join(["when it answers, train with these lines in the recipe:", *whole, *_sampler(host, port)]))
+    say("\n".join(["train with these lines in the recipe:", *whole, *_sampler(host, port)]))
     for name in made.adapters:
         say(f"the adapter is served under the name {name}")
     say(" ".join(command))
+    say("vLLM needs some minutes to start; a line says when the server answers")
+    saying_when_ready(host, port)
     environment = server_environment()
     os.execve(command[0], command, environment)  # signals then reach the server itself
 

@@ -20,7 +20,7 @@ from torch import Tensor, distributed
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
-from leaf.errors import ConfigError, RunError
+from leaf.errors import ConfigError, RunError, Unavailable
 from leaf.model.policy import Policy
 from leaf.runs.sharding import Shards
 
@@ -116,6 +116,7 @@ class Processes:
 
         Raises:
             RunError: it failed in another process. The process in which it failed raises its own error.
+            Unavailable: it failed for want of a server, in every process in which it failed; all raise it.
         """
         if self.alone:
             return action()
@@ -125,12 +126,16 @@ class Processes:
             outcome = action()
         except Exception as failure:  # raised again below, once the others know
             error = failure
-        said = self.gather(None if error is None else f"{type(error).__name__}: {error}")
+        told = None if error is None else (f"{type(error).__name__}: {error}", isinstance(error, Unavailable))
+        said = [(index, *one) for index, one in enumerate(self.gather(told)) if one is not None]
+        # Of one kind in all, since the loop saves a run after it, which takes all processes.
+        kind = Unavailable if all(passes for *_, passes in said) else RunError
+        if isinstance(error, Unavailable) and kind is RunError:
+            raise RunError(str(error)) from error
         if error is not None:
             raise error
-        for index, text in enumerate(said):
-            if text is not None:
-                raise RunError(f"Process {index} of {self.count} failed, so all stop. There: {text}")
+        for index, text, _ in said:
+            raise kind(f"Process {index} of {self.count} failed, so all stop. There: {text}")
         return outcome
 
     def on_main(self, action: Callable[[], None]) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from leaf.errors import RunInterrupted
 from leaf.visible import visible
 
 _ASKING = {"SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"}
@@ -104,17 +103,13 @@ class StopSignals:
         if self._may_stop and self.asked:
             raise StopRequested
 
-    def interrupted(self, step: int, steps: int) -> RunInterrupted:
-        """Make the error that ends a run which was saved after a step."""
+    def why(self) -> str:
+        """Say what asked the run to stop."""
         if self.received is not None:
-            why = f"{self.received.name} asked to stop"
-        elif self.lost is not None:
-            why = f"The output cannot be written ({self.lost.strerror or self.lost})"
-        else:
-            why = "Another process asked to stop"
-        return RunInterrupted(
-            f"{why}: the run is saved after step {step} of {steps}. Give the same command with `--resume` to continue."
-        )
+            return f"{self.received.name} asked to stop"
+        if self.lost is not None:
+            return f"The output cannot be written ({self.lost.strerror or self.lost})"
+        return "Another process asked to stop"
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from leaf.config import RunConfig
+from leaf.errors import RunInterrupted, Unavailable
 from leaf.runs.signals import StopRequested, StopSignals
 from leaf.train.schedule import Length
 
@@ -48,11 +49,11 @@ class Stage(Protocol):
 def take_steps(stage: Stage) -> None:
     """Take the steps that are left of a run whose checkpoint has been restored or, for a new one, written.
 
-    A stage raises `StopRequested` in a step or a validation where nothing is half done yet. What was begun is then
-    given up, and the resumed run does it again.
+    A stage raises `StopRequested` or `Unavailable` in a step or a validation where nothing is half done yet. What was
+    begun is then given up, and the resumed run does it again.
 
     Raises:
-        RunInterrupted: a signal asked the run to stop, and it is saved.
+        RunInterrupted: a signal asked the run to stop, or a server that it needs stays away, and the run is saved.
     """
     config, steps = stage.config, stage.length.steps
     saved = True
@@ -74,10 +75,14 @@ def take_steps(stage: Stage) -> None:
                 saved = True
             if not last and stage.asked_to_stop():
                 raise StopRequested
-    except StopRequested:
+    except (StopRequested, Unavailable) as reason:
         if not saved:
             stage.save()
-        raise stage.stop.interrupted(stage.done, steps) from None
+        why = str(reason) if isinstance(reason, Unavailable) else stage.stop.why()
+        raise RunInterrupted(
+            f"{why.rstrip('.')}: the run is saved after step {stage.done} of {steps}. Give the same command with "
+            "`--resume` to continue."
+        ) from None
 
 
 def _validate(stage: Stage) -> None:

@@ -20,7 +20,7 @@ _LARGEST = 512 * 2**20  # bytes of an answer: 64 completions of 32,000 tokens ar
 KEPT = 2  # adapters: a rollout that is still drawn has the weights before those of a validation beside it
 _AT_ONCE: dict[str, Any] = {"retries": 0, "timeout_s": 10.0}
 # Where every message about a wrong server points to.
-START = "docs/vllm_rollouts.md starts one"
+START = "`leaf serve RECIPE` starts one"
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,13 @@ class Server:
         url: where it is.
         model: the name of the language model there; "" until `look` has asked.
         longest: the most positions that a prompt and its completion may take there; None until `look` has asked.
+        folder: that the server has read the model from, or a hub's name of it; "" until `look` has asked.
     """
 
     def __init__(self, endpoint: Endpoint):
         self.url, self.model = endpoint.url, endpoint.model
         self.longest: int | None = None
+        self.folder = ""
         self._connection = Connection(endpoint, largest=_LARGEST)
         self._has: list[Adapter] = []
         self._lock = threading.Lock()
@@ -71,13 +73,17 @@ class Server:
         self._connection.close()
 
     # -- what is there -------------------------------------------------------------------------------------------------
-    def answers(self) -> bool:
-        """Tell whether the server is there now."""
+    def away(self) -> str:
+        """Say why the server is not there now; "" where it is."""
         try:
             self._connection.ask(f"{self.url}/health", None, lambda text: text, **_AT_ONCE)
-        except (NoAnswer, Refused):
-            return False
-        return True
+        except (NoAnswer, Refused) as why:
+            return str(why)
+        return ""
+
+    def answers(self) -> bool:
+        """Tell whether the server is there now."""
+        return not self.away()
 
     def look(self) -> str:
         """Ask what the server serves, and describe it in words.
@@ -95,6 +101,7 @@ class Server:
                 "sampler_options.model to one of them."
             )
         self.longest = listed[self.model].get("max_model_len")
+        self.folder = str(listed[self.model].get("root", ""))
         return f"vLLM {version} at {self.url} serves {self.model}, up to {self.longest} positions"
 
     def _get(self, path: str) -> dict[str, Any]:
@@ -142,14 +149,14 @@ class Server:
         )
 
     def loads_adapters(self) -> bool:
-        """Tell whether the server loads adapters while it runs, by asking for one that is not there."""
-        body = {"lora_name": "leaf-none", "lora_path": "/leaf-none"}
+        """Tell whether the server has the address that adapters are loaded by; one without a name is no adapter."""
+        nameless = {"lora_name": "", "lora_path": ""}
         try:
-            self._connection.ask(f"{self.url}/v1/load_lora_adapter", body, lambda text: text, **_AT_ONCE)
+            self._connection.ask(f"{self.url}/v1/load_lora_adapter", nameless, lambda text: text, **_AT_ONCE)
         except Refused as refused:
-            return '"detail"' not in refused.text  # there is no such address where a server loads none
-        except NoAnswer:
-            return self.answers()  # the engine could not read it, which it tried
+            return refused.status not in (404, 405)
+        except NoAnswer as why:
+            raise Lost(str(why)) from None
         return True
 
     def forget(self, adapter: Adapter) -> None:

@@ -64,7 +64,11 @@ _DECODER = "language_model.model"  # of every speech class of vLLM that is built
 _WHOLE = "vLLM serves the whole Omni checkpoint as published, not the thinker alone, so a merged one is not served."
 # The one table of names, by the family's model type.
 _SERVED: dict[str, Served] = {
-    "audioflamingo3": Served(_DECODER, note="vLLM fixes the encoder's window at 30 s."),
+    "audioflamingo3": Served(
+        _DECODER,
+        note="vLLM's class hears audio in windows of 30 s and does not load a checkpoint with another window, such as "
+        "leaf's demo model. Serve one like that as embedded prompts: export it with --language-model.",
+    ),
     "glmasr": Served(_DECODER),
     "qwen2_audio": Served(why="vLLM serves Qwen2-Audio without LoRA."),
     "voxtral": Served(_DECODER, note="vLLM reads Mistral's format of the checkpoint (--load-format mistral)."),
@@ -119,7 +123,8 @@ def how_to_serve(family: Family, *, projector: bool) -> str:
             "vllm serve BASE_MODEL --enable-lora --max-lora-rank RANK --lora-modules adapter=EXPORTED",
             "```",
             "",
-            *([f"{how.note} Otherwise"] if how.note else ["Or"]),
+            *([how.note] if how.note else []),
+            "Or",
             lines[0],
         ]
     elif how.speech:

@@ -30,6 +30,7 @@ class VllmOptions:
     concurrency: int = _option(16, "prompts at a time at each server", low=1, high=4096)
     timeout_s: float = _option(600.0, "seconds that the completions of a prompt may take", low=1e-3)
     retries: int = _option(2, "tries after the first one before a server counts as gone", low=0, high=100)
+    start_s: float = _option(20.0, "seconds to wait for a server that has never answered and may be starting", low=0.0)
     wait_s: float = _option(600.0, "seconds to wait for a server to come back when all are gone", low=0.0)
     tolerance: float | None = _option(
         None, "largest mean |log π − log μ| in nats; default by the policy's precision", low=0.0
@@ -66,7 +67,7 @@ def vllm_options(given: Mapping[str, Any]) -> VllmOptions:
     if (options.url is None) == (not options.urls):
         raise ConfigError(
             f"The {WHERE} name {'a url and urls' if options.urls else 'no server'}. Give one of them, such as "
-            "{url: http://localhost:8000}; docs/vllm_rollouts.md starts a server."
+            "{url: http://localhost:8000}; `leaf serve RECIPE` starts a server."
         )
     options.endpoints()  # which refuses unusable addresses
     return options

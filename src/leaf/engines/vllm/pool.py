@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from leaf.engines.vllm.client import Lost, Server
-from leaf.errors import RunError
+from leaf.errors import Unavailable
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -55,7 +55,8 @@ class Work(Generic[S, T]):
             interrupt: called about once a second; what it raises ends the work.
 
         Raises:
-            RunError: no server came back in time, or one refused a task.
+            Unavailable: no server came back in time.
+            RunError: one refused a task.
         """
         self._waiting.extend(range(len(tasks)))
         # Threads of the process, not of a pool: where the work ends early, nobody waits for requests still out.
@@ -135,10 +136,7 @@ class Work(Generic[S, T]):
         if since is not None and time.monotonic() - since > self.wait_s:
             urls = ", ".join(one.url for one in self.servers)
             self._fail(
-                RunError(
-                    f"No server answered for {self.wait_s:g} s: {urls}; last: {why}. The run's last checkpoint is as "
-                    "it was. Start a server again, and give the same command with --resume."
-                )
+                Unavailable(f"No server answered for {self.wait_s:g} s, so start one again ({urls}; last: {why})")
             )
             return
         time.sleep(_LOOK_EVERY)

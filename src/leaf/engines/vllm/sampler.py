@@ -5,6 +5,7 @@ adapter travel. Texts do not: a text does not say which tokens it was.
 """
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import sha256
@@ -19,7 +20,7 @@ from leaf.engines.vllm.export import adapter_for_vllm
 from leaf.engines.vllm.names import plain_config
 from leaf.engines.vllm.options import VllmOptions
 from leaf.engines.vllm.pool import Work
-from leaf.errors import ConfigError, ModelError
+from leaf.errors import ConfigError, ModelError, RunError
 from leaf.model.policy import Policy, Prompt
 from leaf.model.sampler import Drawing
 from leaf.model.sampling import Generators, Group
@@ -63,7 +64,7 @@ class VllmSampler:
             )
 
     def begin(self, policy: Policy, interrupt: Callable[[], None] = lambda: None) -> list[str]:
-        """Look at the servers, and whether they take this policy's prompts; wait for servers that are still starting.
+        """Look at the servers, and whether they take this policy's prompts; wait shortly for one that is starting.
 
         Raises:
             ModelError, RunError: a server has another model, lacks an option, or none answers in time.
@@ -72,18 +73,31 @@ class VllmSampler:
         self.servers = self.servers or self._made()  # it may begin again after it was closed
         plain_config(policy.family, policy.base.config)  # refuses decoders that embeddings do not suffice for
         nothing = torch.zeros(2, policy.text_config.hidden_size, dtype=policy.base.dtype)
-        ask = {"max_tokens": 1, "temperature": 1.0}
+        return [self._reach(server, encoded(nothing)) for server in self.servers]
 
-        def try_out(server: Server, _: None) -> str:
+    def _reach(self, server: Server, embeddings: str) -> str:
+        """Wait for a server that may be starting, look at it, and let it continue an embedded prompt."""
+        patience = self.options.start_s
+        began, told = time.monotonic(), False
+        while why := server.away():
+            if time.monotonic() - began >= patience:
+                raise RunError(
+                    f"No server of vLLM answers at {server.url} ({why}). Start one, as `leaf serve RECIPE` does, or "
+                    f"correct the address. One that is starting is waited for {patience:g} s (sampler_options.start_s)."
+                )
+            if not told:
+                self.say(f"no server of vLLM answers at {server.url} yet; waiting up to {patience:g} s for it to start")
+                told = True
+            self.interrupt()
+            time.sleep(min(1.0, patience))
+        try:
             line = server.look()
-            server.complete(None, encoded(nothing), ask)
-            return line
-
-        lines = []
-        for server in self.servers:
-            work = Work([server], try_out, concurrency=1, wait_s=self.options.wait_s, say=self.say)
-            lines += work.run([None], self.interrupt)
-        return lines
+            server.complete(None, embeddings, {"max_tokens": 1, "temperature": 1.0})
+        except Lost as lost:
+            raise RunError(
+                f"The server {server.url} answers, and completes no prompt: {lost}. Look at its log."
+            ) from None
+        return line
 
     def sync(self, policy: Policy, version: int, *, push: bool = True) -> None:
         """Write the adapter into a folder of its own and let the servers load it; older ones are removed.
@@ -167,10 +181,9 @@ class VllmSampler:
     def _made(self) -> list[Server]:
         return [Server(endpoint) for endpoint in self.options.endpoints()]
 
-    def _work(self, action: Callable[[Server, Any], Any], concurrency: int | None = None) -> Work:
+    def _work(self, action: Callable[[Server, Any], Any]) -> Work:
         options = self.options
-        concurrency = concurrency or options.concurrency
-        return Work(self.servers, action, concurrency=concurrency, wait_s=options.wait_s, say=self.say)
+        return Work(self.servers, action, concurrency=options.concurrency, wait_s=options.wait_s, say=self.say)
 
 
 def _digest(policy: Policy) -> str:
