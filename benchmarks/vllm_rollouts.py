@@ -1,15 +1,11 @@
-"""Rollouts from servers of vLLM: nothing is lost when one dies, and how fast they are beside the local sampler.
+"""Rollouts of tiny models from servers of vLLM: they are the policy's, and nothing is lost when a server dies.
 
     python -m benchmarks.vllm_rollouts families [--steps 20]
     python -m benchmarks.vllm_rollouts kills [--runs 10]
-    python -m benchmarks.vllm_rollouts learning [--steps 40] [--seeds 3]
-    python -m benchmarks.vllm_rollouts throughput --url http://localhost:8000 [--turns 7]
 
 `families` trains tiny models of three families and records how far server and policy are apart at every step. `kills`
 trains a tiny GLM-ASR model and kills its server with all its processes at a random moment, then starts it again. In
-every other run the sampler does not wait for that: the run ends, and is resumed. `learning` trains that model with
-either sampler. `throughput` asks a server of the embedded model, exported, that takes adapters of rank 64; both
-samplers draw the same prompts in turns.
+every other run the sampler does not wait for that: the run ends, and is resumed.
 """
 
 import argparse
@@ -18,30 +14,21 @@ import json
 import os
 import random
 import signal
-import statistics
 import subprocess
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-import torch
-
 from benchmarks.records import RESULTS, machine
 from leaf import LeafTrainer
 from leaf.config import LeafConfig
-from leaf.data import load
 from leaf.engines.vllm.export import export_language_model
 from leaf.engines.vllm.launch import find_vllm, free_port, serve_command, server_environment
 from leaf.engines.vllm.options import vllm_options
-from leaf.engines.vllm.sampler import VllmSampler
-from leaf.errors import RunError
+from leaf.errors import RunInterrupted
 from leaf.files import read_rows
-from leaf.model.demo import resolve_model
-from leaf.model.from_recipe import recipe_lora
 from leaf.model.policy import Policy
-from leaf.model.sampler import Drawing, LocalSampler
-from leaf.model.sampler_check import random_adapter
 from tests.helpers import tiny
 from tests.helpers.families import build
 from tests.helpers.models.common import wider
@@ -81,13 +68,11 @@ def wide(case: str):
         return build(case)
 
 
-def recipe(folder: Path, url: str | None, wait_s: float = 600.0, steps: int = STEPS, seed: int = 0) -> LeafConfig:
-    """Make a short recipe; without a url the policy itself draws."""
-    options = {} if url is None else {"url": url, "wait_s": wait_s, "retries": 1}
+def recipe(folder: Path, url: str, wait_s: float = 600.0, steps: int = STEPS) -> LeafConfig:
+    """Make a short recipe."""
     return LeafConfig(
         output_dir=str(folder),
         max_steps=steps,
-        seed=seed,
         prompts_per_rollout=2,
         num_completions=COMPLETIONS,
         max_new_tokens=24,
@@ -100,8 +85,8 @@ def recipe(folder: Path, url: str | None, wait_s: float = 600.0, steps: int = ST
         record_every=1,
         device="cpu",
         top_p=1.0,
-        sampler="local" if url is None else "vllm",
-        sampler_options=options,
+        sampler="vllm",
+        sampler_options={"url": url, "wait_s": wait_s, "start_s": 600.0, "retries": 1},
     )
 
 
@@ -137,7 +122,7 @@ def one_kill(server: Killable, folder: Path, draw: random.Random, *, waits: bool
     resumed = False
     try:
         made.train()
-    except RunError as error:
+    except RunInterrupted as error:
         if waits:
             raise
         said.append(str(error))
@@ -196,42 +181,6 @@ def kills(args) -> dict:
     return {"runs": runs, "machine": machine(1), "lost": sum(not (r["steps"] and r["groups_whole"]) for r in runs)}
 
 
-def throughput(args) -> dict:
-    """Draw the same prompts with both samplers in turns, and compare completions' tokens per second."""
-    config = LeafConfig(lora_r=64, lora_dropout=0.0)
-    policy = Policy.load(resolve_model("demo"), lora=recipe_lora(config))
-    rows = load("asterisk_qa", "train", limit=args.prompts).to_list()
-    prompts = policy.embed(rows)
-    remote = VllmSampler(vllm_options({"url": args.url}), Path(tempfile.mkdtemp(prefix="leaf-adapters-")))
-    drawing = Drawing(COMPLETIONS, args.tokens)
-    rates: dict[str, list[float]] = {"local": [], "vllm": []}
-    with random_adapter(policy, prompts[:1], 1e-3):
-        for line in remote.begin(policy):
-            print(line)
-        remote.sync(policy, 0)
-        for turn in range(args.turns + 1):
-            for name, sampler in (("local", LocalSampler()), ("vllm", remote)):
-                draws = [torch.Generator().manual_seed(1000 * turn + i) for i in range(len(prompts))]
-                began = time.perf_counter()
-                groups = sampler.sample(policy, prompts, drawing, draws)
-                rate = sum(int(group.lengths.sum()) for group in groups) / (time.perf_counter() - began)
-                print(turn, name, f"{rate:.1f} tokens/s", flush=True)
-                if turn > 0:  # the first warms up
-                    rates[name].append(rate)
-    remote.close()
-    ratios = sorted(b / a for a, b in zip(rates["local"], rates["vllm"], strict=True))
-    return {
-        "prompts": len(prompts),
-        "completions": COMPLETIONS,
-        "max_new_tokens": args.tokens,
-        "tokens_per_second": {name: statistics.median(values) for name, values in rates.items()},
-        "vllm_over_local": {"median": statistics.median(ratios), "lowest": ratios[0], "highest": ratios[-1]},
-        "turns": args.turns,
-        "machine": machine(torch.get_num_threads()),
-        "load": os.getloadavg()[0],
-    }
-
-
 def trained(case: str, config: LeafConfig) -> list[dict]:
     """Train a tiny model by a recipe, and read the records of its steps."""
     model, processor = wide(case)
@@ -261,39 +210,15 @@ def families(args) -> dict:
     return found | {"machine": machine(1)}
 
 
-def learning(args) -> dict:
-    """Compare the rewards of runs with either sampler: means over their first and their last five steps."""
-    runs: dict[str, dict] = {}
-    with tempfile.TemporaryDirectory() as name, server_of("glmasr", Path(name)) as url:
-        for sampler, at in (("local", None), ("vllm", url)):
-            for seed in range(args.seeds):
-                run = f"{sampler}-{seed}"
-                records = trained("glmasr", recipe(Path(name) / run, at, steps=args.steps, seed=seed))
-                rewards = [record["reward_mean"] for record in records]
-                runs[run] = {"sampler": sampler, "steps": len(records)}
-                parts = (("first_5", rewards[:5]), ("steps_16_20", rewards[15:20]), ("last_5", rewards[-5:]))
-                runs[run] |= {part: round(statistics.fmean(values), 4) for part, values in parts}
-    return {"model": "tiny GLM-ASR, reward: length of the text", "runs": runs}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     of_kills = commands.add_parser("kills")
     of_kills.add_argument("--runs", type=int, default=10)
     of_kills.add_argument("--seed", type=int, default=0)
-    of_throughput = commands.add_parser("throughput")
-    of_throughput.add_argument("--url", required=True)
-    of_throughput.add_argument("--turns", type=int, default=7)
-    of_throughput.add_argument("--prompts", type=int, default=6)
-    of_throughput.add_argument("--tokens", type=int, default=32)
-    of_learning = commands.add_parser("learning")
-    of_learning.add_argument("--steps", type=int, default=40)
-    of_learning.add_argument("--seeds", type=int, default=3)
     commands.add_parser("families").add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
-    done = {"families": families, "kills": kills, "throughput": throughput, "learning": learning}
-    found = done[args.command](args)
+    found = {"families": families, "kills": kills}[args.command](args)
     known = json.loads(FILE.read_text()) if FILE.exists() else {}
     FILE.write_text(json.dumps(known | {args.command: found}, indent=1) + "\n")
     print(json.dumps(found, indent=1))
