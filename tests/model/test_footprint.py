@@ -182,7 +182,7 @@ def test_layers_with_two_windows_have_two_masks():
         lora_dropout=0.0,
         gradient_checkpointing=False,
         logit_rows=1,
-        device="cpu",
+        device="cuda",
     )
     assert made.kept_pair == 2 * 4 + 2
 

@@ -6,7 +6,7 @@ attention, convolution) carry state from one position to the next whatever a mas
 where a chunk starts, and flash or flex kernels take no dense mask.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from leaf.errors import ModelError
+from leaf.model import kernels
+from leaf.model.kernels import Plan, PlannedMask
 
-_MASKED = ("sdpa", "eager")
+_MASKED = ("sdpa", "eager", kernels.NAME)
 _ATTENTION = ("full_attention", "sliding_attention")
 
 
@@ -87,6 +89,26 @@ class Attention:
         if self.implementation not in _MASKED:
             return f"the attention kernel {self.implementation!r} takes no dense mask"
         return None
+
+    @property
+    def planned(self) -> bool:
+        """Tell whether all layers attend by a plan where they are given one."""
+        return self.packable and self.implementation == kernels.NAME
+
+    def plans(self, plan: Callable[[int | None], Plan], device: torch.device) -> PlannedMask | dict[str, PlannedMask]:
+        """Make what `language_model(attention_mask=...)` takes to attend by plans.
+
+        Args:
+            plan: makes the plan of layers with this window.
+            device: of the hidden states.
+
+        Returns:
+            One mask, or one per layer type where windows differ.
+        """
+        made = {window: PlannedMask.of(plan(window), device) for window in set(self.windows.values())}
+        if len(made) == 1:
+            return next(iter(made.values()))
+        return {kind: made[window] for kind, window in self.windows.items()}
 
     def masks(
         self,

@@ -15,9 +15,10 @@ value and r the rank, autograd keeps of one layer per token:
 
 Without dropout the input of A is no copy: layers that read one tensor share it, and that of `o_proj` is the attention's
 output. Frozen linear layers, rotation and residual additions keep nothing. With gradient checkpointing a layer keeps
-only its input, D b, and is computed again in the backward pass, one layer at a time. Per query-key pair there are an
-additive mask of b bytes for every window that layers have, shared by them, and two boolean ones. (On CUDA sdpa copies
-the mask in every layer unless S is a multiple of 8.)
+only its input, D b, and is computed again in the backward pass, one layer at a time. On CUDA there are, per query-key
+pair, an additive mask of b bytes for every window that layers have, shared by them, and two boolean ones. (sdpa copies
+the mask in every layer unless S is a multiple of 8.) On the CPU attention runs in blocks, without a mask of all pairs
+and with keys and values of G heads, so there the estimate is a little too large.
 
 Measured, not derived: what a layer needs besides while it works, 8 I bytes per token, 3 I more in bfloat16 and 3 I more
 with dropout and without checkpointing; and what the heap loses on the CPU, 1.75 b bytes (1.5 b with checkpointing, 1
@@ -180,7 +181,7 @@ def estimate(
         gradient=trainable * _FLOAT,
         optimizer=2 * trainable * _FLOAT,
         kept_token=ends + layers * (hidden * size if gradient_checkpointing else layer),
-        kept_pair=windows * size + 2 * _BOOL,
+        kept_pair=windows * size + 2 * _BOOL if cuda else 0,
         layer_token=working + (layer if gradient_checkpointing else 0),
         logit_row=_LOGIT_COPIES * _FLOAT * text_config.vocab_size,
         logit_rows=logit_rows,

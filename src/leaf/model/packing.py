@@ -89,6 +89,50 @@ class PackedBatch:
     parents: Int[Tensor, " Q"]
 
 
+@dataclass(frozen=True)
+class PackedRow:
+    """The rows of all groups behind one another in a single one, without padding; S positions, width D.
+
+    Attributes:
+        embeddings: (1, S, D) of each group its prompt's embeddings followed by token embeddings.
+        position: (1, S) position ids.
+        starts: where each group begins.
+        parents: (Q,) positions whose logits are needed, group after group.
+    """
+
+    embeddings: Float[Tensor, "1 S D"]
+    position: Int[Tensor, "1 S"]
+    starts: list[int]
+    parents: Int[Tensor, " Q"]
+
+
+def join(
+    prompts: list[Float[Tensor, "_ D"]],
+    groups: list[PackedGroup],
+    embed_tokens: Callable[[Int[Tensor, " _"]], Float[Tensor, "_ D"]],
+) -> PackedRow:
+    """Put packed groups behind one another; arguments as `collate` takes them."""
+    device = prompts[0].device
+    parts = _embedded(prompts, groups, embed_tokens)
+    lengths = [group.length for group in groups]
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    parents = [group.parents.to(device) + start for group, start in zip(groups, starts, strict=True)]
+    position = torch.cat([group.position.to(device) for group in groups])
+    return PackedRow(torch.cat(parts)[None], position[None], starts, torch.cat(parents))
+
+
+def _embedded(
+    prompts: list[Float[Tensor, "_ D"]],
+    groups: list[PackedGroup],
+    embed_tokens: Callable[[Int[Tensor, " _"]], Float[Tensor, "_ D"]],
+) -> list[Tensor]:
+    """Embed the row (S, D) of each group."""
+    # One call for all groups: embedding them one by one would start as many kernels.
+    tokens = embed_tokens(torch.cat([group.token.to(prompts[0].device) for group in groups]))
+    tokens = tokens.to(prompts[0].dtype).split([group.token.shape[0] for group in groups])
+    return [torch.cat(pair) for pair in zip(prompts, tokens, strict=True)]
+
+
 def collate(
     prompts: list[Float[Tensor, "_ D"]],
     groups: list[PackedGroup],
@@ -105,13 +149,10 @@ def collate(
     device = prompts[0].device
     if device.type == "cuda":
         size = -(-size // 8) * 8  # attention kernels copy a mask whose rows are not aligned, and do so in every layer
-    # One call for all groups: embedding them one by one would start as many kernels.
-    tokens = embed_tokens(torch.cat([group.token.to(device) for group in groups]))
-    tokens = tokens.to(prompts[0].dtype).split([group.token.shape[0] for group in groups])
     embeddings = torch.stack(
         [
-            torch.nn.functional.pad(torch.cat([prompt, token]), (0, 0, 0, size - group.length), value=1.0)
-            for prompt, token, group in zip(prompts, tokens, groups, strict=True)
+            torch.nn.functional.pad(part, (0, 0, 0, size - len(part)), value=1.0)
+            for part in _embedded(prompts, groups, embed_tokens)
         ]
     )
     position = torch.zeros(len(groups), size, dtype=torch.long, device=device)

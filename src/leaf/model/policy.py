@@ -28,6 +28,7 @@ from leaf.model.device import pick_dtype
 from leaf.model.families import family_of
 from leaf.model.family import Family
 from leaf.model.head import read_log_probs
+from leaf.model.kernels import put_own_attention
 from leaf.model.loading import load_model, with_adapter
 
 TOO_LONG = (
@@ -100,6 +101,7 @@ class Policy(nn.Module):
         self.sampled_at_once: int | None = None
         self.logits_scale = self.family.logits_scale(self.base.config)
         self.logits_cap = self.family.logits_cap(self.base.config)
+        put_own_attention(self.language_model, self.text_config)
         self.attention = Attention.of(self.text_config)
         self.audio_token_id = prompting.placeholder_id(self.family, self.tokenizer)
         self.eos_token_ids = _eos_ids(self.base, self.tokenizer)

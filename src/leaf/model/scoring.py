@@ -21,7 +21,8 @@ from transformers import DynamicCache
 from leaf.credit.tree import PrefixTree
 from leaf.errors import ModelError
 from leaf.model.attention import refuse_long
-from leaf.model.packing import PackedGroup, collate, micro_batches, pack, unpack
+from leaf.model.blocks import Blocks, blocks_of
+from leaf.model.packing import PackedGroup, collate, join, micro_batches, pack, unpack
 from leaf.model.policy import Policy, Prompt
 
 
@@ -137,7 +138,9 @@ def layout_for(policy: Policy) -> Layout:
 
 
 def _tree(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGroup]) -> Tensor:
-    """Run one packed row per group."""
+    """Run one row of all groups behind one another in blocks; where layers take no plan, one row per group."""
+    if policy.attention.planned and policy.device.type == "cpu":
+        return _joined(policy, prompts, packed)
     rows = collate([prompt.embeddings for prompt in prompts], list(packed), policy.embed_tokens)
     hidden = policy.decode(
         rows.embeddings,
@@ -146,6 +149,23 @@ def _tree(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGrou
         use_cache=False,
     )
     return hidden.flatten(0, 1)[rows.parents]
+
+
+def _joined(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGroup]) -> Tensor:
+    row = join([prompt.embeddings for prompt in prompts], list(packed), policy.embed_tokens)
+    kind = (policy.base.dtype, policy.device)
+
+    def blocks(window: int | None) -> Blocks:
+        cut = [blocks_of(group, start, window, *kind) for group, start in zip(packed, row.starts, strict=True)]
+        return Blocks([block for of_group in cut for block in of_group])
+
+    hidden = policy.decode(
+        row.embeddings,
+        attention_mask=policy.attention.plans(blocks, policy.device),
+        position_ids=row.position,
+        use_cache=False,
+    )
+    return hidden[0, row.parents]
 
 
 def _prompt_once(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGroup]) -> Tensor:
