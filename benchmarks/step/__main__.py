@@ -31,7 +31,8 @@ Peak memory: the first run's peak above what was in use just before the sampler 
 resident high-water mark, reset through /proc/self/clear_refs after malloc_trim, so it includes what the allocator
 wastes; on CUDA it is the peak of PyTorch's allocator.
 
-Floor of a's update: see FLOOR in floor.py; it is written to the results.
+Floors of a's update and step: see FLOOR in floor.py, and for `--profile` PROFILED in profile.py; both are written to
+the results. Larger groups: `--prompt-tokens 300 --completions 64 --lengths 24 --arms leaf published`.
 """
 
 import argparse
@@ -48,6 +49,8 @@ from benchmarks.records import RESULTS
 from benchmarks.step.bench import ARMS, SHAPES, Cell, make_bench
 from benchmarks.step.cells import run_cell
 from benchmarks.step.floor import FLOOR
+from benchmarks.step.profile import PROFILED, profile_update
+from benchmarks.step.prompts import make_rows
 from benchmarks.step.tables import key, tables
 
 
@@ -70,6 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--token-budget", type=int, default=768, help="padded tokens of one packed forward (arm a)")
     parser.add_argument("--memory-limit", type=float, default=12.0, help="GB an arm may need above the weights")
     parser.add_argument("--peak-tflops", type=float, help="of the device: also report the share of it that is used")
+    parser.add_argument("--profile", action="store_true", help="also say where leaf's update spends its time")
     parser.add_argument("--output", type=Path, default=RESULTS / "step.json")
     parser.add_argument("--resume", action="store_true", help="keep the cells of the output file")
     args = parser.parse_args()
@@ -109,7 +113,7 @@ def _finished(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _write(args: argparse.Namespace, cells: list[dict[str, Any]]) -> None:
-    result = {"settings": settings(args), "floor": FLOOR, "cells": cells}
+    result = {"settings": settings(args), "floor": FLOOR, "profile": PROFILED, "cells": cells}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     new = args.output.with_suffix(".part")
     new.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -129,6 +133,8 @@ def main() -> None:
             continue
         print(f"{cell}", flush=True)
         record = run_cell(bench, cell)
+        if args.profile:
+            record["profile"] = profile_update(bench, cell, make_rows(bench, cell.prompt_tokens))
         cells = [old for old in cells if key(old) != key(record)] + [record]
         _write(args, cells)
     print(tables(cells))

@@ -112,8 +112,10 @@ def _record(
         },
     }
     if "leaf" in timings:
-        record["floor"] = floor = floor_record(bench, work, arms["leaf"]["update_s"]["median"])
-        record["leaf_against"] = {arm: _ratios(arms["leaf"], arms[arm]) for arm in timings if arm != "leaf"}
+        ours = arms["leaf"]
+        took = {stage: ours[f"{stage}_s"]["median"] for stage in ("update", "step")}
+        record["floor"] = floor = floor_record(bench, work, took | {"peak_update_mb": ours["peak_update_mb"]})
+        record["leaf_against"] = {arm: _ratios(ours, arms[arm]) for arm in timings if arm != "leaf"}
         if bench.args.peak_tflops:
             for arm in timings:
                 rate = update_flop(bench, cell, arm, floor) / arms[arm]["update_s"]["median"]

@@ -11,7 +11,7 @@ def tables(cells: list[dict[str, Any]]) -> str:
     cells = sorted(cells, key=lambda c: (c["prompt_tokens"], c["length"], c["completions"]))
     parts = [_table("Seconds: sampler / update / step (memory: peak of the update, MB)", cells, _seconds)]
     parts.append(_table("Times slower than leaf: sampler / update / step (peak memory of the update)", cells, _slower))
-    parts.append(_floor_table(cells))
+    parts += [_floor_table(cells), profile_table(cells)]
     chosen = [c for c in cells if c["prompt_tokens"] == 300 and c["length"] == 24]
     parts.append(_growth_table("Step at K over step at K = 8 (P = 300, R = 24)", chosen, "completions", 8))
     chosen = [c for c in cells if c["completions"] == 8 and c["length"] == 24]
@@ -53,15 +53,43 @@ def _slower(cell: dict[str, Any], arm: str) -> str:
 
 
 def _floor_table(cells: list[dict[str, Any]]) -> str:
-    head = ["P", "K", "R", "packed tokens", "TFLOP", "GFLOP/s", "floor s", "update s", "update / floor", "utilisation"]
-    shown = ("packed_tokens", "tflop", "gflop_per_s", "floor_s", "update_s", "update_over_floor")
+    """Write leaf's update and step over their floors (benchmarks.step.floor.FLOOR)."""
+    names = {
+        "packed tokens": "packed_tokens",
+        "TFLOP": "tflop",
+        "with attention": "attention_tflop",
+        "GFLOP/s": "gflop_per_s",
+        "floor s": "floor_s",
+        "update s": "update_s",
+        "update / floor": "update_over_floor",
+        "/ with attention": "update_over_floor_with_attention",
+        "/ shared prefill": "update_over_shared_floor",
+        "step / floor": "step_over_floor",
+        "step / shared": "step_over_shared_floor",
+        "MB a token": "peak_update_mb_per_token",
+    }
     rows = []
     for cell in (cell for cell in cells if "floor" in cell):
         floor = cell["floor"] | {"update_s": cell["arms"]["leaf"]["update_s"]["median"]}
         shares = {arm: record.get("update_flop_utilisation") for arm, record in cell["arms"].items()}
         used = ", ".join(f"{arm} {share:.0%}" for arm, share in shares.items() if share is not None)
-        rows.append([*key(cell), *(str(floor[name]) for name in shown), used or "–"])
-    return _rows("Update of leaf against its arithmetic floor", head, rows) if rows else ""
+        # Cells of before the second floor lack it.
+        rows.append([*key(cell), *(str(floor.get(name, "–")) for name in names.values()), used or "–"])
+    head = ["P", "K", "R", *names, "utilisation"]
+    return _rows("Update and step of leaf against their arithmetic floors", head, rows) if rows else ""
+
+
+def profile_table(cells: list[dict[str, Any]]) -> str:
+    """Write what share of leaf's update goes where (benchmarks.step.profile)."""
+    found = [cell for cell in cells if "profile" in cell]
+    if not found:
+        return ""
+    kinds = list(found[0]["profile"]["shares"])
+    rows = [
+        [*key(c), f"{c['profile']['seconds']:.2f}", *(f"{c['profile']['shares'][kind]:.0%}" for kind in kinds)]
+        for c in found
+    ]
+    return _rows("Where leaf's update spends its time", ["P", "K", "R", "seconds", *kinds], rows)
 
 
 def _growth_table(title: str, cells: list[dict[str, Any]], name: str, origin: int) -> str:

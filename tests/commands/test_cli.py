@@ -21,7 +21,7 @@ from leaf.commands.running import load_policy, make_trainer, run_recipe
 from leaf.config import GROUPS, LeafConfig, load_recipe
 from leaf.errors import ConfigError, LeafError, ModelError, RunError, RunInterrupted
 from leaf.evaluation import model_metrics
-from leaf.model.from_recipe import AUTOMATIC_BUDGET
+from leaf.model.budget import AUTOMATIC_BUDGET
 from leaf.model.policy import Policy
 from leaf.runs.checkpoints import space_needed
 from leaf.train.trainer import RLTrainer

@@ -18,6 +18,7 @@ import torch
 from leaf import LeafTrainer
 from leaf.config import LeafConfig
 from leaf.errors import LeafError
+from leaf.model import from_recipe
 from leaf.plugins import import_module
 from leaf.runs.processes import leave
 from tests.helpers.elsewhere import Elsewhere, Leaving
@@ -231,6 +232,16 @@ def run(folder, names=tuple(SCENARIOS)):
             (folder / "ran_out.json").write_text(json.dumps(facts))
 
 
+def agree_on_a_budget(folder, rank):
+    """Measure an update where the second process has a quarter of the first one's memory."""
+    room = from_recipe.measure_update
+    from_recipe.measure_update = lambda *of: replace(room(*of), tokens=1, taken=1, room=400 if rank == 0 else 100)
+    one = trainer(folder, "measured", letters, replace(BASE, token_budget=None))
+    from_recipe.measure_update = room
+    assert one.measured is not None
+    (folder / f"budget-{rank}.json").write_text(json.dumps([one.measured.budget(512), one.policy.token_budget]))
+
+
 def main():
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -244,6 +255,7 @@ def main():
     fail_to_log(folder, rank)
     lose_the_servers(folder, rank)
     meet_accidents(folder, rank)
+    agree_on_a_budget(folder, rank)
     try:
         trainer(folder, "failing", failing, BASE).train()
     except LeafError as error:

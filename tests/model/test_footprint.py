@@ -1,4 +1,4 @@
-"""The estimate of an update's memory against autograd, the allocator and the process, and the budget made of it."""
+"""The estimate of an update's memory against autograd, the allocator and the process."""
 
 import gc
 import json
@@ -12,14 +12,12 @@ from typing import Any
 import peft
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Gemma4TextConfig, LlamaConfig, LlamaModel, Qwen3MoeConfig
 
-from leaf.errors import ConfigError, ModelError, RunError
+from leaf.errors import ModelError
 from leaf.model import footprint
-from leaf.model.footprint import Estimate, _inner_size, estimate, footprint_of, token_budget
+from leaf.model.footprint import Estimate, _inner_size, estimate, footprint_of
 from tests.helpers.update_memory import ALL, CELL, build, run, text_config
 
 
@@ -282,56 +280,6 @@ def test_resident_memory_of_an_update_peaks_where_estimated(change):
     assert 1 / 1.3 < made.update(tokens, longest, scored) / int(done.stdout) < 1.3
 
 
-parts = st.integers(1, 10**6)
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    parts,
-    st.integers(0, 20),
-    parts,
-    parts,
-    st.integers(1, 5000),
-    st.integers(0, 10**6),
-    st.integers(1, 10**4),
-    st.floats(0.05, 1.0),
-    st.integers(0, 10**12),
-)
-def test_the_budget_fits_and_one_token_more_does_not(kept, pair, layer, logit, rows, heap, longest, share, available):
-    made = Estimate(1, 10**6, 2 * 10**6, kept, pair, layer, logit, rows, heap, 1)
-    room = share * (available - 3 * 10**6)
-    if made.update(1, longest) > room:
-        with pytest.raises(RunError, match="not one token fits"):
-            token_budget(made, available, longest=longest, share=share)
-        return
-    budget = token_budget(made, available, longest=longest, share=share)
-    assert made.update(budget, longest) <= room < made.update(budget + 1, longest)
-
-
-def test_the_budget_by_hand():
-    made = Estimate(
-        weights=0,
-        gradient=100,
-        optimizer=200,
-        kept_token=9,
-        kept_pair=0,
-        layer_token=1,
-        logit_row=0,
-        logit_rows=1,
-        heap_token=0,
-        cache_token=0,
-    )
-    assert token_budget(made, 1300, longest=1) == 80  # 0.8 · (1300 − 300) / 10
-    assert token_budget(made, 1300, longest=50, share=1.0) == 100
-
-
-@pytest.mark.parametrize(("share", "longest"), [(0.0, 5), (1.1, 5), (-0.1, 5), (0.8, 0)])
-def test_a_share_or_length_out_of_range_is_refused(share, longest):
-    made = predicted(CELL)[0]
-    with pytest.raises(ConfigError, match="share of memory"):
-        token_budget(made, 10**9, longest=longest, share=share)
-
-
 def test_experts_are_counted_under_every_name_and_said_to_be_unknown_where_they_are():
     def inner(**settings):
         config = Gemma4TextConfig(intermediate_size=96, **settings)
@@ -340,5 +288,5 @@ def test_experts_are_counted_under_every_name_and_said_to_be_unknown_where_they_
     assert inner() == 96
     assert inner(enable_moe_block=True, num_experts=8, top_k_experts=4, moe_intermediate_size=32) == 128
     assert _inner_size(Qwen3MoeConfig(intermediate_size=96, moe_intermediate_size=32, num_experts_per_tok=4)) == 128
-    with pytest.raises(ModelError, match=r"experts of width 32.*says how many work on a token.*Set token_budget"):
+    with pytest.raises(ModelError, match=r"experts of width 32.*says how many work on a token.*Train a step"):
         inner(enable_moe_block=True, num_experts=8, moe_intermediate_size=32)

@@ -107,6 +107,7 @@ USED = (
     "leaf.data.leaks",
     "leaf.data.manifest",
     "leaf.data.rows",
+    "leaf.model.budget",
     "leaf.model.checks",
     "leaf.model.families",
     "leaf.model.family",

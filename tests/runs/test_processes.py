@@ -82,6 +82,11 @@ def test_a_process_that_runs_out_of_memory_tries_again_alone(runs):
     assert all(record["token_budget"] == 80 for record in read_rows(two / "short_of_memory/metrics.jsonl"))
 
 
+def test_processes_take_the_smallest_budget_that_one_of_them_measured(runs):
+    _, two = runs
+    assert [json.loads((two / f"budget-{rank}.json").read_text()) for rank in range(2)] == [[320, 80], [80, 80]]
+
+
 def test_two_processes_go_on_where_one_stopped(runs):
     one, two = runs
     records = read_rows(two / "begun_alone/metrics.jsonl")

@@ -15,11 +15,12 @@ from leaf.data.rows import stated_seconds
 from leaf.engines.vllm.look import look_at_servers
 from leaf.errors import CodeRefused, ConfigError, DataError, LeafError
 from leaf.memory import available_bytes
+from leaf.model.budget import SHARE
 from leaf.model.demo import ASSEMBLED, GIGABYTES, describe_model, model_cache, resolve_model
 from leaf.model.device import pick_device, pick_dtype
 from leaf.model.families import family_of
 from leaf.model.family import Family
-from leaf.model.footprint import SHARE, Estimate, footprint_of
+from leaf.model.footprint import Estimate, footprint_of
 from leaf.model.from_recipe import planned_prompt, recipe_lora
 from leaf.model.loading import lacks_package, look_up
 from leaf.model.policy import Policy

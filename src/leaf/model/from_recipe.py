@@ -8,14 +8,10 @@ import torch
 
 from leaf.config import LeafConfig, LoraFields, RunConfig
 from leaf.errors import ConfigError
-from leaf.memory import available_bytes
+from leaf.model.budget import AUTOMATIC_BUDGET, Measured, measure_update
 from leaf.model.device import pick_dtype
-from leaf.model.footprint import footprint_of, token_budget
 from leaf.model.policy import Policy
 from leaf.model.projector import load_projector
-
-# Beyond these a larger batch of rows is no faster: caches on the CPU, full occupancy on a GPU.
-AUTOMATIC_BUDGET = {"cpu": 512, "cuda": 32768}
 
 
 def recipe_lora(config: LoraFields) -> peft.LoraConfig:
@@ -144,18 +140,23 @@ def planned_prompt(config: RunConfig) -> int:
     return config.max_prompt_tokens or 1024
 
 
-def set_token_budget(policy: Policy, config: RunConfig, behind_prompt: int) -> Policy:
+def set_token_budget(policy: Policy, config: RunConfig, behind_prompt: int) -> Measured | None:
     """Give a policy the token budget of its recipe, or one that the memory left beside the weights allows.
 
     Args:
-        policy: changed in place and returned.
+        policy: changed in place.
         config: the recipe.
         behind_prompt: the most tokens to expect behind a prompt in one row, where completions share nothing.
+
+    Returns:
+        What was measured; None where the recipe has a budget.
+
+    Raises:
+        RunError: not one token fits.
     """
-    if config.token_budget is None:
-        longest = planned_prompt(config) + behind_prompt
-        fits = token_budget(footprint_of(policy), available_bytes(policy.device), longest=longest)
-        policy.token_budget = min(fits, AUTOMATIC_BUDGET[policy.device.type])
-    else:
+    if config.token_budget is not None:
         policy.token_budget = config.token_budget
-    return policy
+        return None
+    measured = measure_update(policy, planned_prompt(config), behind_prompt)
+    policy.token_budget = measured.budget(AUTOMATIC_BUDGET[policy.device.type])
+    return measured

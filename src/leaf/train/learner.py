@@ -88,7 +88,9 @@ class Learner:
         functions = {name: found.function for name, found in rewards.functions.items()}
         check_alike(self.processes, config, policy, functions, rule, train_rows, self.eval_rows)
         self.processes.place(policy)
-        set_token_budget(policy, config, config.num_completions * config.max_new_tokens)
+        behind = config.num_completions * config.max_new_tokens
+        self.measured = self.processes.together(lambda: set_token_budget(policy, config, behind))
+        policy.token_budget = min(self.processes.gather(policy.token_budget))
         self.trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         self.processes.agree(self.parameters)
         completions = config.prompts_per_rollout * config.num_completions

@@ -232,7 +232,8 @@ class RLTrainer(Learner):
         note = note_on_validation(self.config, self.train_rows, self.eval_rows)
         for line in (*([note] if note else []), *self.advice()):
             self._say(f"start: {line}")
-        self._say(f"token budget: {self.policy.token_budget} padded tokens a forward")
+        took = f", {self.measured.per_token / 1e6:.2f} MB each" if self.measured is not None else ""
+        self._say(f"token budget: {self.policy.token_budget} padded tokens a forward{took}")
         if self.processes.sharded:
             self._say(
                 f"frozen layers are sharded over {self.processes.count} processes (FSDP2). This is experimental: it "
