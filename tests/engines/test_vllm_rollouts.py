@@ -1,6 +1,7 @@
 """Rollouts with a real vLLM server: what it draws is the policy's, step by step, and it may die."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -155,12 +156,12 @@ def length(completions, **columns):
     return [len(text) / 20 for text in completions]
 
 
-def train(case, config, said=None):
+def train(case, config, said=None, on_step=None):
     with wider():
         model, processor = build(case)
     rows = tiny.rows(5)
     say = [].append if said is None else said.append
-    trainer = LeafTrainer(model, [length], config, rows, rows[:2], processor, say=say)
+    trainer = LeafTrainer(model, [length], config, rows, rows[:2], processor, say=say, on_step=on_step)
     return trainer.train()
 
 
@@ -182,12 +183,36 @@ def test_twenty_steps_of_three_families_stay_with_the_policy(case, tmp_path):
         assert max(record[DIFFERENCE + "mean"] for record in records[1:]) > 1e-3
 
 
-def test_two_servers_share_the_work_and_a_dead_one_is_said(served, tmp_path):
+def test_two_servers_share_the_work_and_one_may_die(served, tmp_path):
+    """The second one is killed behind step 3 of 6: its prompts go to the first."""
+    policy, url = served
+    said, counts = [], []
+    with ExitStack() as second:
+        model = export_language_model(policy, tmp_path / "model")
+        other = second.enter_context(serving(model, tmp_path, more=MORE))
+        (log,) = tmp_path.glob("vllm-*.log")
+
+        def on_step(record):
+            counts.append(log.read_text().count("POST /v1/completions"))
+            if record["step"] == 3:
+                second.close()
+
+        options = {"urls": [url, other], "retries": 0, "concurrency": 1}
+        config = recipe(tmp_path / "run", url, sampler_options=options, max_steps=6, eval_every=0)
+        run = train("glmasr", config, said, on_step)
+    records = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert len(records) == 6
+    assert max(record[DIFFERENCE + "max"] for record in records) < 1e-3
+    assert counts[0] < counts[1] < counts[2] == counts[5]  # one prompt of every step was its, as long as it lived
+    assert [line for line in said if f"the server {other} is gone" in line and "go to the other 1" in line]
+
+
+def test_all_servers_have_to_be_there_at_first(served, tmp_path):
     _, url = served
     said = []
     options = {"urls": [url, "http://127.0.0.1:9"], "start_s": 1.0}
     with pytest.raises(RunError, match=r"No server of vLLM answers at http://127\.0\.0\.1:9"):
-        train("glmasr", recipe(tmp_path / "run", url, sampler_options=options), said)  # all have to be there at first
+        train("glmasr", recipe(tmp_path / "run", url, sampler_options=options), said)
     assert not (tmp_path / "run").exists()
 
 

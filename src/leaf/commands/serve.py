@@ -30,7 +30,8 @@ def serve(
     check_port(host, port)
     overrides, more = _split(overrides or [])
     config, folder = _meant(source, overrides, adapter)
-    place = to or Path("runs") / f"serving-{(source if folder is None else source.absolute()).stem}"
+    name = f"serving-{(source if folder is None else source.absolute()).stem}"
+    place = (to or Path("runs") / name).absolute()  # the server says it, so that leaf doctor finds what is beside it
     made = _exported(config, folder, place)
     prompt, answer = config.max_prompt_tokens, getattr(config, "max_new_tokens", None)
     command = serve_command(
@@ -50,7 +51,7 @@ def serve(
     for name in made.adapters:
         say(f"the adapter is served under the name {name}")
     say(" ".join(command))
-    say("vLLM needs some minutes to start; a line says when the server answers")
+    say("vLLM takes a minute or more to start; a line says when it answers")
     saying_when_ready(host, port)
     environment = server_environment()
     os.execve(command[0], command, environment)  # signals then reach the server itself

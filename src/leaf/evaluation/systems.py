@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -124,25 +125,24 @@ def evaluate_systems(
     items = kept_items(rows)
     shared = _describe(config, resolve_model(config.model, say=say), rows, split, decoding)
     results = {}
-    sampler = make_sampler(config, say, beside=f" evaluation {os.getpid()}")
-    ready = partial(_ready, config, sampler, rows)
-    for number, (name, adapter) in enumerate(systems.items()):
-        file = out / f"{name}.jsonl"
-        if (projector := projector_of(config, adapter)) != config.projector:
-            say(f"{name}: with {projector}, the projector that was trained with the adapter")
-        known = _read_or_begin(file, name, items, _describe_system(shared, projector, adapter))
-        if _took_other_columns(known, items):
-            say(f"{name}: references or other columns changed since {file} was scored; all its scores are made anew")
-        by_id = {item["id"]: row for item, row in zip(items, rows, strict=True)}
-        if missing := tuple(seed for seed in decoding.passes if seed not in known.seeds):
-            # The policy has no name here, so that it is gone before the next one is loaded.
-            seeds = replace(decoding, seeds=missing)
-            _add_passes(known, file, ready(load(adapter), number), by_id, seeds, config, sampler, say)
-        _say_decoded(say, name, file, decoding, known.meta.get("left_out"), len(rows))
-        results[name] = score_predictions(known, [by_id[item["id"]] for item in known.items], scoring)
-        _say_all(say, results[name].notes, f"{name}: ")
-        results[name].write(file)
-    sampler.close()
+    with closing(make_sampler(config, say, beside=f" evaluation {os.getpid()}")) as sampler:
+        ready = partial(_ready, config, sampler, rows)
+        for number, (name, adapter) in enumerate(systems.items()):
+            file = out / f"{name}.jsonl"
+            if (projector := projector_of(config, adapter)) != config.projector:
+                say(f"{name}: with {projector}, the projector that was trained with the adapter")
+            known = _read_or_begin(file, name, items, _describe_system(shared, projector, adapter))
+            if _took_other_columns(known, items):
+                say(f"{name}: references or other columns changed since {file} was scored; its scores are made anew")
+            by_id = {item["id"]: row for item, row in zip(items, rows, strict=True)}
+            if missing := tuple(seed for seed in decoding.passes if seed not in known.seeds):
+                # The policy has no name here, so that it is gone before the next one is loaded.
+                seeds = replace(decoding, seeds=missing)
+                _add_passes(known, file, ready(load(adapter), number), by_id, seeds, config, sampler, say)
+            _say_decoded(say, name, file, decoding, known.meta.get("left_out"), len(rows))
+            results[name] = score_predictions(known, [by_id[item["id"]] for item in known.items], scoring)
+            _say_all(say, results[name].notes, f"{name}: ")
+            results[name].write(file)
     return results
 
 

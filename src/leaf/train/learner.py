@@ -205,6 +205,16 @@ class Learner:
         draw = sampler.start(self.policy, prompts, drawing, self._draws(step))
         return Drawn(step, sampler.version, rows, lines, replaced, copied(self.trained), in_background(draw))
 
+    def reach_sampler(self) -> None:
+        """Look for the servers of a sampler elsewhere: one that is not there is said before a directory is made."""
+        if self.sampler.exact:
+            return
+        try:
+            self.processes.together(lambda: self.sampler.begin(self.policy, self.stop.check))
+        except BaseException:
+            self.sampler.close()
+            raise
+
     def begin_sampler(self, rows: Sequence[int]) -> list[str]:
         """Get the sampler ready, and check one that is elsewhere with random weights in the adapter; return lines.
 

@@ -176,8 +176,7 @@ class RLTrainer(Learner):
             if self.processes.main:
                 self.run.lock(self._say)
             return self.done
-        if not self.sampler.exact:  # a server that is not there is said before a directory is made
-            self.processes.together(lambda: self.sampler.begin(self.policy, self.stop.check))
+        self.reach_sampler()
         run = self._open(resume)
         facts = {"training rows": len(self.train_rows), "rewards": list(self.rewards.functions)}
         checkpoints = Checkpoints(
