@@ -12,11 +12,12 @@ from benchmarks.recipe import qa_recipe
 from benchmarks.records import RESULTS, machine
 from leaf.credit import credit_rule
 from leaf.data import load
+from leaf.model.choosing import choose
 from leaf.model.decoding import decoder
 from leaf.model.demo import resolve_model
 from leaf.model.draws import step_generator
 from leaf.model.policy import Policy
-from leaf.model.sampling import _choose, sample
+from leaf.model.sampling import sample
 from leaf.rewards.total import Rewards
 
 BUDGET = 2  # boundaries, as published
@@ -113,7 +114,7 @@ class Bench:
         logits = decode.start() * (policy.temperature / config.temperature)
         for step in range(config.max_new_tokens):
             draws = torch.rand(len(active), generator=generator, dtype=torch.float64)
-            drawn = _choose(logits, row, (config.top_p, None), False, draws)[0]
+            drawn = choose(logits, row, (config.top_p, None), False, draws)[0]
             chosen = torch.where(step < depth[active], forced[active, step], drawn)
             tokens[active, step], lengths[active] = chosen, step + 1
             ended = torch.isin(chosen, torch.tensor(policy.eos_token_ids))

@@ -10,12 +10,13 @@ from transformers import AutoModelForSeq2SeqLM
 from leaf.credit import PrefixTree
 from leaf.errors import AudioError, ModelError, RunError
 from leaf.model.checks import check_policy, plain_log_probs
+from leaf.model.choosing import choose
 from leaf.model.decoding import TreeDecoder
 from leaf.model.device import pick_dtype
 from leaf.model.packing import pack, unpack
 from leaf.model.policy import Policy
 from leaf.model.projector import audio_features
-from leaf.model.sampling import _choose, sample
+from leaf.model.sampling import sample
 from leaf.model.scoring import _branches, score
 from tests.helpers import tiny
 from tests.helpers.project import save
@@ -164,15 +165,15 @@ def test_top_p_keeps_the_smallest_nucleus():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     row = torch.zeros(1000, dtype=torch.long)
     draws = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    tokens, nats = _choose(logits, row, (0.7, None), False, draws)
+    tokens, nats = choose(logits, row, (0.7, None), False, draws)
     counts = torch.bincount(tokens, minlength=4).tolist()
     assert counts == [625, 375, 0, 0]
     assert torch.allclose(nats[tokens == 0], -torch.tensor(0.625).log().expand(625))
-    every, _ = _choose(logits, row, (1.0, None), False, draws)
+    every, _ = choose(logits, row, (1.0, None), False, draws)
     assert torch.bincount(every, minlength=4).tolist() == [500, 300, 150, 50]
     wide, one = torch.zeros(1, 1000), row[:1]  # a nucleus wider than the fast path's top tokens
-    assert _choose(wide, one, (0.9, None), False, torch.tensor([0.999], dtype=torch.float64))[0].item() < 1000
-    assert _choose(wide, one, (0.9, None), False, torch.tensor([0.0], dtype=torch.float64))[1].item() == pytest.approx(
+    assert choose(wide, one, (0.9, None), False, torch.tensor([0.999], dtype=torch.float64))[0].item() < 1000
+    assert choose(wide, one, (0.9, None), False, torch.tensor([0.0], dtype=torch.float64))[1].item() == pytest.approx(
         np.log(900), abs=2e-3
     )
 
@@ -182,11 +183,11 @@ def test_top_k_keeps_the_likeliest_tokens_and_top_p_looks_at_these():
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()[None].repeat(1000, 1)
     draws = torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1]
     for kept, probabilities in (((1.0, 3), [4 / 9, 3 / 9, 2 / 9, 0]), ((0.7, 3), [4 / 7, 3 / 7, 0, 0])):
-        tokens, nats = _choose(logits, torch.arange(1000), kept, False, draws)
+        tokens, nats = choose(logits, torch.arange(1000), kept, False, draws)
         shares = torch.bincount(tokens, minlength=4) / 1000
         assert shares.tolist() == pytest.approx(probabilities, abs=2e-3)
         assert torch.allclose((-nats).exp(), torch.tensor(probabilities)[tokens], atol=1e-5)
-    everything, _ = _choose(logits, torch.arange(1000), (1.0, 50), False, draws)
+    everything, _ = choose(logits, torch.arange(1000), (1.0, 50), False, draws)
     assert set(everything.tolist()) == {0, 1, 2, 3}
 
 
@@ -196,8 +197,8 @@ def test_completions_that_share_a_row_draw_as_if_each_had_its_own(top_p, greedy)
     logits = torch.randn(7, 50, generator=generator)
     row = torch.randint(0, 7, (40,), generator=generator)
     draws = torch.rand(40, generator=generator, dtype=torch.float64)
-    shared = _choose(logits, row, (top_p, None), greedy, draws)
-    apart = _choose(logits[row], torch.arange(40), (top_p, None), greedy, draws)
+    shared = choose(logits, row, (top_p, None), greedy, draws)
+    apart = choose(logits[row], torch.arange(40), (top_p, None), greedy, draws)
     assert torch.equal(shared[0], apart[0])
     assert torch.allclose(shared[1], apart[1])
 

@@ -312,7 +312,7 @@ def test_completions_that_are_empty_endless_equal_or_unscored_give_finite_steps(
 
     made, _ = trainer(tmp_path, lambda completions, kind=("equal",), **_: rewards[kind[0]], credit=credit, max_steps=1)
     rewards = {"equal": [0.5] * 6, "none": [None] * 6, "mixed": [0.1, None, 0.9, math.nan, 0.2, 0.2]}
-    choose = sampling._choose
+    choose = sampling.choose
     eos = made.policy.eos_token_ids[0]
     for kind in rewards:
         made.train_rows = [{**row, "kind": kind} for row in tiny.rows(2)]
@@ -322,7 +322,7 @@ def test_completions_that_are_empty_endless_equal_or_unscored_give_finite_steps(
                 tokens, nats = choose(logits, row, top_p, greedy, draws)
                 return (tokens if forced is None else torch.full_like(tokens, forced)), nats
 
-            monkeypatch.setattr(sampling, "_choose", forced_choice)
+            monkeypatch.setattr(sampling, "choose", forced_choice)
             rollout = made.rollout(1)
             width = rollout.groups[0].tokens.shape[1]
             assert forced is None or width == (1 if forced == eos else 5)

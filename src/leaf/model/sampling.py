@@ -18,13 +18,10 @@ from leaf.credit.tree import PrefixTree
 from leaf.errors import ConfigError
 from leaf.memory import in_parts
 from leaf.model.attention import refuse_long
+from leaf.model.choosing import choose
 from leaf.model.decoding import decoder
 from leaf.model.packing import micro_batches
 from leaf.model.policy import Policy, Prompt
-
-# A nucleus almost never has more tokens than this, and finding the largest 256 is much cheaper than sorting the
-# vocabulary. Where one has more, the whole row is sorted after all.
-_NUCLEUS = 256
 
 _TOO_MUCH = (
     "Memory ran out while the completions of a single prompt were sampled. Use fewer num_completions, a smaller "
@@ -246,9 +243,9 @@ def _sample(
     decode = decoder(policy, prompts)
     logits = decode.start() * scale
     for step in range(limit):
-        chosen, nats = _choose(logits, row, kept, all(greedy), draws[step, active])
+        chosen, nats = choose(logits, row, kept, all(greedy), draws[step, active])
         if any(greedy) and not all(greedy):
-            best, its_nats = _choose(logits, row, kept, True, draws[step, active])
+            best, its_nats = choose(logits, row, kept, True, draws[step, active])
             chosen = torch.where(is_greedy[active], best, chosen)
             nats = torch.where(is_greedy[active], its_nats, nats)
         tokens[active, step], surprisal[active, step], lengths[active] = chosen, nats, step + 1
@@ -286,65 +283,3 @@ def _groups(
         per_token = (tokens[mine, :width], lengths[mine], surprisal[mine, :width], truncated[mine])
         groups.append(Group(prompt, *per_token, entropy=None if entropy is None else entropy[mine, :width]))
     return groups
-
-
-def _choose(
-    logits: Tensor, row: Tensor, kept: tuple[float, int | None], greedy: bool, draws: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Draw one token per completion: the first whose cumulative probability exceeds the uniform number.
-
-    Args:
-        logits: (F, V) float32, one row per distinct prefix.
-        row: (A,) the prefix of each completion.
-        kept: top_p and top_k, as in `sample`.
-        greedy: whether to take the most likely tokens instead.
-        draws: (A,) uniform numbers in [0, 1).
-
-    Returns:
-        Tokens (A,) and their surprisal (A,) in nats under the distribution drawn from.
-    """
-    normaliser = logits.logsumexp(-1, keepdim=True)
-    if greedy:
-        best = logits.max(-1)
-        return best.indices[row], (normaliser.squeeze(1) - best.values)[row]
-    top_p, top_k = kept
-    if top_p >= 1.0 and top_k is None:
-        # In float64, because float32 sums near 1 would lose tokens rarer than 6e-8. The last sum is not quite 1, so the
-        # draw is stretched to it.
-        cumulative = (logits - normaliser).double().exp_().cumsum(-1)
-        index = _search(cumulative, row, draws * cumulative[row, -1])
-        index = index.clamp_max(logits.shape[-1] - 1)
-        return index, normaliser[row, 0] - logits[row, index]
-    top = logits.topk(min(top_k or _NUCLEUS, logits.shape[-1]), dim=-1)
-    if top_k is not None:
-        normaliser = top.values.logsumexp(-1, keepdim=True)
-    probability = (top.values - normaliser).double().exp()
-    if top_k is None and float(probability.sum(-1).min()) < top_p:
-        top = logits.sort(dim=-1, descending=True)
-        probability = (top.values - normaliser).double().exp()
-    # A token is in the nucleus if those likelier than it do not reach top_p; so the first always is.
-    before = probability.cumsum(-1) - probability
-    probability = probability.masked_fill(before >= top_p, 0.0)
-    cumulative = probability.cumsum(-1)
-    mass = cumulative[:, -1]
-    index = _search(cumulative, row, draws * mass[row])
-    index = torch.minimum(index, (probability > 0).sum(-1)[row] - 1)  # a draw next to 1 stays in the nucleus
-    nats = mass.log()[row] - probability[row, index].log()
-    return top.indices[row, index], nats.float()
-
-
-def _search(cumulative: Tensor, row: Tensor, values: Tensor) -> Tensor:
-    """Find for each value (A,) its place in its row of `cumulative` (F, V).
-
-    searchsorted takes as many values for every row, so values are laid out as a table (F, most values of a row). The
-    plain way, `cumulative[row]`, would copy a row of V numbers for every completion.
-    """
-    # Numbering the values of a row: their rank in order of row, less the number of values in the rows before.
-    counts = torch.bincount(row, minlength=cumulative.shape[0])
-    order = torch.argsort(row, stable=True)
-    column = torch.empty_like(row)
-    column[order] = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row[order]]
-    # What stays empty looks up 0, and nobody reads it.
-    wanted = values.new_zeros(cumulative.shape[0], int(counts.max()))
-    wanted[row, column] = values
-    return torch.searchsorted(cumulative, wanted, right=True)[row, column]
