@@ -11,7 +11,7 @@ from leaf.credit import PrefixTree
 from leaf.errors import AudioError, ModelError, RunError
 from leaf.model.checks import check_policy, plain_log_probs
 from leaf.model.choosing import choose
-from leaf.model.decoding import TreeDecoder
+from leaf.model.decoding import PathDecoder
 from leaf.model.device import pick_dtype
 from leaf.model.packing import pack, unpack
 from leaf.model.policy import Policy
@@ -245,7 +245,12 @@ def test_start_up_checks_pass_and_fire(policy, monkeypatch):
         check_policy(policy, tiny.rows(2))
 
 
-def test_start_up_check_refuses_a_model_that_ignores_the_tree_mask(policy, monkeypatch):
+@pytest.mark.parametrize(
+    ("attention", "wanted"), [("leaf", "does not attend by the function"), ("eager", "does not honour the tree mask")]
+)
+def test_start_up_check_refuses_a_model_that_ignores_the_tree_mask(policy, attention, wanted, monkeypatch):
+    policy.base.set_attn_implementation(attention)
+    policy = Policy(policy.model, policy.processor, temperature=0.7)
     forward = type(policy.language_model).forward
 
     def blind(self, *args, attention_mask=None, **kwargs):
@@ -253,7 +258,7 @@ def test_start_up_check_refuses_a_model_that_ignores_the_tree_mask(policy, monke
         return forward(self, *args, attention_mask=keep, **kwargs)
 
     monkeypatch.setattr(type(policy.language_model), "forward", blind)
-    with pytest.raises(ModelError, match="does not honour the tree mask"):
+    with pytest.raises(ModelError, match=wanted):
         check_policy(policy, tiny.rows(2))
 
 
@@ -378,7 +383,7 @@ def test_running_out_of_memory_in_the_encoder_halves_the_rows_and_keeps_that(pol
 def test_running_out_of_memory_while_sampling_splits_the_prompts_and_changes_no_completion(policy, monkeypatch, when):
     budget, most = policy.token_budget, 2
     _, wanted = groups_of(policy, count=5)
-    tried, method = [], getattr(TreeDecoder, when)
+    tried, method = [], getattr(PathDecoder, when)
 
     def small(self, *arguments):
         tried.append(len(self.prompts))
@@ -386,7 +391,7 @@ def test_running_out_of_memory_while_sampling_splits_the_prompts_and_changes_no_
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return method(self, *arguments)
 
-    monkeypatch.setattr(TreeDecoder, when, small)
+    monkeypatch.setattr(PathDecoder, when, small)
     for _ in range(2):
         for got, want in zip(groups_of(policy, count=5)[1], wanted, strict=True):
             assert torch.equal(got.tokens, want.tokens)

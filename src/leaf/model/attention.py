@@ -1,9 +1,9 @@
 """Read what a language model's layers attend to, and build the masks that make them honour a prefix tree.
 
-The tree-packed forward and the tree decoder are right for attention layers that take a dense mask, with or without a
-sliding window. They are wrong for others (`Attention.packable` is False): recurrent layers (state-space, linear
-attention, convolution) carry state from one position to the next whatever a mask says, chunked attention depends on
-where a chunk starts, and flash or flex kernels take no dense mask.
+The tree-packed forward is right for attention layers that take a dense mask, with or without a sliding window. It is
+wrong for others (`Attention.packable` is False): recurrent layers (state-space, linear attention, convolution) carry
+state from one position to the next whatever a mask says, chunked attention depends on where a chunk starts, and flash
+or flex kernels take no dense mask.
 """
 
 from collections.abc import Callable, Iterable

@@ -133,16 +133,24 @@ def blocks_of(
     longest = int(group.position.max()) + 1
     if window is not None and window >= longest:
         window = None
-    cuts = [_prompt_block(first, min(first + ROWS, length), window) for first in range(0, length, ROWS)]
+    made = prompt_blocks(length, start, window, dtype, device)
     size = len(group.node)
-    cuts += [_tree_block(group, first, min(first + ROWS, size), window) for first in range(0, size, ROWS)]
-    least = torch.finfo(dtype).min
-    made = []
-    for rows, keys, seen in cuts:
-        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, least).to(device)
-        moved = slice(keys.start + start, keys.stop + start) if isinstance(keys, slice) else (keys + start).to(device)
-        made.append(Block(slice(rows.start + start, rows.stop + start), moved, mask))
-    return made
+    cuts = [_tree_block(group, first, min(first + ROWS, size), window) for first in range(0, size, ROWS)]
+    return made + [_placed(cut, start, dtype, device) for cut in cuts]
+
+
+def prompt_blocks(length: int, start: int, window: int | None, dtype: torch.dtype, device: torch.device) -> list[Block]:
+    """Cut a prompt of `length` positions into blocks; other arguments as `blocks_of` takes them."""
+    cuts = [_prompt_block(first, min(first + ROWS, length), window) for first in range(0, length, ROWS)]
+    return [_placed(cut, start, dtype, device) for cut in cuts]
+
+
+def _placed(cut: "_Cut", start: int, dtype: torch.dtype, device: torch.device) -> Block:
+    """Make a block of what was cut out of a group that begins at `start`."""
+    rows, keys, seen = cut
+    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min).to(device)
+    moved = slice(keys.start + start, keys.stop + start) if isinstance(keys, slice) else (keys + start).to(device)
+    return Block(slice(rows.start + start, rows.stop + start), moved, mask)
 
 
 _Cut = tuple[slice, slice | Tensor, Tensor]  # rows, keys, and which of the last keys each row sees

@@ -4,8 +4,8 @@ A decoder holds rows, one for every distinct prefix that still grows. `advance(p
 continues row parent[i] by token[i]. So completions that agree so far share one row until they part, and rows whose
 completions have all ended are simply not continued.
 
-TreeDecoder keeps one line of the cache per prompt: the prompt once, and behind it every node decoded so far. A tree
-mask lets a row see its own prefix only. RowDecoder keeps a line of the cache per row, for models without such a mask.
+PathDecoder keeps each prompt once and each row's own path. RowDecoder keeps a prompt for every row, for models whose
+layers do not attend by leaf's plans.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from leaf.model.paths import LayerPaths, PathCache, PathPlan, Slots
 from leaf.model.policy import Policy, Prompt
+from leaf.model.prefill import prefill
 
 
 class Decoder(Protocol):
@@ -32,78 +34,69 @@ class Decoder(Protocol):
 
 def decoder(policy: Policy, prompts: Sequence[Prompt]) -> Decoder:
     """Choose the decoder that suits the policy's layers."""
-    return TreeDecoder(policy, prompts) if policy.attention.packable else RowDecoder(policy, prompts)
+    return PathDecoder(policy, prompts) if policy.attention.planned else RowDecoder(policy, prompts)
 
 
-class TreeDecoder:
-    """Decode with one line of the cache per prompt and a tree mask: P lines of S slots, up to Q new slots a step.
-
-    A slot holds keys and values of one prompt position or one node. Slots are in order of time, so a row's prefix is
-    spread over its line and `visible` says where.
-    """
+class PathDecoder:
+    """Decode with each prompt's keys and values once and each row's own path behind them (leaf.model.paths)."""
 
     def __init__(self, policy: Policy, prompts: Sequence[Prompt]):
         self.policy, self.prompts = policy, prompts
-        # Without a configuration the cache keeps every slot of every layer. One with windows would drop the oldest
-        # slots, but a window reaches back by position, and the mask already sees to it.
-        self.cache = DynamicCache()
         self.device = prompts[0].embeddings.device
 
     def start(self) -> Tensor:
         """Prefill each prompt once."""
-        lengths = torch.tensor([prompt.length for prompt in self.prompts], device=self.device)
-        embeddings = torch.nn.utils.rnn.pad_sequence([p.embeddings for p in self.prompts], batch_first=True)
-        slots = torch.arange(embeddings.shape[1], device=self.device)
-        real = slots < lengths[:, None]  # (P, S)
-        self.position = slots.expand(len(self.prompts), -1)
-        own = torch.eye(len(slots), dtype=torch.bool, device=self.device)
-        visible = (slots[:, None] >= slots) & real[:, None, :] | own  # padding sees itself, so no softmax is empty
-        hidden = self._run(embeddings, self.position, visible)
-        self.line = torch.arange(len(self.prompts), device=self.device)  # (F,) line of every row
-        self.visible = real  # (F, S) slots that a row's successor sees
-        self.depth = lengths  # (F,) position of a row's successor
-        return self.policy.logits(hidden[self.line, lengths - 1])
+        policy, count = self.policy, len(self.prompts)
+        self.lengths = torch.tensor([prompt.length for prompt in self.prompts], device=self.device)  # of those kept
+        found = prefill(policy, self.prompts)
+        layers = {i: LayerPaths.behind(keys, found.values[i]) for i, keys in found.keys.items()}
+        self.cache = PathCache(layers, Slots(torch.arange(count), torch.arange(count)), self.device)
+        return policy.logits(found.hidden)
 
     def advance(self, parent: Tensor, token: Tensor) -> Tensor:
-        """Continue rows by one token each; lines without rows leave the cache."""
-        lines, line = torch.unique_consecutive(self.line[parent], return_inverse=True)
-        if len(lines) < self.position.shape[0]:
-            self.cache.reorder_cache(lines)  # type: ignore[arg-type]
-            self.position = self.position[lines]
-        # Lay the new rows out as (lines, Q), Q being the most that one line has. `line` ascends, so a row's column is
-        # its number less the number of rows on the lines before its own.
-        counts = torch.bincount(line)
-        column = torch.arange(len(line), device=self.device) - (counts.cumsum(0) - counts)[line]
-        width = int(counts.max())
-        shape = (len(lines), width)
-        tokens = torch.zeros(shape, dtype=torch.long, device=self.device).index_put((line, column), token)
-        depth = torch.zeros(shape, dtype=torch.long, device=self.device).index_put((line, column), self.depth[parent])
-        # A new row sees what its parent's successor sees, and its own slot among the new ones: not its siblings'.
-        own = torch.eye(width, dtype=torch.bool, device=self.device)
-        past = torch.zeros(*shape, self.position.shape[1], dtype=torch.bool, device=self.device)
-        past[line, column] = self.visible[parent]
-        visible = torch.cat([past, own.expand(len(lines), -1, -1)], 2)
-        self.position = torch.cat([self.position, depth], 1)
-        hidden = self._run(self.policy.embed_tokens(tokens), depth, visible)
-        self.line, self.visible, self.depth = line, visible[line, column], self.depth[parent] + 1
-        return self.policy.logits(hidden[line, column])
-
-    def _run(self, embeddings: Tensor, position: Tensor, visible: Tensor) -> Tensor:
-        """Decode new slots (P, Q, D) behind those in the cache and return their hidden states."""
-        policy = self.policy
-        return policy.decode(
-            embeddings,
-            attention_mask=policy.attention.masks(visible, position, self.position, policy.base.dtype),
-            position_ids=position,
-            past_key_values=self.cache,
+        """Continue rows by one token each; prompts without rows leave the cache by and by."""
+        policy, cache = self.policy, self.cache
+        kept = cache.follow(parent.cpu())
+        if kept is not None:
+            self.lengths = self.lengths[kept]
+        # The language model runs on the slots, in which rows have no order.
+        slot, line = cache.slots.of_row.to(self.device), cache.slots.line.to(self.device)
+        token = torch.empty_like(token).index_copy_(0, slot, token)
+        hidden = policy.decode(
+            policy.embed_tokens(token[:, None]),
+            attention_mask=policy.attention.plans(lambda window: PathPlan(cache, self._mask(window)), self.device),
+            position_ids=(self.lengths[line] + cache.used)[:, None],
+            past_key_values=cache,
             use_cache=True,
         )
+        cache.end_step()
+        return policy.logits(hidden[slot, 0])
+
+    def _mask(self, window: int | None) -> Tensor | None:
+        """Hide padding, and what the window does not reach: (P, 1, L + t), or None where there is neither."""
+        longest, used = self.cache.get_seq_length() - self.cache.used, self.cache.used
+        if window is not None and window > longest + used:
+            window = None
+        if window is None and bool((self.lengths == longest).all()):
+            return None
+        place = torch.arange(longest, device=self.device)
+        visible = place < self.lengths[:, None]
+        path = torch.arange(used + 1, device=self.device)
+        seen = torch.ones_like(path, dtype=torch.bool)
+        if window is not None:  # it counts positions, of which the new token has lengths + used
+            visible &= self.lengths[:, None] + used - place < window
+            seen = used - path < window
+        hidden = ~torch.cat([visible, seen.expand(len(visible), -1)], 1)
+        dtype = self.policy.base.dtype
+        return torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill_(hidden, torch.finfo(dtype).min)[
+            :, None
+        ]
 
 
 class RowDecoder:
     """Decode with a line of the cache per row and transformers' own masks.
 
-    It is for recurrent layers, whose state belongs to one prefix, and for kernels without masks.
+    It is for recurrent layers, whose state belongs to one prefix, and for kernels that are not leaf's.
     """
 
     def __init__(self, policy: Policy, prompts: Sequence[Prompt]):

@@ -1,0 +1,87 @@
+"""Run each prompt once before its completions are decoded, and keep the keys and values of its positions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from leaf.model.blocks import Blocks, prompt_blocks
+from leaf.model.policy import Policy, Prompt
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """What P prompts of up to L positions leave behind.
+
+    Attributes:
+        keys, values: of every layer that has its own, by its index.
+        hidden: the last hidden state of each prompt.
+    """
+
+    keys: dict[int, Float[Tensor, "P H L D"]]
+    values: dict[int, Float[Tensor, "P H L D"]]
+    hidden: Float[Tensor, "P width"]
+
+
+def prefill(policy: Policy, prompts: Sequence[Prompt]) -> Prefilled:
+    """Run prompts whose layers attend by plans: on a CPU behind one another in one row, elsewhere as padded rows."""
+    device = prompts[0].embeddings.device
+    lengths = torch.tensor([prompt.length for prompt in prompts], device=device)
+    slots = torch.arange(int(lengths.max()), device=device)
+    if device.type != "cpu":
+        embeddings = torch.nn.utils.rnn.pad_sequence([prompt.embeddings for prompt in prompts], batch_first=True)
+        position = slots.expand(len(prompts), -1)
+        # Padding stands behind a prompt, which does not see what comes later. Its own rows see all before it.
+        causal = (slots[:, None] >= slots).expand(len(prompts), -1, -1)
+        masks = policy.attention.masks(causal, position, position, policy.base.dtype)
+        hidden, cache = _run(policy, embeddings, masks, position)
+        return Prefilled(*_taken(cache, policy.base.dtype), hidden[torch.arange(len(prompts)), lengths - 1])
+    ends = lengths.cumsum(0)
+    starts = ends - lengths
+
+    def blocks(window: int | None) -> Blocks:
+        pairs = zip(lengths.tolist(), starts.tolist(), strict=True)
+        return Blocks([block for pair in pairs for block in prompt_blocks(*pair, window, policy.base.dtype, device)])
+
+    hidden, cache = _run(
+        policy,
+        torch.cat([prompt.embeddings for prompt in prompts])[None],
+        policy.attention.plans(blocks, device),
+        torch.cat([slots[: prompt.length] for prompt in prompts])[None],
+    )
+    place = torch.minimum(starts[:, None] + slots, ends[:, None] - 1)  # (P, L); padding repeats the last position
+    return Prefilled(*_taken(cache, policy.base.dtype, place), hidden[0, ends - 1])
+
+
+def _run(policy: Policy, embeddings: Tensor, mask: object, position: Tensor) -> tuple[Tensor, DynamicCache]:
+    # Without a configuration the cache keeps every position of every layer. One with windows would drop the oldest,
+    # but a window reaches back by position, and each step of decoding sees to it.
+    cache = DynamicCache()
+    hidden = policy.decode(
+        embeddings, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
+    )
+    return hidden, cache
+
+
+def _taken(
+    cache: DynamicCache, dtype: torch.dtype, place: Tensor | None = None
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Take keys and values (P, H, L, D) out of a cache, layer by layer, so that there are never two copies of all.
+
+    Args:
+        cache: of P rows, or of one that has all prompts.
+        dtype: of what is taken.
+        place: (P, L) where the positions of the prompts are in that one row.
+    """
+    found: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
+    for i, layer in enumerate(cache.layers):
+        if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
+            for taken, part in zip(found, (layer.keys, layer.values), strict=True):
+                whole = part if place is None else part[0][:, place].transpose(0, 1)
+                taken[i] = whole.contiguous().to(dtype)
+            layer.keys = layer.values = None
+    return found
