@@ -103,7 +103,7 @@ def _sample(
     scale = policy.temperature / temperature  # the decoder's logits are divided by the policy's own temperature
     beams = _roots(prompts, generators, num_completions, max_new_tokens)
     decode = decoder(policy, prompts)
-    logits = decode.start() * scale
+    logits = decode.start().mul_(scale)
     for step in range(max_new_tokens):
         parent, token = _grow(beams, logits, generators, step)
         slot = beams.live.nonzero(as_tuple=True)  # of the new beams; none of them has been held against eos yet
@@ -111,7 +111,7 @@ def _sample(
         going = ~torch.isin(token, eos)
         if step + 1 == max_new_tokens or not bool(going.any()):
             break
-        logits = decode.advance(parent[going], token[going]) * scale
+        logits = decode.advance(parent[going], token[going]).mul_(scale)
     return [_group(prompt, beams, i) for i, prompt in enumerate(prompts)]
 
 
@@ -158,7 +158,7 @@ def _grow(beams: _Beams, logits: Tensor, generators: Sequence[torch.Generator], 
     # In order of slot, because the decoder wants its rows ascending by parent.
     best = key.topk(slots, dim=1).indices.sort(dim=1).values
     chosen = torch.zeros_like(key, dtype=torch.bool).scatter_(1, best, True)
-    _drop(beams, key, log_prob, chosen, children, prompt)
+    _drop(beams, key, log_prob, chosen, children, (prompt, slot))
 
     row = torch.zeros_like(beams.lengths)
     row[prompt, slot] = torch.arange(len(prompt), device=logits.device)
@@ -207,14 +207,20 @@ class Children:
         return cls(keys, log_prob[:, None] + conditional.gather(1, token), token, log_prob + others, more)
 
 
-def _drop(beams: _Beams, key: Tensor, log_prob: Tensor, chosen: Tensor, children: Children, prompt: Tensor) -> None:
-    """Add up what falls out in this step: candidates that are not chosen, and children that were no candidates."""
+def _drop(
+    beams: _Beams, key: Tensor, log_prob: Tensor, chosen: Tensor, children: Children, of: tuple[Tensor, Tensor]
+) -> None:
+    """Add up what falls out in this step: candidates that are not chosen, and children that were no candidates.
+
+    The children are those of live beams, whose prompts and slots are `of`.
+    """
     lost = log_prob.masked_fill(chosen, _NOTHING).logsumexp(1)
     beams.log_rest = torch.logaddexp(beams.log_rest, lost)
     beams.threshold = torch.maximum(beams.threshold, key.masked_fill(chosen, _NOTHING).amax(1))
-    for index, rest, threshold in zip(prompt.tolist(), children.log_rest, children.threshold, strict=True):
-        beams.log_rest[index] = torch.logaddexp(beams.log_rest[index], rest)
-        beams.threshold[index] = torch.maximum(beams.threshold[index], threshold)
+    beams.threshold.scatter_reduce_(0, of[0], children.threshold, "amax")
+    rest = torch.full_like(beams.key, _NOTHING)
+    rest[of] = children.log_rest
+    beams.log_rest = torch.logaddexp(beams.log_rest, rest.logsumexp(1))
 
 
 def _noise(live: Tensor, logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

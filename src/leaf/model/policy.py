@@ -374,7 +374,7 @@ class Policy(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Compute float32 logits (..., V) at the policy's temperature from hidden states (..., D)."""
-        logits = self.head(hidden).float() / self.scale
+        logits = self.head(hidden).float().div_(self.scale)  # in place: they are large
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
     def read(self, hidden: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:

@@ -241,7 +241,7 @@ def _sample(
     active = torch.arange(count, device=device)  # (A,) completions that still grow, in order of prompt
     row = active // completions  # (A,) the decoder's row of each, ascending from prompt to prompt
     decode = decoder(policy, prompts)
-    logits = decode.start() * scale
+    logits = decode.start().mul_(scale)
     for step in range(limit):
         chosen, nats = choose(logits, row, kept, all(greedy), draws[step, active])
         if any(greedy) and not all(greedy):
@@ -260,7 +260,7 @@ def _sample(
         # and unique sorts them, so that rows stay in order of their parents, as the decoder expects.
         vocabulary = logits.shape[-1]
         branch, row = torch.unique(row[~ended] * vocabulary + chosen[~ended], return_inverse=True)
-        logits = decode.advance(branch // vocabulary, branch % vocabulary) * scale
+        logits = decode.advance(branch // vocabulary, branch % vocabulary).mul_(scale)
 
     entropies = None if entropy is None else entropy.cpu()
     return _groups(prompts, completions, tokens.cpu(), lengths.cpu(), surprisal.cpu(), truncated.cpu(), entropies)
