@@ -10,7 +10,7 @@ VERL   ?= .venv-verl
 # And ms-swift.
 SWIFT  ?= .venv-swift
 
-.PHONY: demo demo-model test test-slow test-vllm vllm test-verl verl test-swift swift lint setup docs browser clean
+.PHONY: demo demo-model test test-slow test-vllm vllm test-verl verl test-swift swift gpu-wheels lint setup docs browser clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"leaf needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
@@ -100,6 +100,13 @@ swift: $(SWIFT)/.ready
 
 test-swift: swift
 	$(SWIFT)/bin/python -m pytest -m swift -W default tests/engines/test_swift.py
+
+# What benchmarks.gpu needs on a machine that has Python 3.12, torch, transformers, accelerate and safetensors only.
+gpu-wheels: $(STAMP)
+	$(BIN)/python -m pip download -q -c constraints.txt --no-deps --only-binary=:all: --dest build/gpu-wheels \
+	  --python-version 3.12 --implementation cp --abi cp312 --abi abi3 --abi none --platform any \
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	  peft jaxtyping wadler_lindig soxr soundfile cffi pycparser av
 
 # The site is build/site/index.html; it is read from the folder and fetches nothing.
 docs: $(STAMP)

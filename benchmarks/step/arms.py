@@ -36,18 +36,22 @@ def leaf_step(bench: Bench, cell: Cell, rows: list[dict[str, Any]], meter: Meter
             generator=step_generator(0, 0),
         )
     with meter.phase("credit"):
-        generator = torch.Generator().manual_seed(1)
-        rewards = [torch.rand(cell.completions, generator=generator, dtype=torch.float64) for _ in groups]
-        rule = credit_rule("leaf")
-        advantages = [
-            rule(group.tree, reward, surprisal=group.surprisal).float().to(device)
-            for group, reward in zip(groups, rewards, strict=True)
-        ]
-        weights = token_weights([(group.tree.node >= 0).to(device) for group in groups])
-    work = Work(groups, advantages, weights)
+        work = leaf_credit(groups, device)
     with meter.phase("update"):
         leaf_update(bench, work)
     return work
+
+
+def leaf_credit(groups: list[Group], device: torch.device) -> Work:
+    """Credit a's groups for random rewards."""
+    generator = torch.Generator().manual_seed(1)
+    rewards = [torch.rand(len(group.lengths), generator=generator, dtype=torch.float64) for group in groups]
+    rule = credit_rule("leaf")
+    advantages = [
+        rule(group.tree, reward, surprisal=group.surprisal).float().to(device)
+        for group, reward in zip(groups, rewards, strict=True)
+    ]
+    return Work(groups, advantages, token_weights([(group.tree.node >= 0).to(device) for group in groups]))
 
 
 def leaf_update(bench: Bench, work: Work) -> None:
@@ -99,21 +103,26 @@ def stock_sample(bench: Bench, cell: Cell, rows: list[dict[str, Any]], meter: Me
     torch.manual_seed(0)
     with meter.phase("sample"):
         inputs = stock_inputs(bench, rows)
-        with torch.no_grad(), peft_defaults(bench.policy):
-            out = bench.base.generate(
-                **inputs,
-                num_return_sequences=cell.completions,
-                do_sample=True,
-                temperature=1.0,
-                top_p=bench.args.top_p,
-                top_k=0,
-                max_new_tokens=cell.length,
-                min_new_tokens=cell.length,
-            )
+        out = stock_generate(bench, cell, inputs)
     expected = (len(rows) * cell.completions, cell.prompt_tokens + cell.length)
     if out.shape != expected or any(value.shape[0] != len(rows) for value in inputs.values()):
         raise AssertionError(f"generate returned {tuple(out.shape)} for {expected}, or a prompt was cut in windows.")
     return inputs
+
+
+def stock_generate(bench: Bench, cell: Cell, inputs: dict[str, Tensor]) -> Tensor:
+    """Let transformers draw the completions of b and c."""
+    with torch.no_grad(), peft_defaults(bench.policy):
+        return bench.base.generate(
+            **inputs,
+            num_return_sequences=cell.completions,
+            do_sample=True,
+            temperature=1.0,
+            top_p=bench.args.top_p,
+            top_k=0,
+            max_new_tokens=cell.length,
+            min_new_tokens=cell.length,
+        )
 
 
 def stock_update(bench: Bench, inputs: dict[str, Tensor], work: Work, micro: int, arm: str) -> None:

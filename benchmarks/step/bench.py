@@ -164,12 +164,25 @@ def make_bench(args: argparse.Namespace) -> Bench:
         policy = Policy.wrap(_random_model(path, args), AutoProcessor.from_pretrained(path), **options)
     policy.eos_token_ids = (-1,)  # nothing ends a completion before R tokens
     parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    set_adapter(parameters)
+    return Bench(args, policy, parameters, torch.optim.AdamW(parameters.values(), lr=0.0))
+
+
+def set_adapter(parameters: dict[str, nn.Parameter]) -> None:
+    """Give an adapter's B small random values."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in parameters.items():
             if "lora_B" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.005)
-    return Bench(args, policy, parameters, torch.optim.AdamW(parameters.values(), lr=0.0))
+
+
+def gradients_differ(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, float]:
+    """Return ‖Δ‖ over the whole gradient, and the largest of one matrix over the largest matrix, both relative."""
+    distance = {name: float((ours[name] - gradient).norm()) for name, gradient in theirs.items()}
+    size = {name: float(gradient.norm()) for name, gradient in theirs.items()}
+    whole = (sum(d**2 for d in distance.values()) / sum(s**2 for s in size.values())) ** 0.5
+    return {"whole": whole, "largest_matrix": max(distance.values()) / max(size.values())}
 
 
 def _random_model(path: str, args: argparse.Namespace) -> Any:

@@ -5,10 +5,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.step.arms import Work, leaf_step, stock_inputs, stock_sample, stock_update
-from benchmarks.step.bench import Bench, Cell, Meter, peft_defaults, summary
+from benchmarks.step.bench import Bench, Cell, Meter, gradients_differ, peft_defaults, summary
 from benchmarks.step.floor import estimate, floor_record, update_flop
 from benchmarks.step.prompts import make_rows
 from benchmarks.step.trl_arm import Trl
@@ -86,14 +85,6 @@ def _check(cell: Cell, work: Work) -> None:
             raise AssertionError(f"{cell} came out as {group.prompt.length} tokens and {group.lengths.tolist()}.")
 
 
-def gradient_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, float]:
-    """Return ‖Δ‖ over the whole gradient, and the largest of one matrix over the largest matrix, both relative."""
-    distance = {name: float((ours[name] - gradient).norm()) for name, gradient in theirs.items()}
-    size = {name: float(gradient.norm()) for name, gradient in theirs.items()}
-    whole = (sum(d**2 for d in distance.values()) / sum(s**2 for s in size.values())) ** 0.5
-    return {"whole": whole, "largest_matrix": max(distance.values()) / max(size.values())}
-
-
 def _record(
     bench: Bench, cell: Cell, work: Work, timings: dict[str, Timings], estimates: dict[str, float]
 ) -> dict[str, Any]:
@@ -106,7 +97,7 @@ def _record(
         "distinct_over_total": round(sum(nodes) / (total * len(nodes)), 3),
         "arms": arms,
         "gradient_difference_to_leaf": {
-            arm: gradient_difference(bench.gradients["leaf"], gradient)
+            arm: gradients_differ(bench.gradients["leaf"], gradient)
             for arm, gradient in bench.gradients.items()
             if arm != "leaf" and "leaf" in bench.gradients
         },
