@@ -106,7 +106,7 @@ gpu-wheels: $(STAMP)
 	$(BIN)/python -m pip download -q -c constraints.txt --no-deps --only-binary=:all: --dest build/gpu-wheels \
 	  --python-version 3.12 --implementation cp --abi cp312 --abi abi3 --abi none --platform any \
 	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
-	  peft jaxtyping wadler_lindig soxr soundfile cffi pycparser av
+	  peft jaxtyping wadler_lindig soxr soundfile cffi pycparser
 
 # The site is build/site/index.html; it is read from the folder and fetches nothing.
 docs: $(STAMP)

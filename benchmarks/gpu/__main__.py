@@ -1,6 +1,6 @@
 """Try leaf on one GPU of a bare machine: Python 3.12, torch, transformers, accelerate, safetensors, and no network.
 
-    make gpu-wheels                                                    # here: what is missing there, 37 MB
+    make gpu-wheels                                                    # here: what is missing there, 3 MB
     python -m pip install --no-deps --no-index build/gpu-wheels/*.whl  # there
     PYTHONPATH=src:. python -m benchmarks.gpu                          # there; writes benchmarks/results/gpu.json
     python -m benchmarks.gpu --table                                   # the record as markdown
