@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from leaf.model.demo import resolve_model
+from leaf.model.lora_forward import plain_peft
 from leaf.model.policy import Policy
 
 ARMS = ("leaf", "stock", "published", "trl")
@@ -202,12 +203,13 @@ def _random_model(path: str, args: argparse.Namespace) -> Any:
 
 @contextmanager
 def peft_defaults(policy: Policy) -> Iterator[None]:
-    """Let adapters cast their inputs to their own precision, as peft does unless told otherwise."""
+    """Let peft compute the adapters, their inputs cast to their own precision, as it does unless told otherwise."""
     layers: list[Any] = [module for module in policy.modules() if isinstance(module, BaseTunerLayer)]
     before = [layer.cast_input_dtype_enabled for layer in layers]
     for layer in layers:
         layer.cast_input_dtype_enabled = True
-    yield
+    with plain_peft(policy):
+        yield
     for layer, value in zip(layers, before, strict=True):
         layer.cast_input_dtype_enabled = value
 

@@ -4,6 +4,7 @@ import peft
 import torch
 
 from leaf.model.families import family_of
+from leaf.model.lora_forward import plain_peft
 from leaf.model.policy import Policy
 from leaf.model.sampling import sample
 from tests.helpers import tiny
@@ -80,7 +81,7 @@ def stock_inputs(policy, rows):
 
 
 def stock_log_probs(policy, rows, groups):
-    """Score completions by the outer forward on K padded copies of each prompt with its audio."""
+    """Score completions by the outer forward and peft's own on K padded copies of each prompt with its audio."""
     found = []
     for inputs, group in zip(stock_inputs(policy, rows), groups, strict=True):
         copies = {key: value.repeat_interleave(len(group.lengths), 0) for key, value in inputs.items()}
@@ -88,7 +89,8 @@ def stock_log_probs(policy, rows, groups):
         prompt = copies["input_ids"].shape[1]
         copies["input_ids"] = torch.cat([copies["input_ids"], group.tokens], 1)
         copies["attention_mask"] = torch.cat([copies["attention_mask"], real.long()], 1)
-        logits = policy.base(**copies, **policy.family.forward, use_cache=False).logits[:, prompt - 1 : -1].float()
+        with plain_peft(policy):
+            logits = policy.base(**copies, **policy.family.forward, use_cache=False).logits[:, prompt - 1 : -1].float()
         logits = logits / (policy.logits_scale * policy.temperature)
         found.append(logits.log_softmax(-1).gather(-1, group.tokens[..., None]).squeeze(-1) * real)
     return found

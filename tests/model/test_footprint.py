@@ -18,6 +18,7 @@ from transformers import Gemma4TextConfig, LlamaConfig, LlamaModel, Qwen3MoeConf
 from leaf.errors import ModelError
 from leaf.model import footprint
 from leaf.model.footprint import Estimate, _inner_size, estimate, footprint_of
+from leaf.model.lora_forward import replace_forward
 from tests.helpers.update_memory import ALL, CELL, build, run, text_config
 
 
@@ -62,7 +63,8 @@ def kept_by_autograd(layers, *, dtype, dropout, names, keys, checkpointing=False
         model.activation_checkpointing_enable({"use_reentrant": False})
     lora = peft.LoraConfig(r=4, lora_dropout=dropout, target_modules=list(names))
     model = peft.get_peft_model(model, lora).train()  # type: ignore[arg-type]
-    for module in model.modules():  # as Policy.wrap does
+    replace_forward(model)  # this and the next as Policy.wrap does
+    for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.cast_input_dtype_enabled = False  # type: ignore[assignment]
     half = dtype != torch.float32

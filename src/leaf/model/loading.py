@@ -16,6 +16,7 @@ from leaf.errors import LeafError, ModelError
 from leaf.model.families import family_of
 from leaf.model.family import Family
 from leaf.model.lora import load_lora, put_lora
+from leaf.model.lora_forward import replace_forward
 from leaf.model.own_adapter import load_own_adapter, merge_own_adapter, refuse_pickle, refuse_pickled_shards
 from leaf.plugins import code_allowed
 from leaf.text import fold_whitespace
@@ -120,6 +121,7 @@ def with_adapter(
         model = load_lora(model, family, adapter, trainable=lora is not None)
     elif lora is not None:
         model = put_lora(model, family, lora)
+    replace_forward(model)
     if model.dtype in (torch.bfloat16, torch.float16):
         # Otherwise peft copies the input of every adapter to float32, to keep and to multiply (`Policy.precision`).
         for module in model.modules():

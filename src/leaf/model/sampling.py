@@ -20,6 +20,7 @@ from leaf.memory import in_parts
 from leaf.model.attention import refuse_long
 from leaf.model.choosing import choose
 from leaf.model.decoding import decoder
+from leaf.model.lora_forward import held
 from leaf.model.packing import micro_batches
 from leaf.model.policy import Policy, Prompt
 
@@ -158,8 +159,8 @@ def in_batches(
         behind_prompt: the most tokens that a prompt's completions may take.
     """
     groups: dict[int, Group] = {}
-    # Precision is set around all steps, so that autocast casts the adapters' weights once and keeps them.
-    with _evaluating(policy), policy.precision():
+    # Both are set around all steps, so that the adapters' weights are cast once and kept.
+    with _evaluating(policy), policy.precision(), held(policy, policy.base.dtype):
         for batch in micro_batches([prompt.length for prompt in prompts], token_budget or 4 * policy.token_budget):
             batch.sort()
             chosen = in_parts(
