@@ -1,7 +1,8 @@
-"""What more processes bring: measured from one to two here, on paper and by simulation up to 64 GPUs.
+"""What more processes bring: measured from one to two here, by simulation up to 64 GPUs; and how a step grows.
 
     python -m benchmarks.scaling measure [--steps 6] [key=value ...]  # embedded model, one thread each
     python -m benchmarks.scaling simulate [--run RUN]
+    python -m benchmarks.scaling curves [--repeats 3]  # benchmarks/curves.py; 10 minutes on a quiet core
 
 `measure` runs recipes/qa-leaf.yaml with the same global batch in one process and in two (gloo, CPU), in turns, and
 prints medians of the seconds per step without the first. `simulate` draws completion lengths and prints which share of
@@ -23,6 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import curves
 from benchmarks.records import RESULTS, ROOT, read
 
 FILE = RESULTS / "scaling.json"
@@ -116,6 +118,11 @@ def main():
     two.add_argument("--run", type=Path, help="run directory whose groups.jsonl gives the lengths; K is then its own")
     two.add_argument("--rounds", type=int, default=2000)
     two.set_defaults(command=simulate)
+    three = commands.add_parser("curves")
+    three.add_argument("--repeats", type=int, default=3, help="rounds after the first")
+    three.add_argument("--prompts", type=int, default=2, help="prompts per step")
+    three.add_argument("--dtype", default="bfloat16")
+    three.set_defaults(command=curves.measure)
     args = parser.parse_args()
     args.command(args)
 
