@@ -29,7 +29,9 @@ def _rows(entries: list[dict[str, Any]]) -> list[str]:
         return []
     lines = ["| " + " | ".join([*head, "error"]) + " |", "|" + " --- |" * (len(head) + 1)]
     for entry in flat:
-        cells = [_shown(entry.get(key)) for key in head] + [str(entry.get("error", "")).replace("|", "/")[:200]]
+        cells = [_shown(entry.get(key)) for key in head] + [
+            " ".join(str(entry.get("error", "")).replace("|", "/").split())[:200]
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

@@ -39,6 +39,7 @@ import torch
 
 from leaf.errors import ModelError
 from leaf.model.attention import Attention
+from leaf.model.loading import is_checkpointing
 from leaf.model.policy import Policy
 
 _FLOAT = 4  # float32: adapters, their gradients, AdamW's moments, logits
@@ -126,7 +127,7 @@ def footprint_of(policy: Policy) -> Estimate:
         lora_r=lora.r,
         lora_layers={name.split(".lora_A.")[0].rpartition(".")[2] for name in names},
         lora_dropout=lora.lora_dropout,
-        gradient_checkpointing=policy.language_model.is_activation_checkpointing,
+        gradient_checkpointing=is_checkpointing(policy.language_model),
         logit_rows=policy.logit_rows,
         device=policy.device,
     )

@@ -116,7 +116,7 @@ def with_adapter(
     if gradient_checkpointing:
         # On the decoder alone: some outer classes do not support it, and the audio side has no backward pass.
         decoder: Any = family.module(model, family.language_model)
-        decoder.activation_checkpointing_enable({"use_reentrant": False})
+        _checkpointed(decoder, "enable")({"use_reentrant": False})
     if adapter is not None:
         model = load_lora(model, family, adapter, trainable=lora is not None)
     elif lora is not None:
@@ -134,3 +134,15 @@ def _one_line(error: Exception) -> str:
     """Put an error's message on one line that ends like a sentence."""
     text = fold_whitespace(str(error))[:500]
     return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def is_checkpointing(decoder: Any) -> bool:
+    """Tell whether a decoder stack computes its layers again in the backward pass."""
+    return _checkpointed(decoder, "is")
+
+
+def _checkpointed(decoder: Any, what: str) -> Any:
+    """Find an attribute of checkpointing, which transformers has renamed between 5.17 and 5.23."""
+    names = {"is": "is_{}_checkpointing", "enable": "{}_checkpointing_enable"}
+    kind = "activation" if hasattr(type(decoder), "is_activation_checkpointing") else "gradient"
+    return getattr(decoder, names[what].format(kind))

@@ -22,6 +22,7 @@ from leaf.credit.tree import PrefixTree
 from leaf.errors import ModelError
 from leaf.model.attention import refuse_long
 from leaf.model.blocks import Blocks, blocks_of
+from leaf.model.loading import is_checkpointing
 from leaf.model.packing import PackedGroup, collate, join, micro_batches, pack, unpack
 from leaf.model.policy import Policy, Prompt
 
@@ -118,7 +119,7 @@ def layout_for(policy: Policy) -> Layout:
     Raises:
         ModelError: the layout that the policy names is not right for its layers.
     """
-    attention, checkpointing = policy.attention, policy.language_model.is_activation_checkpointing
+    attention, checkpointing = policy.attention, is_checkpointing(policy.language_model)
     if policy.layout == "tree" and not attention.packable:
         raise ModelError(
             f"The layout 'tree' is not right for this language model: {attention.why_not}. Leave the layout out, or "
