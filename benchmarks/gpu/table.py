@@ -29,10 +29,8 @@ def _rows(entries: list[dict[str, Any]]) -> list[str]:
         return []
     lines = ["| " + " | ".join([*head, "error"]) + " |", "|" + " --- |" * (len(head) + 1)]
     for entry in flat:
-        cells = [_shown(entry.get(key)) for key in head] + [
-            " ".join(str(entry.get("error", "")).replace("|", "/").split())[:200]
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        error = " ".join(str(entry.get("error", "")).replace("|", "/").split())[:200]
+        lines.append("| " + " | ".join([*(_shown(entry.get(key)) for key in head), error]) + " |")
     return lines
 
 
