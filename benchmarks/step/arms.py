@@ -9,6 +9,7 @@ from torch import Tensor
 from benchmarks.step.bench import KL_COEF, RATE, Bench, Cell, Meter, peft_defaults
 from leaf.credit import credit_rule, policy_loss, token_weights
 from leaf.model.draws import step_generator
+from leaf.model.kept import finish, taken
 from leaf.model.sampling import Group, sample
 from leaf.model.scoring import batches, score
 
@@ -34,6 +35,7 @@ def leaf_step(bench: Bench, cell: Cell, rows: list[dict[str, Any]], meter: Meter
             temperature=1.0,
             top_p=bench.args.top_p,
             generator=step_generator(0, 0),
+            keep_prompts=True,
         )
     with meter.phase("credit"):
         work = leaf_credit(groups, device)
@@ -60,13 +62,16 @@ def leaf_update(bench: Bench, work: Work) -> None:
     prompts, trees = [g.prompt for g in work.groups], [g.tree for g in work.groups]
     with torch.no_grad(), policy.reference():
         reference = score(policy, prompts, trees).log_probs
-    for batch in batches(policy, prompts, trees):
-        scores = score(policy, [prompts[i] for i in batch], [trees[i] for i in batch])
-        loss = torch.zeros((), device=device)
-        for new, i in zip(scores.log_probs, batch, strict=True):
-            mask = (trees[i].node >= 0).to(device)
-            loss = loss + _loss(new, reference[i], work.advantages[i], mask, work.weights[i])
-        loss.backward()
+    with taken(policy, [(group.kept, group.tree) for group in work.groups]) as kept:
+        for batch in batches(policy, prompts, trees, kept):
+            run = None if kept is None else [kept[i] for i in batch]
+            scores = score(policy, [prompts[i] for i in batch], [trees[i] for i in batch], run)
+            loss = torch.zeros((), device=device)
+            for new, i in zip(scores.log_probs, batch, strict=True):
+                mask = (trees[i].node >= 0).to(device)
+                loss = loss + _loss(new, reference[i], work.advantages[i], mask, work.weights[i])
+            loss.backward()
+        finish(kept or [])
     _finish(bench, "leaf")
 
 

@@ -21,8 +21,10 @@ from leaf.commands.doctor import examine
 from leaf.config import LeafConfig
 from leaf.credit import PrefixTree
 from leaf.errors import ModelError
+from leaf.model import blocks
 from leaf.model.checks import check_policy
 from leaf.model.families import families, family_of
+from leaf.model.kept import finish, taken
 from leaf.model.lora_forward import plain_peft
 from leaf.model.policy import Policy
 from leaf.model.projector import audio_features, project
@@ -48,10 +50,11 @@ from tests.helpers.models import (
 from tests.helpers.project import save
 
 
-def test_log_probs_and_gradients_equal_the_stock_forward(case):
+def test_log_probs_and_gradients_equal_the_stock_forward(case, monkeypatch):
+    monkeypatch.setattr(blocks, "ROWS", 7)  # so that prompts and trees are cut
     policy = policy_of(case)
     rows = tiny.rows(3)
-    groups = groups_of(policy, rows)
+    groups = groups_of(policy, rows, keep_prompts=True)
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(g.tokens.shape, generator=generator) * (g.tree.node >= 0) for g in groups]
     stock = stock_log_probs(policy, rows, groups)
@@ -63,6 +66,16 @@ def test_log_probs_and_gradients_equal_the_stock_forward(case):
     assert any(float(value.abs().max()) > 1e-3 for value in wanted.values())
     for group, want in zip(groups, stock, strict=True):  # and the sampler drew from the same distribution
         assert torch.allclose(-group.surprisal, want.detach(), atol=1e-4)
+    # An update that goes on from the sampler's run of the prompts learns the same.
+    policy.train()
+    with taken(policy, [(group.kept, group.tree) for group in groups]) as kept:
+        assert (kept is not None) == policy.attention.planned
+        scores = score(policy, [g.prompt for g in groups], [g.tree for g in groups], kept)
+        gradient(policy, scores.log_probs, weights)
+        finish(kept or [])
+    for got, want in zip(scores.log_probs, stock, strict=True):
+        assert torch.allclose(got, want, atol=2e-5, rtol=1e-4)
+    assert_same_gradients({n: p.grad for n, p in policy.named_parameters() if p.requires_grad}, wanted)
 
 
 def test_a_prompt_is_embedded_alone_as_it_is_beside_others(case):

@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leaf.credit import PrefixTree
+from leaf.model import blocks
 from leaf.model.attention import Attention
+from leaf.model.blocks import Cutter
 from leaf.model.head import read_log_probs
 from leaf.model.packing import collate, micro_batches, pack, unpack
 from tests.helpers.groups import as_tensors, random_group
@@ -38,6 +40,35 @@ def test_every_row_sees_the_prompt_and_its_own_prefix(seed, prompt_length):
     spread = unpack(values, tree)
     assert bool((spread[tree.node >= 0] == tree.node[tree.node >= 0]).all())
     assert bool((spread[tree.node < 0] == 0).all())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**9), st.integers(1, 9), st.integers(1, 12) | st.none(), st.booleans())
+def test_blocks_see_what_the_mask_of_all_pairs_shows(seed, prompt_length, window, joined):
+    completions, rewards, surprisal = random_group(seed)
+    tokens, lengths, _, _ = as_tensors(completions, rewards, surprisal)
+    group = pack(prompt_length, PrefixTree.build(tokens, lengths))
+    # Behind other prompts the nodes begin elsewhere among the keys, and the queries are nodes alone.
+    query, prompt, node = (5 + prompt_length, 5, 5 + prompt_length) if joined else (2, 3, 20 + prompt_length)
+    cutter = Cutter(window, torch.float32, torch.device("cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "ROWS", 3)
+        made = (cutter.prompt(prompt_length, prompt) if joined else []) + cutter.tree(group, query, prompt, node)
+    places = torch.cat([prompt + torch.arange(prompt_length), node + torch.arange(len(group.node))])
+    seen = torch.zeros(60 + group.length, 60 + group.length, dtype=torch.bool)
+    for block in made:
+        keys = torch.arange(len(seen))[block.keys] if isinstance(block.keys, slice) else block.keys
+        before = len(keys) - block.mask.shape[1]
+        assert not seen[block.rows].any()
+        seen[block.rows, keys[:before]] = True
+        for row, allowed in zip(range(block.rows.start, block.rows.stop), block.mask == 0, strict=True):
+            seen[row, keys[before:][allowed]] = True
+    wanted = group.mask
+    if window is not None:
+        wanted = wanted & (group.position[:, None] - group.position < window)
+    rows = places if joined else query + torch.arange(len(group.node))
+    assert torch.equal(seen[rows][:, places], wanted if joined else wanted[prompt_length:])
+    assert int(seen.sum()) == int(seen[rows][:, places].sum())
 
 
 @settings(max_examples=100, deadline=None)

@@ -13,12 +13,15 @@ from leaf import LeafTrainer, RLTrainer
 from leaf.config import LeafConfig
 from leaf.credit import BATCH_RULES, CREDIT_RULES, SURROGATES, PrefixTree, credit_rule
 from leaf.errors import ConfigError, DataError, RewardError, RunError
-from leaf.model.decoding import TreeDecoder
+from leaf.model import kept as kept_prompts
+from leaf.model.decoding import PathDecoder
 from leaf.model.draws import step_generator
+from leaf.model.kept import taken
 from leaf.model.policy import Policy
 from leaf.model.sampler import LocalSampler
 from leaf.model.words import words_of
 from leaf.rewards.total import Rewards
+from leaf.train import update
 from leaf.train.making import parts_from_model
 from leaf.train.rollout import rollout
 from leaf.train.scoring import reference_log_probs
@@ -300,6 +303,56 @@ def test_a_rollout_by_itself_is_that_of_the_trainer(tmp_path):
     assert before.old_log_probs is not None
 
 
+def test_an_update_that_goes_on_from_the_sampled_prompts_learns_the_same(tmp_path, monkeypatch):
+    runs, used = {}, []
+    with monkeypatch.context() as patch:
+        patch.setattr(update, "finish", lambda kept: used.append(len(kept)) or kept_prompts.finish(kept))
+        for name, budget in (("kept", 512), ("again", 80)):  # 80 tokens are a prompt with its nodes, not two prompts
+            runs[name] = trainer(recipe(tmp_path, output_dir=str(tmp_path / name), token_budget=budget)).train()
+    assert used == [2, 2, 2, 0, 0, 0]
+    kept, again = (without_times(lines(run.path, "metrics.jsonl")) for run in runs.values())
+    for mine, theirs in zip(kept, again, strict=True):
+        assert mine.pop("token_budget") != theirs.pop("token_budget")
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("fails", ["score", "finish"])
+def test_an_update_whose_prompts_are_lost_runs_them_again(tmp_path, monkeypatch, fails):
+    def never(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    one = trainer(recipe(tmp_path, max_steps=1))
+    one.start()
+    gradients = {}
+    for lost in (False, True):
+        made = one.rollout(1)
+        assert all(group.kept is not None for group in made.groups)
+        masks = [group.tree.node >= 0 for group in made.groups]
+        weights = weights_over_all(masks, made.shares, one.config, one.processes)
+        one.policy.zero_grad()
+        if lost:
+            with monkeypatch.context() as patch:
+                patch.setattr(update, fails, never)
+                with pytest.raises(torch.OutOfMemoryError):
+                    add_gradient(one.policy, made, masks, weights, one.config)
+            assert not any(group.kept.sources for group in made.groups)
+            one.policy.zero_grad()
+        add_gradient(one.policy, made, masks, weights, one.config)
+        gradients[lost] = [p.grad.clone() for p in one.parameters]
+    for mine, theirs in zip(gradients[True], gradients[False], strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_prompts_that_other_weights_ran_are_run_again(tmp_path):
+    one = trainer(recipe(tmp_path, max_steps=1))
+    one.start()
+    groups = one.rollout(1).groups
+    with torch.no_grad():
+        one.parameters[0].mul_(1.0)
+    with taken(one.policy, [(group.kept, group.tree) for group in groups]) as kept:
+        assert kept is None
+
+
 def test_refusals(tmp_path):
     config = recipe(tmp_path)
     trainer(config).train()
@@ -554,14 +607,14 @@ def test_running_out_of_memory_while_sampling_leaves_the_token_budget_and_is_kep
     """In a rollout and in a validation; a resumed run goes on with what fitted."""
     first = trainer(recipe(tmp_path, max_steps=2, token_budget=512))
     first.policy.rows_at_once = 3
-    start = TreeDecoder.start
+    start = PathDecoder.start
 
     def small(self):
         if len(self.prompts) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return start(self)
 
-    monkeypatch.setattr(TreeDecoder, "start", small)
+    monkeypatch.setattr(PathDecoder, "start", small)
     run = first.train()
     assert [record["token_budget"] for record in lines(run.path, "metrics.jsonl")] == [512, 512]
     again = trainer(recipe(tmp_path, max_steps=3, token_budget=512))

@@ -118,75 +118,63 @@ def _add(total: Tensor, part: Tensor, block: Block) -> None:
 
 
 # -- which blocks ------------------------------------------------------------------------------------------------------
-def blocks_of(
-    group: PackedGroup, start: int, window: int | None, dtype: torch.dtype, device: torch.device
-) -> list[Block]:
-    """Cut the packed row of a group, which begins at position `start` of a longer one, into blocks.
+class Cutter:
+    """Cuts what stands in a row, where that begins among queries and among keys, into blocks.
 
     Args:
-        group: the packed group.
-        start: where its prompt begins, among queries and keys alike.
         window: how many positions back a row sees, itself included; None for all.
         dtype, device: of the scores.
     """
-    length = group.prompt_length
-    longest = int(group.position.max()) + 1
-    if window is not None and window >= longest:
-        window = None
-    made = prompt_blocks(length, start, window, dtype, device)
-    size = len(group.node)
-    cuts = [_tree_block(group, first, min(first + ROWS, size), window) for first in range(0, size, ROWS)]
-    return made + [_placed(cut, start, dtype, device) for cut in cuts]
 
+    def __init__(self, window: int | None, dtype: torch.dtype, device: torch.device):
+        self.window, self.dtype, self.device = window, dtype, device
 
-def prompt_blocks(length: int, start: int, window: int | None, dtype: torch.dtype, device: torch.device) -> list[Block]:
-    """Cut a prompt of `length` positions into blocks; other arguments as `blocks_of` takes them."""
-    cuts = [_prompt_block(first, min(first + ROWS, length), window) for first in range(0, length, ROWS)]
-    return [_placed(cut, start, dtype, device) for cut in cuts]
+    def prompt(self, length: int, start: int) -> list[Block]:
+        """Cut a prompt; its rows see what stands before them, as far as the window reaches."""
+        made = []
+        for first in range(0, length, ROWS):
+            end = min(first + ROWS, length)
+            if self.window is None or end <= self.window:
+                masked, reached = first, 0  # rows see all that stands before their block
+            else:
+                masked = reached = max(first + 1 - self.window, 0)
+            distance = torch.arange(first, end)[:, None] - torch.arange(masked, end)
+            seen = (distance >= 0) & (distance < (self.window or end))
+            keys = slice(start + reached, start + end)
+            made.append(self._block(slice(start + first, start + end), keys, seen))
+        return made
 
+    def tree(self, group: PackedGroup, query: int, prompt: int, node: int) -> list[Block]:
+        """Cut the inner nodes of a group; they see the prompt and their ancestors, as far as the window reaches.
 
-def _placed(cut: "_Cut", start: int, dtype: torch.dtype, device: torch.device) -> Block:
-    """Make a block of what was cut out of a group that begins at `start`."""
-    rows, keys, seen = cut
-    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min).to(device)
-    moved = slice(keys.start + start, keys.stop + start) if isinstance(keys, slice) else (keys + start).to(device)
-    return Block(slice(rows.start + start, rows.stop + start), moved, mask)
+        Args:
+            group: the packed group.
+            query: where its nodes begin among the queries.
+            prompt, node: where its prompt and its nodes begin among the keys.
+        """
+        length, number = group.prompt_length, group.node.cpu()
+        stop, position = group.tree.subtree_end.cpu()[number], group.position.cpu()
+        made = []
+        for first in range(0, len(number), ROWS):
+            end = min(first + ROWS, len(number))
+            own = number[first:end, None]
+            above = ((number[:first] <= number[first]) & (number[first] < stop[:first])).nonzero().squeeze(1)
+            inner = torch.cat([above, torch.arange(first, end)])
+            # In preorder, i is an ancestor of j (or j itself) exactly when j is in i's subtree interval.
+            seen = (number[inner] <= own) & (own < stop[inner])
+            rows, reached = position[length + first : length + end, None], 0
+            if self.window is not None and int(rows.max()) >= self.window:
+                reached = min(max(int(rows.min()) + 1 - self.window, 0), length)  # the first that one of them sees
+                whole = torch.ones(end - first, length - reached, dtype=torch.bool)
+                distance = rows - torch.cat([torch.arange(reached, length), position[length + inner]])
+                seen = torch.cat([whole, seen], 1) & (distance < self.window)
+            if len(above) == first and prompt + length == node:  # all that stands before
+                keys: slice | Tensor = slice(prompt + reached, node + end)
+            else:
+                keys = torch.cat([torch.arange(prompt + reached, prompt + length), node + inner])
+            made.append(self._block(slice(query + first, query + end), keys, seen))
+        return made
 
-
-_Cut = tuple[slice, slice | Tensor, Tensor]  # rows, keys, and which of the last keys each row sees
-
-
-def _prompt_block(first: int, end: int, window: int | None) -> _Cut:
-    """Cut rows out of a prompt; they see what stands before them, as far as the window reaches."""
-    row = torch.arange(first, end)[:, None]
-    if window is None or end <= window:
-        return slice(first, end), slice(0, end), row >= torch.arange(first, end)
-    reached = max(first + 1 - window, 0)
-    distance = row - torch.arange(reached, end)
-    return slice(first, end), slice(reached, end), (distance >= 0) & (distance < window)
-
-
-def _tree_block(group: PackedGroup, first: int, end: int, window: int | None) -> _Cut:
-    """Cut rows out of the inner nodes; they see the prompt and their ancestors, as far as the window reaches."""
-    length, node = group.prompt_length, group.node.cpu()
-    stop = group.tree.subtree_end.cpu()[node]
-    own = node[first:end, None]
-    above = ((node[:first] <= node[first]) & (node[first] < stop[:first])).nonzero().squeeze(1)
-    inner = torch.cat([above, torch.arange(first, end)])
-    # In preorder, i is an ancestor of j (or j itself) exactly when j is in i's subtree interval.
-    seen = (node[inner] <= own) & (own < stop[inner])
-    reached = 0
-    if window is not None:
-        position = group.position.cpu()
-        rows = position[length + first : length + end, None]
-        reached = max(int(rows.min()) + 1 - window, 0)  # the first position that any of these rows still sees
-        prompt = torch.arange(min(reached, length), length)
-        if len(prompt):
-            seen = torch.cat([torch.ones(len(own), len(prompt), dtype=torch.bool), seen], 1)
-        distance = rows - torch.cat([prompt, position[length + inner]])
-        seen = seen & (distance < window)
-    reached = min(reached, length)
-    rows = slice(length + first, length + end)
-    if len(above) == first:  # all nodes before are ancestors
-        return rows, slice(reached, length + end), seen
-    return rows, torch.cat([torch.arange(reached, length), length + inner]), seen
+    def _block(self, rows: slice, keys: slice | Tensor, seen: Tensor) -> Block:
+        mask = torch.zeros(seen.shape, dtype=self.dtype).masked_fill_(~seen, torch.finfo(self.dtype).min)
+        return Block(rows, keys if isinstance(keys, slice) else keys.to(self.device), mask.to(self.device))

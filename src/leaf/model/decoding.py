@@ -15,13 +15,20 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from leaf.model.kept import KeptPrompt
 from leaf.model.paths import LayerPaths, PathCache, PathPlan, Slots
 from leaf.model.policy import Policy, Prompt
 from leaf.model.prefill import prefill
 
 
 class Decoder(Protocol):
-    """What the sampler needs: logits of the first rows (one per prompt), and of every further generation of rows."""
+    """What the sampler needs: logits of the first rows (one per prompt), and of every further generation of rows.
+
+    Attributes:
+        kept: the prompts with the graph that ran them, once it has started; none unless asked for.
+    """
+
+    kept: Sequence[KeptPrompt]
 
     def start(self) -> Tensor:
         """Run the P prompts and compute float32 logits (P, V) at the policy's temperature."""
@@ -32,23 +39,31 @@ class Decoder(Protocol):
         ...
 
 
-def decoder(policy: Policy, prompts: Sequence[Prompt]) -> Decoder:
-    """Choose the decoder that suits the policy's layers."""
-    return PathDecoder(policy, prompts) if policy.attention.planned else RowDecoder(policy, prompts)
+def decoder(policy: Policy, prompts: Sequence[Prompt], *, keep: bool = False) -> Decoder:
+    """Choose the decoder that suits the policy's layers.
+
+    Args:
+        policy: the model.
+        prompts: are continued.
+        keep: whether prompts keep the graph that ran them, where `leaf.model.kept.may_keep` allows it.
+    """
+    return PathDecoder(policy, prompts, keep=keep) if policy.attention.planned else RowDecoder(policy, prompts)
 
 
 class PathDecoder:
     """Decode with each prompt's keys and values once and each row's own path behind them (leaf.model.paths)."""
 
-    def __init__(self, policy: Policy, prompts: Sequence[Prompt]):
-        self.policy, self.prompts = policy, prompts
+    def __init__(self, policy: Policy, prompts: Sequence[Prompt], *, keep: bool = False):
+        self.policy, self.prompts, self.keep = policy, prompts, keep
+        self.kept: Sequence[KeptPrompt] = ()
         self.device = prompts[0].embeddings.device
 
     def start(self) -> Tensor:
         """Prefill each prompt once."""
         policy, count = self.policy, len(self.prompts)
         self.lengths = torch.tensor([prompt.length for prompt in self.prompts], device=self.device)  # of those kept
-        found = prefill(policy, self.prompts)
+        found = prefill(policy, self.prompts, keep=self.keep)
+        self.kept = found.kept
         layers = {i: LayerPaths.behind(keys, found.values[i]) for i, keys in found.keys.items()}
         self.cache = PathCache(layers, Slots(torch.arange(count), torch.arange(count)), self.device)
         return policy.logits(found.hidden)
@@ -101,6 +116,7 @@ class RowDecoder:
 
     def __init__(self, policy: Policy, prompts: Sequence[Prompt]):
         self.policy, self.prompts = policy, prompts
+        self.kept: Sequence[KeptPrompt] = ()
         self.cache = DynamicCache(config=policy.text_config)
 
     def start(self) -> Tensor:

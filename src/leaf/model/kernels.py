@@ -90,11 +90,15 @@ AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def put_own_attention(language_model: Any, text_config: Any) -> None:
+def put_own_attention(language_model: Any, text_config: Any) -> Any:
     """Let a language model's layers call `attend` where they would call sdpa and transformers chooses the function.
 
     A model with dropout inside its attention keeps sdpa.
+
+    Returns:
+        Its configuration, which names the function.
     """
     chosen = isinstance(language_model, PreTrainedModel) and language_model._can_set_attn_implementation()
     if chosen and text_config._attn_implementation == "sdpa" and not getattr(text_config, "attention_dropout", 0.0):
         text_config._attn_implementation = NAME
+    return text_config

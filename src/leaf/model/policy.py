@@ -66,12 +66,12 @@ class Policy(nn.Module):
         token_budget: largest padded size (rows × longest row) of one scoring forward.
         logit_rows: how many rows of hidden states the head turns into logits at once; none of the logits are kept.
         max_prompt_tokens: longest prompt accepted, audio and text together; None for no limit.
-        layout: how completions are to be scored: `tree`, `prompt_once` or `copies` (leaf.model.scoring); None for the
-            fastest that is right for the model's layers.
+        layout: `tree`, `prompt_once` or `copies` (leaf.model.scoring); None for the fastest that the layers allow.
         base_name: what saved adapters call the base model; None for the path or hub id it was loaded from.
 
     Attributes:
-        rows_at_once: how many prompts were found to fit in memory when embedded together; None while all have fitted.
+        rows_at_once: how many prompts fit in memory when embedded together; None while all have fitted.
+        keeps_prompts: whether the graph of sampled prompts has fitted beside sampling.
         sampled_at_once: how many padded tokens of prompts and completions were found to fit when sampled together.
     """
 
@@ -99,10 +99,10 @@ class Policy(nn.Module):
         self.family: Family = family_of(self.base.config)
         self.rows_at_once: int | None = 1 if self.family.alone else None
         self.sampled_at_once: int | None = None
+        self.keeps_prompts = True
         self.logits_scale = self.family.logits_scale(self.base.config)
         self.logits_cap = self.family.logits_cap(self.base.config)
-        put_own_attention(self.language_model, self.text_config)
-        self.attention = Attention.of(self.text_config)
+        self.attention = Attention.of(put_own_attention(self.language_model, self.text_config))
         self.audio_token_id = prompting.placeholder_id(self.family, self.tokenizer)
         self.eos_token_ids = _eos_ids(self.base, self.tokenizer)
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from leaf.model.blocks import Blocks, prompt_blocks
+from leaf.model.blocks import Blocks, Cutter
+from leaf.model.kept import KeptPrompt, cut
 from leaf.model.policy import Policy, Prompt
 
 
@@ -20,15 +21,23 @@ class Prefilled:
     Attributes:
         keys, values: of every layer that has its own, by its index.
         hidden: the last hidden state of each prompt.
+        kept: the prompts with the graph that ran them; none unless asked for.
     """
 
     keys: dict[int, Float[Tensor, "P H L D"]]
     values: dict[int, Float[Tensor, "P H L D"]]
     hidden: Float[Tensor, "P width"]
+    kept: Sequence[KeptPrompt] = ()
 
 
-def prefill(policy: Policy, prompts: Sequence[Prompt]) -> Prefilled:
-    """Run prompts whose layers attend by plans: on a CPU behind one another in one row, elsewhere as padded rows."""
+def prefill(policy: Policy, prompts: Sequence[Prompt], *, keep: bool = False) -> Prefilled:
+    """Run prompts whose layers attend by plans: on a CPU behind one another in one row, elsewhere as padded rows.
+
+    Args:
+        policy: the model.
+        prompts: embedded prompts.
+        keep: whether to keep the graph, where `leaf.model.kept.may_keep` allows it.
+    """
     device = prompts[0].embeddings.device
     lengths = torch.tensor([prompt.length for prompt in prompts], device=device)
     slots = torch.arange(int(lengths.max()), device=device)
@@ -44,17 +53,22 @@ def prefill(policy: Policy, prompts: Sequence[Prompt]) -> Prefilled:
     starts = ends - lengths
 
     def blocks(window: int | None) -> Blocks:
+        cutter = Cutter(window, policy.base.dtype, device)
         pairs = zip(lengths.tolist(), starts.tolist(), strict=True)
-        return Blocks([block for pair in pairs for block in prompt_blocks(*pair, window, policy.base.dtype, device)])
+        return Blocks([block for length, start in pairs for block in cutter.prompt(length, start)])
 
-    hidden, cache = _run(
-        policy,
-        torch.cat([prompt.embeddings for prompt in prompts])[None],
-        policy.attention.plans(blocks, device),
-        torch.cat([slots[: prompt.length] for prompt in prompts])[None],
-    )
+    if keep:
+        torch.clear_autocast_cache()  # a copy of the adapter that was made without a graph would be taken
+    with torch.set_grad_enabled(keep or torch.is_grad_enabled()):
+        hidden, cache = _run(
+            policy,
+            torch.cat([prompt.embeddings for prompt in prompts])[None],
+            policy.attention.plans(blocks, device),
+            torch.cat([slots[: prompt.length] for prompt in prompts])[None],
+        )
+        kept = cut(policy, cache, hidden[0], lengths.tolist()) if keep else ()
     place = torch.minimum(starts[:, None] + slots, ends[:, None] - 1)  # (P, L); padding repeats the last position
-    return Prefilled(*_taken(cache, policy.base.dtype, place), hidden[0, ends - 1])
+    return Prefilled(*_taken(cache, policy.base.dtype, place), hidden[0, ends - 1].detach(), kept)
 
 
 def _run(policy: Policy, embeddings: Tensor, mask: object, position: Tensor) -> tuple[Tensor, DynamicCache]:
@@ -81,7 +95,7 @@ def _taken(
     for i, layer in enumerate(cache.layers):
         if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
             for taken, part in zip(found, (layer.keys, layer.values), strict=True):
-                whole = part if place is None else part[0][:, place].transpose(0, 1)
+                whole = part if place is None else part[0].detach()[:, place].transpose(0, 1)
                 taken[i] = whole.contiguous().to(dtype)
             layer.keys = layer.values = None
     return found

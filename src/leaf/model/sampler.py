@@ -16,6 +16,7 @@ class Drawing:
     """How completions are drawn; the fields are the arguments of `leaf.model.sampling.sample`.
 
     Attributes:
+        keep_prompts: let the local sampler keep its run of the prompts for the update (leaf.model.kept).
         distinct: draw without replacement (leaf.model.distinct); then top_p, top_k, greedy and entropy are without use.
     """
 
@@ -26,6 +27,7 @@ class Drawing:
     top_k: int | None = None
     greedy: bool | Sequence[bool] = False
     entropy: bool = False
+    keep_prompts: bool = False
     distinct: bool = False
 
 
@@ -113,6 +115,7 @@ class LocalSampler:
             greedy=drawing.greedy,
             entropy=drawing.entropy,
             generator=generators,
+            keep_prompts=drawing.keep_prompts,
             **limits,
         )
 

@@ -7,8 +7,9 @@ the token is drawn.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,11 @@ from torch import Tensor
 from leaf.credit.sets import SetDraw
 from leaf.credit.tree import PrefixTree
 from leaf.errors import ConfigError
-from leaf.memory import in_parts
+from leaf.memory import in_parts, is_out_of_memory
 from leaf.model.attention import refuse_long
 from leaf.model.choosing import choose
 from leaf.model.decoding import decoder
+from leaf.model.kept import KeptPrompt, may_keep
 from leaf.model.lora_forward import held
 from leaf.model.packing import micro_batches
 from leaf.model.policy import Policy, Prompt
@@ -44,6 +46,7 @@ class Group:
         entropy: (K, T) of the policy at the sampling temperature, without top-p, in nats; padding 0. None unless asked
             for.
         version: how many steps had made the weights that it was drawn from; None where the policy drew it itself.
+        kept: the prompt as it was run, with its graph (leaf.model.kept); None where none was kept.
         beams: tokens that were decoded for it, those of beams that fell out among them; None where every token of its
             tree was decoded, and nothing else.
     """
@@ -57,6 +60,7 @@ class Group:
     entropy: Tensor | None = None
     version: int | None = None
     beams: int | None = None
+    kept: KeptPrompt | None = None
 
     @cached_property
     def tree(self) -> PrefixTree:
@@ -73,7 +77,7 @@ class Group:
         tokens, lengths = self.tokens[indices], self.lengths[indices]
         entropy = None if self.entropy is None else self.entropy[indices]
         rest = (self.surprisal[indices], self.truncated[indices])
-        return Group(self.prompt, tokens, lengths, *rest, entropy=entropy, version=self.version)
+        return Group(self.prompt, tokens, lengths, *rest, entropy=entropy, version=self.version, kept=self.kept)
 
     def texts(self, tokenizer) -> list[str]:
         """Decode the completions without special tokens."""
@@ -99,6 +103,7 @@ def sample(
     entropy: bool = False,
     generator: Generators = None,
     token_budget: int | None = None,
+    keep_prompts: bool = False,
 ) -> list[Group]:
     """Sample `num_completions` (K) completions per prompt, dropout off.
 
@@ -120,6 +125,8 @@ def sample(
             alone. In place of a prompt's there may be one for each of its completions.
         token_budget: largest padded size (prompts × longest prompt) sampled at once, prompts of like length together;
             None for four times the policy's scoring budget, since no gradient is kept.
+        keep_prompts: whether the update follows with the same weights: groups then carry their prompts as they were
+            run, where `leaf.model.kept.may_keep` allows it and memory has sufficed so far.
 
     Returns:
         One Group per prompt, tensors on the CPU.
@@ -132,11 +139,12 @@ def sample(
     each = [greedy] * num_completions if isinstance(greedy, bool) else list(greedy)
     if len(each) != num_completions:
         raise ConfigError(f"greedy has {len(each)} values for {num_completions} completions; give one for each.")
+    keep = keep_prompts and may_keep(policy, prompts)
     return in_batches(
         policy,
         prompts,
-        lambda part: _sample(
-            policy, [prompts[i] for i in part], draws[:, part], temperature, (top_p, top_k), each, entropy
+        lambda part: _keeping(
+            keep, policy, [prompts[i] for i in part], draws[:, part], temperature, (top_p, top_k), each, entropy
         ),
         behind_prompt=num_completions * max_new_tokens,
         token_budget=token_budget,
@@ -208,6 +216,18 @@ def _draws_of(generator: torch.Generator | Sequence[torch.Generator], steps: int
     return torch.cat([torch.rand(steps, 1, generator=one, dtype=torch.float64) for one in generator], 1)
 
 
+def _keeping(keep: bool, policy: Policy, *given: Any) -> list[Group]:
+    """Sample one batch and keep the graph of its prompts, if wanted and as long as memory suffices for both."""
+    if keep and policy.keeps_prompts:
+        try:
+            return _sample(policy, *given, keep=True)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        policy.keeps_prompts = False
+    return _sample(policy, *given, keep=False)
+
+
 def _sample(
     policy: Policy,
     prompts: Sequence[Prompt],
@@ -216,6 +236,7 @@ def _sample(
     kept: tuple[float, int | None],
     greedy: Sequence[bool],
     with_entropy: bool,
+    keep: bool,
 ) -> list[Group]:
     """Sample one batch.
 
@@ -225,6 +246,7 @@ def _sample(
         policy, prompts, temperature: as in `sample`.
         kept: its top_p and top_k.
         with_entropy: its `entropy`.
+        keep: whether prompts keep the graph that ran them.
     """
     device = prompts[0].embeddings.device
     limit, _, completions = draws.shape
@@ -241,7 +263,7 @@ def _sample(
     truncated = torch.ones(count, dtype=torch.bool, device=device)
     active = torch.arange(count, device=device)  # (A,) completions that still grow, in order of prompt
     row = active // completions  # (A,) the decoder's row of each, ascending from prompt to prompt
-    decode = decoder(policy, prompts)
+    decode = decoder(policy, prompts, keep=keep)
     logits = decode.start().mul_(scale)
     for step in range(limit):
         chosen, nats = choose(logits, row, kept, all(greedy), draws[step, active])
@@ -264,7 +286,8 @@ def _sample(
         logits = decode.advance(branch // vocabulary, branch % vocabulary).mul_(scale)
 
     entropies = None if entropy is None else entropy.cpu()
-    return _groups(prompts, completions, tokens.cpu(), lengths.cpu(), surprisal.cpu(), truncated.cpu(), entropies)
+    found = (tokens.cpu(), lengths.cpu(), surprisal.cpu(), truncated.cpu(), entropies)
+    return _groups(prompts, completions, *found, decode.kept)
 
 
 def _groups(
@@ -275,6 +298,7 @@ def _groups(
     surprisal: Tensor,
     truncated: Tensor,
     entropy: Tensor | None,
+    kept: Sequence[KeptPrompt],
 ) -> list[Group]:
     """Cut what all completions of a batch are, in order of prompt, into a group for each prompt."""
     groups = []
@@ -282,5 +306,6 @@ def _groups(
         mine = slice(i * completions, (i + 1) * completions)
         width = int(lengths[mine].max())
         per_token = (tokens[mine, :width], lengths[mine], surprisal[mine, :width], truncated[mine])
-        groups.append(Group(prompt, *per_token, entropy=None if entropy is None else entropy[mine, :width]))
+        made = Group(prompt, *per_token, entropy=None if entropy is None else entropy[mine, :width])
+        groups.append(replace(made, kept=kept[i]) if kept else made)
     return groups

@@ -21,7 +21,8 @@ from transformers import DynamicCache
 from leaf.credit.tree import PrefixTree
 from leaf.errors import ModelError
 from leaf.model.attention import refuse_long
-from leaf.model.blocks import Blocks, blocks_of
+from leaf.model.blocks import Blocks, Cutter
+from leaf.model.kept import KeptPrompt, behind
 from leaf.model.loading import is_checkpointing
 from leaf.model.packing import PackedGroup, collate, join, micro_batches, pack, unpack
 from leaf.model.policy import Policy, Prompt
@@ -44,8 +45,15 @@ class Scores:
     plain_tokens: int
 
 
-def score(policy: Policy, prompts: Sequence[Prompt], trees: Sequence[PrefixTree]) -> Scores:
+def score(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    trees: Sequence[PrefixTree],
+    kept: Sequence[KeptPrompt] | None = None,
+) -> Scores:
     """Score the completions of each prompt's group, in as many forwards as the token budget asks for.
+
+    Prompts that have been run (leaf.model.kept) are not run again; their part of the gradient waits for `finish`.
 
     How groups are batched changes only the last bits. Wrap the call in `policy.reference()` for the reference model,
     and in `torch.no_grad()` where no gradient is needed.
@@ -57,9 +65,12 @@ def score(policy: Policy, prompts: Sequence[Prompt], trees: Sequence[PrefixTree]
     refuse_long(policy.text_config, ((p.length, int(t.lengths.max())) for p, t in zip(prompts, trees, strict=True)))
     log_probs: list[Tensor] = [torch.empty(0)] * len(trees)
     entropies: list[Tensor] = [torch.empty(0)] * len(trees)
-    for batch in batches(policy, prompts, trees):
+    for batch in batches(policy, prompts, trees, kept):
         packed = [pack(prompts[i].length, trees[i]) for i in batch]
-        hidden = layout.hidden(policy, policy.reembed([prompts[i] for i in batch]), packed)
+        if kept is None:
+            hidden = layout.hidden(policy, policy.reembed([prompts[i] for i in batch]), packed)
+        else:
+            hidden = _behind_kept(policy, [kept[i] for i in batch], packed)
         values, entropy = policy.read(hidden, _rows_of_nodes(packed, policy.device), _tokens(packed, policy.device))
         sizes = [trees[i].num_nodes for i in batch]
         for i, value, spread in zip(batch, values.split(sizes), entropy.split(sizes), strict=True):
@@ -70,8 +81,16 @@ def score(policy: Policy, prompts: Sequence[Prompt], trees: Sequence[PrefixTree]
     return Scores(log_probs, entropies, sum(layout.size(p.length, t) for p, t in pairs), plain)
 
 
-def batches(policy: Policy, prompts: Sequence[Prompt], trees: Sequence[PrefixTree]) -> list[list[int]]:
+def batches(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    trees: Sequence[PrefixTree],
+    kept: Sequence[KeptPrompt] | None = None,
+) -> list[list[int]]:
     """Split groups (their indices) into the forwards that the token budget allows, groups of like size together."""
+    if kept is not None:  # all prompts are kept, and what they leave of the budget is for nodes
+        sizes = [int((~tree.is_leaf).sum()) for tree in trees]
+        return micro_batches(sizes, policy.token_budget - sum(prompt.length for prompt in prompts))
     size = layout_for(policy).size
     lengths = [size(prompt.length, tree) for prompt, tree in zip(prompts, trees, strict=True)]
     return micro_batches(lengths, policy.token_budget)
@@ -154,11 +173,14 @@ def _tree(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGrou
 
 def _joined(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGroup]) -> Tensor:
     row = join([prompt.embeddings for prompt in prompts], list(packed), policy.embed_tokens)
-    kind = (policy.base.dtype, policy.device)
 
     def blocks(window: int | None) -> Blocks:
-        cut = [blocks_of(group, start, window, *kind) for group, start in zip(packed, row.starts, strict=True)]
-        return Blocks([block for of_group in cut for block in of_group])
+        cutter = Cutter(window, policy.base.dtype, policy.device)
+        made = []
+        for group, start in zip(packed, row.starts, strict=True):
+            nodes = start + group.prompt_length
+            made += cutter.prompt(group.prompt_length, start) + cutter.tree(group, nodes, start, nodes)
+        return Blocks(made)
 
     hidden = policy.decode(
         row.embeddings,
@@ -167,6 +189,36 @@ def _joined(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGr
         use_cache=False,
     )
     return hidden[0, row.parents]
+
+
+def _behind_kept(policy: Policy, kept: Sequence[KeptPrompt], packed: Sequence[PackedGroup]) -> Tensor:
+    """Run the nodes of all groups behind prompts that have been run."""
+    lengths, sizes = [one.length for one in kept], [len(group.node) for group in packed]
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    nodes = [sum(sizes[:i]) for i in range(len(sizes))]
+
+    def blocks(window: int | None) -> Blocks:
+        cutter = Cutter(window, policy.base.dtype, policy.device)
+        each = zip(packed, nodes, starts, strict=True)
+        return Blocks([b for group, node, at in each for b in cutter.tree(group, node, at, sum(lengths) + node)])
+
+    hidden = torch.stack([one.last for one in kept])
+    tokens = torch.cat([group.token.to(policy.device) for group in packed])
+    if len(tokens) > 0:
+        behind_them = policy.decode(
+            policy.embed_tokens(tokens[None]),
+            attention_mask=policy.attention.plans(blocks, policy.device),
+            position_ids=torch.cat([g.position[g.prompt_length :].to(policy.device) for g in packed])[None],
+            past_key_values=behind(kept),
+            use_cache=True,
+        )
+        hidden = torch.cat([hidden, behind_them[0]])
+    # A group's parents are its prompt's last position (−1 here) and inner nodes.
+    rows = []
+    for i, (group, node) in enumerate(zip(packed, nodes, strict=True)):
+        inner = group.parents.to(policy.device) - group.prompt_length
+        rows.append(torch.where(inner < 0, i, len(packed) + node + inner))
+    return hidden[torch.cat(rows)]
 
 
 def _prompt_once(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGroup]) -> Tensor:

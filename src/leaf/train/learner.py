@@ -143,6 +143,8 @@ class Learner:
         config = self.config
         positions = self._positions(step, number)
         how: dict[str, Any] = {"on_policy": self.on_policy, "trainer_state": self._trainer_state(step - 1)}
+        # Further rounds would keep more prompts than the token budget is for.
+        how["keep_prompts"] = self.on_policy and not chooses(config) and not self.processes.sharded
 
         def roll_out(rows: list[dict[str, Any]], groups: list[Group] | None = None) -> Rollout:
             how["source"] = Source(self.sampler, weighing(config), groups)

@@ -83,6 +83,7 @@ def rollout(
     draws: Sequence[torch.Generator],
     *,
     on_policy: bool,
+    keep_prompts: bool = False,
     source: Source | None = None,
     trainer_state: TrainerState | None = None,
 ) -> Rollout:
@@ -95,16 +96,15 @@ def rollout(
         rewards: the reward functions.
         config: how to sample, and `kl_coef`.
         draws: a random generator for each row.
-        on_policy: whether the update takes one step of the whole rollout without dropout. Its own forward then gives
-            the old log-probabilities, and the ratio is 1 by construction.
+        on_policy: whether the update takes one step of all of it without dropout. Its ratio is then 1.
+        keep_prompts: whether the update, which then has to be on-policy, may go on from the sampler's prompts.
         source: where the completions come from; default the policy itself.
         trainer_state: tells reward functions where the run is, as in TRL.
     """
     source = source or Source()
-    groups = source.drawn
-    if groups is None:
-        prompts = embed(policy, rows)  # audio is encoded once and serves sampling, scoring and the update
-        groups = draw(policy, prompts, drawing_of(config, rule, source.sampler), draws, source.sampler)
+    if (groups := source.drawn) is None:
+        drawing = drawing_of(config, rule, source.sampler, keep_prompts=keep_prompts)
+        groups = draw(policy, embed(policy, rows), drawing, draws, source.sampler)
     compared = None if source.sampler.exact else compare(policy, groups, source.correction)
     groups = groups if compared is None else compared.groups
     earned, result = reward(rewards, rows, groups, policy.tokenizer, trainer_state)
@@ -112,7 +112,7 @@ def rollout(
     advantages = assign_credit(rule, groups, earned, policy.device, **credit_keys(config, policy.tokenizer))
     shares = [shares_of(group, config.credit).to(policy.device) for group in groups]
     old = None if compared is None else compared.log_probs
-    if old is None and not on_policy:
+    if old is None and not on_policy:  # else the update's own forward gives them
         old = old_log_probs(policy, groups)
     reference = reference_log_probs(policy, groups) if config.kl_coef else None
     left_out = [f"left unscored: {message}" for message in result.messages]
@@ -138,7 +138,7 @@ def rollout(
 # -- its phases, in order ----------------------------------------------------------------------------------------------
 @phase("embed")
 def embed(policy: Policy, rows: Sequence[dict[str, Any]]) -> list[Prompt]:
-    """Embed prompts, audio included."""
+    """Embed prompts, audio included: once for sampling, scoring and the update."""
     return policy.embed(rows)
 
 
@@ -150,7 +150,9 @@ def draw(
     return sampler.sample(policy, prompts, drawing, list(draws))
 
 
-def drawing_of(config: LeafConfig, rule: CreditRule | BatchCredit, sampler: Sampler) -> Drawing:
+def drawing_of(
+    config: LeafConfig, rule: CreditRule | BatchCredit, sampler: Sampler, *, keep_prompts: bool = False
+) -> Drawing:
     """Choose how a rollout draws, as the recipe says: `num_completions` (K) completions, independent or distinct.
 
     Entropies that the rule reads are recorded while the policy draws; of a sampler elsewhere, its scores give them.
@@ -161,6 +163,7 @@ def drawing_of(config: LeafConfig, rule: CreditRule | BatchCredit, sampler: Samp
         config.temperature,
         config.top_p,
         entropy=sampler.exact and reads_entropy(rule, config),
+        keep_prompts=keep_prompts,
         distinct=config.rollout == "distinct",
     )
 

@@ -15,6 +15,7 @@ from leaf.config import LeafConfig
 from leaf.credit import policy_loss, surrogate, token_weights
 from leaf.data.rows import row_name
 from leaf.memory import within_memory
+from leaf.model.kept import KeptPrompt, finish, taken
 from leaf.model.policy import Policy
 from leaf.model.scoring import batches, largest_batch, score
 from leaf.runs.processes import Processes
@@ -104,15 +105,31 @@ def add_gradient(
     """Run the loss forward and backward, micro-batch by micro-batch, and return sums of its statistics.
 
     `loss` and `entropy` are weighted like the loss; kl, clip_fraction and ratio_mean are sums over `tokens`. Without
-    reference log-probabilities there is no `kl`.
+    reference log-probabilities there is no `kl`. What the sampler kept of the prompts is used up: another call runs
+    them again.
     """
+    with taken(policy, [(group.kept, group.tree) for group in part.groups]) as kept:
+        sums = _add_gradient(policy, part, masks, weights, config, kept)
+        finish(kept or [])
+    return sums
+
+
+def _add_gradient(
+    policy: Policy,
+    part: Rollout,
+    masks: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    config: LeafConfig,
+    kept: Sequence[KeptPrompt] | None,
+) -> dict[str, float]:
     prompts, trees = [group.prompt for group in part.groups], [group.tree for group in part.groups]
     gain = surrogate(config.loss, **config.loss_options)
     sums = dict.fromkeys(_SUMS, 0.0) | {"ratio_max": 0.0}
     if part.ref_log_probs is None:
         del sums["kl"]
-    for batch in batches(policy, prompts, trees):
-        scores = score(policy, [prompts[i] for i in batch], [trees[i] for i in batch])
+    for batch in batches(policy, prompts, trees, kept):
+        run = None if kept is None else [kept[i] for i in batch]
+        scores = score(policy, [prompts[i] for i in batch], [trees[i] for i in batch], run)
         loss = torch.zeros((), device=policy.device)
         for i, new, entropies in zip(batch, scores.log_probs, scores.entropies, strict=True):
             # Without stored log-probabilities this forward is that of the policy that sampled, and the ratio is 1.
