@@ -152,9 +152,10 @@ def overlap(args) -> dict:
 
                 trainer.on_step = mark
                 trainer.train()
-                (began, cpu_began), (ended, cpu_ended) = marks[0], marks[-1]  # behind the first step, which warms up
-                seconds[which].append((ended - began) / (args.steps - 1))
-                cpu[which].append((cpu_ended - cpu_began) / (args.steps - 1))
+                # The first step warms up, and behind the last one nothing is drawn ahead.
+                (began, cpu_began), (ended, cpu_ended) = marks[0], marks[-2]
+                seconds[which].append((ended - began) / (args.steps - 2))
+                cpu[which].append((cpu_ended - cpu_began) / (args.steps - 2))
                 print(turn, which, f"{seconds[which][-1]:.2f} s a step, {cpu[which][-1]:.2f} s of CPU", flush=True)
                 assert len(read_rows(where / "metrics.jsonl")) == args.steps
                 shutil.rmtree(where)

@@ -49,7 +49,10 @@ def drawn(group):
     return group.tokens[0, :length].tolist(), -group.surprisal[0, :length]
 
 
-@pytest.mark.parametrize("case", ["granite_speech", "glmasr", "qwen2_audio"])
+FAMILIES = ("granite_speech", "granite_speech_plus", "glmasr", "qwen2_audio", "audioflamingo3", "musicflamingo")
+
+
+@pytest.mark.parametrize("case", [*FAMILIES, "vibevoice_asr"])
 def test_a_served_language_model_answers_as_the_policy(case, tmp_path):
     """With the adapter as exported. Under the names that leaf saves, the server takes it and serves the bare model."""
     program()

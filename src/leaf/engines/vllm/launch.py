@@ -106,8 +106,8 @@ def serve_command(
     options += ["--lora-target-modules", *layers] if layers else []
     # Without a GPU the compiled graphs take minutes to make, and a C++ compiler. A prompt that comes in pieces ends
     # vLLM 0.32 there: it winds the random numbers of its seed back, which generators of a CPU cannot.
-    # Its blocks are of 128 positions, and completions of a prompt share whole blocks only: with a prompt of 99, eight
-    # completions took 16 s, and 3 s with blocks of 32.
+    # Its blocks are of 128 positions, and completions of a prompt share whole blocks only: eight completions of each of
+    # two shorter prompts took 16 s, and 3 s with blocks of 32.
     on_cpu = ["--enforce-eager", "--no-enable-chunked-prefill", "--block-size", "32"]
     options += [] if torch.cuda.is_available() else on_cpu
     options += [] if longest is None else ["--max-model-len", str(longest)]
