@@ -172,7 +172,7 @@ def test_the_doctor_says_what_is_missing_and_what_to_change(librisqa, tmp_path, 
     assert "fails   data, train: The task 'nothing' is unknown" in said.output
     network, processor = CASES["qwen2_audio"]()
     save(network, processor, "model")
-    huge = ["max_prompt_tokens=100000", "max_new_tokens=100000", "device=cpu", "model=model", f"task={librisqa}"]
+    huge = ["max_prompt_tokens=100000000", "max_new_tokens=100000", "device=cpu", "model=model", f"task={librisqa}"]
     monkeypatch.setattr("torch.cpu.get_capabilities", dict)  # those of a CPU without bfloat16
     said = CliRunner().invoke(app, ["doctor", str(PUBLISHED / "leaf.yaml"), *huge])
     assert said.exit_code == 1

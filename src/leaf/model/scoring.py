@@ -2,7 +2,9 @@
 
 There are three ways to run the completions of a group through the language model. All give the same numbers.
 
-tree         One row per group: the prompt, then the prefix tree of its completions (leaf.model.packing).
+tree         Per group the prompt, then the prefix tree of its completions (leaf.model.packing). On a CPU all groups
+             stand in one row, which attends in blocks (leaf.model.blocks). Elsewhere, and where layers take no plan,
+             every group has a row and a mask of all pairs. Prompts that the sampler kept are not run again.
 prompt_once  The prompt once, its cache kept in the graph, then the completions as a batch behind it. For recurrent
              layers and for kernels that take no dense mask.
 copies       The prompt copied for every completion, as a plain forward does. For the same models under gradient
