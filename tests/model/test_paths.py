@@ -23,6 +23,7 @@ def next_parents(rows, step):
 @pytest.mark.parametrize("case", ["qwen2_audio", "qwen2_audio sliding", "gemma3n", "phi4_multimodal"])
 def test_logits_equal_those_of_a_cache_for_every_row(case, monkeypatch):
     monkeypatch.setattr(paths, "_ROOM", 3)  # so that paths outgrow their room
+    monkeypatch.setattr(paths, "_PADDED", 2)
     policy = policy_of(case)
     prompts = [prompt for _ in range(2) for prompt in policy.embed(tiny.rows(3))]
     assert len({prompt.length for prompt in prompts}) == 3

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from leaf.model.kept import KeptPrompt
-from leaf.model.paths import LayerPaths, PathCache, PathPlan, Slots
+from leaf.model.paths import LayerPaths, PathCache, PathPlan, Slots, padded
 from leaf.model.policy import Policy, Prompt
 from leaf.model.prefill import prefill
 
@@ -92,15 +92,15 @@ class PathDecoder:
         longest, used = self.cache.get_seq_length() - self.cache.used, self.cache.used
         if window is not None and window > longest + used:
             window = None
-        if window is None and bool((self.lengths == longest).all()):
+        if window is None and padded(used + 1) == used + 1 and bool((self.lengths == longest).all()):
             return None
         place = torch.arange(longest, device=self.device)
         visible = place < self.lengths[:, None]
-        path = torch.arange(used + 1, device=self.device)
-        seen = torch.ones_like(path, dtype=torch.bool)
+        path = torch.arange(padded(used + 1), device=self.device)
+        seen = path <= used
         if window is not None:  # it counts positions, of which the new token has lengths + used
             visible &= self.lengths[:, None] + used - place < window
-            seen = used - path < window
+            seen = seen & (used - path < window)
         hidden = ~torch.cat([visible, seen.expand(len(visible), -1)], 1)
         dtype = self.policy.base.dtype
         return torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill_(hidden, torch.finfo(dtype).min)[

@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from leaf.errors import ModelError
 
 _ROOM = 32  # tokens that paths get room for at least when they have outgrown what they had
+_PADDED = 16  # tokens; paths are read in multiples of it
 _WORN = 0.75  # the prompts that go on are moved together once they are no larger share of those that are kept
 
 
@@ -38,11 +39,11 @@ class LayerPaths:
         return cls(keys, values, keys.new_empty(*shape, keys.shape[-1]), values.new_empty(*shape, values.shape[-1]))
 
     def add(self, keys: Tensor, values: Tensor, used: int) -> tuple[Tensor, Tensor]:
-        """Write a token's keys and values (F, H, 1, D) behind the `used` ones of F paths, and return these paths."""
-        self._make_room(len(keys), used + 1, used)
+        """Write a token's keys and values (F, H, 1, D) behind the `used` ones of F paths, and return these, padded."""
+        self._make_room(len(keys), width := padded(used + 1), used)
         self.path_keys[: len(keys), :, used : used + 1] = keys
         self.path_values[: len(keys), :, used : used + 1] = values
-        return self.path_keys[: len(keys), :, : used + 1], self.path_values[: len(keys), :, : used + 1]
+        return self.path_keys[: len(keys), :, :width], self.path_values[: len(keys), :, :width]
 
     def copy(self, source: Tensor, target: Tensor, rows: int, used: int) -> None:
         """Copy paths from slots to slots, so that `rows` of them are in use."""
@@ -59,6 +60,11 @@ class LayerPaths:
         self.path_values = _roomier(self.path_values, rows, tokens, used)
 
 
+def padded(tokens: int) -> int:
+    """Round up the length of paths: kernels are made for every new shape, which takes time and memory on a CPU."""
+    return -(-tokens // _PADDED) * _PADDED
+
+
 def _roomier(paths: Tensor, rows: int, tokens: int, used: int) -> Tensor:
     """Return paths with room for so many rows and tokens, by half more than before in what was too small."""
     had_rows, heads, had_tokens, size = paths.shape
@@ -66,7 +72,7 @@ def _roomier(paths: Tensor, rows: int, tokens: int, used: int) -> Tensor:
         return paths
     rows = had_rows if rows <= had_rows else max(rows, had_rows * 3 // 2)
     tokens = had_tokens if tokens <= had_tokens else max(tokens, had_tokens + max(_ROOM, had_tokens // 2))
-    larger = paths.new_empty(rows, heads, tokens, size)
+    larger = paths.new_zeros(rows, heads, tokens, size)  # what stands behind a path counts 0 times, and must be finite
     larger[:had_rows, :, :used] = paths[:, :, :used]
     return larger
 
