@@ -68,9 +68,8 @@ def replace_file(path: Path, fill: Callable[[Path], object]) -> None:
     partial = _beside(path, UNFINISHED)
     with writing(path, partial):
         path.parent.mkdir(parents=True, exist_ok=True)
-        mode = _mode_of_new(partial)
         fill(partial)
-        partial.chmod(mode)
+        _let_others_read(partial)
         sync(partial)
         os.replace(partial, path)
         sync(path.parent)  # the rename itself is content of the folder
@@ -222,25 +221,26 @@ def _beside(path: Path, suffix: str) -> Path:
 def _fill_directory(fresh: Path, fill: Callable[[Path], object]) -> None:
     """Make a directory, fill it, and bring all of it to the disk before it gets its name."""
     fresh.mkdir(parents=True, exist_ok=True)
-    mode = _mode_of_new(fresh / f"mode{UNFINISHED}")
     fill(fresh)
     for file in fresh.rglob("*"):
-        if file.is_file() and not file.is_symlink():
-            file.chmod(mode)
+        _let_others_read(file)
         sync(file)
     sync(fresh)
 
 
-def _mode_of_new(file: Path) -> int:
-    """Find the mode of a new file by making one, which is removed: the user's umask decides.
+def _let_others_read(file: Path) -> None:
+    """Give a file that only its owner reads the mode of a new file: the user's umask decides.
 
-    safetensors writes files that only their owner reads, and a server under another user has to read adapters.
+    safetensors writes such files, and a server under another user has to read adapters.
     """
-    _remove(file)
-    file.touch()
-    mode = stat.S_IMODE(file.stat().st_mode)
-    file.unlink()
-    return mode
+    if file.is_symlink() or not file.is_file() or stat.S_IMODE(file.stat().st_mode) & 0o077:
+        return
+    new = file.with_name(f"{file.name}.mode")
+    try:
+        new.touch()
+        file.chmod(stat.S_IMODE(new.stat().st_mode))
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:

@@ -39,8 +39,8 @@ def ends_as_in_0_1(name):
     for log in ("metrics.jsonl", "validation.jsonl"):
         for got, wanted in zip(records(Path(name), log), records(BEGUN / name, log), strict=True):
             wanted.pop("seconds", None)
-            # Later versions record more.
-            assert {key: got[key] for key in wanted} == pytest.approx(wanted, rel=1e-6, abs=1e-6)
+            # Later versions record more, and add up in another order.
+            assert {key: got[key] for key in wanted} == pytest.approx(wanted, rel=1e-5, abs=1e-5)
     return True
 
 

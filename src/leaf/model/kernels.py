@@ -75,7 +75,7 @@ def attend(
     if asked:
         raise ModelError(
             f"The attention of {type(module).__name__} has {' and '.join(asked)}, which leaf's own attention does not "
-            "compute. Load the model with attention: eager, or sdpa."
+            "compute. Load the model with attention: eager."
         )
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # as it does for sdpa
