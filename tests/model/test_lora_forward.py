@@ -139,6 +139,15 @@ def test_held_adapters_are_cast_once_and_honour_what_is_switched_off():
     assert all(layer._held is None for layer in layers(model))
 
 
+def test_no_cast_stays_where_holding_one_fails(monkeypatch):
+    model, x = build(torch.float32), torch.randn(4, 6)
+    one = layers(model)[-1]
+    monkeypatch.setattr(one, "scaling", {})
+    with pytest.raises(KeyError), held(model, x.dtype):
+        pass
+    assert all(layer._held is None for layer in layers(model))
+
+
 def adapted_twice(model):
     model.add_adapter("other", peft.LoraConfig(r=2, init_lora_weights=False, target_modules=["first", "second"]))
     model.base_model.set_adapter(["default", "other"])

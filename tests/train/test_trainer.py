@@ -606,7 +606,7 @@ def test_memory_too_small_for_one_prompt_is_said_in_one_sentence(tmp_path, monke
 def test_running_out_of_memory_while_sampling_leaves_the_token_budget_and_is_kept(tmp_path, monkeypatch):
     """In a rollout and in a validation; a resumed run goes on with what fitted."""
     first = trainer(recipe(tmp_path, max_steps=2, token_budget=512))
-    first.policy.rows_at_once = 3
+    first.policy.rows_at_once, first.policy.keeps_prompts = 3, False
     start = PathDecoder.start
 
     def small(self):
@@ -620,6 +620,7 @@ def test_running_out_of_memory_while_sampling_leaves_the_token_budget_and_is_kep
     again = trainer(recipe(tmp_path, max_steps=3, token_budget=512))
     again.start(resume=True)
     assert again.policy.sampled_at_once == first.policy.sampled_at_once is not None
+    assert again.policy.keeps_prompts is False
     assert again.policy.rows_at_once == 3
 
 

@@ -71,7 +71,8 @@ def cut(policy: Policy, cache: DynamicCache, hidden: Tensor, lengths: list[int])
     weights, half, made = weights_of(policy), len(layers), []
     for key, value, last in zip(keys, values, hidden[ends].unbind(), strict=True):
         sources = [*key, *value, last]
-        leaves = [source.detach().requires_grad_() for source in sources]
+        # What stands before the first adapted layer has no graph, so no gradient is to gather there.
+        leaves = [source.detach().requires_grad_(source.requires_grad) for source in sources]
         made.append(KeptPrompt(leaves[:half], leaves[half:-1], leaves[-1], sources, weights))
     return made
 

@@ -68,13 +68,13 @@ def held(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     A decoding step has so few rows that checks and casts in every layer take a part of its time that shows.
     """
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, Adapted)]
-    with torch.no_grad():
-        for layer in layers:
-            if not layer.disable_adapters and _is_plain(layer, dtype, layer.base_layer.weight.device.type):
-                name, base = layer.active_adapters[0], layer.base_layer
-                up = (layer.lora_B[name].weight * layer.scaling[name]).to(dtype).t()
-                layer._held = (base, layer.lora_A[name].weight.to(dtype), up)
     try:
+        with torch.no_grad():
+            for layer in layers:
+                if not layer.disable_adapters and _is_plain(layer, dtype, layer.base_layer.weight.device.type):
+                    name, base = layer.active_adapters[0], layer.base_layer
+                    up = (layer.lora_B[name].weight * layer.scaling[name]).to(dtype).t()
+                    layer._held = (base, layer.lora_A[name].weight.to(dtype), up)
         yield
     finally:
         for layer in layers:

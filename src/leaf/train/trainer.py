@@ -350,6 +350,7 @@ class RLTrainer(Learner):
             token_budget=self.policy.token_budget,
             rows_at_once=self.policy.rows_at_once,
             sampled_at_once=self.policy.sampled_at_once,
+            keeps_prompts=self.policy.keeps_prompts,
             processes=self.processes.count,
             skipped_in_a_row=self.skips.in_a_row,
             streaks=self.streaks.lengths,
@@ -390,3 +391,4 @@ class RLTrainer(Learner):
             policy.token_budget = state["token_budget"]
             policy.rows_at_once = state.get("rows_at_once", policy.rows_at_once)  # older checkpoints do not say
             policy.sampled_at_once = state.get("sampled_at_once")
+            policy.keeps_prompts = state.get("keeps_prompts", policy.keeps_prompts)
