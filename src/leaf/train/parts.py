@@ -22,8 +22,8 @@ RECORDED = 2  # groups of a step that groups.jsonl keeps
 def gathered(rollout: Rollout, processes: Processes) -> Rollout:
     """Put the groups of all processes into their order, for statistics and records.
 
-    Embedded prompts and log-probabilities stay where they are, because they are large and nobody records them. Rows
-    come for the groups that may be recorded, the first ones.
+    Embedded prompts, what was kept of their run, and log-probabilities stay where they are, because they are large and
+    nobody records them. Rows come for the groups that may be recorded, the first ones.
     """
     if processes.alone:
         return rollout
@@ -31,7 +31,9 @@ def gathered(rollout: Rollout, processes: Processes) -> Rollout:
     # Tensors of a group may be views into those of the whole batch, and a view travels with all of its storage. So
     # they are copied first; `select` copies.
     sent = [
-        replace(group.select(list(range(group.tokens.shape[0]))), prompt=nothing, draw=group.draw, beams=group.beams)
+        replace(
+            group.select(list(range(len(group.tokens)))), prompt=nothing, kept=None, draw=group.draw, beams=group.beams
+        )
         for group in rollout.groups
     ]
     mine = [
