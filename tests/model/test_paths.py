@@ -8,8 +8,9 @@ from leaf.model import paths
 from leaf.model.decoding import PathDecoder, RowDecoder, decoder
 from leaf.model.paths import Slots, Table
 from leaf.model.sampling import sample
+from leaf.model.scoring import score
 from tests.helpers import tiny
-from tests.helpers.families import policy_of
+from tests.helpers.families import groups_of, policy_of
 
 
 def next_parents(rows, step):
@@ -103,3 +104,12 @@ def test_a_layer_that_does_not_attend_by_the_plan_is_refused(monkeypatch):
     monkeypatch.setattr(attention, "forward", its_own)
     with pytest.raises(ModelError, match=r"does not attend by the function .* Load the model with attention: eager"):
         sample(policy, prompts, num_completions=2, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_a_kernel_that_is_changed_behind_a_policy_fails_on_the_mask_of_a_plan(kernel):
+    policy = policy_of("audioflamingo3")
+    (group,) = groups_of(policy, tiny.rows(1))
+    policy.base.set_attn_implementation(kernel)
+    with pytest.raises(RuntimeError, match="must match the size of tensor b"):
+        score(policy, [group.prompt], [group.tree])

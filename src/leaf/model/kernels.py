@@ -40,14 +40,14 @@ class PlannedMask(Tensor):
     """A 4-D mask without content, which transformers passes to every layer as it is; `plan` says what is seen."""
 
     plan: Plan
-    # Plain tensors come out of all operations on it. A mask that a model has read has lost its plan, and one value is
-    # no mask of anything that could be attended to.
+    # Plain tensors come out of all operations on it, and a mask that a model has read has lost its plan. So it has no
+    # value: sdpa and eager fail on its size, where one value would hide all or nothing from every query.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
     def of(cls, plan: Plan, device: torch.device) -> Self:
         """Make the mask of a plan; it is boolean, so that nothing casts it to another precision."""
-        mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device).as_subclass(cls)
+        mask = torch.zeros(1, 1, 1, 0, dtype=torch.bool, device=device).as_subclass(cls)
         mask.plan = plan
         return mask
 
