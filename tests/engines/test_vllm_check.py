@@ -81,6 +81,6 @@ def test_leaf_serve_answers_with_the_adapter_of_a_folder(tmp_path, monkeypatch):
     said = (tmp_path / "log").read_text()
     assert f"sampler_options: {{url: 'http://127.0.0.1:{port}'}}" in said
     names = [one["id"] for one in models]
-    assert names[0] == "served/language_model"
+    assert names[0] == str(tmp_path / "served/language_model")
     assert len(names) == 2
     assert names[1].startswith("saved-")
