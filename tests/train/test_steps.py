@@ -13,7 +13,7 @@ from leaf.train.steps import take_steps
 class Noting:
     """Note steps, validations and saves as `step 1`, `validation 1` and `save 1`; a due validation is a `!`."""
 
-    def __init__(self, asked_after=None, stopped_at=None, stops=StopRequested, **config):
+    def __init__(self, asked_after=None, stopped_at=None, stops: type[Exception] | Exception = StopRequested, **config):
         self.config = RunConfig(**config)
         self.length = run_length(self.config, 0)
         self.stop = StopSignals()
