@@ -69,7 +69,7 @@ class PathDecoder:
         return policy.logits(found.hidden)
 
     def advance(self, parent: Tensor, token: Tensor) -> Tensor:
-        """Continue rows by one token each; prompts without rows leave the cache by and by."""
+        """Continue rows by one token each; prompts without rows leave the cache, several at a time."""
         policy, cache = self.policy, self.cache
         kept = cache.follow(parent.cpu())
         if kept is not None:

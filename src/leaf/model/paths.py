@@ -20,7 +20,7 @@ from leaf.errors import ModelError
 
 _ROOM = 32  # tokens that paths get room for at least when they have outgrown what they had
 _PADDED = 16  # tokens; paths are read in multiples of it
-_WORN = 0.75  # the prompts that go on are moved together once they are no larger share of those that are kept
+_WORN = 0.75  # the prompts that continue are moved together once they are no larger share of those that are kept
 
 
 @dataclass
