@@ -6,7 +6,7 @@
 Both ways have the same recipe, seeds, rows and steps, in float32 on both sides, so a pair of runs differs in who draws
 and in its random numbers. The training rows are eight that the model answers badly: there a few steps show. All
 adapters are scored by the local sampler, greedily, on validation rows. Every finished run is a line of
-benchmarks/results/vllm_learning.jsonl, and `run` goes on with what is missing, an unfinished run from its checkpoint.
+benchmarks/results/vllm_learning.jsonl, and `run` continues with what is missing, an unfinished run from its checkpoint.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Updates that go on from the sampler's run of the prompts, whatever part of the decoder is adapted."""
+"""Updates that continue from the sampler's run of the prompts, whatever part of the decoder is adapted."""
 
 from typing import Any
 

@@ -14,7 +14,7 @@ from tests.helpers.families import groups_of, policy_of
 
 
 def next_parents(rows, step):
-    """Choose what goes on: rows part at first, later most end, of some prompts all."""
+    """Choose what continues: rows part at first, later most end, of some prompts all."""
     chance = torch.rand(rows)
     copies = (chance < 0.6).long() + (chance < 0.3).long() if step < 4 else (chance < 0.85).long()
     copies[int(torch.randint(rows, (1,)))] = 1  # at least one does
