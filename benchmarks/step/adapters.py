@@ -17,7 +17,7 @@ from benchmarks.step.arms import leaf_step, leaf_update
 from benchmarks.step.bench import Cell, Meter, make_bench
 from benchmarks.step.prompts import make_rows
 from leaf.model.draws import step_generator
-from leaf.model.lora_forward import plain_peft
+from leaf.model.layer_forward import plain_forward
 from leaf.model.sampling import sample
 
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 def _seconds(policy: torch.nn.Module, run: Callable[[], None], *, own: bool) -> float:
     if not own:
-        with plain_peft(policy):
+        with plain_forward(policy):
             return _seconds(policy, run, own=True)
     began = time.process_time()
     run()

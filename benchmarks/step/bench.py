@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from leaf.model.demo import resolve_model
-from leaf.model.lora_forward import plain_peft
+from leaf.model.layer_forward import plain_forward
 from leaf.model.policy import Policy
 
 ARMS = ("leaf", "stock", "published", "trl")
@@ -208,7 +208,7 @@ def peft_defaults(policy: Policy) -> Iterator[None]:
     before = [layer.cast_input_dtype_enabled for layer in layers]
     for layer in layers:
         layer.cast_input_dtype_enabled = True
-    with plain_peft(policy):
+    with plain_forward(policy):
         yield
     for layer, value in zip(layers, before, strict=True):
         layer.cast_input_dtype_enabled = value

@@ -4,7 +4,7 @@ import peft
 import torch
 
 from leaf.model.families import family_of
-from leaf.model.lora_forward import plain_peft
+from leaf.model.layer_forward import plain_forward
 from leaf.model.policy import Policy
 from leaf.model.sampling import sample
 from tests.helpers import tiny
@@ -89,7 +89,7 @@ def stock_log_probs(policy, rows, groups):
         prompt = copies["input_ids"].shape[1]
         copies["input_ids"] = torch.cat([copies["input_ids"], group.tokens], 1)
         copies["attention_mask"] = torch.cat([copies["attention_mask"], real.long()], 1)
-        with plain_peft(policy):
+        with plain_forward(policy):
             logits = policy.base(**copies, **policy.family.forward, use_cache=False).logits[:, prompt - 1 : -1].float()
         logits = logits / (policy.logits_scale * policy.temperature)
         found.append(logits.log_softmax(-1).gather(-1, group.tokens[..., None]).squeeze(-1) * real)

@@ -25,7 +25,7 @@ from leaf.model import blocks
 from leaf.model.checks import check_policy
 from leaf.model.families import families, family_of
 from leaf.model.kept import finish, taken
-from leaf.model.lora_forward import plain_peft
+from leaf.model.layer_forward import plain_forward
 from leaf.model.policy import Policy
 from leaf.model.projector import audio_features, project
 from leaf.model.sampling import sample
@@ -129,7 +129,7 @@ def test_greedy_tokens_equal_stock_generate(case):
     batches = stock_inputs(policy, rows) if policy.family.alone else [policy.inputs(rows)]
     stock = []
     for inputs in batches:
-        with torch.no_grad(), plain_peft(policy):
+        with torch.no_grad(), plain_forward(policy):
             out = policy.base.generate(**inputs, **policy.family.forward, max_new_tokens=12, do_sample=False)
         stock += list(out[:, inputs["input_ids"].shape[1] :])
     for group, sequence in zip(groups, stock, strict=True):

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from leaf.model.lora_forward import Adapted, held, plain_peft, replace_forward
+from leaf.model.layer_forward import plain_forward, replace_forward
+from leaf.model.lora_forward import Adapted, held
 
 EXACT: Any = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -61,7 +62,7 @@ def is_ours(layer, dtype=torch.float32):
 def assert_equals_peft(model, x, **tolerance):
     weight = torch.randn(*x.shape[:-1], 5)
     got = run(model, x, weight)
-    with plain_peft(model):
+    with plain_forward(model):
         assert not layers(model)
         wanted = run(model, x, weight)
     assert [one.dtype for one in got] == [one.dtype for one in wanted]
@@ -187,7 +188,7 @@ def test_what_is_not_plain_is_left_to_peft(case):
     assert not any(is_ours(layer) for layer in layers(model))
     with held(model, x.dtype):
         assert not any(layer._held for layer in layers(model))
-    with plain_peft(model):
+    with plain_forward(model):
         torch.manual_seed(3)
         assert torch.equal(model(x), got)
 
@@ -219,7 +220,7 @@ def test_adapters_named_per_row_are_left_to_peft():
 
 def test_names_copies_and_merging_stay_pefts():
     model = build()
-    with plain_peft(model):
+    with plain_forward(model):
         names = list(model.state_dict())
     assert list(model.state_dict()) == names
     x = torch.randn(4, 6)

@@ -1,30 +1,31 @@
 """Estimate how much memory training takes of a model whose weights are not loaded: what `leaf doctor` tells.
 
-A run measures instead (leaf.model.budget): on the embedded model it finds two thirds to five sixths of what is
-estimated here. Everything is in bytes. The estimate counts tensors: what autograd keeps of decoder layers with frozen
-weights, float32 LoRA on linear layers, RMSNorm, a gated MLP and the sdpa kernel with a dense mask, and what a layer
-needs besides while it works.
+A run measures instead (leaf.model.budget): on the embedded model it finds nine tenths of what is estimated here.
+Everything is in bytes. The estimate counts tensors: what autograd keeps of decoder layers with frozen weights, float32
+LoRA on linear layers, RMSNorm, a gated MLP and the sdpa kernel with a dense mask, and what a layer needs besides while
+it works.
 
 With D hidden size, I intermediate size, H heads of width h, G key-value heads, A = H·h, L layers, b bytes per frozen
 value and r the rank, autograd keeps of one layer per token:
 
-    two norms           2 · (4 D + 4)   their float32 input (in float32 the residual stream itself) and 1/rms
+    two norms           2 · (D b + 4)   their input and 1/rms
     attention           4 A b + 4 H     queries, keys and values repeated to H heads, output; log-sum-exp
-    gated MLP           3 I b           gate before and after its activation, up
+    gated MLP           2 I b           gate before its activation, up
     each LoRA           b w + b r       inputs of A, w = D, A or I, and of B
     with dropout        + b w           its noise; + w on CUDA, where it is a boolean
+                        + I b           of an adapted MLP: gate after its activation
 
-Without dropout the input of A is no copy: layers that read one tensor share it, and that of `o_proj` is the attention's
-output. Frozen linear layers, rotation and residual additions keep nothing. With gradient checkpointing a layer keeps
-only its input, D b, and is computed again in the backward pass, one layer at a time. On CUDA there are, per query-key
-pair, an additive mask of b bytes for every window that layers have, shared by them, and two boolean ones. (sdpa copies
-the mask in every layer unless S is a multiple of 8.) On the CPU attention runs in blocks, without a mask of all pairs
-and with keys and values of G heads, so there the estimate is a little too large.
+Without dropout the input of A is no copy: layers that read one tensor share it, that of `o_proj` is the attention's
+output, and that of `down_proj` is computed again. Frozen linear layers, rotation and residual additions keep nothing.
+With gradient checkpointing a layer keeps only its input, D b, and is computed again in the backward pass, one layer at
+a time. On CUDA there are, per query-key pair, an additive mask of b bytes for every window that layers have, shared by
+them, and two boolean ones. (sdpa copies the mask in every layer unless S is a multiple of 8.) On the CPU attention runs
+in blocks, without a mask of all pairs and with keys and values of G heads, so there the estimate is a little too large.
 
 Measured, not derived: what a layer needs besides while it works, 8 I bytes per token, 3 I more in bfloat16 and 3 I more
-with dropout and without checkpointing; and what the heap loses on the CPU, 1.75 b bytes (1.5 b with checkpointing, 1
-more with dropout) per layer and output value of its linear layers, 2 D + 2 I + A + 2 G h. glibc 2.36 reuses aligned
-blocks of up to 32 MiB badly, by a tenth more or less from run to run; larger ones lose nothing.
+with dropout and without checkpointing; and what the heap loses on the CPU, 0.75 b bytes (with dropout 1.75 b + 1, or
+1.5 b + 1 with checkpointing) per layer and output value of its linear layers, 2 D + 2 I + A + 2 G h. glibc 2.36 reuses
+aligned blocks of up to 32 MiB badly, by a tenth more or less from run to run; larger ones lose nothing.
 
 Not covered: layouts other than `tree`, attention other than sdpa, norms of queries and keys, what experts copy, the
 several streams of Gemma 3n (it keeps 1.7 times as much), trained projectors, DDP's buckets.
@@ -49,6 +50,7 @@ _LOGIT_COPIES = 3
 _ATTENTION_INPUT = ("q_proj", "k_proj", "v_proj", "qkv_proj")
 _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
 _MLP_INPUT = ("gate_proj", "up_proj", "gate_up_proj")
+_MLP = (*_MLP_INPUT, "down_proj")
 
 
 # -- what an update needs ----------------------------------------------------------------------------------------------
@@ -169,13 +171,14 @@ def estimate(
     size, cuda = dtype.itemsize, torch.device(device).type == "cuda"
     half = size < _FLOAT
 
-    layer = 2 * (_FLOAT * hidden + _FLOAT) + 4 * attention * size + _FLOAT * heads + 3 * inner * size
+    inners = 3 if lora_dropout and not set(lora_layers).isdisjoint(_MLP) else 2
+    layer = 2 * (hidden * size + _FLOAT) + 4 * attention * size + _FLOAT * heads + inners * inner * size
     layer += _lora_token(lora_layers, lora_r, lora_dropout, (hidden, attention, inner), size=size, cuda=cuda)
     working = inner * (8 + (3 if half else 0) + (3 if lora_dropout and not gradient_checkpointing else 0))
-    lost_quarters = (6 if gradient_checkpointing else 7) * size + (4 if lora_dropout else 0)
+    lost_quarters = (6 if gradient_checkpointing else 7) * size + 4 if lora_dropout else 3 * size
     lost = (2 * hidden + 2 * inner + attention + 2 * keys) * lost_quarters // 4
     # Beside the layers: the last norm's input, hidden states for the head, the rotation's cosine and sine.
-    ends = _FLOAT * hidden + hidden * size + 2 * head * size
+    ends = 2 * hidden * size + 2 * head * size
     windows = len(set(Attention.of(text_config).windows.values()))
     return Estimate(
         weights=(parameters - trainable) * size + trainable * (_FLOAT + (size if half else 0)),
@@ -224,5 +227,5 @@ def _lora_token(
     if dropout:
         return total + sum(read) * (size + (_BOOL if cuda else size))
     shared = sum(hidden for inputs in (_ATTENTION_INPUT, _MLP_INPUT) if any(name in inputs for name in names))
-    own = sum(width for name, width in zip(names, read, strict=True) if name == "down_proj" or name not in reads)
+    own = sum(width for name, width in zip(names, read, strict=True) if name not in reads)
     return total + size * (shared + own)

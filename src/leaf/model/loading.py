@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoProcessor
 from leaf.errors import LeafError, ModelError
 from leaf.model.families import family_of
 from leaf.model.family import Family
+from leaf.model.layer_forward import replace_forward
 from leaf.model.lora import load_lora, put_lora
-from leaf.model.lora_forward import replace_forward
 from leaf.model.own_adapter import load_own_adapter, merge_own_adapter, refuse_pickle, refuse_pickled_shards
 from leaf.plugins import code_allowed
 from leaf.text import fold_whitespace

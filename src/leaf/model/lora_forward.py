@@ -5,9 +5,9 @@ product is added to the first in place, and the backward pass adds up the gradie
 kept. Parameters, module tree and files stay peft's. Whatever is not plain LoRA is left to peft's own forward.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners import lora
@@ -16,27 +16,62 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 
+class Parts(NamedTuple):
+    """What a linear layer multiplies by: W (out, in), b (out,) or None, and of its adapter A (r, in), B (out, r), s."""
+
+    weight: Tensor
+    bias: Tensor | None
+    down: Tensor | None = None
+    up: Tensor | None = None
+    scaling: float = 1.0
+
+    def to(self, dtype: torch.dtype) -> "Parts":
+        """Cast the adapter, which may be kept in another precision than the weights."""
+        down, up = (None if one is None else one.to(dtype) for one in (self.down, self.up))
+        return self._replace(down=down, up=up)
+
+    def product(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Compute W x + b + s B (A x) of rows x (N, in), and s A x (N, r), which the backward pass needs."""
+        y = linear(rows, self.weight, self.bias)
+        if self.down is None or self.up is None:
+            return y, None
+        inner = linear(rows, self.down).mul_(self.scaling)
+        return y.addmm_(inner, self.up.t()), inner
+
+    def of_inner(self, grad: Tensor) -> Tensor | None:
+        """Compute the gradient of A x (N, r) from that of y (N, out); None without an adapter."""
+        return None if self.up is None else (grad @ self.up).mul_(self.scaling)
+
+    def of_rows(self, grad: Tensor, back: Tensor | None, total: Tensor | None = None) -> Tensor:
+        """Compute the gradient of x from those of y and A x, added to `total` in place if there is one."""
+        total = grad @ self.weight if total is None else total.addmm_(grad, self.weight)
+        return total if back is None or self.down is None else total.addmm_(back, self.down)
+
+
+def of_adapter(grad: Tensor, back: Tensor | None, rows: Tensor | None, inner: Tensor | None) -> Sequence[Tensor | None]:
+    """Compute the gradients of A and B from those of y and A x, from x and from s A x."""
+    return (None, None) if back is None or rows is None or inner is None else (back.t() @ rows, grad.t() @ inner)
+
+
 class _Product(torch.autograd.Function):
-    """Compute y (..., out) from x (..., in), W (out, in), b (out,) or None, A (r, in), B (out, r) and s."""
+    """Compute y (..., out) from x (..., in) and the parts of a layer."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scaling: float
-    ) -> Tensor:
-        down, up, rows = down.to(x.dtype), up.to(x.dtype), x.reshape(-1, x.shape[-1])
-        inner = linear(rows, down).mul_(scaling)
-        ctx.save_for_backward(rows, inner, down, up, weight)
-        ctx.scaling, ctx.shape = scaling, x.shape
-        return linear(rows, weight, bias).addmm_(inner, up.t()).view(*x.shape[:-1], weight.shape[0])
+    def forward(ctx: Any, x: Tensor, *given: Any) -> Tensor:  # type: ignore[override]
+        rows, parts = x.reshape(-1, x.shape[-1]), Parts._make(given).to(x.dtype)
+        y, inner = parts.product(rows)
+        ctx.save_for_backward(rows, inner, *parts[:-1])
+        ctx.scaling, ctx.shape = parts.scaling, x.shape
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        rows, inner, down, up, weight = ctx.saved_tensors
-        wanted, grad = ctx.needs_input_grad, grad.reshape(-1, grad.shape[-1])
-        back = (grad @ up).mul_(ctx.scaling)  # (N, r), the gradient of A x
-        of_x = (grad @ weight).addmm_(back, down).view(ctx.shape) if wanted[0] else None
-        return of_x, None, None, back.t() @ rows if wanted[3] else None, grad.t() @ inner if wanted[4] else None, None
+        rows, inner, *parts = ctx.saved_tensors
+        parts, grad = Parts._make([*parts, ctx.scaling]), grad.reshape(-1, grad.shape[-1])
+        back = parts.of_inner(grad)
+        of_x = parts.of_rows(grad, back).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return of_x, None, None, *of_adapter(grad, back, rows, inner), None
 
 
 class Adapted(lora.Linear):
@@ -54,11 +89,8 @@ class Adapted(lora.Linear):
             rows = x.reshape(-1, x.shape[-1])
             y = linear(rows, base.weight, base.bias).addmm_(linear(rows, down), up)
             return y.view(*x.shape[:-1], y.shape[-1])
-        if not graph or not _is_plain(self, x.dtype, x.device.type):
-            return super().forward(x)
-        name, base = self.active_adapters[0], self.base_layer
-        given = (base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
-        return _Product.apply(x, *given)  # type: ignore[misc]
+        parts = parts_of(self, x) if graph else None
+        return super().forward(x) if parts is None else _Product.apply(x, *parts)  # type: ignore[misc]
 
 
 @contextmanager
@@ -71,50 +103,62 @@ def held(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     try:
         with torch.no_grad():
             for layer in layers:
-                if not layer.disable_adapters and _is_plain(layer, dtype, layer.base_layer.weight.device.type):
-                    name, base = layer.active_adapters[0], layer.base_layer
-                    up = (layer.lora_B[name].weight * layer.scaling[name]).to(dtype).t()
-                    layer._held = (base, layer.lora_A[name].weight.to(dtype), up)
+                parts = parts_of(layer, layer.base_layer.weight.new_empty(0, dtype=dtype))
+                if parts is not None and parts.down is not None and parts.up is not None:
+                    up = (parts.up * parts.scaling).to(dtype).t()
+                    layer._held = (layer.base_layer, parts.down.to(dtype), up)
         yield
     finally:
         for layer in layers:
             layer._held = None
 
 
-def replace_forward(model: nn.Module) -> None:
+def put_adapted(model: nn.Module) -> None:
     """Make every linear layer that peft has put LoRA on an `Adapted` one, in place."""
     for module in model.modules():
         if type(module) is lora.Linear:
             module.__class__ = Adapted
 
 
-@contextmanager
-def plain_peft(model: nn.Module) -> Iterator[None]:
-    """Let peft compute all adapted layers inside the block, as a measure to compare with."""
-    replaced: list[Any] = [module for module in model.modules() if type(module) is Adapted]
-    for module in replaced:
-        module.__class__ = lora.Linear
-    try:
-        yield
-    finally:
-        for module in replaced:
-            module.__class__ = Adapted
+def put_back(model: nn.Module) -> None:
+    """Make every `Adapted` layer peft's own again, in place."""
+    for module in model.modules():
+        if type(module) is Adapted:
+            module.__class__ = lora.Linear  # type: ignore[assignment]
 
 
-def _is_plain(layer: lora.Linear, dtype: torch.dtype, device: str) -> bool:
-    """Tell whether a layer makes of inputs in `dtype` what `_Product` does, in the same precision."""
-    names = layer.active_adapters
-    if layer.merged or len(names) != 1 or names[0] not in layer.lora_A or names[0] in layer.lora_variant:
-        return False
-    dropout = layer.lora_dropout[names[0]]
-    base, down, up = parts = layer.base_layer, layer.lora_A[names[0]], layer.lora_B[names[0]]
+def parts_of(layer: nn.Module, x: Tensor) -> Parts | None:
+    """Take what a frozen linear layer, with or without LoRA, computes of inputs like x; None where it is more or other.
+
+    The products of `Parts` are then the layer's own, in the same precision.
+    """
+    if type(layer) is nn.Linear:
+        plain = not layer.weight.requires_grad and not _is_watched(layer) and _is_precision(x, layer.weight)
+        return Parts(layer.weight, layer.bias) if plain else None
+    if not isinstance(layer, Adapted) or layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
+        return None
+    (name,) = layer.active_adapters
+    if name not in layer.lora_A or name in layer.lora_variant:
+        return None
+    dropout = layer.lora_dropout[name]
+    parts: list[Any] = [layer.base_layer, layer.lora_A[name], layer.lora_B[name]]
+    base, _, up = parts
     if not all(type(part) is nn.Linear and not _is_watched(part) for part in parts):
-        return False
+        return None
     if base.weight.requires_grad or up.bias is not None or (dropout.training and type(dropout) is not nn.Identity):
-        return False
-    if torch.is_autocast_enabled(device):  # then all products are in its precision
-        return dtype == base.weight.dtype == torch.get_autocast_dtype(device)
-    return dtype == base.weight.dtype == down.weight.dtype == up.weight.dtype
+        return None
+    weight, of_down, of_up = weights = [part.weight for part in parts]
+    if not _is_precision(x, *weights):
+        return None
+    return Parts(weight, base.bias, of_down, of_up, layer.scaling[name])
+
+
+def _is_precision(x: Tensor, weight: Tensor, *adapter: Tensor) -> bool:
+    """Tell whether a layer with these weights computes in the precision of x."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):  # then all products are in its precision
+        return x.dtype == weight.dtype == torch.get_autocast_dtype(kind)
+    return all(x.dtype == one.dtype for one in (weight, *adapter))
 
 
 def _is_watched(module: nn.Module) -> bool:
