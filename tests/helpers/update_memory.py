@@ -32,7 +32,6 @@ CELL = {
     "prompt": 150,
     "completions": 4,
     "length": 26,
-    "logit_rows": 64,
 }
 
 
@@ -60,7 +59,7 @@ def build(cell):
     config = AudioFlamingo3Config(audio_config=audio, text_config=text_config(cell), audio_token_id=3)
     model = AudioFlamingo3ForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
     lora = peft.LoraConfig(r=cell["lora_r"], lora_dropout=cell["dropout"], target_modules=list(ALL))
-    options = {"logit_rows": cell["logit_rows"], "token_budget": 10**6, "layout": "tree"}
+    options = {"token_budget": 10**6, "layout": "tree"}
     policy = Policy.wrap(
         model, tiny_model()[1], lora=lora, gradient_checkpointing=cell["checkpointing"], **options
     ).train()

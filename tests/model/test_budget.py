@@ -111,7 +111,7 @@ def print_growth(cell):
 @pytest.mark.parametrize("change", [{}, {"checkpointing": True}, {"dtype": "bfloat16", "dropout": 0.05}])
 def test_a_token_of_a_large_update_takes_what_one_of_a_small_update_took(change):
     cell = CELL | {"hidden": 576, "inner": 1536, "layers": 12, "heads": 9, "keys": 3, "vocabulary": 8192}
-    cell |= {"rows": 1, "prompt": 312, "completions": 8, "length": 26, "logit_rows": 1024, **change}
+    cell |= {"rows": 1, "prompt": 312, "completions": 8, "length": 26, **change}
     code = f"from tests.model.test_budget import print_growth; print_growth({cell!r})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True

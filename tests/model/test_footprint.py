@@ -19,6 +19,7 @@ from leaf.errors import ModelError
 from leaf.model import footprint
 from leaf.model.footprint import Estimate, _inner_size, estimate, footprint_of
 from leaf.model.layer_forward import replace_forward
+from tests.helpers.peak import peak_of_tensors
 from tests.helpers.update_memory import ALL, CELL, build, run, text_config
 
 
@@ -34,24 +35,11 @@ def predicted(cell, device="cpu"):
         lora_layers=ALL,
         lora_dropout=cell["dropout"],
         gradient_checkpointing=cell["checkpointing"],
-        logit_rows=cell["logit_rows"],
         device=device,
     )
     inner = cell["completions"] * (cell["length"] - 1)
     longest = cell["prompt"] + inner
     return made, cell["rows"] * longest, longest, cell["rows"] * (inner + 1)
-
-
-def peak_of_tensors(work, folder):
-    """Return the peak of what torch's CPU allocator handed out while `work` ran, beyond what it held before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        work()
-    profile.export_chrome_trace(str(folder / "trace.json"))
-    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
-    events = sorted(
-        (e["ts"], e["args"]["Total Allocated"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]"
-    )
-    return max(held for _, held, _ in events) - (events[0][1] - events[0][2])
 
 
 def kept_by_autograd(layers, *, dtype, dropout, names, keys, checkpointing=False):
@@ -95,7 +83,6 @@ def kept_by_autograd(layers, *, dtype, dropout, names, keys, checkpointing=False
         lora_layers=names,
         lora_dropout=dropout,
         gradient_checkpointing=checkpointing,
-        logit_rows=1,
         device="cpu",
     )
     # What does not depend on tokens, the adapter's copy in half precision, counts among the weights.
@@ -141,8 +128,8 @@ def test_the_parts_are_those_worked_by_hand():
         kept_token=3 * layer + 8 * 2 + 8 * 2 + 2 * 4 * 2,
         kept_pair=4,
         layer_token=10 * 14,
-        logit_row=100 * 12,
-        logit_rows=64,
+        logit_row=100 * 12 + 8 * (4 + 2),
+        logit_rows=1024,
         heap_token=0,
         cache_token=2 * 3 * 4 * 2,
     )
@@ -181,7 +168,6 @@ def test_layers_with_two_windows_have_two_masks():
         lora_layers=ALL,
         lora_dropout=0.0,
         gradient_checkpointing=False,
-        logit_rows=1,
         device="cuda",
     )
     assert made.kept_pair == 2 * 4 + 2
@@ -268,7 +254,6 @@ def test_resident_memory_of_an_update_peaks_where_estimated(change):
         "prompt": 600,
         "completions": 8,
         "length": 51,
-        "logit_rows": 1024,
     }
     cell |= change
     done = subprocess.run(

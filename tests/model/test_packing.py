@@ -86,7 +86,7 @@ def test_shapes_are_checked():
         unpack(torch.zeros(3, 1), tree)
     row, token = torch.zeros(3, dtype=torch.long), torch.zeros(2, dtype=torch.long)
     with pytest.raises(jaxtyping.TypeCheckError):
-        read_log_probs(torch.nn.Linear(4, 5), torch.zeros(1, 4), row, token, scale=1.0, rows=1)
+        read_log_probs(torch.nn.Linear(4, 5), torch.zeros(1, 4), row, token, scale=1.0)
     with pytest.raises(jaxtyping.TypeCheckError):
         Attention({"full_attention": None}, "sdpa", frozenset()).masks(
             torch.ones(1, 2, 3, dtype=torch.bool), row[None, :2], row[None, :2], torch.float32

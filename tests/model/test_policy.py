@@ -56,9 +56,8 @@ def test_embeddings_equal_the_stock_forward(policy):
 
 
 @pytest.mark.parametrize("token_budget", [1, 60, 4096])
-@pytest.mark.parametrize("logit_rows", [3, 1024])
-def test_packed_equals_plain_in_log_probs_and_gradients(policy, token_budget, logit_rows):
-    policy.token_budget, policy.logit_rows = token_budget, logit_rows
+def test_packed_equals_plain_in_log_probs_and_gradients(policy, token_budget):
+    policy.token_budget = token_budget
     prompts, groups = groups_of(policy)
     weight = torch.Generator().manual_seed(1)
     weights = [torch.randn(g.tokens.shape, generator=weight) * (g.tree.node >= 0) for g in groups]

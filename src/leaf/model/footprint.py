@@ -40,12 +40,13 @@ import torch
 
 from leaf.errors import ModelError
 from leaf.model.attention import Attention
+from leaf.model.head import tile_on
 from leaf.model.loading import is_checkpointing
 from leaf.model.policy import Policy
 
 _FLOAT = 4  # float32: adapters, their gradients, AdamW's moments, logits
 _BOOL = 1
-# Float32 copies of a chunk of logits alive at once in `leaf.model.head`: logits, their probabilities and one between.
+# Float32 copies of a tile of logits alive at once in `leaf.model.head`: logits, weights and a soft cap's slope.
 _LOGIT_COPIES = 3
 _ATTENTION_INPUT = ("q_proj", "k_proj", "v_proj", "qkv_proj")
 _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
@@ -65,8 +66,8 @@ class Estimate:
         kept_token: kept from forward to backward per padded token, over all layers.
         kept_pair: the same per query-key pair of the attention mask; a row of length S has S² pairs.
         layer_token: what working on one layer adds per padded token.
-        logit_row: what one row of logits adds at its peak.
-        logit_rows: rows of logits computed at once.
+        logit_row: what one row of the head's tile of logits and of its sums adds at its peak.
+        logit_rows: rows of that tile.
         heap_token: what a CPU's heap loses to fragmentation per padded token; 0 on CUDA.
         cache_token: keys and values of one position of one sequence in the sampler's cache, over all layers.
     """
@@ -130,7 +131,6 @@ def footprint_of(policy: Policy) -> Estimate:
         lora_layers={name.split(".lora_A.")[0].rpartition(".")[2] for name in names},
         lora_dropout=lora.lora_dropout,
         gradient_checkpointing=is_checkpointing(policy.language_model),
-        logit_rows=policy.logit_rows,
         device=policy.device,
     )
 
@@ -145,7 +145,6 @@ def estimate(
     lora_layers: Collection[str],
     lora_dropout: float,
     gradient_checkpointing: bool,
-    logit_rows: int,
     device: str | torch.device,
 ) -> Estimate:
     """Estimate the memory of training LoRA on a decoder with frozen weights, as the module's text says.
@@ -157,7 +156,6 @@ def estimate(
         dtype: of the frozen weights, float32 or of two bytes.
         lora_r, lora_layers, lora_dropout: the adapter; a layer not known here counts as one on the widest tensor.
         gradient_checkpointing: whether only the inputs of layers are kept.
-        logit_rows: rows of logits computed at once (`Policy.logit_rows`).
         device: where it runs.
 
     Raises:
@@ -179,6 +177,7 @@ def estimate(
     lost = (2 * hidden + 2 * inner + attention + 2 * keys) * lost_quarters // 4
     # Beside the layers: the last norm's input, hidden states for the head, the rotation's cosine and sine.
     ends = 2 * hidden * size + 2 * head * size
+    rows, words = tile_on(torch.device(device))
     windows = len(set(Attention.of(text_config).windows.values()))
     return Estimate(
         weights=(parameters - trainable) * size + trainable * (_FLOAT + (size if half else 0)),
@@ -187,8 +186,8 @@ def estimate(
         kept_token=ends + layers * (hidden * size if gradient_checkpointing else layer),
         kept_pair=windows * size + 2 * _BOOL if cuda else 0,
         layer_token=working + (layer if gradient_checkpointing else 0),
-        logit_row=_LOGIT_COPIES * _FLOAT * text_config.vocab_size,
-        logit_rows=logit_rows,
+        logit_row=_LOGIT_COPIES * _FLOAT * min(words, text_config.vocab_size) + (_FLOAT + size) * hidden,
+        logit_rows=rows,
         heap_token=0 if cuda else layers * lost,
         cache_token=2 * layers * keys * size,
     )

@@ -64,7 +64,6 @@ class Policy(nn.Module):
         processor: its processor.
         temperature: divides the logits wherever log-probabilities are taken; in (0, inf).
         token_budget: largest padded size (rows × longest row) of one scoring forward.
-        logit_rows: how many rows of hidden states the head turns into logits at once; none of the logits are kept.
         max_prompt_tokens: longest prompt accepted, audio and text together; None for no limit.
         layout: `tree`, `prompt_once` or `copies` (leaf.model.scoring); None for the fastest that the layers allow.
         base_name: what saved adapters call the base model; None for the path or hub id it was loaded from.
@@ -82,7 +81,6 @@ class Policy(nn.Module):
         *,
         temperature: float = 1.0,
         token_budget: int = 4096,
-        logit_rows: int = 1024,
         max_prompt_tokens: int | None = None,
         layout: str | None = None,
         base_name: str | None = None,
@@ -92,7 +90,6 @@ class Policy(nn.Module):
         self.processor = processor
         self.temperature = temperature
         self.token_budget = token_budget
-        self.logit_rows = logit_rows
         self.max_prompt_tokens = max_prompt_tokens
         self.layout = layout
         self.base_name = base_name
@@ -384,7 +381,7 @@ class Policy(nn.Module):
         """
         if torch.is_grad_enabled() and self.head.weight.requires_grad:
             raise ModelError("The output head is being trained, but scoring gives it no gradient. Freeze it.")
-        return read_log_probs(self.head, hidden, row, token, scale=self.scale, cap=self.cap, rows=self.logit_rows)
+        return read_log_probs(self.head, hidden, row, token, scale=self.scale, cap=self.cap)
 
 
 def _count(module: nn.Module) -> int:
