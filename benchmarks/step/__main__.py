@@ -27,7 +27,7 @@ The update of b and c runs on the tokens and advantages of a; the gradients of a
 Times: a first run of every arm, then `--repeats` rounds in which the arms take turns; medians with range. An arm whose
 first run takes longer than `--slow` seconds is not run again; its first run then counts (`runs` in the record).
 `busy` is the least share of its wall time that an arm computed, per thread: well below 1, others used the machine.
-Peak memory: the first run's peak above what was in use just before the sampler or the update. On the CPU it is the
+Peak memory: the first run's peak above what was in use just before the sampler, the update or the step. On the CPU it is the
 resident high-water mark, reset through /proc/self/clear_refs after malloc_trim, so it includes what the allocator
 wastes; on CUDA it is the peak of PyTorch's allocator.
 
@@ -70,7 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rank", type=int, default=16, help="of the adapter; alpha is twice that")
     parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--token-budget", type=int, default=768, help="padded tokens of one packed forward (arm a)")
+    parser.add_argument("--token-budget", type=int, default=2048, help="padded tokens of one packed forward (arm a)")
     parser.add_argument("--memory-limit", type=float, default=12.0, help="GB an arm may need above the weights")
     parser.add_argument("--peak-tflops", type=float, help="of the device: also report the share of it that is used")
     parser.add_argument("--profile", action="store_true", help="also say where leaf's update spends its time")

@@ -63,7 +63,10 @@ class Cell:
 
 
 class Meter:
-    """Take seconds and, if asked, peak memory in bytes of named phases."""
+    """Take seconds and, if asked, peak memory in bytes of named phases, and as `step` of all together.
+
+    A phase's peak is above what was held as it began, that of the step above what was held as the first one did.
+    """
 
     def __init__(self, device: torch.device, *, memory: bool):
         self.cuda = device.type == "cuda"
@@ -72,12 +75,14 @@ class Meter:
         self.peak: dict[str, int] = {}
         self.computed = 0.0  # CPU seconds of the phases, all threads
         self._name, self._resident, self._began, self._computed = "", 0, 0.0, 0.0
+        self._before: int | None = None
 
     def start(self, name: str) -> None:
         """Begin a phase."""
         self._name = name
         if self.memory:
             self._resident = self._reset_peak()
+            self._before = self._resident if self._before is None else self._before
         self._synchronise()
         self._began, self._computed = time.perf_counter(), time.process_time()
 
@@ -89,6 +94,7 @@ class Meter:
         if self.memory:
             high = torch.cuda.max_memory_allocated() if self.cuda else _resident("VmHWM")
             self.peak[self._name] = high - self._resident
+            self.peak["step"] = max(self.peak.get("step", 0), high - (self._before or 0))
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

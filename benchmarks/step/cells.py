@@ -123,6 +123,7 @@ def _arm_record(arm: str, timings: dict[str, Timings], estimated: float, limit: 
     if "sample" not in runs[0]:  # c takes b's sampler
         shared = statistics.median(run["sample"] for run in timings["stock"].runs)
         runs = [run | {"sample": shared} for run in runs]
+        peak = peak | {"step": max(peak["step"], timings["stock"].peak["sample"])}
     for stage in runs[0]:
         record[f"{stage}_s"] = summary([run[stage] for run in runs])
     record["step_s"] = summary([sum(run.values()) for run in runs])
@@ -134,5 +135,5 @@ def _ratios(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
     """Return how many times faster and smaller a is, by medians."""
     stages = ("sample", "update", "step")
     times = {stage: theirs[f"{stage}_s"]["median"] / ours[f"{stage}_s"]["median"] for stage in stages}
-    times["peak_update"] = theirs["peak_update_mb"] / max(ours["peak_update_mb"], 0.1)
+    times["peak_step"] = theirs["peak_step_mb"] / max(ours["peak_step_mb"], 0.1)
     return {name: round(value, 2) for name, value in times.items()}

@@ -9,8 +9,8 @@ from benchmarks.step.bench import ARMS
 def tables(cells: list[dict[str, Any]]) -> str:
     """Return the results as markdown."""
     cells = sorted(cells, key=lambda c: (c["prompt_tokens"], c["length"], c["completions"]))
-    parts = [_table("Seconds: sampler / update / step (memory: peak of the update, MB)", cells, _seconds)]
-    parts.append(_table("Times slower than leaf: sampler / update / step (peak memory of the update)", cells, _slower))
+    parts = [_table("Seconds: sampler / update / step (memory: peak of the step, MB)", cells, _seconds)]
+    parts.append(_table("Times slower than leaf: sampler / update / step (peak memory of the step)", cells, _slower))
     parts += [_floor_table(cells), profile_table(cells)]
     chosen = [c for c in cells if c["prompt_tokens"] == 300 and c["length"] == 24]
     parts.append(_growth_table("Step at K over step at K = 8 (P = 300, R = 24)", chosen, "completions", 8))
@@ -42,14 +42,14 @@ def _seconds(cell: dict[str, Any], arm: str) -> str:
     if "does_not_fit" in record:
         return f"does not fit ({record['does_not_fit']['estimated_gb']:.0f} GB)"
     stages = " / ".join(f"{record[f'{stage}_s']['median']:.2f}" for stage in ("sample", "update", "step"))
-    return f"{stages} ({record['peak_update_mb']:.0f})"
+    return f"{stages} ({record['peak_step_mb']:.0f})"
 
 
 def _slower(cell: dict[str, Any], arm: str) -> str:
     if arm not in cell.get("leaf_against", {}):
         return "1" if arm == "leaf" else "–"
     ratio = cell["leaf_against"][arm]
-    return f"{ratio['sample']} / {ratio['update']} / {ratio['step']} ({ratio['peak_update']})"
+    return f"{ratio['sample']} / {ratio['update']} / {ratio['step']} ({ratio['peak_step']})"
 
 
 def _floor_table(cells: list[dict[str, Any]]) -> str:
