@@ -27,9 +27,9 @@ The update of b and c runs on the tokens and advantages of a; the gradients of a
 Times: a first run of every arm, then `--repeats` rounds in which the arms take turns; medians with range. An arm whose
 first run takes longer than `--slow` seconds is not run again; its first run then counts (`runs` in the record).
 `busy` is the least share of its wall time that an arm computed, per thread: well below 1, others used the machine.
-Peak memory: the first run's peak above what was in use just before the sampler, the update or the step. On the CPU it is the
-resident high-water mark, reset through /proc/self/clear_refs after malloc_trim, so it includes what the allocator
-wastes; on CUDA it is the peak of PyTorch's allocator.
+Peak memory: the first run's peak above what was in use just before the sampler, the update or the step. On the CPU it
+is the resident high-water mark, reset through /proc/self/clear_refs after malloc_trim, so it includes what the
+allocator wastes; on CUDA it is the peak of PyTorch's allocator.
 
 Floors of a's update and step: see FLOOR in floor.py, and for `--profile` PROFILED in profile.py; both are written to
 the results. Larger groups: `--prompt-tokens 300 --completions 64 --lengths 24 --arms leaf published`.
