@@ -124,6 +124,15 @@ def test_a_merged_checkpoint_is_the_adapted_model(case, tmp_path):
             assert torch.allclose(got, want, atol=5e-5, rtol=1e-4)
 
 
+def test_chosen_layers_alone_get_an_adapter_where_peft_shortens_the_names():
+    """peft makes bare names of an expression where it renames the layers of a mixture of experts."""
+    lora = peft.LoraConfig(r=2, layers_to_transform=[1])
+    policy = Policy.wrap(*build("qwen3_omni_moe"), lora=lora)
+    trained = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert all(".layers.1." in name for name in trained)
+
+
 def with_own_adapter(model, folder, sub, targets):
     """Save a checkpoint with a speech LoRA of its own beside it, and return the model with that LoRA active."""
     model.save_pretrained(folder)

@@ -186,16 +186,22 @@ class Family:
                 f"has {', '.join(sorted(linear))}. Choose from these, or leave lora_layers out for all of them."
                 + did_you_mean(unknown[0], linear)
             )
-        numbers = "" if chosen is None else f"({'|'.join(map(str, chosen))})[.]"
-        return rf"{layers.replace('.', '[.]')}[.]{numbers}.*[.]({'|'.join(sorted(names))})"
+        return rf"{self._chosen_layers(chosen)}.*[.]({'|'.join(sorted(names))})"
 
-    def lora_elsewhere(self, model: nn.Module) -> str:
+    def lora_elsewhere(self, model: nn.Module, chosen: Iterable[int] | None = None) -> str:
         """Write a regular expression for where no adapter may go: outside the decoder's layers and in recurrent blocks.
+
+        Layers that are not among the chosen ones are elsewhere, too.
 
         The fused kernels of recurrent blocks (state-space, linear attention) read the weights and skip an adapter.
         """
         blocks = [f"{path.replace('.', '[.]')}[.].*" for path in sorted(self._recurrent_blocks(model))]
-        return "|".join([rf"(?!{self.language_model.replace('.', '[.]')}[.]layers[.]).*", *blocks])
+        return "|".join([rf"(?!{self._chosen_layers(chosen)}).*", *blocks])
+
+    def _chosen_layers(self, chosen: Iterable[int] | None) -> str:
+        """Write how the paths of the decoder's layers begin, of all or of chosen numbers."""
+        numbers = "" if chosen is None else f"({'|'.join(map(str, chosen))})[.]"
+        return rf"{self.language_model.replace('.', '[.]')}[.]layers[.]{numbers}"
 
     def _recurrent_blocks(self, model: nn.Module) -> set[str]:
         """Find the paths of the decoder's recurrent blocks: each of them has a short convolution."""

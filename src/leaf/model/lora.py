@@ -86,12 +86,12 @@ def put_lora(model: Any, family: Family, lora: peft.LoraConfig) -> peft.PeftMode
     """
     check_settings(lora)
     lora = copy.deepcopy(lora)  # peft writes into what it is given, and this is the caller's
-    names = lora.target_modules
+    names, chosen = lora.target_modules, None
     if not isinstance(names, str) or names == "all-linear":
         chosen = _chosen_layers(model, family, lora)
         lora.target_modules = family.lora_targets(model, None if isinstance(names, str) else names, chosen)
-    # peft may shorten the expression above to bare names such as q_proj, which the audio tower has as well.
-    lora.exclude_modules = _joined(lora.exclude_modules, family.lora_elsewhere(model))
+    # peft may shorten the expression above to bare names such as q_proj, which the audio tower and other layers have.
+    lora.exclude_modules = _joined(lora.exclude_modules, family.lora_elsewhere(model, chosen))
     try:
         return peft.get_peft_model(model, lora)  # type: ignore[return-value]
     except (ValueError, TypeError, NotImplementedError, re.error) as error:
