@@ -149,7 +149,7 @@ def last_layer_gram(policy, prompt, tree, rows=128):
     ]
     packed = pack(prompt.length, tree)
     with torch.no_grad():
-        LAYOUTS["tree"].hidden(policy, [prompt], [packed])
+        LAYOUTS["tree"].hidden(policy, [prompt], [packed], [None])
     for hook in hooks:
         hook.remove()
     where = packed.parents[packed.parent_of]

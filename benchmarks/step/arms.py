@@ -8,6 +8,7 @@ from torch import Tensor
 
 from benchmarks.step.bench import KL_COEF, RATE, Bench, Cell, Meter, peft_defaults
 from leaf.credit import credit_rule, policy_loss, token_weights
+from leaf.model.below import usable
 from leaf.model.draws import step_generator
 from leaf.model.kept import finish, taken
 from leaf.model.sampling import Group, sample
@@ -36,6 +37,7 @@ def leaf_step(bench: Bench, cell: Cell, rows: list[dict[str, Any]], meter: Meter
             top_p=bench.args.top_p,
             generator=step_generator(0, 0),
             keep_prompts=True,
+            keep_entries=True,
         )
     with meter.phase("credit"):
         work = leaf_credit(groups, device)
@@ -61,11 +63,12 @@ def leaf_update(bench: Bench, work: Work) -> None:
     policy, device = bench.policy, torch.device(bench.args.device)
     prompts, trees = [g.prompt for g in work.groups], [g.tree for g in work.groups]
     with torch.no_grad(), policy.reference():
-        reference = score(policy, prompts, trees).log_probs
+        reference = score(policy, prompts, trees, entries=[g.entry for g in work.groups]).log_probs
     with taken(policy, [(group.kept, group.tree) for group in work.groups]) as kept:
         for batch in batches(policy, prompts, trees, kept):
             run = None if kept is None else [kept[i] for i in batch]
-            scores = score(policy, [prompts[i] for i in batch], [trees[i] for i in batch], run)
+            entries = usable([work.groups[i].entry for i in batch])
+            scores = score(policy, [prompts[i] for i in batch], [trees[i] for i in batch], run, entries)
             loss = torch.zeros((), device=device)
             for new, i in zip(scores.log_probs, batch, strict=True):
                 mask = (trees[i].node >= 0).to(device)

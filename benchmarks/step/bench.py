@@ -160,9 +160,15 @@ class Bench:
         return (_saved_bytes(self.policy, 96) - _saved_bytes(self.policy, 32)) / 64
 
 
-def make_bench(args: argparse.Namespace) -> Bench:
-    """Load the policy with an adapter that is not zero, so that A and B have gradients and the divergence is real."""
+def make_bench(args: argparse.Namespace, layers: Sequence[int] | None = None) -> Bench:
+    """Load the policy with an adapter that is not zero, so that A and B have gradients and the divergence is real.
+
+    Args:
+        args: as `benchmarks.step` takes them.
+        layers: numbers of the decoder's layers that are adapted; None for all.
+    """
     lora = peft.LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules=list(LORA_LAYERS))
+    lora.layers_to_transform = None if layers is None else list(layers)
     options: dict[str, Any] = {"lora": lora, "token_budget": args.token_budget}
     path = resolve_model(args.model)
     if args.shape is None:

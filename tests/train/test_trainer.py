@@ -139,6 +139,24 @@ def test_small_updates_and_off_policy_passes(tmp_path):
     assert "seconds/old" in metrics[0]
 
 
+@pytest.mark.parametrize("parts", [{}, {"completions_per_update": 3, "passes_per_rollout": 2}], ids=["one", "six"])
+def test_layers_below_the_adapter_run_once_per_rollout_and_training_stays_the_same(tmp_path, parts):
+    lora = peft.LoraConfig(r=4, lora_alpha=8, layers_to_transform=[1])
+    found: list[dict[str, torch.Tensor]] = []
+    for shares in (True, False):
+        one = trainer(recipe(tmp_path, kl_coef=0.1, **parts), peft_config=lora)
+        one.policy.shares_below = shares
+        rollout = one.rollout(1)
+        assert (rollout.groups[0].entry.states is not None) == shares
+        calls: list[Any] = []
+        one.policy.language_model.layers[0].mlp.register_forward_hook(lambda *given, calls=calls: calls.append(given))
+        one.update(rollout)
+        assert bool(calls) != shares
+        found.append({name: value.detach() for name, value in one.trained.items()})
+    for name, value in found[0].items():
+        assert torch.allclose(value, found[1][name], atol=1e-5), name
+
+
 def test_losses_differ_once_the_policy_has_moved_and_not_before(tmp_path):
     def adapter(name, **changes):
         run = trainer(recipe(tmp_path / name, learning_rate=1e-2, max_steps=1, eval_every=0, **changes)).train()

@@ -16,6 +16,7 @@ from leaf.credit.tree import PrefixTree
 from leaf.data.audio import load_audio
 from leaf.data.recordings import audio_of, with_audio
 from leaf.errors import ModelError
+from leaf.model.below import layers_below, usable
 from leaf.model.declared import check_declared, stated_scale
 from leaf.model.lora import check_frozen
 from leaf.model.policy import Policy, Prompt
@@ -49,9 +50,10 @@ def check_policy(policy: Policy, rows: Sequence[Mapping[str, Any]]) -> list[str]
         max_new_tokens=12,
         temperature=policy.temperature,
         generator=torch.Generator().manual_seed(0),
+        keep_entries=True,
     )
     scores, line = _check_log_probs(policy, groups)
-    lines.append(line)
+    lines += [line, *_check_below(policy, groups, scores)]
     # On the reference: a policy may learn to do without the audio, and its run has to resume all the same.
     trees = [group.tree for group in groups]
     with policy.reference() if isinstance(policy.model, peft.PeftModel) else nullcontext():
@@ -114,6 +116,22 @@ def _check_log_probs(policy: Policy, groups: Sequence[Group]) -> tuple[list[Tens
         f"packed forward (layout {layout}) equals plain copies: {scored:.1e} nats per token, "
         f"sampler {drawn:.1e} (allowed {allowed:g})"
     )
+
+
+def _check_below(policy: Policy, groups: Sequence[Group], wanted: Sequence[Tensor]) -> list[str]:
+    """Let layers below the adapter run once only if log-probabilities stay what they are, and give a line on them."""
+    first = layers_below(policy)
+    if first == 0:
+        return []
+    prompts, trees, entries = zip(*((group.prompt, group.tree, group.entry) for group in groups), strict=True)
+    if usable(entries) is None:  # the sampler has left none
+        score(policy, prompts, trees, entries=entries)
+    found = score(policy, prompts, trees, entries=usable(entries)).log_probs
+    apart = max(_difference(a, b, g.lengths) for a, b, g in zip(found, wanted, groups, strict=True))
+    policy.shares_below = usable(entries) is not None and apart <= TOLERANCE[policy.base.dtype]
+    if policy.shares_below:
+        return [f"layers below the first adapted one ({first}) run once per rollout: {apart:.1e} nats per token apart"]
+    return [f"layers below the first adapted one ({first}) run in every forward: they pass on more than hidden states"]
 
 
 def _difference(a: Tensor, b: Tensor, lengths: Tensor) -> float:

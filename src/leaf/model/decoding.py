@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from leaf.model.below import leaving
 from leaf.model.kept import KeptPrompt
 from leaf.model.paths import LayerPaths, PathCache, PathPlan, Slots, padded
 from leaf.model.policy import Policy, Prompt
@@ -26,9 +27,12 @@ class Decoder(Protocol):
 
     Attributes:
         kept: the prompts with the graph that ran them, once it has started; none unless asked for.
+        entered: what entered layer `first` (leaf.model.below), none unless asked for: (L, width) of each prompt, then
+            of every generation of rows (F, width).
     """
 
     kept: Sequence[KeptPrompt]
+    entered: Sequence[Tensor]
 
     def start(self) -> Tensor:
         """Run the P prompts and compute float32 logits (P, V) at the policy's temperature."""
@@ -39,31 +43,35 @@ class Decoder(Protocol):
         ...
 
 
-def decoder(policy: Policy, prompts: Sequence[Prompt], *, keep: bool = False) -> Decoder:
+def decoder(policy: Policy, prompts: Sequence[Prompt], *, keep: bool = False, first: int = 0) -> Decoder:
     """Choose the decoder that suits the policy's layers.
 
     Args:
         policy: the model.
         prompts: are continued.
         keep: whether prompts keep the graph that ran them, where `leaf.model.kept.may_keep` allows it.
+        first: the layer whose inputs are kept where layers attend by plans; 0 for none.
     """
-    return PathDecoder(policy, prompts, keep=keep) if policy.attention.planned else RowDecoder(policy, prompts)
+    if policy.attention.planned:
+        return PathDecoder(policy, prompts, keep=keep, first=first)
+    return RowDecoder(policy, prompts)
 
 
 class PathDecoder:
     """Decode with each prompt's keys and values once and each row's own path behind them (leaf.model.paths)."""
 
-    def __init__(self, policy: Policy, prompts: Sequence[Prompt], *, keep: bool = False):
-        self.policy, self.prompts, self.keep = policy, prompts, keep
+    def __init__(self, policy: Policy, prompts: Sequence[Prompt], *, keep: bool = False, first: int = 0):
+        self.policy, self.prompts, self.keep, self.first = policy, prompts, keep, first
         self.kept: Sequence[KeptPrompt] = ()
+        self.entered: Sequence[Tensor] = ()
         self.device = prompts[0].embeddings.device
 
     def start(self) -> Tensor:
         """Prefill each prompt once."""
         policy, count = self.policy, len(self.prompts)
         self.lengths = torch.tensor([prompt.length for prompt in self.prompts], device=self.device)  # of those kept
-        found = prefill(policy, self.prompts, keep=self.keep)
-        self.kept = found.kept
+        found = prefill(policy, self.prompts, keep=self.keep, first=self.first)
+        self.kept, self.entered = found.kept, found.entered
         layers = {i: LayerPaths.behind(keys, found.values[i]) for i, keys in found.keys.items()}
         self.cache = PathCache(layers, Slots(torch.arange(count), torch.arange(count)), self.device)
         return policy.logits(found.hidden)
@@ -77,13 +85,15 @@ class PathDecoder:
         # The language model runs on the slots, in which rows have no order.
         slot, line = cache.slots.of_row.to(self.device), cache.slots.line.to(self.device)
         token = torch.empty_like(token).index_copy_(0, slot, token)
-        hidden = policy.decode(
-            policy.embed_tokens(token[:, None]),
-            attention_mask=policy.attention.plans(lambda window: PathPlan(cache, self._mask(window)), self.device),
-            position_ids=(self.lengths[line] + cache.used)[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        )
+        with leaving(policy, self.first) as seen:
+            hidden = policy.decode(
+                policy.embed_tokens(token[:, None]),
+                attention_mask=policy.attention.plans(lambda window: PathPlan(cache, self._mask(window)), self.device),
+                position_ids=(self.lengths[line] + cache.used)[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        self.entered = [*self.entered, *(states[slot, 0] for states in seen)]
         cache.end_step()
         return policy.logits(hidden[slot, 0])
 
@@ -117,6 +127,7 @@ class RowDecoder:
     def __init__(self, policy: Policy, prompts: Sequence[Prompt]):
         self.policy, self.prompts = policy, prompts
         self.kept: Sequence[KeptPrompt] = ()
+        self.entered: Sequence[Tensor] = ()
         self.cache = DynamicCache(config=policy.text_config)
 
     def start(self) -> Tensor:

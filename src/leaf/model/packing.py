@@ -80,12 +80,14 @@ class PackedBatch:
             would divide by the norm of a 0 and make the gradient NaN.
         position: (P, S) position ids.
         visible: (P, S, S) True where a position sees another. Padding sees only itself, so that no softmax is empty.
-        parents: (Q,) flat indices into P·S of the positions whose logits are needed, group after group.
+        places: flat indices into P·S of all positions that are no padding, group after group.
+        parents: (Q,) those of the positions whose logits are needed, group after group.
     """
 
     embeddings: Float[Tensor, "P S D"]
     position: Int[Tensor, "P S"]
     visible: Bool[Tensor, "P S S"]
+    places: Int[Tensor, " _"]
     parents: Int[Tensor, " Q"]
 
 
@@ -157,12 +159,13 @@ def collate(
     )
     position = torch.zeros(len(groups), size, dtype=torch.long, device=device)
     visible = torch.eye(size, dtype=torch.bool, device=device).repeat(len(groups), 1, 1)
-    parents = []
+    places, parents = [], []
     for i, group in enumerate(groups):
         position[i, : group.length] = group.position.to(device)
         visible[i, : group.length, : group.length] = group.mask.to(device)
+        places.append(torch.arange(group.length, device=device) + i * size)
         parents.append(group.parents.to(device) + i * size)
-    return PackedBatch(embeddings, position, visible, torch.cat(parents))
+    return PackedBatch(embeddings, position, visible, torch.cat(places), torch.cat(parents))
 
 
 def micro_batches(lengths: list[int], token_budget: int) -> list[list[int]]:

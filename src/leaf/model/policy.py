@@ -55,9 +55,7 @@ class _Reached(Exception):
 
 
 class Policy(nn.Module):
-    """A speech LLM to train with RL.
-
-    It is an nn.Module for its parameters, `train` and `to`; it has no forward of its own.
+    """A speech LLM to train with RL: an nn.Module for its parameters, `train` and `to`, without a forward of its own.
 
     Args:
         model: a transformers model of a known family, wrapped by peft or plain (then nothing is trainable).
@@ -71,6 +69,7 @@ class Policy(nn.Module):
     Attributes:
         rows_at_once: how many prompts fit in memory when embedded together; None while all have fitted.
         keeps_prompts: whether the graph of sampled prompts has fitted beside sampling.
+        shares_below: whether layers below the adapter may be run once (leaf.model.below); the start-up checks decide.
         sampled_at_once: how many padded tokens of prompts and completions were found to fit when sampled together.
     """
 
@@ -96,7 +95,7 @@ class Policy(nn.Module):
         self.family: Family = family_of(self.base.config)
         self.rows_at_once: int | None = 1 if self.family.alone else None
         self.sampled_at_once: int | None = None
-        self.keeps_prompts = True
+        self.keeps_prompts = self.shares_below = True
         self.logits_scale = self.family.logits_scale(self.base.config)
         self.logits_cap = self.family.logits_cap(self.base.config)
         self.attention = Attention.of(put_own_attention(self.language_model, self.text_config))

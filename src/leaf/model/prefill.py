@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from leaf.model.below import leaving
 from leaf.model.blocks import Blocks, Cutter
 from leaf.model.kept import KeptPrompt, cut
 from leaf.model.policy import Policy, Prompt
@@ -22,21 +23,24 @@ class Prefilled:
         keys, values: of every layer that has its own, by its index.
         hidden: the last hidden state of each prompt.
         kept: the prompts with the graph that ran them; none unless asked for.
+        entered: (L, width) of each prompt what entered layer `first`; none where that is 0 (leaf.model.below).
     """
 
     keys: dict[int, Float[Tensor, "P H L D"]]
     values: dict[int, Float[Tensor, "P H L D"]]
     hidden: Float[Tensor, "P width"]
     kept: Sequence[KeptPrompt] = ()
+    entered: Sequence[Tensor] = ()
 
 
-def prefill(policy: Policy, prompts: Sequence[Prompt], *, keep: bool = False) -> Prefilled:
+def prefill(policy: Policy, prompts: Sequence[Prompt], *, keep: bool = False, first: int = 0) -> Prefilled:
     """Run prompts whose layers attend by plans: on a CPU behind one another in one row, elsewhere as padded rows.
 
     Args:
         policy: the model.
         prompts: embedded prompts.
         keep: whether to keep the graph, where `leaf.model.kept.may_keep` allows it.
+        first: the layer whose inputs are kept; 0 for none.
     """
     device = prompts[0].embeddings.device
     lengths = torch.tensor([prompt.length for prompt in prompts], device=device)
@@ -47,8 +51,11 @@ def prefill(policy: Policy, prompts: Sequence[Prompt], *, keep: bool = False) ->
         # Padding stands behind a prompt, which does not see what comes later. Its own rows see all before it.
         causal = (slots[:, None] >= slots).expand(len(prompts), -1, -1)
         masks = policy.attention.masks(causal, position, position, policy.base.dtype)
-        hidden, cache = _run(policy, embeddings, masks, position)
-        return Prefilled(*_taken(cache, policy.base.dtype), hidden[torch.arange(len(prompts)), lengths - 1])
+        with leaving(policy, first) as seen:
+            hidden, cache = _run(policy, embeddings, masks, position)
+        entered = [row[: prompt.length] for rows in seen for row, prompt in zip(rows, prompts, strict=True)]
+        last = hidden[torch.arange(len(prompts)), lengths - 1]
+        return Prefilled(*_taken(cache, policy.base.dtype), last, entered=entered)
     ends = lengths.cumsum(0)
     starts = ends - lengths
 
@@ -59,7 +66,7 @@ def prefill(policy: Policy, prompts: Sequence[Prompt], *, keep: bool = False) ->
 
     if keep:
         torch.clear_autocast_cache()  # a copy of the adapter that was made without a graph would be taken
-    with torch.set_grad_enabled(keep or torch.is_grad_enabled()):
+    with torch.set_grad_enabled(keep or torch.is_grad_enabled()), leaving(policy, first) as seen:
         hidden, cache = _run(
             policy,
             torch.cat([prompt.embeddings for prompt in prompts])[None],
@@ -68,7 +75,8 @@ def prefill(policy: Policy, prompts: Sequence[Prompt], *, keep: bool = False) ->
         )
         kept = cut(policy, cache, hidden[0], lengths.tolist()) if keep else ()
     place = torch.minimum(starts[:, None] + slots, ends[:, None] - 1)  # (P, L); padding repeats the last position
-    return Prefilled(*_taken(cache, policy.base.dtype, place), hidden[0, ends - 1].detach(), kept)
+    entered = [part for row in seen for part in row[0].split(lengths.tolist())]
+    return Prefilled(*_taken(cache, policy.base.dtype, place), hidden[0, ends - 1].detach(), kept, entered)
 
 
 def _run(policy: Policy, embeddings: Tensor, mask: object, position: Tensor) -> tuple[Tensor, DynamicCache]:

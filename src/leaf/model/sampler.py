@@ -17,6 +17,7 @@ class Drawing:
 
     Attributes:
         keep_prompts: let the local sampler keep its run of the prompts for the update (leaf.model.kept).
+        keep_entries: let it keep what entered the first adapted layer for scoring and update (leaf.model.below).
         distinct: draw without replacement (leaf.model.distinct); then top_p, top_k, greedy and entropy are without use.
     """
 
@@ -28,6 +29,7 @@ class Drawing:
     greedy: bool | Sequence[bool] = False
     entropy: bool = False
     keep_prompts: bool = False
+    keep_entries: bool = False
     distinct: bool = False
 
 
@@ -116,6 +118,7 @@ class LocalSampler:
             entropy=drawing.entropy,
             generator=generators,
             keep_prompts=drawing.keep_prompts,
+            keep_entries=drawing.keep_entries,
             **limits,
         )
 

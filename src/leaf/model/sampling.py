@@ -7,7 +7,7 @@ the token is drawn.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from leaf.credit.tree import PrefixTree
 from leaf.errors import ConfigError
 from leaf.memory import in_parts, is_out_of_memory
 from leaf.model.attention import refuse_long
+from leaf.model.below import Entry, Room, Trail, layers_below
 from leaf.model.choosing import choose
 from leaf.model.decoding import decoder
 from leaf.model.kept import KeptPrompt, may_keep
@@ -49,6 +50,7 @@ class Group:
         kept: the prompt as it was run, with its graph (leaf.model.kept); None where none was kept.
         beams: tokens that were decoded for it, those of beams that fell out among them; None where every token of its
             tree was decoded, and nothing else.
+        entry: what entered the first adapted layer (leaf.model.below), once a forward has left it.
     """
 
     prompt: Prompt
@@ -61,6 +63,7 @@ class Group:
     version: int | None = None
     beams: int | None = None
     kept: KeptPrompt | None = None
+    entry: Entry = field(default_factory=Entry)
 
     @cached_property
     def tree(self) -> PrefixTree:
@@ -77,7 +80,8 @@ class Group:
         tokens, lengths = self.tokens[indices], self.lengths[indices]
         entropy = None if self.entropy is None else self.entropy[indices]
         rest = (self.surprisal[indices], self.truncated[indices])
-        return Group(self.prompt, tokens, lengths, *rest, entropy=entropy, version=self.version, kept=self.kept)
+        run = {"kept": self.kept, "entry": self.entry.select(indices)}
+        return Group(self.prompt, tokens, lengths, *rest, entropy=entropy, version=self.version, **run)
 
     def texts(self, tokenizer) -> list[str]:
         """Decode the completions without special tokens."""
@@ -104,6 +108,7 @@ def sample(
     generator: Generators = None,
     token_budget: int | None = None,
     keep_prompts: bool = False,
+    keep_entries: bool = False,
 ) -> list[Group]:
     """Sample `num_completions` (K) completions per prompt, dropout off.
 
@@ -127,6 +132,7 @@ def sample(
             None for four times the policy's scoring budget, since no gradient is kept.
         keep_prompts: whether the update follows with the same weights: groups then carry their prompts as they were
             run, where `leaf.model.kept.may_keep` allows it and memory has sufficed so far.
+        keep_entries: whether they are scored next: groups then carry what entered the adapter (leaf.model.below).
 
     Returns:
         One Group per prompt, tensors on the CPU.
@@ -140,15 +146,14 @@ def sample(
     if len(each) != num_completions:
         raise ConfigError(f"greedy has {len(each)} values for {num_completions} completions; give one for each.")
     keep = keep_prompts and may_keep(policy, prompts)
-    return in_batches(
-        policy,
-        prompts,
-        lambda part: _keeping(
-            keep, policy, [prompts[i] for i in part], draws[:, part], temperature, (top_p, top_k), each, entropy
-        ),
-        behind_prompt=num_completions * max_new_tokens,
-        token_budget=token_budget,
-    )
+    room = Room(policy, layers_below(policy, prompts) if keep_entries else 0)
+
+    def draw(part: Sequence[int]) -> list[Group]:
+        its = (draws[:, part], temperature, (top_p, top_k), each, entropy, room.first)
+        groups = _keeping(keep, policy, [prompts[i] for i in part], *its)
+        return [group if room.holds(group.entry) else replace(group, entry=Entry()) for group in groups]
+
+    return in_batches(policy, prompts, draw, behind_prompt=num_completions * max_new_tokens, token_budget=token_budget)
 
 
 def in_batches(
@@ -236,6 +241,7 @@ def _sample(
     kept: tuple[float, int | None],
     greedy: Sequence[bool],
     with_entropy: bool,
+    first: int,
     keep: bool,
 ) -> list[Group]:
     """Sample one batch.
@@ -244,9 +250,8 @@ def _sample(
         draws: (T, P, K) uniform numbers.
         greedy: which of the K completions take the most likely token instead.
         policy, prompts, temperature: as in `sample`.
-        kept: its top_p and top_k.
-        with_entropy: its `entropy`.
-        keep: whether prompts keep the graph that ran them.
+        kept, with_entropy: its top_p and top_k, its `entropy`.
+        first, keep: the layer whose inputs are kept, 0 for none; whether prompts keep the graph that ran them.
     """
     device = prompts[0].embeddings.device
     limit, _, completions = draws.shape
@@ -263,7 +268,7 @@ def _sample(
     truncated = torch.ones(count, dtype=torch.bool, device=device)
     active = torch.arange(count, device=device)  # (A,) completions that still grow, in order of prompt
     row = active // completions  # (A,) the decoder's row of each, ascending from prompt to prompt
-    decode = decoder(policy, prompts, keep=keep)
+    decode, trail = decoder(policy, prompts, keep=keep, first=first), Trail(count, limit, device)
     logits = decode.start().mul_(scale)
     for step in range(limit):
         chosen, nats = choose(logits, row, kept, all(greedy), draws[step, active])
@@ -283,11 +288,11 @@ def _sample(
         # and unique sorts them, so that rows stay in order of their parents, as the decoder expects.
         vocabulary = logits.shape[-1]
         branch, row = torch.unique(row[~ended] * vocabulary + chosen[~ended], return_inverse=True)
+        trail.add(active, step, row, len(branch))
         logits = decode.advance(branch // vocabulary, branch % vocabulary).mul_(scale)
 
-    entropies = None if entropy is None else entropy.cpu()
-    found = (tokens.cpu(), lengths.cpu(), surprisal.cpu(), truncated.cpu(), entropies)
-    return _groups(prompts, completions, *found, decode.kept)
+    found = (tokens.cpu(), lengths.cpu(), surprisal.cpu(), truncated.cpu(), None if entropy is None else entropy.cpu())
+    return _groups(prompts, completions, *found, decode.kept, trail.entries(decode.entered, len(prompts)))
 
 
 def _groups(
@@ -299,6 +304,7 @@ def _groups(
     truncated: Tensor,
     entropy: Tensor | None,
     kept: Sequence[KeptPrompt],
+    entries: Sequence[Entry],
 ) -> list[Group]:
     """Cut what all completions of a batch are, in order of prompt, into a group for each prompt."""
     groups = []
@@ -307,5 +313,6 @@ def _groups(
         width = int(lengths[mine].max())
         per_token = (tokens[mine, :width], lengths[mine], surprisal[mine, :width], truncated[mine])
         made = Group(prompt, *per_token, entropy=None if entropy is None else entropy[mine, :width])
-        groups.append(replace(made, kept=kept[i]) if kept else made)
+        made = replace(made, kept=kept[i]) if kept else made
+        groups.append(replace(made, entry=entries[i]) if entries else made)
     return groups

@@ -22,7 +22,9 @@ from transformers import DynamicCache
 
 from leaf.credit.tree import PrefixTree
 from leaf.errors import ModelError
+from leaf.model import below
 from leaf.model.attention import refuse_long
+from leaf.model.below import Entry, offered
 from leaf.model.blocks import Blocks, Cutter
 from leaf.model.kept import KeptPrompt, behind
 from leaf.model.loading import is_checkpointing
@@ -52,10 +54,12 @@ def score(
     prompts: Sequence[Prompt],
     trees: Sequence[PrefixTree],
     kept: Sequence[KeptPrompt] | None = None,
+    entries: Sequence[Entry] | None = None,
 ) -> Scores:
     """Score the completions of each prompt's group, in as many forwards as the token budget asks for.
 
     Prompts that have been run (leaf.model.kept) are not run again; their part of the gradient waits for `finish`.
+    Layers below the adapter (leaf.model.below) are not run for groups whose entry is filled; other entries are filled.
 
     How groups are batched changes only the last bits. Wrap the call in `policy.reference()` for the reference model,
     and in `torch.no_grad()` where no gradient is needed.
@@ -67,20 +71,23 @@ def score(
     refuse_long(policy.text_config, ((p.length, int(t.lengths.max())) for p, t in zip(prompts, trees, strict=True)))
     log_probs: list[Tensor] = [torch.empty(0)] * len(trees)
     entropies: list[Tensor] = [torch.empty(0)] * len(trees)
+    sizes = [layout.size(prompt.length, tree) for prompt, tree in zip(prompts, trees, strict=True)]
+    entered = offered(policy, prompts, entries, sizes)
     for batch in batches(policy, prompts, trees, kept):
         packed = [pack(prompts[i].length, trees[i]) for i in batch]
         if kept is None:
-            hidden = layout.hidden(policy, policy.reembed([prompts[i] for i in batch]), packed)
+            embedded = policy.reembed([prompts[i] for i in batch])
+            hidden = layout.hidden(policy, embedded, packed, [entered[i] for i in batch])
         else:
-            hidden = _behind_kept(policy, [kept[i] for i in batch], packed)
+            hidden = _behind_kept(policy, [kept[i] for i in batch], packed, [entered[i] for i in batch])
         values, entropy = policy.read(hidden, _rows_of_nodes(packed, policy.device), _tokens(packed, policy.device))
-        sizes = [trees[i].num_nodes for i in batch]
-        for i, value, spread in zip(batch, values.split(sizes), entropy.split(sizes), strict=True):
+        nodes = [trees[i].num_nodes for i in batch]
+        for i, value, spread in zip(batch, values.split(nodes), entropy.split(nodes), strict=True):
             log_probs[i], entropies[i] = unpack(value, trees[i]), unpack(spread, trees[i])
     pairs = list(zip(prompts, trees, strict=True))
     # The last token of a completion is predicted, never fed.
     plain = sum(p.length * t.lengths.shape[0] + int((t.lengths - 1).clamp_min(0).sum()) for p, t in pairs)
-    return Scores(log_probs, entropies, sum(layout.size(p.length, t) for p, t in pairs), plain)
+    return Scores(log_probs, entropies, sum(sizes), plain)
 
 
 def batches(
@@ -118,6 +125,9 @@ def _tokens(packed: Sequence[PackedGroup], device: torch.device) -> Tensor:
     return torch.cat([group.tree.token.to(device) for group in packed])
 
 
+Entries = Sequence[Entry | None]  # of each group; None where its layers below the adapter are run, and nothing is left
+
+
 # -- layouts -----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Layout:
@@ -125,12 +135,13 @@ class Layout:
 
     Attributes:
         name: `tree`, `prompt_once` or `copies`.
-        hidden: runs a batch, (policy, prompts, packed groups) → hidden states (Q, D) at all groups' parents in turn.
+        hidden: runs a batch, (policy, prompts, packed groups, entries) → hidden states (Q, D) at all groups' parents in
+            turn.
         size: positions that a group costs, (L, tree) → int.
     """
 
     name: str
-    hidden: Callable[[Policy, Sequence[Prompt], Sequence[PackedGroup]], Tensor]
+    hidden: Callable[[Policy, Sequence[Prompt], Sequence[PackedGroup], Entries], Tensor]
     size: Callable[[int, PrefixTree], int]
 
 
@@ -159,13 +170,17 @@ def layout_for(policy: Policy) -> Layout:
     return LAYOUTS["copies" if checkpointing else "prompt_once"]
 
 
-def _tree(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGroup]) -> Tensor:
+def _tree(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGroup], entries: Entries) -> Tensor:
     """Run one row of all groups behind one another in blocks; where layers take no plan, one row per group."""
     if policy.attention.planned and policy.device.type == "cpu":
-        return _joined(policy, prompts, packed)
+        return _joined(policy, prompts, packed, entries)
     rows = collate([prompt.embeddings for prompt in prompts], list(packed), policy.embed_tokens)
-    hidden = policy.decode(
+    hidden = below.decode(
+        policy,
         rows.embeddings,
+        packed,
+        entries,
+        at=rows.places,
         attention_mask=policy.attention.masks(rows.visible, rows.position, rows.position, policy.base.dtype),
         position_ids=rows.position,
         use_cache=False,
@@ -173,7 +188,7 @@ def _tree(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGrou
     return hidden.flatten(0, 1)[rows.parents]
 
 
-def _joined(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGroup]) -> Tensor:
+def _joined(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGroup], entries: Entries) -> Tensor:
     row = join([prompt.embeddings for prompt in prompts], list(packed), policy.embed_tokens)
 
     def blocks(window: int | None) -> Blocks:
@@ -184,8 +199,11 @@ def _joined(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGr
             made += cutter.prompt(group.prompt_length, start) + cutter.tree(group, nodes, start, nodes)
         return Blocks(made)
 
-    hidden = policy.decode(
+    hidden = below.decode(
+        policy,
         row.embeddings,
+        packed,
+        entries,
         attention_mask=policy.attention.plans(blocks, policy.device),
         position_ids=row.position,
         use_cache=False,
@@ -193,7 +211,7 @@ def _joined(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGr
     return hidden[0, row.parents]
 
 
-def _behind_kept(policy: Policy, kept: Sequence[KeptPrompt], packed: Sequence[PackedGroup]) -> Tensor:
+def _behind_kept(policy: Policy, kept: Sequence[KeptPrompt], packed: Sequence[PackedGroup], entries: Entries) -> Tensor:
     """Run the nodes of all groups behind prompts that have been run."""
     lengths, sizes = [one.length for one in kept], [len(group.node) for group in packed]
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
@@ -207,8 +225,12 @@ def _behind_kept(policy: Policy, kept: Sequence[KeptPrompt], packed: Sequence[Pa
     hidden = torch.stack([one.last for one in kept])
     tokens = torch.cat([group.token.to(policy.device) for group in packed])
     if len(tokens) > 0:
-        behind_them = policy.decode(
+        behind_them = below.decode(
+            policy,
             policy.embed_tokens(tokens[None]),
+            packed,
+            entries,
+            behind_prompts=True,
             attention_mask=policy.attention.plans(blocks, policy.device),
             position_ids=torch.cat([g.position[g.prompt_length :].to(policy.device) for g in packed])[None],
             past_key_values=behind(kept),
@@ -223,7 +245,7 @@ def _behind_kept(policy: Policy, kept: Sequence[KeptPrompt], packed: Sequence[Pa
     return hidden[torch.cat(rows)]
 
 
-def _prompt_once(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGroup]) -> Tensor:
+def _prompt_once(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGroup], _: Entries) -> Tensor:
     """Run each prompt once, group by group, and its completions as a batch behind its cache."""
     return torch.cat([_behind_prompt(policy, *one) for one in zip(prompts, packed, strict=True)])
 
@@ -247,7 +269,7 @@ def _behind_prompt(policy: Policy, prompt: Prompt, group: PackedGroup) -> Tensor
     return hidden[places]
 
 
-def _copies(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGroup]) -> Tensor:
+def _copies(policy: Policy, prompts: Sequence[Prompt], packed: Sequence[PackedGroup], _: Entries) -> Tensor:
     """Run a copy of the prompt before every distinct completion, group by group."""
     return torch.cat([_copied_prompt(policy, *one) for one in zip(prompts, packed, strict=True)])
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from leaf.config import LeafConfig
 from leaf.credit import BatchCredit, CreditRule
 from leaf.data.recordings import plain_audio
+from leaf.model.below import Entry
 from leaf.model.policy import Prompt
 from leaf.model.sampling import Group
 from leaf.runs.processes import Processes
@@ -27,20 +28,11 @@ def gathered(rollout: Rollout, processes: Processes) -> Rollout:
     """
     if processes.alone:
         return rollout
-    nothing = Prompt(torch.empty(0, 0), torch.empty(0, dtype=torch.bool))
-    # Tensors of a group may be views into those of the whole batch, and a view travels with all of its storage. So
-    # they are copied first; `select` copies.
-    sent = [
-        replace(
-            group.select(list(range(len(group.tokens)))), prompt=nothing, kept=None, draw=group.draw, beams=group.beams
-        )
-        for group in rollout.groups
-    ]
     mine = [
         (
             position,
             _plain(rollout.rows[i]) if position < RECORDED else {},
-            sent[i],
+            _sent(rollout.groups[i]),
             rollout.rewards[i].clone(),
             rollout.advantages[i].cpu(),
             rollout.shares[i].cpu(),
@@ -77,6 +69,16 @@ def gathered(rollout: Rollout, processes: Processes) -> Rollout:
         positions=positions,
         bad_audio=bad_audio,
     )
+
+
+def _sent(group: Group) -> Group:
+    """Copy what of a group is sent.
+
+    Its tensors may be views into those of the whole batch, and a view travels with all of its storage; `select` copies.
+    """
+    nothing = Prompt(torch.empty(0, 0), torch.empty(0, dtype=torch.bool))
+    copy = group.select(list(range(len(group.tokens))))
+    return replace(copy, prompt=nothing, kept=None, entry=Entry(), draw=group.draw, beams=group.beams)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

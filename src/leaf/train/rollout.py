@@ -164,6 +164,7 @@ def drawing_of(
         config.top_p,
         entropy=sampler.exact and reads_entropy(rule, config),
         keep_prompts=keep_prompts,
+        keep_entries=True,
         distinct=config.rollout == "distinct",
     )
 

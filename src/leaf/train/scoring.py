@@ -28,8 +28,12 @@ def reference_log_probs(policy: Policy, groups: Sequence[Group]) -> list[Tensor]
 
 @torch.no_grad()
 def scored(policy: Policy, groups: Sequence[Group]) -> Scores:
-    """Score completions (K, T) per group without a graph and without dropout, in the layout of the update."""
+    """Score completions (K, T) per group without a graph and without dropout, in the layout of the update.
+
+    Layers below the adapter are run once (leaf.model.below): here, or before in the sampler.
+    """
     policy.eval()
     prompts, trees = [group.prompt for group in groups], [group.tree for group in groups]
     largest = partial(largest_batch, policy, prompts, trees)
-    return within_memory(policy, lambda: score(policy, prompts, trees), largest=largest)
+    entries = [group.entry for group in groups]
+    return within_memory(policy, lambda: score(policy, prompts, trees, entries=entries), largest=largest)

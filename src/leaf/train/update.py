@@ -15,6 +15,7 @@ from leaf.config import LeafConfig
 from leaf.credit import policy_loss, surrogate, token_weights
 from leaf.data.rows import row_name
 from leaf.memory import within_memory
+from leaf.model.below import usable
 from leaf.model.kept import KeptPrompt, finish, taken
 from leaf.model.policy import Policy
 from leaf.model.scoring import batches, largest_batch, score
@@ -129,7 +130,8 @@ def _add_gradient(
         del sums["kl"]
     for batch in batches(policy, prompts, trees, kept):
         run = None if kept is None else [kept[i] for i in batch]
-        scores = score(policy, [prompts[i] for i in batch], [trees[i] for i in batch], run)
+        entries = usable([part.groups[i].entry for i in batch])
+        scores = score(policy, [prompts[i] for i in batch], [trees[i] for i in batch], run, entries)
         loss = torch.zeros((), device=policy.device)
         for i, new, entropies in zip(batch, scores.log_probs, scores.entropies, strict=True):
             # Without stored log-probabilities this forward is that of the policy that sampled, and the ratio is 1.
