@@ -131,10 +131,14 @@ def test_what_is_more_than_plain_runs_its_own_forward():
     dropped = mlp_of(build(lora_dropout=0.5).train())
     assert not ours_ran(dropped, x)
     assert ours_ran(dropped.eval(), x)
-    watched, seen = mlp_of(build()), []
-    watched.up_proj.base_layer.register_forward_hook(lambda *given: seen.append(1))
-    watched(x)
-    assert seen
+    for part in ("up_proj", "up_proj.base_layer", "down_proj.lora_A.default"):
+        watched, seen = mlp_of(build()), []
+        watched.get_submodule(part).register_forward_hook(lambda *given, seen=seen: seen.append(1))
+        watched(x)
+        assert seen
+    learned = mlp_of(build())
+    learned.act_fn = nn.PReLU(20)
+    assert not ours_ran(learned, x)
     trained: Any = LlamaRMSNorm(12)
     replace_forward(trained)
     assert not ours_ran(trained, x)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from leaf.model.lora_forward import Parts, of_adapter, parts_of, put_adapted, put_back
+from leaf.model.lora_forward import Parts, is_watched, of_adapter, parts_of, put_adapted, put_back
 
 
 class _Norm(torch.autograd.Function):
@@ -88,9 +88,9 @@ def _norm(module: Any, x: Tensor) -> Tensor:
 
 
 def _gated(module: Any, x: Tensor) -> Tensor:
-    parts = None
-    if torch.is_grad_enabled() and not any(module.act_fn.parameters()):
-        parts = [parts_of(layer, x) for layer in (module.gate_proj, module.up_proj, module.down_proj)]
+    layers, parts = (module.gate_proj, module.up_proj, module.down_proj), None
+    if torch.is_grad_enabled() and not any(map(is_watched, layers)) and not list(module.act_fn.parameters()):
+        parts = [parts_of(layer, x) for layer in layers]
     if parts is None or any(part is None for part in parts):
         return type(module).forward(module, x)
     return _Gated.apply(x, module.act_fn, *(one for part in parts if part is not None for one in part))  # type: ignore

@@ -133,7 +133,7 @@ def parts_of(layer: nn.Module, x: Tensor) -> Parts | None:
     The products of `Parts` are then the layer's own, in the same precision.
     """
     if type(layer) is nn.Linear:
-        plain = not layer.weight.requires_grad and not _is_watched(layer) and _is_precision(x, layer.weight)
+        plain = not layer.weight.requires_grad and not is_watched(layer) and _is_precision(x, layer.weight)
         return Parts(layer.weight, layer.bias) if plain else None
     if not isinstance(layer, Adapted) or layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
         return None
@@ -143,7 +143,7 @@ def parts_of(layer: nn.Module, x: Tensor) -> Parts | None:
     dropout = layer.lora_dropout[name]
     parts: list[Any] = [layer.base_layer, layer.lora_A[name], layer.lora_B[name]]
     base, _, up = parts
-    if not all(type(part) is nn.Linear and not _is_watched(part) for part in parts):
+    if not all(type(part) is nn.Linear and not is_watched(part) for part in parts):
         return None
     if base.weight.requires_grad or up.bias is not None or (dropout.training and type(dropout) is not nn.Identity):
         return None
@@ -161,7 +161,7 @@ def _is_precision(x: Tensor, weight: Tensor, *adapter: Tensor) -> bool:
     return all(x.dtype == one.dtype for one in (weight, *adapter))
 
 
-def _is_watched(module: nn.Module) -> bool:
+def is_watched(module: nn.Module) -> bool:
     """Tell whether somebody watches or has replaced a module's own forward, which is not called here."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return bool(hooks) or "forward" in module.__dict__
