@@ -165,6 +165,15 @@ def test_a_layer_keeps_the_forward_that_somebody_has_put_on_it():
     assert layer.__dict__["forward"] is own
 
 
+def test_what_a_hook_adds_to_the_last_layer_below_is_added_once():
+    policy = upper()
+    policy.language_model.layers[0].register_forward_hook(lambda module, args, output: output + 0.1)
+    groups = groups_of(policy, tiny.rows(2), keep_entries=True)
+    prompts, trees, entries = zip(*((g.prompt, g.tree, g.entry) for g in groups), strict=True)
+    assert usable(entries) is not None
+    assert_same(score(policy, prompts, trees, entries=entries).log_probs, score(policy, prompts, trees).log_probs)
+
+
 @pytest.mark.parametrize(
     ("settings", "changed"),
     [

@@ -226,12 +226,14 @@ def entering(policy: Policy, first: int, states: Tensor) -> Iterator[None]:
     """Let forwards inside the block enter layer `first` with these hidden states (R, S, D)."""
     below = _layers(policy)[:first]
     given = [layer.__dict__.get("forward") for layer in below]  # a forward that somebody has put on a layer
+    # The last hook, so that what somebody else's hooks add, which `leaving` has seen, is not added again.
+    last = below[-1].register_forward_hook(lambda *given: states)
     try:
         for layer in below:
             layer.forward = _states
-        below[-1].forward = lambda *args, **kwargs: states
         yield
     finally:
+        last.remove()
         for layer, forward in zip(below, given, strict=True):
             if forward is None:
                 layer.__dict__.pop("forward", None)
