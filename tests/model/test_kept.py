@@ -1,5 +1,6 @@
 """Updates that continue from the sampler's run of the prompts, whatever part of the decoder is adapted."""
 
+import copy
 from typing import Any
 
 import peft
@@ -34,3 +35,23 @@ def test_keys_and_values_ahead_of_the_first_adapted_layer_have_no_gradient(setti
         gradient(policy, score(policy, prompts, trees, kept).log_probs, weights)
         finish(kept)
     assert_same_gradients({n: p.grad for n, p in policy.named_parameters() if p.requires_grad}, wanted)
+
+
+def test_prompts_are_run_again_with_other_weights_and_out_of_a_copy():
+    """A fused optimiser changes weights without torch counting it, and a copy has no graph for the gradient."""
+
+    def step(policy, groups):
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        for parameter in trained:
+            parameter.grad = torch.ones_like(parameter)
+        torch.optim.AdamW(trained, lr=1e-6, fused=True).step()
+        return groups
+
+    policy = Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=2, init_lora_weights=False))
+    prompts = policy.embed(tiny.rows(2))
+    changes = (lambda policy, groups: groups, step, lambda *given: copy.deepcopy(given[1]))
+    for change, usable in zip(changes, (True, False, False), strict=True):
+        draws = torch.Generator().manual_seed(0)
+        groups = sample(policy, prompts, num_completions=2, max_new_tokens=3, generator=draws, keep_prompts=True)
+        with taken(policy, [(group.kept, group.tree) for group in change(policy, groups)]) as kept:
+            assert (kept is not None) == usable

@@ -35,7 +35,11 @@ class KeptPrompt:
     values: list[Tensor]
     last: Tensor
     sources: list[Tensor]
-    weights: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave everything out of copies and files: a graph cannot be copied, and without it the gradient is lost."""
+        return {**self.__dict__, "keys": [], "values": [], "sources": []}
 
     @property
     def length(self) -> int:
@@ -77,9 +81,10 @@ def cut(policy: Policy, cache: DynamicCache, hidden: Tensor, lengths: list[int])
     return made
 
 
-def weights_of(policy: Policy) -> tuple[int, ...]:
-    """Name the trained weights as they are now: how often each tensor has been changed in place."""
-    return tuple(parameter._version for parameter in policy.parameters() if parameter.requires_grad)
+def weights_of(policy: Policy) -> tuple[float, ...]:
+    """Tell the trained weights from later ones: by their norms, for torch counts no change by a fused optimiser."""
+    norms = [parameter.detach().norm() for parameter in policy.parameters() if parameter.requires_grad]
+    return tuple(torch.stack(norms).tolist()) if norms else ()
 
 
 def behind(prompts: Sequence[KeptPrompt]) -> DynamicCache:
