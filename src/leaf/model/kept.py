@@ -105,8 +105,9 @@ def taken(policy: Policy, groups: Sequence[tuple[KeptPrompt | None, PrefixTree]]
     It is None where the update has to run the prompts: a graph is gone, other weights made it, or prompts and the nodes
     of a group do not fit the token budget together.
     """
-    now, found = weights_of(policy), [one for one, _ in groups if one is not None]
-    right = len(found) == len(groups) and all(one.sources and one.weights == now for one in found)
+    found = [one for one, _ in groups if one is not None]
+    whole = bool(found) and len(found) == len(groups) and all(one.sources for one in found)
+    right = whole and {one.weights for one in found} == {weights_of(policy)}
     nodes = max((int((~tree.is_leaf).sum()) for _, tree in groups), default=0)
     usable = right and sum(one.length for one in found) + nodes <= policy.token_budget
     if not usable:
