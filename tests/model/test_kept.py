@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 
-from leaf.model.kept import finish, taken
+from leaf.model.kept import finish, may_keep, taken
 from leaf.model.policy import Policy
 from leaf.model.sampling import sample
 from leaf.model.scoring import score
@@ -55,3 +55,9 @@ def test_prompts_are_run_again_with_other_weights_and_out_of_a_copy():
         groups = sample(policy, prompts, num_completions=2, max_new_tokens=3, generator=draws, keep_prompts=True)
         with taken(policy, [(group.kept, group.tree) for group in change(policy, groups)]) as kept:
             assert (kept is not None) == usable
+
+
+def test_prompts_are_kept_for_the_tree_alone():
+    for layout, keeps in ((None, True), ("tree", True), ("prompt_once", False), ("copies", False)):
+        policy = Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=2), layout=layout)
+        assert may_keep(policy, policy.embed(tiny.rows(1))) == keeps

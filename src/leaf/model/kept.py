@@ -50,12 +50,12 @@ class KeptPrompt:
 def may_keep(policy: Policy, prompts: Sequence[Prompt]) -> bool:
     """Tell whether the graph of these prompts, all those of an update, may wait for the update.
 
-    They have to fit the token budget together. Nothing may be trained in front of the decoder, and no layer be computed
-    again.
+    They have to fit the token budget together. Nothing may be trained in front of the decoder, no layer be computed
+    again, and no layout but the tree be asked for.
     """
     frozen = type(policy).reembed is Policy.reembed and not any(prompt.embeddings.requires_grad for prompt in prompts)
     fits = sum(prompt.length for prompt in prompts) < policy.token_budget
-    planned = policy.attention.planned and policy.device.type == "cpu"
+    planned = policy.attention.planned and policy.device.type == "cpu" and policy.layout in (None, "tree")
     return planned and frozen and fits and not is_checkpointing(policy.language_model)
 
 
