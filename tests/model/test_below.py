@@ -237,5 +237,7 @@ def test_start_up_says_what_is_shared_and_gives_it_up_where_it_is_not_the_same()
     below.mlp.register_forward_hook(leave)
     above.mlp.register_forward_hook(take)
     (line,) = lines_on_layers(policy)
-    assert line.startswith("layers below the first adapted one (1) run in every forward")
+    assert line == "layers below the first adapted one (1) run in every forward: they pass on more than hidden states"
     assert not policy.shares_below
+    (line,) = lines_on_layers(upper(token_budget=40))
+    assert line.endswith("run in every forward: what enters the layer does not fit the token budget (40)")

@@ -16,7 +16,7 @@ from leaf.credit.tree import PrefixTree
 from leaf.data.audio import load_audio
 from leaf.data.recordings import audio_of, with_audio
 from leaf.errors import ModelError
-from leaf.model.below import layers_below, usable
+from leaf.model.below import Room, layers_below, usable
 from leaf.model.declared import check_declared, stated_scale
 from leaf.model.lora import check_frozen
 from leaf.model.policy import Policy, Prompt
@@ -131,7 +131,10 @@ def _check_below(policy: Policy, groups: Sequence[Group], wanted: Sequence[Tenso
     policy.shares_below = usable(entries) is not None and apart <= TOLERANCE[policy.base.dtype]
     if policy.shares_below:
         return [f"layers below the first adapted one ({first}) run once per rollout: {apart:.1e} nats per token apart"]
-    return [f"layers below the first adapted one ({first}) run in every forward: they pass on more than hidden states"]
+    why = "they pass on more than hidden states"
+    if any(Room(policy, first).left < group.prompt.length + group.tokens_decoded for group in groups):
+        why = f"what enters the layer does not fit the token budget ({policy.token_budget})"
+    return [f"layers below the first adapted one ({first}) run in every forward: {why}"]
 
 
 def _difference(a: Tensor, b: Tensor, lengths: Tensor) -> float:
