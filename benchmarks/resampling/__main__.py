@@ -3,7 +3,9 @@
     python -m benchmarks.resampling values --task qa --prompts 40 --samples 24
     python -m benchmarks.resampling gradients --task qa --prompts 32 --groups 16
     python -m benchmarks.resampling forkability --task fr --prompts 120 --adapter runs/learning/qa-leaf-0/last
+    python -m benchmarks.resampling rollouts --task fr --prompts 20 --completions 4 8 16
     python -m benchmarks.resampling table
+    python -m benchmarks.resampling rollouts_table
 
 Prompts come from the validation split (the same ones for one seed), sampling and reward are those of recipes/qa.yaml.
 Every command appends to benchmarks/results/resampling_*.jsonl, a line per prompt (`forkability`: per group), so a run
@@ -15,6 +17,7 @@ import argparse
 
 from benchmarks.resampling.forkability import forkability
 from benchmarks.resampling.gradients import gradients
+from benchmarks.resampling.rollouts import rollouts, rollouts_table
 from benchmarks.resampling.tables import table
 from benchmarks.resampling.values import values
 
@@ -22,10 +25,10 @@ from benchmarks.resampling.values import values
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    for command in (values, gradients, forkability):
+    for command in (values, gradients, forkability, rollouts):
         one = commands.add_parser(command.__name__, help=command.__doc__)
         one.set_defaults(command=command)
-        one.add_argument("--task", choices=("qa", "fr", "it"), default="qa")
+        one.add_argument("--task", choices=("qa", "fr", "it", "asr"), default="qa")
         one.add_argument("--split", default="validation", help="whose prompts")
         one.add_argument("--adapter", default=None, help="directory of a saved adapter; default the starting model")
         one.add_argument("--name", default=None, help="what the records call the checkpoint")
@@ -37,12 +40,18 @@ def main():
         if command is values:
             one.add_argument("--samples", type=int, default=24, help="continuations from each prefix")
             one.add_argument("--only-boundaries", action="store_true")
-        if command is gradients:
+        one.add_argument("--temperature", type=float, default=1.0)
+        if command is rollouts:
+            one.add_argument("--completions", type=int, nargs="+", default=[8], help="K")
+        if command in (gradients, rollouts):
             one.add_argument("--groups", type=int, default=16)
+        if command is gradients:
             one.add_argument(
                 "--part", choices=("last layer", "upper half"), default="last layer", help="of the adapter"
             )
-    commands.add_parser("table", help=(table.__doc__ or "").replace("%", "%%")).set_defaults(command=table)
+    for command in (table, rollouts_table):
+        described = (command.__doc__ or "").replace("%", "%%")
+        commands.add_parser(command.__name__, help=described).set_defaults(command=command)
     args = parser.parse_args()
     args.command(args)
 

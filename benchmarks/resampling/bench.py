@@ -8,7 +8,7 @@ import numpy as np
 import peft
 import torch
 
-from benchmarks.recipe import qa_recipe
+from benchmarks.recipe import task_recipe
 from benchmarks.records import RESULTS, machine
 from leaf.credit import credit_rule
 from leaf.data import load
@@ -51,8 +51,7 @@ class Bench:
 
     def __init__(self, args):
         torch.set_num_threads(args.threads)
-        given = [f"task=asterisk_{args.task}"]
-        self.config = config = qa_recipe(given)
+        self.config = config = task_recipe(args.task, [f"temperature={args.temperature}"])
         lora = peft.LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, target_modules=config.lora_layers)
         torch.manual_seed(args.seed)  # of a fresh adapter's A
         self.policy = Policy.load(
@@ -64,7 +63,7 @@ class Bench:
         )
         assert config.token_budget is not None
         self.policy.token_budget = config.token_budget
-        self.reward = Rewards(config.rewards)
+        self.reward = Rewards(config.rewards, options=config.reward_options)
         rows = load(config.task, args.split).to_list()
         random.Random(args.seed).shuffle(rows)
         self.rows, self.first = rows[args.skip : args.skip + args.prompts], args.skip

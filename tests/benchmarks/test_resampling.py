@@ -11,10 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.resampling import rollouts
 from benchmarks.resampling.bench import Bench
 from benchmarks.resampling.estimators import between_variance, bootstrap, leave_one_out, mean_square, others_baseline
 from benchmarks.resampling.gradients import gradients_of, last_layer_gradients, upper_half
 from leaf.credit import PrefixTree, policy_loss
+from leaf.model.distinct import sample_distinct
 from leaf.model.policy import Policy
 from leaf.model.sampling import sample
 from leaf.model.scoring import score
@@ -137,3 +139,30 @@ def test_last_layer_inner_products_are_those_of_its_gradients(policy):
     for a, b in product(range(2), repeat=2):
         rounding = 1e-3 * float(mine[a].norm() * mine[b].norm())  # of bfloat16, in which whole gradients are kept
         assert float(found[a]["one"] @ found[b]["one"]) == pytest.approx(float(mine[a] @ mine[b]), abs=rounding)
+
+
+def test_products_of_groups_are_those_of_their_gradients(policy):
+    (prompt,) = policy.embed(tiny.rows(1))
+    given: Any = {"num_completions": 3, "max_new_tokens": 5}
+    (alone,) = sample(policy, [prompt], generator=torch.Generator().manual_seed(2), **given)
+    sets = sample_distinct(policy, [prompt] * 2, [torch.Generator().manual_seed(seed) for seed in (3, 4)], **given)
+    groups = [alone, *sets]
+    rewards = [torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)] * 3
+    credits = [rollouts._credit(group, reward) for group, reward in zip(groups, rewards, strict=True)]
+    # RLOO: r minus the mean of the others, over K.
+    torch.testing.assert_close(credits[0], torch.tensor([-0.65, -0.05, 0.7], dtype=torch.float64) / 3)
+    assert [len(credit) for credit in credits] == [3, 3, 3]
+    found = rollouts.products_of(policy, prompt, groups, credits)
+    together = PrefixTree.build(torch.cat([g.tokens for g in groups]), torch.cat([g.lengths for g in groups]))
+    spread = [{"one": c[:, None] * (g.tree.node >= 0)} for g, c in zip(groups, credits, strict=True)]
+    gradients = torch.stack([one["one"] for one in last_layer_gradients(policy, prompt, together, spread)])
+    torch.testing.assert_close(found, gradients @ gradients.T, rtol=1e-6, atol=1e-12)
+
+
+def test_what_a_distinct_group_is_worth_by_hand():
+    def record(independent, distinct):
+        return {"independent": {"variance": independent}, "distinct": {"variance": distinct}}
+
+    assert rollouts.worth([record(5.0, 1.0), record(3.0, 1.0)]) == 4.0
+    assert rollouts.worth([record(5.0, 0.0)]) == np.inf
+    assert np.isnan(rollouts.worth([record(0.0, 0.0)]))
