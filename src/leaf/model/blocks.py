@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from leaf.model.packing import PackedGroup
 
@@ -70,6 +71,7 @@ class _Attend(torch.autograd.Function):
         return out[None]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *gradients):  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, out = ctx.saved_tensors
         groups, scale = key.shape[1], ctx.scale

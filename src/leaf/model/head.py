@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def tile_on(device: torch.device) -> tuple[int, int]:
@@ -115,6 +116,7 @@ class _Read(torch.autograd.Function):
         return values.sub_(normaliser[row]), entropies
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         row, token, weight, mean, slopes = ctx.saved_tensors
         # Tokens that are read at one row share its mean, so their gradients are summed before they meet it.
