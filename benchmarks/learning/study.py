@@ -41,7 +41,7 @@ METHODS = {
     "shrunken": ["rollout=distinct", "credit=shrunken"],
 }
 DEFAULT_METHODS = ("grpo", "unordered_set", "leaf", "rescaled_set", "grpo_k32")
-RATES = (2e-4, 4e-4, 8e-4)
+RATES = (2e-4, 4e-4, 8e-4, 1.6e-3)
 PASSES = range(42, 47)  # seeds of the sampled passes, which are at temperature 1 without top-p: the expected reward
 STOPPED = 75  # how a run ends that a signal stopped
 METRICS = {"asr": ("wer:normalise=basic", "exact_match")}
