@@ -84,7 +84,7 @@ class Calls(TorchDispatchMode):
 class Watched:
     """A decoder that counts its rows, and the operations of one of its steps."""
 
-    kept = ()  # no prompt keeps its graph here
+    kept = entered = ()  # nothing is kept for an update
 
     def __init__(self, inner: Decoder, half: int):
         self.inner, self.half, self.rows, self.calls = inner, half, [], 0
