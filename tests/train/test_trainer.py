@@ -366,7 +366,7 @@ def test_prompts_that_other_weights_ran_are_run_again(tmp_path):
     one.start()
     groups = one.rollout(1).groups
     with torch.no_grad():
-        one.parameters[0].mul_(1.0)
+        one.parameters[0].mul_(1.01)
     with taken(one.policy, [(group.kept, group.tree) for group in groups]) as kept:
         assert kept is None
 
@@ -644,7 +644,7 @@ def test_running_out_of_memory_while_sampling_leaves_the_token_budget_and_is_kep
 
 def test_the_budget_is_automatic_and_a_resumed_run_keeps_its_own(tmp_path):
     first = trainer(recipe(tmp_path, max_steps=2))
-    assert 64 <= first.policy.token_budget <= 512
+    assert 64 <= first.policy.token_budget <= 2048
     first.policy.token_budget = 77
     first.train()
     again = trainer(recipe(tmp_path, max_steps=3))
