@@ -12,13 +12,14 @@ SWIFT  ?= .venv-swift
 
 .PHONY: demo demo-model test test-slow test-vllm vllm test-verl verl test-swift swift gpu-wheels lint setup docs browser clean
 
+# torchaudio is wanted for its Python transforms only. Its wheel's compiled part is linked against CUDA and cannot
+# be loaded beside a CPU build of torch; there it is taken out of the way, and torchaudio does without it.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"leaf needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	@echo "setting up $(VENV): 2.5 GB, some minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt "torch==2.13.0" setuptools wheel
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[demo,dev,docs,report,tensorboard,voxtral]"
-	# torchaudio is wanted for its Python transforms only. Its wheel's compiled part is linked against CUDA and cannot
-	# be loaded beside a CPU build of torch; there it is taken out of the way, and torchaudio does without it.
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps torchaudio
 	$(BIN)/python -c "import torchaudio" 2>/dev/null || rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/_torchaudio*.so
 	$(BIN)/python -c "import torchaudio"

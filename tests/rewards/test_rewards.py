@@ -44,7 +44,9 @@ def test_columns_that_functions_take_by_name_are_looked_for_before_training():
         rewards.check_rows([whole, lacking])
     with pytest.raises(DataError, match=r"graded takes 'level' by name, and the training data has only the columns"):
         rewards.check_rows(Dataset.from_list([lacking]))
-    with pytest.raises(DataError, match=r"takes 'prompt' by name, .*The prompts come as `prompts`"):
+    with pytest.raises(DataError, match=r"bleu takes 'reference' .*in the recipe \(`columns: {reference: \.\.\.}`\)"):
+        Rewards(["bleu"]).check_rows([{"prompt": "p", "answer": "x"}])
+    with pytest.raises(DataError, match=r"takes 'prompt' by name, .*The prompts come as `prompts`.*give the argument"):
         Rewards([lambda completions, prompt: [0.0]]).check_rows([whole])
     rewards.check_rows(map(dict, [lacking]))  # nothing can be seen of these yet
 

@@ -1,5 +1,7 @@
 """The command `leaf demo`: train the embedded model, and score it on held-out recordings before and after."""
 
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,7 +52,7 @@ def demo(
     say(
         f"{trainer.length.steps} steps of {config.prompts_per_rollout} x {config.num_completions} completions, "
         f"{len(rows)} test rows, {(time.perf_counter() - began) / 60:.1f} minutes. The run is in {run.path}; "
-        f"look at it with `leaf report {run.path}`"
+        f"look at it with `{'leaf' if shutil.which('leaf') else sys.argv[0]} report {run.path}`"
     )
 
 

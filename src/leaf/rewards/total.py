@@ -247,10 +247,13 @@ class Rewards:
                 if column in row and column != "prompt":
                     continue
                 where = f"the {kind} data" if named else f"{kind} row {i}, counted from 0,"
-                hint = " The prompts come as `prompts`." if column == "prompt" else ""
+                hint = "The prompts come as `prompts`. " if column == "prompt" else ""
+                or_else = "give the argument a default"
+                if function in self.built_in:
+                    or_else = f"name the one that has it in the recipe (`columns: {{{column}: ...}}`)"
                 raise DataError(
                     f"The reward function {function} takes {column!r} by name, and {where} has only the columns "
-                    f"{', '.join(map(str, row))}.{hint} Give every row that column, or give the argument a default."
+                    f"{', '.join(map(str, row))}. {hint}Give every row that column, or {or_else}."
                 )
 
 

@@ -305,7 +305,7 @@ def refuse_existing(path: Path) -> None:
     if not is_empty(path):
         raise RunError(
             f"The run directory {path} exists already and is kept as it is. Choose another output_dir, remove it, "
-            "or continue it with `--resume`."
+            "or continue it with `--resume` (from Python: `train(resume_from_checkpoint=True)`)."
         )
 
 

@@ -81,7 +81,7 @@ def take_steps(stage: Stage) -> None:
         why = str(reason) if isinstance(reason, Unavailable) else stage.stop.why()
         raise RunInterrupted(
             f"{why.rstrip('.')}: the run is saved after step {stage.done} of {steps}. Give the same command with "
-            "`--resume` to continue."
+            "`--resume` to continue (from Python: `train(resume_from_checkpoint=True)`)."
         ) from None
 
 
