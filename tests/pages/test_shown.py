@@ -30,7 +30,7 @@ from leaf.rewards.functions import REWARDS
 from leaf.rewards.judge import KINDS
 from leaf.rewards.total import Rewards
 from tests.helpers import tiny
-from tests.helpers.project import save
+from tests.helpers.project import save, write_manifest
 from tests.pages.shown import DOCS, PAGES, ROOT, blocks, commands, tables, text
 from tests.pages.worked_example import worked_example
 
@@ -284,7 +284,8 @@ def test_the_python_of_the_quick_start_trains(tmp_path, monkeypatch):
     code = blocks("quickstart.md", "python")[0].replace("path/or/hub-id", "model")
     shortened = code.replace("LeafConfig(", "LeafConfig(**small, ")
     assert shortened != code
-    exec(shortened, {"rows": tiny.rows(3), "small": small})
+    write_manifest(Path("my.jsonl"), count=3)
+    exec(shortened, {"small": small})
     assert (tmp_path / "runs/words/last/adapter_model.safetensors").is_file()
 
 
