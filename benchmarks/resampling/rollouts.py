@@ -5,6 +5,8 @@ variance alone, and its ratio says how many independent groups one distinct grou
 `last_layer_gram`. The truth of a group is the mean over all distinct groups but itself.
 """
 
+import math
+
 import numpy as np
 import torch
 from torch.nn.functional import pad
@@ -121,7 +123,7 @@ def _short(value):
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
-BINS = ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (4.0, 8.0), (8.0, 1e9))  # nats of a completion
+BINS = ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (4.0, 8.0), (8.0, math.inf))  # nats of a completion
 
 
 def rollouts_table(args):
@@ -139,7 +141,7 @@ def rollouts_table(args):
         for size in sorted({r["completions"] for r in records}):
             mine = [r for r in records if low <= r["nats"] < high and r["completions"] == size]
             if len(mine) > 2:
-                print(f"| {low:g} to {high:g} | {size} | {_cells(mine)} |")
+                print(f"| {low:g} {'and more' if high == math.inf else f'to {high:g}'} | {size} | {_cells(mine)} |")
 
 
 def _cells(records):

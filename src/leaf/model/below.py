@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from leaf.model.kept import enters_frozen
 from leaf.model.packing import PackedGroup
 from leaf.model.policy import Policy, Prompt
 
@@ -112,8 +113,7 @@ class Room:
 def layers_below(policy: Policy, prompts: Sequence[Prompt] = ()) -> int:
     """Count the decoder's layers below the first adapted one, if they may be run once for these prompts; else 0."""
     in_tree = policy.attention.packable and policy.layout in (None, "tree")
-    frozen = type(policy).reembed is Policy.reembed and not any(prompt.embeddings.requires_grad for prompt in prompts)
-    if not (policy.shares_below and in_tree and frozen):
+    if not (policy.shares_below and in_tree and enters_frozen(policy, prompts)):
         return 0
     layers = _layers(policy)
     adapted = (any(isinstance(part, BaseTunerLayer) for part in layer.modules()) for layer in layers)

@@ -173,7 +173,9 @@ def estimate(
     layer = 2 * (hidden * size + _FLOAT) + 4 * attention * size + _FLOAT * heads + inners * inner * size
     layer += _lora_token(lora_layers, lora_r, lora_dropout, (hidden, attention, inner), size=size, cuda=cuda)
     working = inner * (8 + (3 if half else 0) + (3 if lora_dropout and not gradient_checkpointing else 0))
-    lost_quarters = (6 if gradient_checkpointing else 7) * size + 4 if lora_dropout else 3 * size
+    lost_quarters = 3 * size
+    if lora_dropout:
+        lost_quarters = (6 if gradient_checkpointing else 7) * size + 4
     lost = (2 * hidden + 2 * inner + attention + 2 * keys) * lost_quarters // 4
     # Beside the layers: the last norm's input, hidden states for the head, the rotation's cosine and sine.
     ends = 2 * hidden * size + 2 * head * size

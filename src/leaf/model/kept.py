@@ -53,10 +53,14 @@ def may_keep(policy: Policy, prompts: Sequence[Prompt]) -> bool:
     They have to fit the token budget together. Nothing may be trained in front of the decoder, no layer be computed
     again, and no layout but the tree be asked for.
     """
-    frozen = type(policy).reembed is Policy.reembed and not any(prompt.embeddings.requires_grad for prompt in prompts)
     fits = sum(prompt.length for prompt in prompts) < policy.token_budget
     planned = policy.attention.planned and policy.device.type == "cpu" and policy.layout in (None, "tree")
-    return planned and frozen and fits and not is_checkpointing(policy.language_model)
+    return planned and enters_frozen(policy, prompts) and fits and not is_checkpointing(policy.language_model)
+
+
+def enters_frozen(policy: Policy, prompts: Sequence[Prompt]) -> bool:
+    """Tell whether what enters the decoder stays as it is: nothing is trained in front of it."""
+    return type(policy).reembed is Policy.reembed and not any(prompt.embeddings.requires_grad for prompt in prompts)
 
 
 def cut(policy: Policy, cache: DynamicCache, hidden: Tensor, lengths: list[int]) -> list[KeptPrompt]:
