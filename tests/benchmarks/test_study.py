@@ -9,11 +9,14 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from benchmarks.learning.study import Job, best_rate, plan
+from benchmarks.learning.study import Job, best_rate, embed_once, plan
 from benchmarks.learning.study_figure import completions, points, seconds
 from benchmarks.learning.study_table import study_table
 from benchmarks.records import ROOT
+from leaf.model.policy import Policy
+from tests.helpers import tiny
 
 
 def asked(**changes):
@@ -99,6 +102,22 @@ def test_a_curve_has_the_mean_cost_so_far_and_the_mean_reward_of_each_stretch():
     assert [one["at"] for one in by_completions] == [8.0 * i for i in range(1, 11)]
     assert [one["reward"] for one in by_seconds] == pytest.approx([(i + 0.25) / 10 for i in range(10)])
     assert {one["method"] for one in by_seconds} == {"leaf"}
+
+
+def test_embedded_prompts_come_from_the_file_of_an_earlier_run(tmp_path, monkeypatch):
+    policy = Policy.wrap(*tiny.tiny_model())
+    rows = [{**row, "id": f"row {i}"} for i, row in enumerate(tiny.rows(3))]
+    expected = [policy.embed([row])[0] for row in rows]
+    embed_once(policy, rows[:2], tmp_path / "some.pt")
+    policy = Policy.wrap(*tiny.tiny_model())
+    monkeypatch.setattr(policy, "_embed", lambda rows: pytest.fail("embedded again"))
+    embed_once(policy, rows[:2], tmp_path / "some.pt")
+    (found,) = policy.embed(rows[1:2])
+    torch.testing.assert_close(found.embeddings, expected[1].embeddings)
+    assert torch.equal(found.is_audio, expected[1].is_audio)
+    policy = Policy.wrap(*tiny.tiny_model())
+    embed_once(policy, rows, tmp_path / "some.pt")  # other rows: made again
+    torch.testing.assert_close(policy.embed(rows[2:])[0].embeddings, expected[2].embeddings)
 
 
 @pytest.mark.slow
