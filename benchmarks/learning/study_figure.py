@@ -38,7 +38,7 @@ def seconds(record):
 
 
 def points(method, records, cost):
-    """Compute a method's curve: at what cost, mean over seeds of the mean cost so far, which reward, with its band."""
+    """Compute a method's curve: at what cost so far, the median over seeds, which mean reward, with its band."""
     at, curves = [], []
     for record in records:
         width = max(1, record["steps"] // STRETCHES)
@@ -47,7 +47,7 @@ def points(method, records, cost):
         at.append([spent[end - 1] for end in ends])
         curves.append({end: statistics.fmean(record["rewards"][end - width : end]) for end in ends})
     over_seeds = band(curves)
-    costs = [statistics.fmean(one) for one in zip(*at, strict=True)]
+    costs = [statistics.median(one) for one in zip(*at, strict=True)]
     values = (over_seeds[key] for key in ("value", "low", "high"))
     return [
         {"method": method, "at": where, "reward": mean, "low": low, "high": high}

@@ -2,27 +2,34 @@
 
 import statistics
 
-from rich.console import Console
-from rich.table import Table
-
 from benchmarks.learning.chosen import SPLITS
 from benchmarks.learning.intervals import shown
 from benchmarks.records import read
 
+SHOWN = 2  # metrics of a task that the table has room for
+COURSES = ("zero_variance_groups", "different_completions", "set_mass", "entropy", "kl")
+
 
 def study_table(args):
-    """Print a table of searches, one of scores per split, and one of costs, for every task of a file."""
+    """Print for every task of a file its searches, its scores on both test splits, and its costs, as Markdown."""
     records = read(args.out)
-    console = Console(width=170)
     for task in dict.fromkeys(record["task"] for record in records):
         mine = [record for record in records if record["task"] == task]
-        for made in (
-            _searches(task, mine),
-            *(_scores(task, mine, split, args.base) for split in SPLITS),
-            _costs(task, mine),
-        ):
-            if made.rows:
-                console.print(made)
+        _print(f"{task}: expected reward and greedy score on validation by learning rate", _searches(mine))
+        for split in SPLITS:
+            title = f"{task}, {split}: mean over seeds ± 95 %, and difference to {args.base}"
+            _print(title, _scores(mine, split, args.base))
+        _print(
+            f"{task}: one run; seconds are medians, arrows join the means of the first and last ten steps", _costs(mine)
+        )
+
+
+def _print(title, rows):
+    """Print a table under its title, unless it has nothing but a head."""
+    if len(rows) > 1:
+        head, *rest = rows
+        lines = [head, ["---"] * len(head), *rest]
+        print("\n".join(["", title, "", *("| " + " | ".join(line) + " |" for line in lines)]))
 
 
 def by_method(records, stage):
@@ -34,79 +41,78 @@ def by_method(records, stage):
     return found
 
 
-def _searches(task, records):
-    """Show the expected reward on validation of every rate that was tried."""
+def _metrics(record):
+    """Name the metrics of a record that are shown; the expected reward stands for the reward."""
+    return [name for name in record["greedy"] if name != "reward"][:SHOWN]
+
+
+def _searches(records):
+    """Show what every rate that was tried comes to on validation."""
     found = by_method(records, "search")
     rates = sorted({record["rate"] for mine in found.values() for record in mine})
-    made = Table("", *(f"{rate:g}" for rate in rates), title=f"{task}: expected reward on validation by learning rate")
+    rows = [["", *(f"{rate:g}" for rate in rates)]]
     for method, mine in found.items():
-        cells = ([r["validation"]["expected_reward"] for r in mine if r["rate"] == rate] for rate in rates)
-        made.add_row(method, *(f"{statistics.fmean(values):.4f}" if values else "" for values in cells))
-    return made
+        cells = []
+        for rate in rates:
+            scores = [record["validation"] for record in mine if record["rate"] == rate]
+            reward = statistics.fmean(one["expected_reward"] for one in scores) if scores else 0.0
+            greedy = statistics.fmean(one["greedy"][_metrics(one)[0]] for one in scores) if scores else 0.0
+            cells.append(f"{reward:.3f}, {greedy:.1f}" if scores else "")
+        rows.append([method, *cells])
+    return rows
 
 
-def _scores(task, records, split, base):
+def _scores(records, split, base):
     """Show scores of a test split, and how they differ from the base with the same seed."""
     found = by_method([record for record in records if split in record], "seeds")
-    start = [record for record in records if record["stage"] == "start" and split in record]
-    names = [name for name in next(iter(found.values()))[0][split]["greedy"] if name != "reward"] if found else []
-    columns = ["expected reward", "Δ"]
-    for mode in ("greedy", "sampled"):
-        for name in names:
-            columns += [f"{mode} {name.split(':')[0]}", "Δ"]
-    made = Table(
-        "", "rate", "seeds", *columns, title=f"{task}, {split}: mean over seeds ± 95 %, and difference to {base}"
-    )
+    if not found:
+        return []
+    names = _metrics(next(iter(found.values()))[0][split])
+    modes = [(mode, name) for mode in ("greedy", "sampled") for name in names]
+    rows = [["", "rate", "seeds"]]
+    for title in ("expected reward", *(f"{mode} {name.split(':')[0]}" for mode, name in modes)):
+        rows[0] += [title, "Δ"]
 
     def values(record):
         one = record[split]
-        return [one["expected_reward"], *(one[mode][name] for mode in ("greedy", "sampled") for name in names)]
+        return [one["expected_reward"], *(one[mode][name] for mode, name in modes)]
 
-    for record in start[:1] if found else []:
-        made.add_row("start", "", "", *(cell for value in values(record) for cell in (f"{value:.3f}", "")))
+    start = [record for record in records if record["stage"] == "start" and split in record]
+    for value in [values(record) for record in start[:1]]:
+        rows += [["start", "", "", *(cell for one in value for cell in (f"{one:.3f}", ""))]]
     theirs = {record["seed"]: values(record) for record in found.get(base, [])}
     for method, mine in found.items():
         ours = {record["seed"]: values(record) for record in mine}
         both = sorted(ours.keys() & theirs.keys()) if method != base else []
-        cells = []
-        for i in range(len(names) * 2 + 1):
-            cells += [shown([one[i] for one in ours.values()], digits=3)]
-            cells += [shown([ours[seed][i] - theirs[seed][i] for seed in both], signed=True, digits=3)]
-        made.add_row(
-            method, ", ".join(f"{rate:g}" for rate in sorted({r["rate"] for r in mine})), str(len(ours)), *cells
-        )
-    return made
+        row = [method, ", ".join(f"{rate:g}" for rate in sorted({r["rate"] for r in mine})), str(len(ours))]
+        for i in range(len(modes) + 1):
+            digits = 2 if i else 4
+            row += [shown([one[i] for one in ours.values()], digits=digits)]
+            row += [shown([ours[seed][i] - theirs[seed][i] for seed in both], signed=True, digits=digits)]
+        rows.append(row)
+    return rows
 
 
-def _costs(task, records):
-    """Show what a run sampled, decoded and took, and how many groups were flat, first ten steps → last ten."""
-    made = Table(
-        "",
-        "completions",
-        "tokens decoded",
-        "tokens scored",
-        "seconds a step",
-        "of them sampling",
-        "flat groups",
-        "entropy",
-        "kl",
-        "set mass",
-        title=f"{task}: costs of a run, mean over seeds; flat groups to set mass: first ten steps → last ten",
-    )
+def _costs(records):
+    """Show what a run sampled, decoded and took, and how its rollouts changed, first ten steps → last ten."""
+    names = ("", "completions", "tokens decoded", "tokens scored", "seconds a step", "of them sampling")
+    rows = [[*names, *(name.replace("_", " ") for name in COURSES)]]
     for method, mine in by_method(records, "seeds").items():
         sums = {name: statistics.fmean(r["sums"][name] for r in mine) for name in mine[0]["sums"]}
-        steps = mine[0]["steps"]
         ends = []
-        for name in ("zero_variance_groups", "entropy", "kl", "set_mass"):
+        for name in COURSES:
             known = [r["course"][name] for r in mine if name in r["course"]]
-            ends.append(" → ".join(f"{statistics.fmean(part):.3f}" for part in zip(*known, strict=True)))
-        made.add_row(
-            method,
-            f"{sums['completions']:.0f}",
-            f"{sums['tokens_decoded']:.0f}",
-            f"{sums['packed_tokens']:.0f}",
-            f"{sums['seconds/step'] / steps:.2f}",
-            f"{sums['seconds/sample'] / steps:.2f}",
-            *ends,
+            ends.append(" → ".join(f"{statistics.fmean(part):.2f}" for part in zip(*known, strict=True)))
+        rows.append(
+            [
+                method,
+                f"{sums['completions']:.0f}",
+                f"{sums['tokens_decoded']:.0f}",
+                f"{sums['packed_tokens']:.0f}",
+                # The median: a run that shared its core with another one tells how busy the machine was.
+                f"{statistics.median(seconds for r in mine for seconds in r['seconds']):.2f}",
+                f"{sums['seconds/sample'] / sums['seconds/step']:.0%}",
+                *ends,
+            ]
         )
-    return made
+    return rows

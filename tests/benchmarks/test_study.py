@@ -44,7 +44,8 @@ def record(job, reward=0.5):
         return found | {"validation": score(reward)}
     sums = {"completions": 40, "tokens_decoded": 200, "packed_tokens": 300, "seconds/step": 10.0, "seconds/sample": 5.0}
     course = {"zero_variance_groups": [0.1, 0.4], "entropy": [0.3, 0.2]}
-    return found | {"test": score(reward), "test_heldout": score(reward), "sums": sums, "course": course}
+    scores = {"test": score(reward), "test_heldout": score(reward)}
+    return found | scores | {"sums": sums, "course": course, "seconds": [1.0, 2.0, 2.0, 2.0, 3.0]}
 
 
 def test_seeds_come_after_all_searches_and_at_the_best_rate_of_each_method():
@@ -90,8 +91,8 @@ def test_the_table_pairs_differences_by_seed(tmp_path, capsys):
     file.write_text("".join(json.dumps(one) + "\n" for one in records))
     study_table(SimpleNamespace(out=file, base="grpo"))
     said = capsys.readouterr().out
-    assert "+0.100" in said  # both seeds differ by this, so that the interval has no width
-    assert "0.100 → 0.400" in said
+    assert "+0.1000 ± 0.0000" in said  # both seeds differ by this, so that the interval has no width
+    assert "| leaf | 40 | 200 | 300 | 2.00 | 50% | 0.10 → 0.40 |" in said
 
 
 def test_a_curve_has_the_mean_cost_so_far_and_the_mean_reward_of_each_stretch():
