@@ -27,7 +27,8 @@ def gradients(args):
     bench = Bench(args)
     policy, size = bench.policy.eval(), bench.config.num_completions
     record_facts = {**bench.facts, "groups": args.groups, "part": args.part}
-    parameters = upper_half(policy) if args.part == "upper half" else []
+    layers = policy.text_config.num_hidden_layers
+    parameters = adapter_parameters(policy, layers // 2) if args.part == "upper half" else []
     for index, row in bounded(bench, args.minutes):
         prompt = bench.embedded(row)
         together = bench.groups([prompt], [index], args.groups * size, 3)[0]
@@ -60,13 +61,13 @@ def gradients(args):
         append_row(file_of("gradients"), record)
 
 
-def upper_half(policy):
-    """Return the B matrices of the adapters in the upper half of the layers, and freeze everything else."""
-    chosen, first = [], policy.text_config.num_hidden_layers // 2
+def adapter_parameters(policy, first=0):
+    """Return the B matrices of the adapters from layer `first` up, and freeze everything else."""
+    chosen = []
     for name, parameter in policy.named_parameters():
-        upper = "lora_B" in name and int(name.split(".layers.")[1].split(".")[0]) >= first
-        parameter.requires_grad_(upper)
-        chosen += [parameter] if upper else []
+        wanted = "lora_B" in name and int(name.split(".layers.")[1].split(".")[0]) >= first
+        parameter.requires_grad_(wanted)
+        chosen += [parameter] if wanted else []
     return chosen
 
 

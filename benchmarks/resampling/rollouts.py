@@ -30,7 +30,7 @@ def rollouts(args):
     for index, row in bounded(bench, args.minutes):
         prompt = bench.embedded(row)
         for size in args.completions:
-            groups = {kind: draw(bench, prompt, index, size, args.groups) for kind, draw in _DRAW.items()}
+            groups = {kind: draw(bench, prompt, index, size, args.groups) for kind, draw in DRAW.items()}
             record = {**bench.facts, "temperature": bench.config.temperature, "id": row["id"], "completions": size}
             append_row(file_of("rollouts"), record | compared(bench, row, prompt, groups))
 
@@ -52,14 +52,14 @@ def _distinct(bench, prompt, index, size, count):
     )
 
 
-_DRAW = {"independent": _independent, "distinct": _distinct}
+DRAW = {"independent": _independent, "distinct": _distinct}
 
 
 def compared(bench, row, prompt, groups):
     """Return what a record keeps of the groups of a prompt."""
     each = [group for kind in KINDS for group in groups[kind]]
     rewards = [bench.rewards(row, group.texts(bench.policy.tokenizer)).double() for group in each]
-    products = products_of(bench.policy, prompt, each, [_credit(*pair) for pair in zip(each, rewards, strict=True)])
+    products = products_of(bench.policy, prompt, each, [credit_of(*pair) for pair in zip(each, rewards, strict=True)])
     values, vectors = torch.linalg.eigh(products)
     gradients = vectors * values.clamp_min(0).sqrt()  # rows with these inner products
     half = len(groups["independent"])
@@ -83,7 +83,7 @@ def compared(bench, row, prompt, groups):
     return record
 
 
-def _credit(group, reward):
+def credit_of(group, reward):
     """Compute the weight of a completion times its advantage (K,): RLOO, or the unordered-set estimator."""
     count = len(reward)
     if group.draw is not None:

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.resampling import rollouts
+from benchmarks.resampling import noise, rollouts
 from benchmarks.resampling.bench import Bench
 from benchmarks.resampling.estimators import between_variance, bootstrap, leave_one_out, mean_square, others_baseline
-from benchmarks.resampling.gradients import gradients_of, last_layer_gradients, upper_half
+from benchmarks.resampling.gradients import adapter_parameters, gradients_of, last_layer_gradients
 from leaf.credit import PrefixTree, policy_loss
 from leaf.model.distinct import sample_distinct
 from leaf.model.policy import Policy
@@ -101,7 +101,7 @@ def test_gradients_are_those_of_the_policy_loss(policy):
     (prompt,) = policy.embed(tiny.rows(1))
     (group,) = sample(policy, [prompt], num_completions=4, max_new_tokens=6, generator=torch.Generator().manual_seed(0))
     mask = group.tree.node >= 0
-    parameters = upper_half(policy)
+    parameters = adapter_parameters(policy, policy.text_config.num_hidden_layers // 2)
     advantages = torch.randn(mask.shape, generator=torch.Generator().manual_seed(1))
     weights = mask / 24
     credits = {"one": weights * advantages, "none": torch.zeros(mask.shape)}
@@ -148,7 +148,7 @@ def test_products_of_groups_are_those_of_their_gradients(policy):
     sets = sample_distinct(policy, [prompt] * 2, [torch.Generator().manual_seed(seed) for seed in (3, 4)], **given)
     groups = [alone, *sets]
     rewards = [torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)] * 3
-    credits = [rollouts._credit(group, reward) for group, reward in zip(groups, rewards, strict=True)]
+    credits = [rollouts.credit_of(group, reward) for group, reward in zip(groups, rewards, strict=True)]
     # RLOO: r minus the mean of the others, over K.
     torch.testing.assert_close(credits[0], torch.tensor([-0.65, -0.05, 0.7], dtype=torch.float64) / 3)
     assert [len(credit) for credit in credits] == [3, 3, 3]
@@ -166,3 +166,19 @@ def test_what_a_distinct_group_is_worth_by_hand():
     assert rollouts.worth([record(5.0, 1.0), record(3.0, 1.0)]) == 4.0
     assert rollouts.worth([record(5.0, 0.0)]) == np.inf
     assert np.isnan(rollouts.worth([record(0.0, 0.0)]))
+
+
+def test_what_a_step_is_made_of_by_hand():
+    record = {"square": [5.0, 3.0], "independent": [3.0, 1.0], "distinct": [1.5, 0.5], "completions": 8}
+    record["products"] = [[5.5, 1.0], [1.0, 3.5]]
+    # B = 4 − 1 = 3, W = 2 and 1, that of 32 completions 2/4; the signal is 1.
+    assert noise.parts(record, np.arange(2)) == {
+        "share/independent": 2 / 5,
+        "share/distinct": 1 / 4,
+        "worth": 5 / 4,
+        "worth of 32": 5 / 3.5,
+        "prompts": 5.0,
+    }
+    # A prompt that a bootstrap draws twice is no pair of prompts.
+    assert noise.parts(record, np.array([0, 0, 1]))["prompts"] == pytest.approx(13 / 3 - 1 + 7 / 3)
+    assert noise.parts(record | {"products": [[5.5, -1.0], [-1.0, 3.5]]}, np.arange(2))["prompts"] == np.inf
