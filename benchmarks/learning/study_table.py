@@ -33,11 +33,16 @@ def _print(title, rows):
 
 
 def by_method(records, stage):
-    """Sort the records of a stage by their method, in the order in which they were made."""
-    found = {}
+    """Sort the records of a stage by their method, in the order in which they were made.
+
+    A method that ran its seeds at a second rate as well has that rate behind its name.
+    """
+    found, rates = {}, {}
     for record in records:
         if record["stage"] == stage:
-            found.setdefault(record["method"], []).append(record)
+            method, rate = record["method"], record["rate"]
+            another = stage == "seeds" and rates.setdefault(method, rate) != rate
+            found.setdefault(f"{method} at {rate:g}" if another else method, []).append(record)
     return found
 
 
