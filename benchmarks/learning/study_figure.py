@@ -15,11 +15,15 @@ STRETCHES = 10  # of a run; a point is the mean of one
 
 
 def study_figure(args):
-    """Draw one SVG for a task: all methods of stage `seeds`, mean and 95 % band over seeds, on two axes."""
+    """Draw one SVG for a task: all methods of stage `seeds`, mean and 95 % band over seeds, on two axes.
+
+    The bands leave out what the seeds' prompts add to all methods alike.
+    """
     found = by_method([record for record in read(args.out) if record["task"] == args.task], "seeds")
     color = {"field": "method", "scale": {"domain": [*found], "range": COLORS[: len(found)]}, "title": None}
+    common = shared_by_methods(found)
     panels = [
-        panel([point for method, records in found.items() for point in points(method, records, cost)], color, title)
+        panel([one for name, records in found.items() for one in points(name, records, cost, common)], color, title)
         for cost, title in ((completions, "completions sampled"), (seconds, "seconds of training"))
     ]
     config = {"background": "white", "view": {"stroke": None}, "axis": {"titleFontWeight": "normal"}}
@@ -37,17 +41,39 @@ def seconds(record):
     return record["seconds"]
 
 
-def points(method, records, cost):
-    """Compute a method's curve: at what cost so far, the median over seeds, which mean reward, with its band."""
-    at, curves = [], []
-    for record in records:
-        width = max(1, record["steps"] // STRETCHES)
-        spent = [*itertools.accumulate(cost(record))]
-        ends = range(width, record["steps"] + 1, width)
-        at.append([spent[end - 1] for end in ends])
-        curves.append({end: statistics.fmean(record["rewards"][end - width : end]) for end in ends})
-    over_seeds = band(curves)
-    costs = [statistics.median(one) for one in zip(*at, strict=True)]
+def stretches(record):
+    """Compute the mean reward of each tenth of a run, by the step that ends it."""
+    width = max(1, record["steps"] // STRETCHES)
+    ends = range(width, record["steps"] + 1, width)
+    return {end: statistics.fmean(record["rewards"][end - width : end]) for end in ends}
+
+
+def shared_by_methods(found):
+    """Compute how far each seed's prompts lift all methods alike: seed → step → reward above the mean of the seeds.
+
+    All methods of a seed see the same prompts. So what their curves have in common says how hard those are, and a band
+    that contained it would hide the differences between methods. Only seeds that every method has are returned.
+    """
+    runs = [{record["seed"]: stretches(record) for record in records} for records in found.values()]
+    seeds = set.intersection(*(set(one) for one in runs))
+    mean = {seed: {end: statistics.fmean(one[seed][end] for one in runs) for end in runs[0][seed]} for seed in seeds}
+    return {
+        seed: {end: value - statistics.fmean(one[end] for one in mean.values()) for end, value in mine.items()}
+        for seed, mine in mean.items()
+    }
+
+
+def points(method, records, cost, common):
+    """Compute a method's curve: at what cost so far, the median over seeds, which mean reward, with its band.
+
+    `common` is what the prompts of each seed add to every method; runs of other seeds are left out.
+    """
+    records = [record for record in records if record["seed"] in common]
+    curves = [stretches(record) for record in records]
+    spent = [[*itertools.accumulate(cost(record))] for record in records]
+    costs = [statistics.median(one[end - 1] for one in spent) for end in curves[0]]
+    lifted = (common[record["seed"]] for record in records)
+    over_seeds = band([{end: one[end] - add[end] for end in one} for one, add in zip(curves, lifted, strict=True)])
     values = (over_seeds[key] for key in ("value", "low", "high"))
     return [
         {"method": method, "at": where, "reward": mean, "low": low, "high": high}

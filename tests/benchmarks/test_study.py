@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.learning.study import Job, best_rate, embed_once, plan
-from benchmarks.learning.study_figure import completions, points, seconds
+from benchmarks.learning.study_figure import completions, points, seconds, shared_by_methods
 from benchmarks.learning.study_table import study_table
 from benchmarks.records import ROOT
 from leaf.model.policy import Policy
@@ -99,12 +99,25 @@ def test_the_table_pairs_differences_by_seed(tmp_path, capsys):
 
 def test_a_curve_has_the_mean_cost_so_far_and_the_mean_reward_of_each_stretch():
     made = {"steps": 20, "sums": {"completions": 80}, "rewards": [i / 20 for i in range(20)]}
-    records = [made | {"seconds": [2.0] * 20}, made | {"seconds": [4.0] * 20}]
-    by_seconds, by_completions = (points("leaf", records, cost) for cost in (seconds, completions))
+    records = [made | {"seed": 0, "seconds": [2.0] * 20}, made | {"seed": 1, "seconds": [4.0] * 20}]
+    common = shared_by_methods({"leaf": records})
+    by_seconds, by_completions = (points("leaf", records, cost, common) for cost in (seconds, completions))
     assert [one["at"] for one in by_seconds] == [6.0 * i for i in range(1, 11)]
     assert [one["at"] for one in by_completions] == [8.0 * i for i in range(1, 11)]
     assert [one["reward"] for one in by_seconds] == pytest.approx([(i + 0.25) / 10 for i in range(10)])
     assert {one["method"] for one in by_seconds} == {"leaf"}
+
+
+def test_a_band_leaves_out_what_a_seed_adds_to_all_methods():
+    def run(seed, reward):
+        return {"seed": seed, "steps": 10, "sums": {"completions": 40}, "rewards": [reward] * 10, "seconds": [1.0] * 10}
+
+    # Seed 1 is easier by 0.4 for both; the methods differ by 0.2 in each. Seed 2 has one method alone.
+    found = {"grpo": [run(0, 0.1), run(1, 0.5), run(2, 0.9)], "leaf": [run(0, 0.3), run(1, 0.7)]}
+    common = shared_by_methods(found)
+    grpo, leaf = (points(name, records, seconds, common)[0] for name, records in found.items())
+    assert (grpo["reward"], grpo["low"], grpo["high"]) == pytest.approx((0.3, 0.3, 0.3))
+    assert (leaf["reward"], leaf["low"], leaf["high"]) == pytest.approx((0.5, 0.5, 0.5))
 
 
 def test_embedded_prompts_come_from_the_file_of_an_earlier_run(tmp_path, monkeypatch):
