@@ -21,6 +21,7 @@ from benchmarks.learning.chosen import SPLITS
 from benchmarks.recipe import task_recipe
 from benchmarks.records import RESULTS, machine, read
 from leaf.data import load
+from leaf.data.fingerprint import rows_fingerprint
 from leaf.errors import RunInterrupted
 from leaf.evaluation.predict import Decoding, predict
 from leaf.evaluation.registry import score
@@ -238,10 +239,11 @@ def embed_once(policy, rows, kept):
 
     Embedding is a third of the scoring, and the same in every run.
     """
-    names = [row["id"] for row in rows]
-    if not kept.exists() or (known := torch.load(kept, weights_only=True)).keys() != set(names):
+    mark = rows_fingerprint(rows)
+    if not kept.exists() or (known := torch.load(kept, weights_only=True))["rows"] != mark:
         made = [prompt for at in range(0, len(rows), 48) for prompt in Policy.embed(policy, rows[at : at + 48])]
-        known = {name: (one.embeddings, one.is_audio) for name, one in zip(names, made, strict=True)}
+        known = {row["id"]: (one.embeddings, one.is_audio) for row, one in zip(rows, made, strict=True)}
+        known["rows"] = mark
         replace_file(kept, lambda path: torch.save(known, path))
     policy.embed = lambda batch: [Prompt(*known[row["id"]]) for row in batch]
 

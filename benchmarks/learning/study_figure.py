@@ -2,6 +2,7 @@
 
 import itertools
 import statistics
+import sys
 
 from vl_convert import vegalite_to_svg
 
@@ -22,6 +23,8 @@ def study_figure(args):
     found = by_method([record for record in read(args.out) if record["task"] == args.task], "seeds")
     color = {"field": "method", "scale": {"domain": [*found], "range": COLORS[: len(found)]}, "title": None}
     common = shared_by_methods(found)
+    if not common:
+        sys.exit(f"{args.out} has no seed of {args.task} that every method has run yet.")
     panels = [
         panel([one for name, records in found.items() for one in points(name, records, cost, common)], color, title)
         for cost, title in ((completions, "completions sampled"), (seconds, "seconds of training"))

@@ -23,14 +23,13 @@ def noise(args):
     policy, parameters = bench.policy.eval(), adapter_parameters(bench.policy)
     found, means = [], []
     for index, row in bounded(bench, args.minutes):
-        prompt, one = bench.embedded(row), {}
+        prompt, vectors = bench.embedded(row), {}
         for kind, draw in DRAW.items():
             groups = draw(bench, prompt, index, args.completions, args.groups)
-            vectors = torch.stack([_gradient(bench, policy, parameters, row, prompt, group) for group in groups])
-            one[kind] = float(vectors.var(0).sum())
-        one["square"] = mean_square(vectors)  # of the distinct groups, which are the last and know it best
-        means.append(vectors.mean(0))
-        found.append(one)
+            vectors[kind] = torch.stack([_gradient(bench, policy, parameters, row, prompt, group) for group in groups])
+        best = vectors["distinct"]  # both kinds have the same mean, and this one's error is smaller
+        means.append(best.mean(0))
+        found.append({"square": mean_square(best)} | {kind: float(vectors[kind].var(0).sum()) for kind in KINDS})
     stacked = torch.stack(means)
     record = {name: short([one[name] for one in found]) for name in ("square", *KINDS)}
     record["products"] = [short(line) for line in stacked @ stacked.T]
@@ -56,16 +55,15 @@ def noise_table(args):
     )
     print("|---|---|---|---|---|---|---|")
     for record in read(file_of("noise")):
-        count = len(record["square"])
+        names = ("share/independent", "share/distinct", "worth", "worth of 32", "prompts")
+        cells = " | ".join(_interval(record, name) for name in names)
+        print(f"| {record['task']}, {record['checkpoint']} | {len(record['square'])} | {cells} |")
 
-        def of(name, record=record, count=count):
-            return " ".join(
-                f"{value:.2f}" if i == 0 else f"({value:.2f} to" if i == 1 else f"{value:.2f})"
-                for i, value in enumerate(bootstrap(lambda chosen: parts(record, chosen)[name], count))
-            )
 
-        cells = (of("share/independent"), of("share/distinct"), of("worth"), of("worth of 32"), of("prompts"))
-        print(f"| {record['task']}, {record['checkpoint']} | {count} | {' | '.join(cells)} |")
+def _interval(record, name):
+    """Write one part with its bootstrap interval over prompts."""
+    middle, low, high = bootstrap(lambda chosen: parts(record, chosen)[name], len(record["square"]))
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def parts(record, chosen):
@@ -74,7 +72,7 @@ def parts(record, chosen):
     Returns:
         share/KIND: W / (B + W). worth: (B + W) of independent groups over that of distinct ones, how many times the
         prompts a step of independent groups would need to be as exact as one of distinct groups. worth of 32: the same
-        for independent groups of 32 completions, whose W is K/32 of that of K. prompts: how many prompts of
+        for independent groups of 32 completions, taking their W to be K/32 of that of K. prompts: how many prompts of
         independent groups a step needs for its noise to be as great as its signal.
     """
     square = np.array(record["square"])[chosen].mean()
