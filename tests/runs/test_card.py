@@ -19,7 +19,7 @@ from leaf.runs.card import hub_name, shareable
 from leaf.runs.directory import RunDirectory
 from leaf.runs.pushing import path_of_base, push_run
 from tests.helpers.hub_server import hub_server
-from tests.train.test_trainer import recipe, trainer
+from tests.helpers.training import recipe, trainer
 
 
 @pytest.fixture(scope="module")

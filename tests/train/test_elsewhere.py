@@ -18,7 +18,7 @@ from leaf.train.elsewhere import Agreement
 from leaf.train.making import parts_from_model
 from tests.helpers import tiny
 from tests.helpers.elsewhere import Behind, Elsewhere, Leaving
-from tests.train.test_trainer import lines, recipe, without_times
+from tests.helpers.training import lines, recipe, without_times
 
 
 def length_reward(completions, **columns):

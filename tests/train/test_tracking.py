@@ -16,7 +16,7 @@ from leaf.model.policy import Policy
 from leaf.rewards.total import Rewards
 from leaf.train.tracking import TRL_NAMES, _options, flat
 from tests.helpers import tiny
-from tests.train.test_trainer import length_reward, lines, recipe, trainer
+from tests.helpers.training import length_reward, lines, recipe, trainer
 
 
 class Recorder(GeneralTracker):

@@ -1,5 +1,5 @@
-import json
-import math
+"""The trainer: what it makes of a run, what it takes and refuses, and what it records."""
+
 import shutil
 import statistics
 from dataclasses import replace
@@ -11,66 +11,17 @@ import torch
 
 from leaf import LeafTrainer, RLTrainer
 from leaf.config import LeafConfig
-from leaf.credit import BATCH_RULES, CREDIT_RULES, SURROGATES, PrefixTree, credit_rule
+from leaf.credit import BATCH_RULES, CREDIT_RULES, PrefixTree, credit_rule
 from leaf.errors import ConfigError, DataError, RewardError, RunError
-from leaf.model import kept as kept_prompts
-from leaf.model.decoding import PathDecoder
 from leaf.model.draws import step_generator
-from leaf.model.kept import taken
 from leaf.model.policy import Policy
 from leaf.model.sampler import LocalSampler
 from leaf.model.words import words_of
 from leaf.rewards.total import Rewards
-from leaf.train import update
 from leaf.train.making import parts_from_model
 from leaf.train.rollout import rollout
-from leaf.train.scoring import reference_log_probs
-from leaf.train.update import add_gradient, update_record, weights_over_all
 from tests.helpers import tiny
-
-
-def length_reward(completions, **columns):
-    """Something that differs between random completions."""
-    return [len(text) / 20 for text in completions]
-
-
-def recipe(tmp_path, **changes):
-    values = {
-        "output_dir": str(tmp_path / "run"),
-        "max_steps": 3,
-        "prompts_per_rollout": 2,
-        "num_completions": 4,
-        "max_new_tokens": 6,
-        "learning_rate": 1e-2,
-        "lora_r": 4,
-        "lora_alpha": 8,
-        "lora_dropout": 0.0,
-        "eval_every": 2,
-        "save_every": 1,
-        "record_every": 1,
-        "device": "cpu",
-        "eval_items": 2,
-    }
-    return LeafConfig(**(values | changes))
-
-
-def trainer(config, seed=0, **options) -> Any:
-    model, processor = tiny.tiny_model()
-    rows = tiny.rows(5)
-    options = {"reward_funcs": [length_reward], "train_dataset": rows, "eval_dataset": rows[:2]} | options
-    return LeafTrainer(model, args=config, processing_class=processor, say=lambda line: None, **options)
-
-
-def lines(path, name):
-    return [json.loads(line) for line in (path / name).read_text().splitlines()]
-
-
-def weights(directory):
-    return peft.utils.load_peft_weights(str(directory))
-
-
-def without_times(records):
-    return [{k: v for k, v in record.items() if not k.startswith(("seconds", "memory"))} for record in records]
+from tests.helpers.training import length_reward, lines, recipe, trainer, weights, without_times
 
 
 @pytest.mark.parametrize("credit", [*CREDIT_RULES, *BATCH_RULES])
@@ -128,50 +79,6 @@ def test_resume_equals_uninterrupted(tmp_path):
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-def test_small_updates_and_off_policy_passes(tmp_path):
-    config = recipe(tmp_path, completions_per_update=3, passes_per_rollout=2, max_steps=2)
-    leaf_trainer = trainer(config)
-    assert leaf_trainer.updates_per_rollout == 6  # 8 completions in parts of 3, twice
-    assert not leaf_trainer.on_policy
-    run = leaf_trainer.train()
-    metrics = lines(run.path, "metrics.jsonl")
-    assert metrics[0]["ratio_max"] > 1.0
-    assert "seconds/old" in metrics[0]
-
-
-@pytest.mark.parametrize("parts", [{}, {"completions_per_update": 3, "passes_per_rollout": 2}], ids=["one", "six"])
-def test_layers_below_the_adapter_run_once_per_rollout_and_training_stays_the_same(tmp_path, parts):
-    lora = peft.LoraConfig(r=4, lora_alpha=8, layers_to_transform=[1])
-    found: list[dict[str, torch.Tensor]] = []
-    for shares in (True, False):
-        one = trainer(recipe(tmp_path, kl_coef=0.1, **parts), peft_config=lora)
-        one.policy.shares_below = shares
-        rollout = one.rollout(1)
-        assert (rollout.groups[0].entry.states is not None) == shares
-        calls: list[Any] = []
-        one.policy.language_model.layers[0].mlp.register_forward_hook(lambda *given, calls=calls: calls.append(given))
-        one.update(rollout)
-        assert bool(calls) != shares
-        found.append({name: value.detach() for name, value in one.trained.items()})
-    for name, value in found[0].items():
-        assert torch.allclose(value, found[1][name], atol=1e-5), name
-
-
-def test_losses_differ_once_the_policy_has_moved_and_not_before(tmp_path):
-    def adapter(name, **changes):
-        run = trainer(recipe(tmp_path / name, learning_rate=1e-2, max_steps=1, eval_every=0, **changes)).train()
-        return torch.cat([value.flatten() for value in weights(run.path / "last").values()])
-
-    def trained(name, **changes):
-        return adapter(f"{name}-{len(changes)}", loss=name, **changes)
-
-    on_policy = [trained(name) for name in SURROGATES]
-    assert all(torch.allclose(on_policy[0], other, atol=1e-6) for other in on_policy[1:])
-    off_policy = [trained(name, completions_per_update=2, passes_per_rollout=3) for name in SURROGATES]
-    for i, one in enumerate(off_policy):
-        assert all(not torch.allclose(one, other, atol=1e-4) for other in off_policy[i + 1 :])
-
-
 def test_credit_by_words_is_a_key(tmp_path):
     by_words = trainer(recipe(tmp_path, tree_key="words", credit="tempo")).rollout(1)
     tokenizer = tiny.tiny_model()[1].tokenizer
@@ -191,93 +98,6 @@ def test_only_the_most_uncertain_tokens_are_credited(tmp_path):
     assert 0 < int((credited != 0).sum()) <= -(-tokens // 4)
     for one, whole in zip(some.advantages, plain.advantages, strict=True):
         assert torch.equal(one[one != 0], whole[one != 0])
-
-
-@pytest.mark.parametrize("betas", [[0.9], [0.9, 1.0], [-0.1, 0.9]])
-def test_betas_of_adam_are_two_numbers_below_one(tmp_path, betas):
-    with pytest.raises(ConfigError, match="two numbers of at least 0 and below 1"):
-        trainer(recipe(tmp_path, adam_betas=betas))
-
-
-def test_one_update_with_all_completions_is_on_policy_however_it_is_asked_for(tmp_path):
-    runs = []
-    for name, size in (("none", None), ("equal", 8), ("more", 9)):
-        config = recipe(tmp_path, output_dir=str(tmp_path / name), completions_per_update=size, max_steps=2)
-        one = trainer(config)
-        assert (one.updates_per_rollout, one.on_policy) == (1, True)
-        runs.append(without_times(lines(one.train().path, "metrics.jsonl")))
-    assert runs[0] == runs[1] == runs[2]
-
-
-def test_what_is_recorded_of_a_rollout_leaves_skipped_updates_out():
-    updates = [
-        ({"loss": 1.0, "ratio_max": 1.5}, True),
-        ({"loss": math.nan, "ratio_max": 9.0}, False),
-        ({"loss": 2.0, "ratio_max": 1.25}, True),
-    ]
-    assert update_record(updates) == {"kl": None, "loss": 1.5, "ratio_max": 1.5, "skipped_steps": 1}
-    assert update_record(updates[1:2]) == {"kl": None, "loss": None, "ratio_max": None, "skipped_steps": 1}
-    assert update_record([({"kl": 0.25}, True), ({"kl": 0.75}, True)]) == {"kl": 0.5, "skipped_steps": 0}
-
-
-def test_ratio_max_is_the_largest_of_all_updates(tmp_path):
-    one = trainer(recipe(tmp_path, completions_per_update=3, passes_per_rollout=2))
-    step, seen = one._optimizer_step, []
-
-    def watched(part, count):
-        stats, taken = step(part, count)
-        seen.append(stats["ratio_max"])
-        return stats, taken
-
-    one._optimizer_step = watched
-    assert one.update(one.rollout(1))["ratio_max"] == max(seen) > min(seen)
-
-
-def test_without_a_reference_there_is_no_divergence(tmp_path):
-    said = []
-    one = trainer(recipe(tmp_path, kl_coef=0.0, max_steps=1, eval_every=0))
-    one.say = said.append
-    (record,) = lines(one.train().path, "metrics.jsonl")
-    assert record["kl"] is None
-    assert "seconds/reference" not in record
-    assert any("kl none" in line for line in said)
-
-
-def test_on_policy_gradient_equals_that_with_stored_old_log_probs(tmp_path, monkeypatch):
-    """Leaving out the old forward changes nothing; nor do micro-batches."""
-    gradients = []
-    for name, on_policy, budget in (("a", True, 4096), ("b", False, 4096), ("c", True, 1)):
-        one = trainer(recipe(tmp_path, output_dir=str(tmp_path / name), token_budget=budget))
-        one.on_policy = on_policy
-        seen, clip = {}, torch.nn.utils.clip_grad_norm_
-
-        def look(parameters, norm, one=one, seen=seen, clip=clip):
-            seen.update({n: p.grad.clone() for n, p in one.policy.named_parameters() if p.requires_grad})
-            return clip(parameters, norm)
-
-        rollout = one.rollout(1)
-        assert (rollout.old_log_probs is None) == on_policy
-        monkeypatch.setattr("leaf.train.update.clip_grad_norm_", look)
-        one.update(rollout)
-        gradients.append(seen)
-    for other in gradients[1:]:
-        for name, value in gradients[0].items():
-            assert torch.allclose(value, other[name], rtol=1e-3, atol=1e-6), name
-
-
-def test_dropout_needs_an_old_forward(tmp_path):
-    assert not trainer(recipe(tmp_path, lora_dropout=0.1)).on_policy
-
-
-@pytest.mark.parametrize("reward", [None, 0.5])
-def test_unscored_and_equal_rewards_leave_the_weights(tmp_path, reward):
-    config = recipe(tmp_path, kl_coef=0.0, max_steps=2, eval_every=0)
-    run = trainer(config, reward_funcs=[lambda completions, **_: [reward] * len(completions)]).train()
-    metrics = lines(run.path, "metrics.jsonl")
-    assert metrics[0]["reward_mean"] == reward
-    assert metrics[0]["unscored"] == (8 if reward is None else 0)
-    assert metrics[0]["grad_norm"] == 0.0
-    assert all(bool((v == 0).all()) for name, v in weights(run.path / "last").items() if "lora_B" in name)
 
 
 def test_an_own_policy_and_an_own_credit_rule(tmp_path):
@@ -319,56 +139,6 @@ def test_a_rollout_by_itself_is_that_of_the_trainer(tmp_path):
             assert torch.equal(mine, theirs)
     before = rollout(one.policy, wanted.rows, one.rule, one.rewards, one.config, draws, on_policy=False)
     assert before.old_log_probs is not None
-
-
-def test_an_update_that_goes_on_from_the_sampled_prompts_learns_the_same(tmp_path, monkeypatch):
-    runs, used = {}, []
-    with monkeypatch.context() as patch:
-        patch.setattr(update, "finish", lambda kept: used.append(len(kept)) or kept_prompts.finish(kept))
-        for name, budget in (("kept", 512), ("again", 80)):  # 80 tokens are a prompt with its nodes, not two prompts
-            runs[name] = trainer(recipe(tmp_path, output_dir=str(tmp_path / name), token_budget=budget)).train()
-    assert used == [2, 2, 2, 0, 0, 0]
-    kept, again = (without_times(lines(run.path, "metrics.jsonl")) for run in runs.values())
-    for mine, theirs in zip(kept, again, strict=True):
-        assert mine.pop("token_budget") != theirs.pop("token_budget")
-        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6)
-
-
-@pytest.mark.parametrize("fails", ["score", "finish"])
-def test_an_update_whose_prompts_are_lost_runs_them_again(tmp_path, monkeypatch, fails):
-    def never(*given):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    one = trainer(recipe(tmp_path, max_steps=1))
-    one.start()
-    gradients = {}
-    for lost in (False, True):
-        made = one.rollout(1)
-        assert all(group.kept is not None for group in made.groups)
-        masks = [group.tree.node >= 0 for group in made.groups]
-        weights = weights_over_all(masks, made.shares, one.config, one.processes)
-        one.policy.zero_grad()
-        if lost:
-            with monkeypatch.context() as patch:
-                patch.setattr(update, fails, never)
-                with pytest.raises(torch.OutOfMemoryError):
-                    add_gradient(one.policy, made, masks, weights, one.config)
-            assert not any(group.kept.sources for group in made.groups)
-            one.policy.zero_grad()
-        add_gradient(one.policy, made, masks, weights, one.config)
-        gradients[lost] = [p.grad.clone() for p in one.parameters]
-    for mine, theirs in zip(gradients[True], gradients[False], strict=True):
-        assert torch.allclose(mine, theirs, atol=1e-6, rtol=1e-4)
-
-
-def test_prompts_that_other_weights_ran_are_run_again(tmp_path):
-    one = trainer(recipe(tmp_path, max_steps=1))
-    one.start()
-    groups = one.rollout(1).groups
-    with torch.no_grad():
-        one.parameters[0].mul_(1.01)
-    with taken(one.policy, [(group.kept, group.tree) for group in groups]) as kept:
-        assert kept is None
 
 
 def test_refusals(tmp_path):
@@ -538,119 +308,6 @@ def test_rows_may_differ_in_columns_that_no_reward_needs(tmp_path):
 
     config = recipe(tmp_path, output_dir=str(tmp_path / "lazy"), max_steps=1)
     trainer(config, reward_funcs=[given_none], train_dataset=Lazy()).train()
-
-
-def test_groups_without_a_single_token_teach_nothing(tmp_path):
-    """Beside a normal group the update is that group's alone; by themselves they leave loss and gradient at zero."""
-    one = trainer(recipe(tmp_path))
-    rollout = one.rollout(1)
-    width = rollout.groups[1].tokens.shape[1]
-    for empty in (0, width):  # no tokens at all, or padding alone
-        nothing = torch.zeros(4, empty)
-        group = replace(
-            rollout.groups[0], tokens=nothing.long(), lengths=torch.zeros(4, dtype=torch.long), surprisal=nothing
-        )
-        advantages = one.rule(group.tree, rollout.rewards[0], surprisal=nothing).float()
-        assert advantages.shape == nothing.shape
-        assert not bool(advantages.any())
-        mixed = replace(
-            rollout,
-            groups=[group, rollout.groups[1]],
-            advantages=[advantages, rollout.advantages[1]],
-            ref_log_probs=reference_log_probs(one.policy, [group, rollout.groups[1]]),
-        )
-        found = []
-        for positions in ([1], [0, 1], [0]):
-            names = ("rows", "groups", "rewards", "advantages", "shares", "ref_log_probs", "positions")
-            part = replace(mixed, **{name: [getattr(mixed, name)[i] for i in positions] for name in names})
-            one.optimizer.zero_grad()
-            masks = [group.tree.node >= 0 for group in part.groups]
-            weights = weights_over_all(masks, part.shares, one.config, one.processes)
-            sums = add_gradient(one.policy, part, masks, weights, one.config)
-            assert all(math.isfinite(value) for value in sums.values())
-            found.append((sums["loss"], [torch.zeros(1) if p.grad is None else p.grad.clone() for p in one.parameters]))
-        (alone, wanted), (both, got), (only, none) = found
-        assert both == pytest.approx(alone, abs=1e-6)
-        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, wanted, strict=True))
-        assert only == 0.0
-        assert not any(bool(gradient.any()) for gradient in none)
-        twice = {name: [getattr(mixed, name)[0]] * 2 for name in ("groups", "advantages", "ref_log_probs")}
-        assert one.update(replace(mixed, **twice))["skipped_steps"] == 0
-
-
-def test_running_out_of_memory_halves_the_budget_and_loses_no_step(tmp_path, monkeypatch):
-    """Forwards above a limit fail as CUDA's do; the run goes on in smaller ones and learns the same."""
-    wanted = trainer(recipe(tmp_path, output_dir=str(tmp_path / "free"), token_budget=4096, seed=1)).train()
-    config = recipe(tmp_path, output_dir=str(tmp_path / "tight"), token_budget=4096, seed=1)
-    tight = trainer(config)
-    decode, limit = tight.policy.decode, 100
-    failed = []
-
-    def small(embeddings, **arguments):
-        if embeddings.shape[0] * embeddings.shape[1] > limit and torch.is_grad_enabled():
-            failed.append(embeddings.shape[0])
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return decode(embeddings, **arguments)
-
-    monkeypatch.setattr(tight.policy, "decode", small)
-    run = tight.train()
-    assert failed
-    budgets = [record["token_budget"] for record in lines(run.path, "metrics.jsonl")]
-    assert budgets == sorted(budgets, reverse=True)
-    assert budgets[-1] < 4096
-    got, whole = lines(run.path, "metrics.jsonl"), lines(wanted.path, "metrics.jsonl")
-    assert [record["step"] for record in got] == [1, 2, 3]
-    assert (tmp_path / "tight" / "last" / "adapter_model.safetensors").is_file()
-    # AdamW's first steps are signs of gradients, so weights near zero may part; what was learned from may not.
-    for key in ("grad_norm", "reward_mean", "packed_tokens"):
-        assert got[0][key] == pytest.approx(whole[0][key], rel=1e-4), key
-
-
-def test_memory_too_small_for_one_prompt_is_said_in_one_sentence(tmp_path, monkeypatch):
-    poor = trainer(recipe(tmp_path))
-    start = poor.start()
-    rollout = poor.rollout(start + 1)
-
-    def never(embeddings, **arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(poor.policy, "decode", never)
-    with pytest.raises(RunError, match=r"completions of a single prompt were sampled\. Use fewer num_completions"):
-        poor.rollout(start + 1)
-    with pytest.raises(RunError, match=r"Memory ran out even at 64 tokens a forward.*gradient_checkpointing: true"):
-        poor.update(rollout)
-
-
-def test_running_out_of_memory_while_sampling_leaves_the_token_budget_and_is_kept(tmp_path, monkeypatch):
-    """In a rollout and in a validation; a resumed run goes on with what fitted."""
-    first = trainer(recipe(tmp_path, max_steps=2, token_budget=512))
-    first.policy.rows_at_once, first.policy.keeps_prompts = 3, False
-    start = PathDecoder.start
-
-    def small(self):
-        if len(self.prompts) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return start(self)
-
-    monkeypatch.setattr(PathDecoder, "start", small)
-    run = first.train()
-    assert [record["token_budget"] for record in lines(run.path, "metrics.jsonl")] == [512, 512]
-    again = trainer(recipe(tmp_path, max_steps=3, token_budget=512))
-    again.start(resume=True)
-    assert again.policy.sampled_at_once == first.policy.sampled_at_once is not None
-    assert again.policy.keeps_prompts is False
-    assert again.policy.rows_at_once == 3
-
-
-def test_the_budget_is_automatic_and_a_resumed_run_keeps_its_own(tmp_path):
-    first = trainer(recipe(tmp_path, max_steps=2))
-    assert 64 <= first.policy.token_budget <= 2048
-    first.policy.token_budget = 77
-    first.train()
-    again = trainer(recipe(tmp_path, max_steps=3))
-    again.start(resume=True)
-    assert again.policy.token_budget == 77
-    assert trainer(recipe(tmp_path, token_budget=333)).policy.token_budget == 333
 
 
 class Noted(LocalSampler):

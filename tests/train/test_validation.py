@@ -16,7 +16,7 @@ from leaf.rewards.total import Rewards
 from leaf.train.recipe import check_recipe, check_targets
 from leaf.train.validation import plan_validation
 from tests.helpers import tiny
-from tests.train.test_trainer import length_reward, lines, recipe, trainer
+from tests.helpers.training import length_reward, lines, recipe, trainer
 
 
 def brief(completions, **columns):
