@@ -242,10 +242,10 @@ def embed_once(policy, rows, kept):
     mark = rows_fingerprint(rows)
     if not kept.exists() or (known := torch.load(kept, weights_only=True))["rows"] != mark:
         made = [prompt for at in range(0, len(rows), 48) for prompt in Policy.embed(policy, rows[at : at + 48])]
-        known = {row["id"]: (one.embeddings, one.is_audio) for row, one in zip(rows, made, strict=True)}
-        known["rows"] = mark
+        prompts = {row["id"]: (one.embeddings, one.is_audio) for row, one in zip(rows, made, strict=True)}
+        known = {"rows": mark, "prompts": prompts}
         replace_file(kept, lambda path: torch.save(known, path))
-    policy.embed = lambda batch: [Prompt(*known[row["id"]]) for row in batch]
+    policy.embed = lambda batch: [Prompt(*known["prompts"][row["id"]]) for row in batch]
 
 
 def scored(policy, config, task, rows):

@@ -32,9 +32,9 @@ def noise(args):
         found.append({"square": mean_square(best)} | {kind: float(vectors[kind].var(0).sum()) for kind in KINDS})
     stacked = torch.stack(means)
     record = {name: short([one[name] for one in found]) for name in ("square", *KINDS)}
-    record["products"] = [short(line) for line in stacked @ stacked.T]
+    products = [short(line) for line in stacked @ stacked.T]
     facts = {**bench.facts, "completions": args.completions, "groups": args.groups}
-    append_row(file_of("noise"), facts | record)
+    append_row(file_of("noise"), facts | record | {"products": products})
 
 
 def _gradient(bench, policy, parameters, row, prompt, group):

@@ -1,5 +1,5 @@
-// Browsers start no worker from a file:// page, so search would not work in a folder. There, and only there, the worker's
-// script runs in a hidden frame instead. The theme asks for a script of this name; this one is the project's own.
+// Browsers start no worker from a file:// page, so search would not work in a folder. There, and only there, the
+// worker's script runs in a hidden frame instead. The theme asks for a script of this name, which the project wrote.
 if (location.protocol === "file:") {
   window.IFrameWorker = class extends EventTarget {
     constructor(url) {
