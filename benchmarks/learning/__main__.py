@@ -113,6 +113,7 @@ def add_study(commands):
             continue
         if command is study_figure:
             one.add_argument("--task", choices=TASKS, default=TASKS[0])
+            one.add_argument("--steps", type=int, default=100, help="length of the runs that are drawn")
             one.add_argument("--svg", type=Path, required=True)
             continue
         one.add_argument("--threads", type=int, default=1)

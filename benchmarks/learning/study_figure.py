@@ -20,11 +20,12 @@ def study_figure(args):
 
     The bands leave out what the seeds' prompts add to all methods alike.
     """
-    found = by_method([record for record in read(args.out) if record["task"] == args.task], "seeds")
+    records = [record for record in read(args.out) if (record["task"], record["steps"]) == (args.task, args.steps)]
+    found = by_method(records, "seeds")
     color = {"field": "method", "scale": {"domain": [*found], "range": COLORS[: len(found)]}, "title": None}
     common = shared_by_methods(found)
     if not common:
-        sys.exit(f"{args.out} has no seed of {args.task} that every method has run yet.")
+        sys.exit(f"{args.out} has no seed of {args.task} with {args.steps} steps that every method has run yet.")
     panels = [
         panel([one for name, records in found.items() for one in points(name, records, cost, common)], color, title)
         for cost, title in ((completions, "completions sampled"), (seconds, "seconds of training"))

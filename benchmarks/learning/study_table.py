@@ -35,14 +35,18 @@ def _print(title, rows):
 def by_method(records, stage):
     """Sort the records of a stage by their method, in the order in which they were made.
 
-    A method that ran its seeds at a second rate as well has that rate behind its name.
+    A method that ran its seeds at a second rate as well, or for another number of steps than the first record, has that
+    behind its name.
     """
     found, rates = {}, {}
-    for record in records:
-        if record["stage"] == stage:
-            method, rate = record["method"], record["rate"]
-            another = stage == "seeds" and rates.setdefault(method, rate) != rate
-            found.setdefault(f"{method} at {rate:g}" if another else method, []).append(record)
+    mine = [record for record in records if record["stage"] == stage]
+    for record in mine:
+        name, rate = record["method"], record["rate"]
+        if stage == "seeds" and rates.setdefault(name, rate) != rate:
+            name += f" at {rate:g}"
+        if record["steps"] != mine[0]["steps"]:
+            name += f", {record['steps']} steps"
+        found.setdefault(name, []).append(record)
     return found
 
 
