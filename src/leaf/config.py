@@ -130,6 +130,9 @@ class LoraFields:
     lora_layers: list[str] | None = _adapter(
         None, "linear layers of the language model that get an adapter, e.g. q_proj; default all of attention and MLP"
     )
+    layers_to_transform: list[int] | None = _adapter(
+        None, "numbers of the decoder's layers that get an adapter, from 0; upper ones alone save time; default all"
+    )
 
 
 @dataclass

@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from leaf.config import LeafConfig
 from leaf.errors import LeafError, ModelError
 from leaf.model.checks import check_policy
+from leaf.model.from_recipe import recipe_lora
 from leaf.model.merging import write_merged
 from leaf.model.policy import Policy
 from leaf.model.sampling import sample
@@ -108,6 +110,13 @@ TAKEN = {
     "task": {"task_type": "CAUSAL_LM"},
     "expression": {"target_modules": ".*q_proj"},
 }
+
+
+def test_a_recipe_chooses_the_layers_that_get_an_adapter():
+    policy = Policy.wrap(*tiny.tiny_model(), lora=recipe_lora(LeafConfig(layers_to_transform=[1])))
+    trained = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert all(".language_model.layers.1." in name for name in trained)
 
 
 @pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed")

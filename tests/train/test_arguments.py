@@ -114,11 +114,14 @@ def test_lora_settings_are_those_of_the_adapter():
     plain = peft.LoraConfig(
         r=4, lora_alpha=6, lora_dropout=0.1, target_modules=["v_proj", "q_proj"], task_type="CAUSAL_LM"
     )
-    fields = {"lora_r": 4, "lora_alpha": 6, "lora_dropout": 0.1}
+    fields = {"lora_r": 4, "lora_alpha": 6, "lora_dropout": 0.1, "layers_to_transform": None}
     assert recorded(lora=plain, from_recipe=True) == (fields | {"lora_layers": ["q_proj", "v_proj"]}, {})
     for whole in (peft.LoraConfig(r=4), peft.LoraConfig(r=4, target_modules="all-linear")):
         found = recorded(lora=whole, from_recipe=True)
         assert (found.recipe["lora_layers"], found.script) == (None, {})
+    for given, kept in ((1, [1]), ([0, 1], [0, 1])):
+        found = recorded(lora=peft.LoraConfig(r=4, layers_to_transform=given), from_recipe=True)
+        assert (found.recipe["layers_to_transform"], found.script) == (kept, {})
     own = Policy.wrap(*tiny.tiny_model(), lora=peft.LoraConfig(r=4))
     for found in (
         recorded(lora=peft.LoraConfig(r=4, target_modules=".*_proj")),

@@ -21,6 +21,7 @@ def recipe_lora(config: LoraFields) -> peft.LoraConfig:
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=config.lora_layers,
+        layers_to_transform=config.layers_to_transform,
     )
 
 

@@ -132,15 +132,17 @@ def _adapter(model: Any) -> peft.LoraConfig | None:
 
 def _lora(lora: peft.LoraConfig) -> dict[str, Any]:
     """Turn a peft configuration into a recipe's LoRA fields."""
-    layers = lora.target_modules
+    layers, numbers = lora.target_modules, lora.layers_to_transform
     return {
         "lora_r": lora.r,
         "lora_alpha": lora.lora_alpha,
         "lora_dropout": lora.lora_dropout,
         # A text is a pattern, or "all-linear", which is what a recipe without layers means too (see `Policy.wrap`).
         "lora_layers": None if layers is None or isinstance(layers, str) else sorted(layers),
+        "layers_to_transform": [numbers] if isinstance(numbers, int) else numbers,
     }
 
 
 def _others(lora: peft.LoraConfig) -> dict[str, Any]:
-    return {key: value for key, value in lora.to_dict().items() if key not in _NOTES | {"target_modules"}}
+    apart = _NOTES | {"target_modules", "layers_to_transform"}
+    return {key: value for key, value in lora.to_dict().items() if key not in apart}
