@@ -64,7 +64,7 @@ def _decoded(path: Path, what: str) -> str:
     try:
         data = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        raise DataError(f"The {what} {path} cannot be read: {error}.") from error
+        raise DataError(f"The {what} {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
