@@ -15,7 +15,7 @@ from benchmarks.credit_lab.arms import Groups
 from benchmarks.credit_lab.language import END, MOST, START, rewards
 from benchmarks.credit_lab.policies import Policies, serve
 from leaf.credit import SetDraw
-from leaf.model.distinct import Children, gumbel
+from leaf.model.children import Children, gumbel, noise_width
 
 _NOTHING = -math.inf
 
@@ -101,7 +101,7 @@ def _children(beams: _Beams, logp: Tensor, draws: torch.Generator) -> tuple[Tens
     has ended is its own only child.
     """
     live, shape = beams.live, beams.key.shape
-    noise = gumbel((int(live.sum()), logp.shape[-1]), draws)
+    noise = gumbel((int(live.sum()), noise_width(logp.shape[-1], shape[2])), draws)
     found = Children.of(logp[live], beams.log_prob[live], beams.key[live], noise, shape[2])
 
     def slots(values: Tensor, fill: float) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from leaf.model import distinct
+from leaf.model import children, distinct
 from leaf.model.distinct import _sample, sample_distinct
 from leaf.model.policy import Policy, Prompt
 from leaf.model.scoring import score
@@ -60,8 +60,11 @@ def outcomes(logits):
     return found
 
 
-@pytest.fixture
-def draw(monkeypatch):
+@pytest.fixture(params=[128, 1, 3])
+def draw(request, monkeypatch):
+    """Draw groups with all four tokens in one block, with blocks that stay closed, and with one that is filled up."""
+    monkeypatch.setattr(children, "_BLOCK", request.param)
+
     def groups(tables, count, seeds):
         monkeypatch.setattr(distinct, "decoder", lambda policy, prompts: TableDecoder(tables))
         prompts = [Prompt(torch.zeros(1, 1), torch.zeros(1, dtype=torch.bool)) for _ in tables]

@@ -7,8 +7,8 @@ given that the greatest of them equals the parent's. So a prefix that falls out 
 that belongs in. Source: Kool, van Hoof and Welling 2019, arXiv 1903.06059, algorithm 1 and appendix B.
 
 What falls out is not lost: its probability and its greatest G are exactly those of the completions outside of the set,
-which the estimators ask for (leaf.credit.sets). Letters: P prompts, K slots of a prompt, C children kept of a beam, V
-vocabulary, T tokens, L live beams.
+which the estimators ask for (leaf.credit.sets). Letters: P prompts, K slots of a prompt, V vocabulary, T tokens, L live
+beams.
 """
 
 import math
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from leaf.credit.sets import SetDraw
 from leaf.model.attention import refuse_long
+from leaf.model.children import Children, gumbel, noise_width
 from leaf.model.decoding import decoder
 from leaf.model.policy import Policy, Prompt
 from leaf.model.sampling import Group, in_batches
@@ -179,34 +180,6 @@ def _grow(beams: _Beams, logits: Tensor, generators: Sequence[torch.Generator], 
     return row.gather(1, parent)[new], new_token[new]
 
 
-@dataclass(frozen=True)
-class Children:
-    """The C greatest children of each live beam (L, C), and what the others come to."""
-
-    key: Tensor  # (L, C) G
-    log_prob: Tensor  # (L, C) φ
-    token: Tensor  # (L, C)
-    log_rest: Tensor  # (L,) log-probability of all other children
-    threshold: Tensor  # (L,) the greatest G among them
-
-    @classmethod
-    def of(cls, logits: Tensor, log_prob: Tensor, key: Tensor, noise: Tensor, slots: int) -> "Children":
-        """Draw the children's Gumbels given that their greatest equals the parent's `key` (L,)."""
-        conditional = logits.log_softmax(-1).double()  # (L, V)
-        perturbed = log_prob[:, None] + conditional + noise
-        top = perturbed.topk(min(slots + 1, perturbed.shape[1]), dim=1)
-        # The truncated Gumbel of the paper's appendix B.3, in the form that loses no digits:
-        # G = G_parent − max(0, v) − log(1 + e^{−|v|}),  v = G_parent − G̃ + log(1 − e^{G̃ − max G̃}).
-        below = top.values - top.values[:, :1]
-        v = key[:, None] - top.values + (-torch.expm1(below)).log()
-        drawn = key[:, None] - v.clamp_min(0.0) - torch.log1p((-v.abs()).exp())
-        drawn = torch.where(top.values > _NOTHING, drawn, _NOTHING)
-        token, keys = top.indices[:, :slots], drawn[:, :slots]
-        others = conditional.scatter(1, token, _NOTHING).logsumexp(1)
-        more = drawn[:, slots] if drawn.shape[1] > slots else torch.full_like(key, _NOTHING)
-        return cls(keys, log_prob[:, None] + conditional.gather(1, token), token, log_prob + others, more)
-
-
 def _drop(
     beams: _Beams, key: Tensor, log_prob: Tensor, chosen: Tensor, children: Children, of: tuple[Tensor, Tensor]
 ) -> None:
@@ -224,15 +197,10 @@ def _drop(
 
 
 def _noise(live: Tensor, logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draw a Gumbel for every child (L, V); a prompt's come from its own generator, in order of its live beams."""
-    counts = live.sum(1).tolist()
-    drawn = [gumbel((n, logits.shape[1]), one) for n, one in zip(counts, generators, strict=True) if n]
+    """Draw the Gumbels of all children; a prompt's come from its own generator, in order of its live beams."""
+    counts, width = live.sum(1).tolist(), noise_width(logits.shape[1], live.shape[1])
+    drawn = [gumbel((n, width), one) for n, one in zip(counts, generators, strict=True) if n]
     return torch.cat(drawn).to(logits.device)
-
-
-def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Draw standard Gumbels on the CPU, so that a draw does not depend on the device."""
-    return -torch.empty(shape, dtype=torch.float64).exponential_(generator=generator).log()
 
 
 def _group(prompt: Prompt, beams: _Beams, i: int) -> Group:
