@@ -3,6 +3,7 @@
 import peft
 import torch
 
+from leaf.model.distinct import sample_distinct
 from leaf.model.families import family_of
 from leaf.model.layer_forward import plain_forward
 from leaf.model.policy import Policy
@@ -62,11 +63,15 @@ def policy_of(case, **options):
     return Policy.wrap(model, processor, lora=lora, temperature=TEMPERATURE, **options)
 
 
-def groups_of(policy, rows, **options):
+def groups_of(policy, rows, *, distinct=False, **options):
     prompts = policy.embed(rows)
     options = {"num_completions": 5, "max_new_tokens": 9, "temperature": TEMPERATURE} | options
     for seed in range(20):  # a placeholder that a model happens to say is audio to the stock forward
-        groups = sample(policy, prompts, generator=torch.Generator().manual_seed(seed), **options)
+        draws = [torch.Generator().manual_seed(97 * seed + i) for i in range(len(rows))]
+        if distinct:
+            groups = sample_distinct(policy, prompts, draws, **options)
+        else:
+            groups = sample(policy, prompts, generator=torch.Generator().manual_seed(seed), **options)
         if not any(bool((group.tokens == policy.audio_token_id).any()) for group in groups):
             return groups
     raise AssertionError("every seed sampled the audio placeholder")

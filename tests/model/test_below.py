@@ -100,6 +100,29 @@ def test_log_probs_and_gradients_stay_those_of_the_stock_forward(case, monkeypat
     assert_same_gradients({n: p.grad for n, p in policy.named_parameters() if p.requires_grad}, wanted)
 
 
+@pytest.mark.parametrize("case", ["qwen2_audio", "voxtral"])
+def test_distinct_completions_leave_what_independent_ones_do(case):
+    """Beams fall out and change places, and what they fed follows them."""
+    policy, rows = upper(case), tiny.rows(3)
+    groups = groups_of(policy, rows, distinct=True, keep_prompts=True, keep_entries=True)
+    prompts, trees, entries = zip(*((g.prompt, g.tree, g.entry) for g in groups), strict=True)
+    assert all(len(group.lengths) == 5 for group in groups)
+    weights, stock = weighted(groups), stock_log_probs(policy, rows, groups)
+    wanted = gradient(policy, stock, weights)
+    with counted(policy) as calls:
+        scores = score(policy, prompts, trees, entries=usable(entries))
+        assert_same(scores.log_probs, stock)
+        assert_same_gradients(gradient(policy, scores.log_probs, weights), wanted)
+        with taken(policy, [(group.kept, group.tree) for group in groups]) as kept:
+            assert kept is not None
+            scores = score(policy, prompts, trees, kept, usable(entries))
+            assert_same(scores.log_probs, stock)
+            gradient(policy, scores.log_probs, weights)
+            finish(kept)
+        assert not calls
+    assert_same_gradients({n: p.grad for n, p in policy.named_parameters() if p.requires_grad}, wanted)
+
+
 @pytest.mark.parametrize("filled_by", ["sampler", "scorer"])
 def test_parts_of_a_group_and_any_micro_batches_take_what_the_whole_rollout_left(filled_by):
     policy = upper()

@@ -20,6 +20,8 @@ VOCABULARY, EOS, LIMIT = 4, 0, 3
 class TableDecoder:
     """Logits from a table by prefix, in the decoder's order of rows."""
 
+    kept, entered = (), ()
+
     def __init__(self, tables):
         self.tables = tables
 
@@ -66,7 +68,7 @@ def draw(request, monkeypatch):
     monkeypatch.setattr(children, "_BLOCK", request.param)
 
     def groups(tables, count, seeds):
-        monkeypatch.setattr(distinct, "decoder", lambda policy, prompts: TableDecoder(tables))
+        monkeypatch.setattr(distinct, "decoder", lambda *given, **kept: TableDecoder(tables))
         prompts = [Prompt(torch.zeros(1, 1), torch.zeros(1, dtype=torch.bool)) for _ in tables]
         policy: Any = SimpleNamespace(eos_token_ids=[EOS], temperature=1.0)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -165,7 +167,7 @@ def test_a_speech_model_scores_what_it_drew(layout, monkeypatch):
         assert group.draw.mass + float(group.draw.log_rest.exp()) == pytest.approx(1.0, abs=1e-5)
 
 
-def distinct_rows(policy, prompts):
+def distinct_rows(policy, prompts, **kept):
     from leaf.model.decoding import RowDecoder
 
     return RowDecoder(policy, prompts)

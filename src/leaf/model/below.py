@@ -64,6 +64,10 @@ class Trail:
     def __init__(self, completions: int, limit: int, device: torch.device):
         self.place, self.rows = torch.full((completions, limit), -1, device=device), 0
 
+    def follow(self, before: Tensor) -> None:
+        """Let every completion go on from that of the number `before` (A,); what others fed is forgotten."""
+        self.place = self.place[before]
+
     def add(self, completions: Tensor, step: int, row: Tensor, rows: int) -> None:
         """Note in which of the next generation's rows (A,) these completions (A,) feed their token of a step."""
         self.place[completions, step] = self.rows + row

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from leaf.credit.sets import SetDraw
 from leaf.model.attention import refuse_long
+from leaf.model.below import Entry, Trail
 from leaf.model.children import Children, gumbel, noise_width
 from leaf.model.decoding import decoder
+from leaf.model.kept import KeptPrompt
 from leaf.model.policy import Policy, Prompt
-from leaf.model.sampling import Group, in_batches
+from leaf.model.sampling import Group, in_batches, keeper
 
 _NOTHING = -math.inf
 
@@ -60,6 +62,8 @@ def sample_distinct(
     max_new_tokens: int,
     temperature: float = 1.0,
     token_budget: int | None = None,
+    keep_prompts: bool = False,
+    keep_entries: bool = False,
 ) -> list[Group]:
     """Sample up to `num_completions` (K) distinct completions per prompt, dropout off.
 
@@ -67,7 +71,8 @@ def sample_distinct(
     group has fewer than K completions where the policy has fewer.
 
     Args:
-        policy, prompts, num_completions, max_new_tokens, temperature, token_budget: as in `leaf.model.sampling.sample`.
+        policy, prompts, num_completions, max_new_tokens, temperature, token_budget, keep_prompts, keep_entries: as in
+            `leaf.model.sampling.sample`.
         generators: sources of randomness on the CPU, one for each prompt. What a prompt draws depends on its own alone.
 
     Returns:
@@ -80,11 +85,16 @@ def sample_distinct(
     limits = {"num_completions": num_completions, "max_new_tokens": max_new_tokens, "temperature": temperature}
     # Where memory runs out a part is drawn again, from the same state of its generators.
     states = [generator.get_state() for generator in generators]
+    kept = keeper(policy, prompts, keep_prompts=keep_prompts, keep_entries=keep_entries)
 
     def draw(part: Sequence[int]) -> list[Group]:
-        for i in part:
-            generators[i].set_state(states[i])
-        return _sample(policy, [prompts[i] for i in part], [generators[i] for i in part], **limits)
+        def attempt(keep: bool, first: int) -> list[Group]:
+            for i in part:
+                generators[i].set_state(states[i])
+            its = ([prompts[i] for i in part], [generators[i] for i in part])
+            return _sample(policy, *its, **limits, first=first, keep=keep)
+
+        return kept(attempt)
 
     behind = num_completions * max_new_tokens
     return in_batches(policy, prompts, draw, behind_prompt=behind, token_budget=token_budget)
@@ -98,22 +108,30 @@ def _sample(
     num_completions: int,
     max_new_tokens: int,
     temperature: float,
+    first: int = 0,
+    keep: bool = False,
 ) -> list[Group]:
-    """Sample one batch of prompts."""
+    """Sample one batch of prompts; `first` and `keep` say what its groups keep (leaf.model.sampling)."""
     eos = torch.tensor(policy.eos_token_ids, device=prompts[0].embeddings.device)
     scale = policy.temperature / temperature  # the decoder's logits are divided by the policy's own temperature
     beams = _roots(prompts, generators, num_completions, max_new_tokens)
-    decode = decoder(policy, prompts)
+    decode = decoder(policy, prompts, keep=keep, first=first)
+    trail = Trail(beams.key.numel(), max_new_tokens, eos.device)
     logits = decode.start().mul_(scale)
     for step in range(max_new_tokens):
-        parent, token = _grow(beams, logits, generators, step)
+        slots, parent, token = _grow(beams, logits, generators, step)
+        trail.follow(slots.flatten())
         slot = beams.live.nonzero(as_tuple=True)  # of the new beams; none of them has been held against eos yet
         beams.ended[slot] = torch.isin(token, eos)
         going = ~torch.isin(token, eos)
         if step + 1 == max_new_tokens or not bool(going.any()):
             break
+        rows = torch.arange(int(going.sum()), device=eos.device)
+        trail.add(beams.live.flatten().nonzero().squeeze(1), step, rows, len(rows))
         logits = decode.advance(parent[going], token[going]).mul_(scale)
-    return [_group(prompt, beams, i) for i, prompt in enumerate(prompts)]
+    entries = trail.entries(decode.entered, len(prompts)) or [Entry() for _ in prompts]
+    kept = decode.kept or [None] * len(prompts)
+    return [_group(prompt, beams, i, kept[i], entries[i]) for i, prompt in enumerate(prompts)]
 
 
 def _roots(prompts: Sequence[Prompt], generators: Sequence[torch.Generator], slots: int, limit: int) -> _Beams:
@@ -137,11 +155,14 @@ def _roots(prompts: Sequence[Prompt], generators: Sequence[torch.Generator], slo
     )
 
 
-def _grow(beams: _Beams, logits: Tensor, generators: Sequence[torch.Generator], step: int) -> tuple[Tensor, Tensor]:
+def _grow(
+    beams: _Beams, logits: Tensor, generators: Sequence[torch.Generator], step: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Let every live beam (L, V) have children and keep the K greatest of each prompt, ended completions among them.
 
     Returns:
-        For every beam that is now live, in order of prompt and slot: the decoder's row of its parent, and its token.
+        For every slot (P, K) the slot its beam comes from, counted over all prompts; and for every beam that is now
+        live, in order of prompt and slot, the decoder's row of its parent, and its token.
     """
     live, slots = beams.live, beams.key.shape[1]
     prompt, slot = live.nonzero(as_tuple=True)
@@ -177,7 +198,8 @@ def _grow(beams: _Beams, logits: Tensor, generators: Sequence[torch.Generator], 
     beams.surprisal[..., step] = torch.where(new, nats, beams.surprisal[..., step])
     beams.lengths = beams.lengths + new.long()
     beams.decoded = beams.decoded + new.sum(1)
-    return row.gather(1, parent)[new], new_token[new]
+    slots = parent + slots * torch.arange(len(parent), device=parent.device)[:, None]
+    return slots, row.gather(1, parent)[new], new_token[new]
 
 
 def _drop(
@@ -203,7 +225,7 @@ def _noise(live: Tensor, logits: Tensor, generators: Sequence[torch.Generator]) 
     return torch.cat(drawn).to(logits.device)
 
 
-def _group(prompt: Prompt, beams: _Beams, i: int) -> Group:
+def _group(prompt: Prompt, beams: _Beams, i: int, kept: KeptPrompt | None, entry: Entry) -> Group:
     """Take out one prompt's completions, in the order in which they were drawn: descending G."""
     order = beams.key[i].argsort(descending=True)
     order = order[beams.log_prob[i, order] > _NOTHING]
@@ -218,4 +240,6 @@ def _group(prompt: Prompt, beams: _Beams, i: int) -> Group:
         ~beams.ended[i, order].cpu(),
         draw,
         beams=int(beams.decoded[i]),
+        kept=kept,
+        entry=entry.select(order.tolist()),
     )

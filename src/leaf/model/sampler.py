@@ -106,6 +106,8 @@ class LocalSampler:
             "num_completions": drawing.num_completions,
             "max_new_tokens": drawing.max_new_tokens,
             "temperature": drawing.temperature,
+            "keep_prompts": drawing.keep_prompts,
+            "keep_entries": drawing.keep_entries,
         }
         if drawing.distinct:
             return sample_distinct(policy, prompts, _one_each(generators), **limits)
@@ -117,8 +119,6 @@ class LocalSampler:
             greedy=drawing.greedy,
             entropy=drawing.entropy,
             generator=generators,
-            keep_prompts=drawing.keep_prompts,
-            keep_entries=drawing.keep_entries,
             **limits,
         )
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,15 +144,44 @@ def sample(
     each = [greedy] * num_completions if isinstance(greedy, bool) else list(greedy)
     if len(each) != num_completions:
         raise ConfigError(f"greedy has {len(each)} values for {num_completions} completions; give one for each.")
-    keep = keep_prompts and may_keep(policy, prompts)
-    room = Room(policy, layers_below(policy, prompts) if keep_entries else 0)
+    kept = keeper(policy, prompts, keep_prompts=keep_prompts, keep_entries=keep_entries)
 
     def draw(part: Sequence[int]) -> list[Group]:
-        its = (draws[:, part], temperature, (top_p, top_k), each, entropy, room.first)
-        groups = _keeping(keep, policy, [prompts[i] for i in part], *its)
-        return [group if room.holds(group.entry) else replace(group, entry=Entry()) for group in groups]
+        its = (draws[:, part], temperature, (top_p, top_k), each, entropy)
+        return kept(lambda keep, first: _sample(policy, [prompts[i] for i in part], *its, first, keep))
 
     return in_batches(policy, prompts, draw, behind_prompt=num_completions * max_new_tokens, token_budget=token_budget)
+
+
+def keeper(
+    policy: Policy, prompts: Sequence[Prompt], *, keep_prompts: bool, keep_entries: bool
+) -> Callable[[Callable[[bool, int], list[Group]]], list[Group]]:
+    """Settle what the groups of these prompts may keep for scoring and update; the arguments are those of `sample`.
+
+    Returns:
+        A function that lets another one sample a part of the prompts. That is told whether to keep the graph of its
+        prompts, and which layer's inputs (0 for none). Where memory does not suffice for the graph, it is called again.
+    """
+    wanted = keep_prompts and may_keep(policy, prompts)
+    room = Room(policy, layers_below(policy, prompts) if keep_entries else 0)
+
+    def kept(action: Callable[[bool, int], list[Group]]) -> list[Group]:
+        groups = _without_graph_if_too_much(policy, wanted, lambda keep: action(keep, room.first))
+        return [group if room.holds(group.entry) else replace(group, entry=Entry()) for group in groups]
+
+    return kept
+
+
+def _without_graph_if_too_much(policy: Policy, wanted: bool, action: Callable[[bool], list[Group]]) -> list[Group]:
+    """Sample with the graph of the prompts, if wanted and as long as memory suffices for it."""
+    if wanted and policy.keeps_prompts:
+        try:
+            return action(True)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        policy.keeps_prompts = False
+    return action(False)
 
 
 def in_batches(
@@ -219,18 +247,6 @@ def _draws_of(generator: torch.Generator | Sequence[torch.Generator], steps: int
     if len(generator) != completions:
         raise ConfigError(f"{len(generator)} generators came for {completions} completions; give one for each.")
     return torch.cat([torch.rand(steps, 1, generator=one, dtype=torch.float64) for one in generator], 1)
-
-
-def _keeping(keep: bool, policy: Policy, *given: Any) -> list[Group]:
-    """Sample one batch and keep the graph of its prompts, if wanted and as long as memory suffices for both."""
-    if keep and policy.keeps_prompts:
-        try:
-            return _sample(policy, *given, keep=True)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        policy.keeps_prompts = False
-    return _sample(policy, *given, keep=False)
 
 
 def _sample(
