@@ -23,7 +23,7 @@ def study_figure(args):
     records = [record for record in read(args.out) if (record["task"], record["steps"]) == (args.task, args.steps)]
     found = by_method(records, "seeds")
     color = {"field": "method", "scale": {"domain": [*found], "range": COLORS[: len(found)]}, "title": None}
-    common = shared_by_methods(found)
+    common = shared_by_methods(found) if found else {}
     if not common:
         sys.exit(f"{args.out} has no seed of {args.task} with {args.steps} steps that every method has run yet.")
     panels = [

@@ -1,5 +1,6 @@
 """Print what the study of rollouts measured: rates tried, scores with differences paired by seed, and costs."""
 
+import re
 import statistics
 
 from benchmarks.learning.chosen import SPLITS
@@ -89,15 +90,17 @@ def _scores(records, split, base):
     start = [record for record in records if record["stage"] == "start" and split in record]
     for value in [values(record) for record in start[:1]]:
         rows += [["start", "", "", *(cell for one in value for cell in (f"{one:.3f}", ""))]]
-    theirs = {record["seed"]: values(record) for record in found.get(base, [])}
+    # Those of the base that ran for other steps are behind its name: each run is held against one as long.
+    bases = [method for method in found if re.fullmatch(rf"{re.escape(base)}(, \d+ steps)?", method)]
+    theirs = {(record["seed"], record["steps"]): values(record) for method in bases for record in found[method]}
     for method, mine in found.items():
-        ours = {record["seed"]: values(record) for record in mine}
-        both = sorted(ours.keys() & theirs.keys()) if method != base else []
+        ours = {(record["seed"], record["steps"]): values(record) for record in mine}
+        both = sorted(ours.keys() & theirs.keys()) if method not in bases else []
         row = [method, ", ".join(f"{rate:g}" for rate in sorted({r["rate"] for r in mine})), str(len(ours))]
         for i in range(len(modes) + 1):
             digits = 2 if i else 4
             row += [shown([one[i] for one in ours.values()], digits=digits)]
-            row += [shown([ours[seed][i] - theirs[seed][i] for seed in both], signed=True, digits=digits)]
+            row += [shown([ours[run][i] - theirs[run][i] for run in both], signed=True, digits=digits)]
         rows.append(row)
     return rows
 

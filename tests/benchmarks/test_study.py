@@ -87,14 +87,17 @@ def test_a_record_names_its_job_and_jobs_have_directories_of_their_own():
 def test_the_table_pairs_differences_by_seed(tmp_path, capsys):
     jobs = [Job("qa", method, "seeds", 2e-4, seed, 5) for method in ("grpo", "leaf") for seed in (0, 1)]
     file = tmp_path / "study.jsonl"
-    jobs += [Job("qa", "grpo", "seeds", 4e-4, 0, 5), Job("qa", "leaf", "seeds", 2e-4, 0, 10)]
-    records = [record(job, reward) for job, reward in zip(jobs, (0.1, 0.4, 0.2, 0.5, 0.3, 0.7), strict=True)]
+    jobs.append(Job("qa", "grpo", "seeds", 4e-4, 0, 5))
+    jobs += [Job("qa", method, "seeds", 2e-4, 0, 10) for method in ("leaf", "grpo")]
+    rewards = (0.1, 0.4, 0.2, 0.5, 0.3, 0.7, 0.6)
+    records = [record(job, reward) for job, reward in zip(jobs, rewards, strict=True)]
     file.write_text("".join(json.dumps(one) + "\n" for one in records))
     study_table(SimpleNamespace(out=file, base="grpo"))
     said = capsys.readouterr().out
     assert "+0.1000 ± 0.0000" in said  # both seeds differ by this, so that the interval has no width
     assert "| grpo at 0.0004 | 0.0004 | 1 | 0.3000 | +0.2000 |" in said  # the first rate is the base
-    assert "| leaf, 10 steps | 0.0002 | 1 | 0.7000 | +0.6000 |" in said
+    assert "| leaf, 10 steps | 0.0002 | 1 | 0.7000 | +0.1000 |" in said  # against the base of the same length
+    assert "| grpo, 10 steps | 0.0002 | 1 | 0.6000 |  |" in said
     assert "| leaf | 40 | 200 | 300 | 2.00 | 50% | 0.10 → 0.40 |" in said
 
 

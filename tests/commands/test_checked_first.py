@@ -34,6 +34,8 @@ WITH_ROWS = [
 LORA = [
     ("lora_layers=[q_prj]", "has no linear layer 'q_prj'; it has .* Did you mean 'q_proj'"),
     ("lora_layers=[]", "lora_layers is empty"),
+    ("layers_to_transform=[]", r"layers_to_transform is \[\]; name the decoder's layers by their numbers from 0"),
+    ("layers_to_transform=[3,-1]", r"layers_to_transform is \[3, -1\]; name"),
     ("best_metric=blue", "The metric 'blue' is unknown.* Did you mean 'bleu'"),
 ]
 ROLLOUTS = [

@@ -65,7 +65,7 @@ class Trail:
         self.place, self.rows = torch.full((completions, limit), -1, device=device), 0
 
     def follow(self, before: Tensor) -> None:
-        """Let every completion go on from that of the number `before` (A,); what others fed is forgotten."""
+        """Let every completion continue the one numbered `before` (A,); what is not continued is forgotten."""
         self.place = self.place[before]
 
     def add(self, completions: Tensor, step: int, row: Tensor, rows: int) -> None:

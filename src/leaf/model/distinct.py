@@ -119,8 +119,8 @@ def _sample(
     trail = Trail(beams.key.numel(), max_new_tokens, eos.device)
     logits = decode.start().mul_(scale)
     for step in range(max_new_tokens):
-        slots, parent, token = _grow(beams, logits, generators, step)
-        trail.follow(slots.flatten())
+        origin, parent, token = _grow(beams, logits, generators, step)
+        trail.follow(origin.flatten())
         slot = beams.live.nonzero(as_tuple=True)  # of the new beams; none of them has been held against eos yet
         beams.ended[slot] = torch.isin(token, eos)
         going = ~torch.isin(token, eos)
@@ -198,8 +198,8 @@ def _grow(
     beams.surprisal[..., step] = torch.where(new, nats, beams.surprisal[..., step])
     beams.lengths = beams.lengths + new.long()
     beams.decoded = beams.decoded + new.sum(1)
-    slots = parent + slots * torch.arange(len(parent), device=parent.device)[:, None]
-    return slots, row.gather(1, parent)[new], new_token[new]
+    origin = parent + slots * torch.arange(len(parent), device=parent.device)[:, None]
+    return origin, row.gather(1, parent)[new], new_token[new]
 
 
 def _drop(

@@ -159,8 +159,9 @@ def keeper(
     """Settle what the groups of these prompts may keep for scoring and update; the arguments are those of `sample`.
 
     Returns:
-        A function that lets another one sample a part of the prompts. That is told whether to keep the graph of its
-        prompts, and which layer's inputs (0 for none). Where memory does not suffice for the graph, it is called again.
+        A function that lets another one sample a part of the prompts. The other one is told whether to keep the graph
+        of its prompts, and of which layer to keep the inputs (0 for none). Where memory does not suffice for the graph,
+        it is called again without.
     """
     wanted = keep_prompts and may_keep(policy, prompts)
     room = Room(policy, layers_below(policy, prompts) if keep_entries else 0)

@@ -132,17 +132,16 @@ def _adapter(model: Any) -> peft.LoraConfig | None:
 
 def _lora(lora: peft.LoraConfig) -> dict[str, Any]:
     """Turn a peft configuration into a recipe's LoRA fields."""
-    layers, numbers = lora.target_modules, lora.layers_to_transform
+    layers = lora.target_modules
     return {
         "lora_r": lora.r,
         "lora_alpha": lora.lora_alpha,
         "lora_dropout": lora.lora_dropout,
         # A text is a pattern, or "all-linear", which is what a recipe without layers means too (see `Policy.wrap`).
         "lora_layers": None if layers is None or isinstance(layers, str) else sorted(layers),
-        "layers_to_transform": [numbers] if isinstance(numbers, int) else numbers,
+        "layers_to_transform": None,  # a script's own are noted as its adapter: peft takes them in more forms
     }
 
 
 def _others(lora: peft.LoraConfig) -> dict[str, Any]:
-    apart = _NOTES | {"target_modules", "layers_to_transform"}
-    return {key: value for key, value in lora.to_dict().items() if key not in apart}
+    return {key: value for key, value in lora.to_dict().items() if key not in _NOTES | {"target_modules"}}

@@ -261,7 +261,15 @@ def _check_projector(config: RunConfig) -> None:
 
 
 def _check_layers(config: RunConfig) -> None:
-    if not isinstance(config, LoraFields) or config.lora_layers is None:
+    if not isinstance(config, LoraFields):
+        return
+    numbers = config.layers_to_transform
+    if numbers is not None and (not numbers or min(numbers) < 0):
+        raise ConfigError(
+            f"layers_to_transform is {numbers}; name the decoder's layers by their numbers from 0, or leave it out for "
+            "all of them."
+        )
+    if config.lora_layers is None:
         return
     if not config.lora_layers:
         raise ConfigError("lora_layers is empty; name linear layers as q_proj, or leave it out for all of them.")
