@@ -6,7 +6,7 @@ from pathlib import Path
 import jaxtyping
 
 # Shapes in these modules are checked in tests only; users pay nothing for the annotations.
-CHECKED = ["leaf.credit", "leaf.model.packing", "leaf.model.head", "leaf.model.attention"]
+CHECKED = ["leaf.credit", "leaf.model.attention", "leaf.model.children", "leaf.model.head", "leaf.model.packing"]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 # The embedded model is assembled in the checkout, where `make clean` removes it, not in the home of who runs the tests.

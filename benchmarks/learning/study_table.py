@@ -1,6 +1,5 @@
 """Print what the study of rollouts measured: rates tried, scores with differences paired by seed, and costs."""
 
-import re
 import statistics
 
 from benchmarks.learning.chosen import SPLITS
@@ -90,12 +89,16 @@ def _scores(records, split, base):
     start = [record for record in records if record["stage"] == "start" and split in record]
     for value in [values(record) for record in start[:1]]:
         rows += [["start", "", "", *(cell for one in value for cell in (f"{one:.3f}", ""))]]
-    # Those of the base that ran for other steps are behind its name: each run is held against one as long.
-    bases = [method for method in found if re.fullmatch(rf"{re.escape(base)}(, \d+ steps)?", method)]
-    theirs = {(record["seed"], record["steps"]): values(record) for method in bases for record in found[method]}
+
+    def is_base(record):
+        """Tell whether a run is of the base's method and rate, whatever its length."""
+        return any((record["method"], record["rate"]) == (one["method"], one["rate"]) for one in found.get(base, []))
+
+    # Every run is held against one of the same length.
+    theirs = {(r["seed"], r["steps"]): values(r) for mine in found.values() for r in mine if is_base(r)}
     for method, mine in found.items():
         ours = {(record["seed"], record["steps"]): values(record) for record in mine}
-        both = sorted(ours.keys() & theirs.keys()) if method not in bases else []
+        both = [] if is_base(mine[0]) else sorted(ours.keys() & theirs.keys())
         row = [method, ", ".join(f"{rate:g}" for rate in sorted({r["rate"] for r in mine})), str(len(ours))]
         for i in range(len(modes) + 1):
             digits = 2 if i else 4

@@ -73,7 +73,7 @@ def draw(request, monkeypatch):
         policy: Any = SimpleNamespace(eos_token_ids=[EOS], temperature=1.0)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         options = {"num_completions": count, "max_new_tokens": LIMIT, "temperature": 1.0}
-        return _sample(policy, prompts, generators, **options)
+        return _sample(policy, prompts, generators, **options, first=0, keep=False)
 
     return groups
 

@@ -3,7 +3,8 @@
 A key is the log-probability of a prefix, perturbed by Gumbel noise. The greatest key of a set of children has the
 distribution of a single child that is as likely as all of them together. So the vocabulary is cut into blocks: blocks
 draw keys first, and only those of the greatest blocks hand theirs down to their tokens. That gives the same
-distribution as a Gumbel for every token, with far fewer random numbers, which are drawn on the CPU.
+distribution as a Gumbel for every token, with far fewer random numbers, which are drawn on the CPU. Children that are
+drawn given their parent's key are those of Kool, van Hoof and Welling 2019, arXiv 1903.06059, appendix B.
 
 Letters: L live beams, V vocabulary, B blocks of it, C children kept of a beam.
 """
@@ -12,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 _NOTHING = -math.inf
@@ -22,20 +24,27 @@ _BLOCK = 128  # tokens; for C = 8 and 150,000 tokens the numbers drawn, V / 128 
 class Children:
     """The C greatest children of each live beam (L, C), and what the others come to."""
 
-    key: Tensor  # (L, C)
-    log_prob: Tensor  # (L, C) of the prefix that ends with the child
-    token: Tensor  # (L, C)
-    log_rest: Tensor  # (L,) log-probability of all other children
-    threshold: Tensor  # (L,) the greatest key among them
+    key: Float[Tensor, "L C"]
+    log_prob: Float[Tensor, "L C"]  # of the prefix that ends with the child
+    token: Int[Tensor, "L C"]
+    log_rest: Float[Tensor, " L"]  # log-probability of all other children
+    threshold: Float[Tensor, " L"]  # the greatest key among them
 
     @classmethod
-    def of(cls, logits: Tensor, log_prob: Tensor, key: Tensor, noise: Tensor, slots: int) -> "Children":
+    def of(
+        cls,
+        logits: Float[Tensor, "L V"],
+        log_prob: Float[Tensor, " L"],
+        key: Float[Tensor, " L"],
+        noise: Float[Tensor, "L N"],
+        slots: int,
+    ) -> "Children":
         """Draw the children of every beam.
 
         Args:
-            logits: (L, V) float32, of the next token.
-            log_prob, key: (L,) float64, of the beams.
-            noise: (L, `noise_width(V, slots)`) standard Gumbels.
+            logits: float32, of the next token.
+            log_prob, key: float64, of the beams.
+            noise: standard Gumbels; N is `noise_width(V, slots)`.
             slots: children to keep, C; all where the vocabulary has fewer.
         """
         blocks = _blocks(logits)
@@ -88,7 +97,7 @@ def _blocks(logits: Tensor) -> Tensor:
 def _given_greatest(perturbed: Tensor, key: Tensor) -> Tensor:
     """Turn independent keys (..., N) into keys whose greatest equals `key` (...); their order stays.
 
-    The truncated Gumbel of the paper's appendix B.3, in the form that loses no digits:
+    The truncated Gumbel of appendix B.3, in the form that loses no digits:
     G = G_parent − max(0, v) − log(1 + e^{−|v|}),  v = G_parent − G̃ + log(1 − e^{G̃ − max G̃}).
     """
     below = perturbed - perturbed.amax(-1, keepdim=True)

@@ -108,8 +108,8 @@ def _sample(
     num_completions: int,
     max_new_tokens: int,
     temperature: float,
-    first: int = 0,
-    keep: bool = False,
+    first: int,
+    keep: bool,
 ) -> list[Group]:
     """Sample one batch of prompts; `first` and `keep` say what its groups keep (leaf.model.sampling)."""
     eos = torch.tensor(policy.eos_token_ids, device=prompts[0].embeddings.device)
