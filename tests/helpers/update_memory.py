@@ -21,6 +21,7 @@ CELL = {
     "hidden": 128,
     "inner": 352,
     "layers": 4,
+    "first": 0,
     "heads": 4,
     "keys": 2,
     "vocabulary": 2000,
@@ -58,7 +59,10 @@ def build(cell):
     audio = flamingo_encoder(100)
     config = AudioFlamingo3Config(audio_config=audio, text_config=text_config(cell), audio_token_id=3)
     model = AudioFlamingo3ForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
-    lora = peft.LoraConfig(r=cell["lora_r"], lora_dropout=cell["dropout"], target_modules=list(ALL))
+    adapted = list(range(cell["first"], cell["layers"]))
+    lora = peft.LoraConfig(
+        r=cell["lora_r"], lora_dropout=cell["dropout"], target_modules=list(ALL), layers_to_transform=adapted
+    )
     options = {"token_budget": 10**6, "layout": "tree"}
     policy = Policy.wrap(
         model, tiny_model()[1], lora=lora, gradient_checkpointing=cell["checkpointing"], **options

@@ -36,20 +36,22 @@ def predicted(cell, device="cpu"):
         lora_dropout=cell["dropout"],
         gradient_checkpointing=cell["checkpointing"],
         device=device,
+        first_layer=cell["first"],
     )
     inner = cell["completions"] * (cell["length"] - 1)
     longest = cell["prompt"] + inner
     return made, cell["rows"] * longest, longest, cell["rows"] * (inner + 1)
 
 
-def kept_by_autograd(layers, *, dtype, dropout, names, keys, checkpointing=False):
+def kept_by_autograd(layers, *, dtype, dropout, names, keys, checkpointing=False, first=0):
     """Return the bytes of distinct tensors that autograd saves in a decoder's forward, and the padded tokens."""
     shape: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
     config = LlamaConfig(**shape, num_key_value_heads=keys, num_hidden_layers=layers)
     model = LlamaModel._from_config(config, dtype=dtype, attn_implementation="sdpa").requires_grad_(False)
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    lora = peft.LoraConfig(r=4, lora_dropout=dropout, target_modules=list(names))
+    adapted = rf"layers\.({'|'.join(map(str, range(first, layers)))})\..*\.({'|'.join(names)})"
+    lora = peft.LoraConfig(r=4, lora_dropout=dropout, target_modules=adapted)
     model = peft.get_peft_model(model, lora).train()  # type: ignore[arg-type]
     replace_forward(model)  # this and the next as Policy.wrap does
     for module in model.modules():
@@ -84,6 +86,7 @@ def kept_by_autograd(layers, *, dtype, dropout, names, keys, checkpointing=False
         lora_dropout=dropout,
         gradient_checkpointing=checkpointing,
         device="cpu",
+        first_layer=first,
     )
     # What does not depend on tokens, the adapter's copy in half precision, counts among the weights.
     adapter = (
@@ -105,6 +108,15 @@ def test_a_layer_keeps_exactly_what_is_estimated(dtype, dropout, names, keys):
         *(kept_by_autograd(n, dtype=dtype, dropout=dropout, names=names, keys=keys) for n in (2, 3)), strict=True
     )
     assert kept[1] - kept[0] == foreseen[1] - foreseen[0]
+
+
+def test_layers_below_the_first_adapted_one_keep_nothing():
+    options: dict[str, Any] = {"dtype": torch.float32, "dropout": 0.0, "names": ALL, "keys": 2}
+    two, upper_two, upper_three = (
+        kept_by_autograd(layers, first=first, **options) for layers, first in ((2, 0), (4, 2), (4, 1))
+    )
+    assert upper_two == two
+    assert upper_three[0] - upper_two[0] == upper_three[1] - upper_two[1] > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -153,6 +165,13 @@ def test_a_policy_is_estimated_from_what_it_is(change):
     size = 2 if change else 4
     copy = size if change else 0  # of the adapter in half precision
     assert made.weights == sum(p.numel() * (4 + copy if p.requires_grad else size) for p in policy.parameters())
+
+
+def test_a_policy_says_which_layers_it_adapts():
+    policy, _ = build(CELL | {"first": 3})
+    made = footprint_of(policy)
+    assert made.heap_token == predicted(CELL)[0].heap_token // 4
+    assert made.cache_token == predicted(CELL)[0].cache_token
 
 
 def test_layers_with_two_windows_have_two_masks():
@@ -214,6 +233,7 @@ def test_update_cache_and_total_add_up_by_hand():
     "change",
     [
         {},
+        {"first": 2},
         {"checkpointing": True, "dropout": 0.05},
         {"checkpointing": True, "dtype": "bfloat16"},
         {"hidden": 64, "inner": 128, "layers": 1, "vocabulary": 20_000},

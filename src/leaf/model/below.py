@@ -119,14 +119,18 @@ def layers_below(policy: Policy, prompts: Sequence[Prompt] = ()) -> int:
     in_tree = policy.attention.packable and policy.layout in (None, "tree")
     if not (policy.shares_below and in_tree and enters_frozen(policy, prompts)):
         return 0
-    layers = _layers(policy)
-    adapted = (any(isinstance(part, BaseTunerLayer) for part in layer.modules()) for layer in layers)
-    first = next((i for i, found in enumerate(adapted) if found), 0)
-    parts = [part for layer in layers[:first] for part in layer.modules()]
+    first = first_adapted(policy)
+    parts = [part for layer in _layers(policy)[:first] for part in layer.modules()]
     trained = any(p.requires_grad for part in parts for p in part.parameters(recurse=False))
     noisy = any(isinstance(part, nn.Dropout) and part.p > 0 for part in parts)
     noisy = noisy or bool(getattr(policy.text_config, "attention_dropout", 0.0))
     return 0 if trained or noisy else first
+
+
+def first_adapted(policy: Policy) -> int:
+    """Find the number of the lowest decoder layer that has an adapter; 0 if none has."""
+    adapted = (any(isinstance(part, BaseTunerLayer) for part in layer.modules()) for layer in _layers(policy))
+    return next((i for i, found in enumerate(adapted) if found), 0)
 
 
 def offered(

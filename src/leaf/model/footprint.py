@@ -16,7 +16,8 @@ value and r the rank, autograd keeps of one layer per token:
                         + I b           of an adapted MLP: gate after its activation
 
 Without dropout the input of A is no copy: layers that read one tensor share it, that of `o_proj` is the attention's
-output, and that of `down_proj` is computed again. Frozen linear layers, rotation and residual additions keep nothing.
+output, and that of `down_proj` is computed again. Frozen linear layers, rotation and residual additions keep nothing,
+and neither do layers below the first adapted one.
 With gradient checkpointing a layer keeps only its input, D b, and is computed again in the backward pass, one layer at
 a time. On CUDA there are, per query-key pair, an additive mask of b bytes for every window that layers have, shared by
 them, and two boolean ones. (sdpa copies the mask in every layer unless S is a multiple of 8.) On the CPU attention runs
@@ -40,6 +41,7 @@ import torch
 
 from leaf.errors import ModelError
 from leaf.model.attention import Attention
+from leaf.model.below import first_adapted
 from leaf.model.head import tile_on
 from leaf.model.loading import is_checkpointing
 from leaf.model.policy import Policy
@@ -63,7 +65,7 @@ class Estimate:
         weights: the model as loaded, adapter included; in half precision also the adapter's copy in that precision.
         gradient: gradients of what is trained.
         optimizer: AdamW's two moments of what is trained.
-        kept_token: kept from forward to backward per padded token, over all layers.
+        kept_token: kept from forward to backward per padded token, over the lowest adapted layer and all above it.
         kept_pair: the same per query-key pair of the attention mask; a row of length S has S² pairs.
         layer_token: what working on one layer adds per padded token.
         logit_row: what one row of the head's tile of logits and of its sums adds at its peak.
@@ -132,6 +134,7 @@ def footprint_of(policy: Policy) -> Estimate:
         lora_dropout=lora.lora_dropout,
         gradient_checkpointing=is_checkpointing(policy.language_model),
         device=policy.device,
+        first_layer=first_adapted(policy),
     )
 
 
@@ -146,6 +149,7 @@ def estimate(
     lora_dropout: float,
     gradient_checkpointing: bool,
     device: str | torch.device,
+    first_layer: int = 0,
 ) -> Estimate:
     """Estimate the memory of training LoRA on a decoder with frozen weights, as the module's text says.
 
@@ -157,12 +161,14 @@ def estimate(
         lora_r, lora_layers, lora_dropout: the adapter; a layer not known here counts as one on the widest tensor.
         gradient_checkpointing: whether only the inputs of layers are kept.
         device: where it runs.
+        first_layer: the lowest layer with an adapter, in 0..L−1; layers below it keep nothing for a backward pass.
 
     Raises:
         ModelError: the configuration does not say enough; see `_inner_size`.
     """
     hidden, inner = text_config.hidden_size, _inner_size(text_config)
     layers, heads = text_config.num_hidden_layers, text_config.num_attention_heads
+    upper = layers - first_layer
     # Some configurations have no head_dim, others have it as None; both mean the quotient.
     head = getattr(text_config, "head_dim", None) or hidden // heads
     attention, keys = heads * head, text_config.num_key_value_heads * head
@@ -185,12 +191,12 @@ def estimate(
         weights=(parameters - trainable) * size + trainable * (_FLOAT + (size if half else 0)),
         gradient=trainable * _FLOAT,
         optimizer=2 * trainable * _FLOAT,
-        kept_token=ends + layers * (hidden * size if gradient_checkpointing else layer),
+        kept_token=ends + upper * (hidden * size if gradient_checkpointing else layer),
         kept_pair=windows * size + 2 * _BOOL if cuda else 0,
         layer_token=working + (layer if gradient_checkpointing else 0),
         logit_row=_LOGIT_COPIES * _FLOAT * min(words, text_config.vocab_size) + (_FLOAT + size) * hidden,
         logit_rows=rows,
-        heap_token=0 if cuda else layers * lost,
+        heap_token=0 if cuda else upper * lost,
         cache_token=2 * layers * keys * size,
     )
 
