@@ -35,8 +35,8 @@ def _print(title, rows):
 def by_method(records, stage):
     """Sort the records of a stage by their method, in the order in which they were made.
 
-    A method that ran its seeds at a second rate as well, or for another number of steps than the first record, has that
-    behind its name.
+    A method that ran its seeds at a second rate as well, for another number of steps than the first record, or with
+    overrides of the recipe, has that behind its name.
     """
     found, rates = {}, {}
     mine = [record for record in records if record["stage"] == stage]
@@ -46,6 +46,7 @@ def by_method(records, stage):
             name += f" at {rate:g}"
         if record["steps"] != mine[0]["steps"]:
             name += f", {record['steps']} steps"
+        name += "".join(f", {override}" for override in record["overrides"])
         found.setdefault(name, []).append(record)
     return found
 
@@ -91,8 +92,9 @@ def _scores(records, split, base):
         rows += [["start", "", "", *(cell for one in value for cell in (f"{one:.3f}", ""))]]
 
     def is_base(record):
-        """Tell whether a run is of the base's method and rate, whatever its length."""
-        return any((record["method"], record["rate"]) == (one["method"], one["rate"]) for one in found.get(base, []))
+        """Tell whether a run is of the base's method, rate and overrides, whatever its length."""
+        same = ("method", "rate", "overrides")
+        return any(all(record[key] == one[key] for key in same) for one in found.get(base, []))
 
     # Every run is held against one of the same length.
     theirs = {(r["seed"], r["steps"]): values(r) for mine in found.values() for r in mine if is_base(r)}

@@ -89,7 +89,8 @@ def test_the_table_pairs_differences_by_seed(tmp_path, capsys):
     file = tmp_path / "study.jsonl"
     jobs.append(Job("qa", "grpo", "seeds", 4e-4, 0, 5))
     jobs += [Job("qa", method, "seeds", 2e-4, 0, 10) for method in ("leaf", "grpo")]
-    rewards = (0.1, 0.4, 0.2, 0.5, 0.3, 0.7, 0.6)
+    jobs.append(Job("qa", "grpo", "seeds", 2e-4, 1, 5, ("lora_r=2",)))
+    rewards = (0.1, 0.4, 0.2, 0.5, 0.3, 0.7, 0.6, 0.9)
     records = [record(job, reward) for job, reward in zip(jobs, rewards, strict=True)]
     file.write_text("".join(json.dumps(one) + "\n" for one in records))
     study_table(SimpleNamespace(out=file, base="grpo"))
@@ -98,6 +99,7 @@ def test_the_table_pairs_differences_by_seed(tmp_path, capsys):
     assert "| grpo at 0.0004 | 0.0004 | 1 | 0.3000 | +0.2000 |" in said  # the first rate is the base
     assert "| leaf, 10 steps | 0.0002 | 1 | 0.7000 | +0.1000 |" in said  # against the base of the same length
     assert "| grpo, 10 steps | 0.0002 | 1 | 0.6000 |  |" in said
+    assert "| grpo, lora_r=2 | 0.0002 | 1 | 0.9000 | +0.5000 |" in said
     assert "| leaf | 40 | 200 | 300 | 2.00 | 50% | 0.10 → 0.40 |" in said
 
 
