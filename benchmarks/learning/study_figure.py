@@ -7,11 +7,17 @@ import sys
 from vl_convert import vegalite_to_svg
 
 from benchmarks.learning.figure import AXIS
+from benchmarks.learning.study import METHODS
 from benchmarks.learning.study_table import by_method
 from benchmarks.records import read
 from leaf.report.curves import band
 
 COLORS = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]  # Okabe and Ito
+COMPLETIONS = {
+    "title": "completions sampled",
+    "scale": {"type": "log", "nice": False},
+    "axis": {"values": [300, 1000, 3000, 10_000]},
+}
 STRETCHES = 10  # of a run; a point is the mean of one
 
 
@@ -21,14 +27,14 @@ def study_figure(args):
     The bands leave out what the seeds' prompts add to all methods alike.
     """
     records = [record for record in read(args.out) if (record["task"], record["steps"]) == (args.task, args.steps)]
-    found = by_method(records, "seeds")
+    found = dict(sorted(by_method(records, "seeds").items(), key=lambda item: [*METHODS].index(item[1][0]["method"])))
     color = {"field": "method", "scale": {"domain": [*found], "range": COLORS[: len(found)]}, "title": None}
     common = shared_by_methods(found) if found else {}
     if not common:
         sys.exit(f"{args.out} has no seed of {args.task} with {args.steps} steps that every method has run yet.")
     panels = [
-        panel([one for name, records in found.items() for one in points(name, records, cost, common)], color, title)
-        for cost, title in ((completions, "completions sampled"), (seconds, "seconds of training"))
+        panel([one for name, mine in found.items() for one in points(name, mine, cost, common)], color, {**AXIS, **x})
+        for cost, x in ((completions, COMPLETIONS), (seconds, {"title": "seconds of training"}))
     ]
     config = {"background": "white", "view": {"stroke": None}, "axis": {"titleFontWeight": "normal"}}
     spec = {"$schema": "https://vega.github.io/schema/vega-lite/v6.json", "hconcat": panels, "config": config}
@@ -85,9 +91,9 @@ def points(method, records, cost, common):
     ]
 
 
-def panel(values, color, title):
-    """Draw one axis."""
-    x = {"field": "at", "type": "quantitative", "title": title, **AXIS}
+def panel(values, color, x):
+    """Draw one panel; `x` is its title and scale."""
+    x = {"field": "at", "type": "quantitative", **x}
     area = {"y": {"field": "low", "type": "quantitative", **AXIS}, "y2": {"field": "high"}}
     line = {"y": {"field": "reward", "type": "quantitative", "title": "expected reward of the rollouts", **AXIS}}
     layer = [
