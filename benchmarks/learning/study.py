@@ -40,6 +40,8 @@ METHODS = {
     "rescaled_set": ["rollout=distinct", "credit=rescaled_set"],
     "grpo_k32": ["credit=grpo", "num_completions=32"],
     "shrunken": ["rollout=distinct", "credit=shrunken"],
+    "distinct_leaf": ["rollout=distinct", "credit=leaf"],
+    "distinct_tempo": ["rollout=distinct", "credit=tempo"],
 }
 DEFAULT_METHODS = ("grpo", "unordered_set", "leaf", "rescaled_set", "grpo_k32")
 RATES = (2e-4, 4e-4, 8e-4, 1.6e-3)
