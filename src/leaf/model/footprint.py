@@ -179,10 +179,7 @@ def estimate(
     layer = 2 * (hidden * size + _FLOAT) + 4 * attention * size + _FLOAT * heads + inners * inner * size
     layer += _lora_token(lora_layers, lora_r, lora_dropout, (hidden, attention, inner), size=size, cuda=cuda)
     working = inner * (8 + (3 if half else 0) + (3 if lora_dropout and not gradient_checkpointing else 0))
-    lost_quarters = 3 * size
-    if lora_dropout:
-        lost_quarters = (6 if gradient_checkpointing else 7) * size + 4
-    lost = (2 * hidden + 2 * inner + attention + 2 * keys) * lost_quarters // 4
+    lost = _lost(2 * hidden + 2 * inner + attention + 2 * keys, size, lora_dropout, gradient_checkpointing)
     # Beside the layers: the last norm's input, hidden states for the head, the rotation's cosine and sine.
     ends = 2 * hidden * size + 2 * head * size
     rows, words = tile_on(torch.device(device))
@@ -221,6 +218,12 @@ def _inner_size(text_config: Any) -> int:
         f"{', '.join(_EXPERTS_PER_TOKEN)} says how many work on a token, so memory cannot be estimated. "
         "Train a step to see whether it fits."
     )
+
+
+def _lost(values: int, size: int, dropout: float, checkpointing: bool) -> int:
+    """Compute what the heap loses per token on the CPU, in a layer of so many output values of `size` bytes."""
+    quarters = ((6 if checkpointing else 7) * size + 4) if dropout else 3 * size
+    return values * quarters // 4
 
 
 def _lora_token(
