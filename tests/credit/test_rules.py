@@ -1,6 +1,5 @@
-"""The registry, the options, and edges of the tree and the spans that `test_credit` does not reach."""
+"""Credit rules worked by hand and against the oracle: SPO, Max-RL, shrunken baselines, LEAF's edges and boundaries."""
 
-import inspect
 import math
 import statistics
 
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 import leaf
 from leaf.credit import (
     CREDIT_RULES,
-    PrefixTree,
     credit,
     credit_rule,
     entropy_boundaries,
@@ -20,132 +18,17 @@ from leaf.credit import (
     leaf_spans,
     select_boundaries,
 )
-from leaf.errors import ConfigError, DataError
+from leaf.errors import ConfigError
 from tests.helpers import oracle
-from tests.helpers.groups import PLAIN_RULES, as_tensors, random_group
+from tests.helpers.groups import NAN, PLAIN_RULES, as_tensors, built, random_group
 
-NAN, INF = float("nan"), float("inf")
 SEEDS = st.integers(0, 10**9)
 
 
-def built(completions, rewards, extra=0):
-    tokens, lengths, _, reward = as_tensors(completions, rewards, [[0.0] * len(c) for c in completions], extra)
-    return PrefixTree.build(tokens, lengths), reward
-
-
-# -- registry ----------------------------------------------------------------------------------------------------------
 def test_the_rules_by_name():
     relatives = ["grpo", "dr_grpo", "rloo", "max_rl", "tempo", "spo", "treerl", "treepo", "shrunken"]
     assert list(CREDIT_RULES) == ["leaf", *relatives]
     assert {name: rule.__name__ for name, rule in CREDIT_RULES.items()} == {name: name for name in CREDIT_RULES}
-
-
-def test_unknown_options_are_refused_when_bound():
-    wanted = r"leaf does not take the option boundries\. Did you mean 'boundaries'\? Allowed are .*max_boundaries"
-    with pytest.raises(ConfigError, match=wanted):
-        credit_rule("leaf", boundries=3)
-    with pytest.raises(ConfigError, match=r"max_boundaries\. It is an option of leaf, leaf_batch\. It takes none"):
-        credit_rule("rloo", max_boundaries=2)
-    with pytest.raises(ConfigError, match="Allowed are std_floor"):
-        credit_rule("grpo", floor=0.5)
-
-
-@pytest.mark.parametrize(
-    ("rule", "options", "message"),
-    [
-        ("leaf", {"max_boundaries": 2.5}, "max_boundaries of the credit rule leaf is 2.5, a float; .* a whole number"),
-        ("leaf", {"max_boundaries": None}, "is None, a NoneType; it must be a whole number"),
-        ("leaf", {"max_boundaries": True}, "is True, a bool; it must be a whole number"),
-        ("leaf", {"group_ended": "false"}, "group_ended of the credit rule leaf is 'false', a str; .* true or false"),
-        ("shrunken", {"kappa": "4"}, "kappa of the credit rule shrunken is '4', a str; it must be a number"),
-    ],
-)
-def test_options_of_the_wrong_kind_are_refused_before_anything_is_sampled(rule, options, message):
-    with pytest.raises(ConfigError, match=message):
-        credit_rule(rule, **options)
-
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(
-    ("rule", "options", "message"),
-    [
-        ("leaf", {"terms": "globl"}, "terms is 'globl'; allowed are both, global, local"),
-        ("leaf", {"max_boundaries": -1}, "max_boundaries is -1"),
-        ("leaf", {"min_prefix": -1}, "min_prefix -1"),
-        ("leaf", {"boundaries": [2, 1]}, "ascending"),
-        ("leaf", {"boundaries": "2"}, "ascending"),
-        ("grpo", {"std_floor": -1.0}, r"std_floor is -1\.0"),
-        ("grpo", {"std_floor": NAN}, "std_floor is nan"),
-        ("shrunken", {"kappa": -1.0}, r"kappa is -1\.0"),
-        ("spo", {"credited": "some"}, "credited is 'some'; allowed are unsure, branching and all"),
-        ("spo", {"probability": 0.0}, r"probability is 0\.0"),
-    ],
-)
-def test_option_values_out_of_range_are_refused_when_bound(rule, options, message):
-    with pytest.raises(ConfigError, match=message):
-        credit_rule(rule, **options)
-
-
-def test_a_rule_is_tried_on_a_group_of_two_when_options_are_bound():
-    called = []
-
-    def own(tree, rewards, *, surprisal=None, scale: float = 1.0):
-        called.append(tree.lengths.tolist())
-        if scale < 0:
-            raise ValueError("no negative scale")
-        return torch.full(tree.node.shape, scale)
-
-    credit_rule(own)
-    assert called == []
-    credit_rule(own, scale=2.0)
-    assert called == [[2, 2]]
-    with pytest.raises(ConfigError, match=r"own fails on a group of two .*\{'scale': -1.0\}: ValueError: no negative"):
-        credit_rule(own, scale=-1.0)
-
-
-def test_a_rule_of_ones_own_keeps_the_guarantees_and_is_named_where_it_breaks_them():
-    tree, rewards = built([[1, 2], [1, 3], [4], [], [5]], [0.5, 0.25, NAN, 1.0, 0.0])
-
-    def per_completion(tree, rewards, *, surprisal=None):
-        return rewards[:, None]  # NaN where unscored
-
-    assert credit(per_completion, tree, rewards).tolist() == [[0.5, 0.5], [0.25, 0.25], [0, 0], [0, 0], [0, 0]]
-    for wrong, came in ((rewards, r"a tensor of shape \(5,\)"), (None, "None"), ([[0.0] * 2] * 5, r"\[\[0.0")):
-        with pytest.raises(ConfigError, match=rf"The credit rule <lambda> gave {came}.*; it must return a tensor of"):
-            credit(lambda *_, wrong=wrong, **__: wrong, tree, rewards)
-    with pytest.raises(ConfigError, match=r"not finite in float32 for the rewards \[0\.5, "):
-        credit(lambda *_, **__: torch.full((5, 1), 1e39, dtype=torch.float64), tree, rewards)
-
-
-def test_options_as_a_recipe_may_give_them():
-    tree, rewards = built([[1, 2, 3], [1, 2, 4]], [0.5, 0.25])
-    surprisal = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 2.0]])
-    chosen = credit_rule("leaf", max_boundaries=1)(tree, rewards, surprisal=surprisal)
-    assert torch.equal(credit_rule("leaf", boundaries=[2])(tree, rewards), chosen)
-    for boundaries in ([2, 2], [0]):
-        with pytest.raises(ConfigError, match="Boundaries must be ascending positions of at least 1"):
-            credit_rule("leaf", boundaries=boundaries)(tree, rewards)
-
-
-def test_bound_options_act():
-    tree, rewards = built([[1, 2], [1, 3]], [0.5, 0.25])
-    surprisal = torch.tensor([[0.0, 1.0], [0.0, 2.0]])
-    plain = credit_rule("leaf")(tree, rewards, surprisal=surprisal, normalize=False)
-    assert torch.equal(credit_rule("leaf", normalize=False)(tree, rewards, surprisal=surprisal), plain)
-    assert credit_rule("grpo", std_floor=0.5)(tree, rewards).abs().max().item() == pytest.approx(0.125 / 0.500001)
-    assert "group_ended" in inspect.signature(CREDIT_RULES["leaf"]).parameters
-
-
-def test_a_rule_of_ones_own_is_a_function():
-    def last_token_only(tree, rewards, *, surprisal=None, scale=1.0):
-        grid = torch.zeros(tree.tokens.shape)
-        return grid.scatter(1, tree.lengths[:, None] - 1, scale * rewards[:, None].float())
-
-    tree, rewards = built([[1, 2], [1, 3]], [0.5, 0.25])
-    assert credit_rule(last_token_only)(tree, rewards).tolist() == [[0.0, 0.5], [0.0, 0.25]]
-    assert credit_rule(last_token_only, scale=2.0)(tree, rewards, surprisal=None).tolist() == [[0.0, 1.0], [0.0, 0.5]]
-    with pytest.raises(ConfigError, match=r"last_token_only does not take the option size\. Allowed are scale"):
-        credit_rule(last_token_only, size=2)
 
 
 def test_whole_segments_for_spo():
@@ -357,76 +240,3 @@ def test_boundaries_equal_the_oracle(seed, budget, min_prefix):
     _, lengths, nats, _ = as_tensors(completions, [0.0] * len(completions), surprisal, extra=seed % 3)
     want = oracle.boundaries(surprisal, lengths.tolist(), budget, min_prefix)
     assert select_boundaries(nats, lengths, max_boundaries=budget, min_prefix=min_prefix).tolist() == want
-
-
-# -- tree --------------------------------------------------------------------------------------------------------------
-def test_a_tree_by_hand():
-    tree, rewards = built([[1, 3], [], [1, 2, 9], [1, 3], [1]], [0.0, 1.0, 0.5, NAN, 1.0])
-    assert tree.num_nodes == 4
-    assert tree.token.tolist() == [1, 2, 9, 3]
-    assert tree.parent.tolist() == [-1, 0, 1, 0]
-    assert tree.depth.tolist() == [0, 1, 2, 1]
-    assert tree.count.tolist() == [4, 1, 1, 2]
-    assert tree.subtree_end.tolist() == [4, 3, 3, 4]
-    assert tree.is_leaf.tolist() == [False, False, True, True]
-    assert tree.node.tolist() == [[0, 3, -1], [-1, -1, -1], [0, 1, 2], [0, 3, -1], [0, -1, -1]]
-    assert tree.prefix_group(1).tolist() == [0, -1, 0, 0, 0]
-    assert tree.prefix_group(2).tolist() == [3, -1, 1, 3, 0]
-    assert tree.prefix_group(0).tolist() == [-1] * 5
-    assert tree.node_mean(rewards).tolist() == [0.5, 0.5, 0.5, 0.0]
-
-
-def test_a_node_nobody_scored_has_no_mean():
-    tree, rewards = built([[1], [2]], [0.5, NAN])
-    assert tree.node_mean(rewards)[0].item() == 0.5
-    assert math.isnan(tree.node_mean(rewards)[1].item())
-
-
-@pytest.mark.parametrize("high", [2**16, 2**32 - 2, 2**32 - 1, 2**32, 2**62])
-def test_large_ids_keep_apart(high):
-    tokens = torch.tensor([[high, 1], [0, 1], [high - 1, 1], [high, 2]])
-    tree = PrefixTree.build(tokens, torch.tensor([2, 2, 2, 2]))
-    assert tree.token.tolist() == [0, 1, high - 1, 1, high, 1, 2]
-
-
-def test_no_completions_or_no_tokens():
-    for shape in ((0, 3), (0, 0), (3, 0)):
-        tree = PrefixTree.build(torch.zeros(shape, dtype=torch.long), torch.zeros(shape[0], dtype=torch.long))
-        assert tree.num_nodes == 0
-        assert tree.node.shape == shape
-        assert tree.subtree_end.shape == tree.is_leaf.shape == (0,)
-        for name, rule in PLAIN_RULES.items():
-            options = {"boundaries": torch.tensor([1])} if name == "leaf" else {}
-            assert credit(rule, tree, torch.zeros(shape[0]), **options).shape == shape
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_refusals():
-    tree, _ = built([[1, 2], [1, 3]], [0.0, 1.0])
-    for bad in ([0], [2, 2], [3, 1]):
-        with pytest.raises(ConfigError, match="ascending"):
-            leaf_spans(tree, torch.tensor([0.0, 1.0]), boundaries=torch.tensor(bad))
-    with pytest.raises(DataError, match="finite"):
-        credit_rule("grpo")(tree, torch.tensor([INF, 1.0]))
-    for kappa in (-1.0, INF, NAN):
-        with pytest.raises(ConfigError, match="kappa"):
-            credit_rule("shrunken", kappa=kappa)(tree, torch.tensor([0.0, 1.0]))
-    with pytest.raises(ConfigError, match="std_floor"):
-        credit_rule("grpo", std_floor=-1.0)(tree, torch.tensor([0.0, 1.0]))
-    with pytest.raises(DataError, match="NaN"):
-        select_boundaries(torch.tensor([[0.0, NAN]]), torch.tensor([2]))
-    with pytest.raises(DataError, match="shape"):
-        select_boundaries(torch.zeros(1, 2), torch.tensor([3]))
-    with pytest.raises(DataError, match="shape"):
-        select_boundaries(torch.zeros(2, 2), torch.tensor([2]))
-    with pytest.raises(DataError, match="shape"):
-        PrefixTree.build(torch.zeros(2, 2, dtype=torch.long), torch.tensor([2]))
-    with pytest.raises(DataError, match="at least 0"):
-        PrefixTree.build(torch.tensor([[1, -1]]), torch.tensor([2]))
-    with pytest.raises(DataError, match="Lengths"):
-        leaf.grpo_advantages(torch.tensor([1.0]), torch.tensor([-1]))
-
-
-def test_negative_padding_is_ignored():
-    tree = PrefixTree.build(torch.tensor([[1, -100], [1, 2]]), torch.tensor([1, 2]))
-    assert tree.token.tolist() == [1, 2]

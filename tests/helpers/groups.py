@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from leaf.credit import CREDIT_RULES
+from leaf.credit import CREDIT_RULES, PrefixTree
 
 NAN = float("nan")
 # The rules that need nothing but a tree and rewards, beside leaf: spo's mask would read surprisal.
@@ -52,3 +52,9 @@ def as_tensors(completions, rewards, surprisal, extra=0):
         torch.tensor(nats, dtype=torch.float64).reshape(size, width),
         torch.tensor(rewards, dtype=torch.float64),
     )
+
+
+def built(completions, rewards, extra=0):
+    """Return the tree of completions whose surprisals are all zero, and their rewards."""
+    tokens, lengths, _, reward = as_tensors(completions, rewards, [[0.0] * len(c) for c in completions], extra)
+    return PrefixTree.build(tokens, lengths), reward
