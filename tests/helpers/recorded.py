@@ -56,6 +56,11 @@ def record(words, rewards, surprisal=None, *, advantages=None, truncated=None, d
     return json.loads(json.dumps({"step": 1, **group_record(row | changes, group, earned, given_, share, tokenizer)}))
 
 
+def worked(**changes):
+    """Record the group of docs/method.md."""
+    return record(WORDS, REWARDS, SURPRISAL, **changes)
+
+
 def write_run(path, records, **recipe):
     """Write a run directory of stage rl with recorded groups."""
     path.mkdir()
