@@ -1,12 +1,168 @@
-"""How many seeds an interval takes, and what a resample is worth of which nothing was scored."""
+"""Intervals by resampling: single systems and pairs, groups and passes, Student's t, and how many seeds they take."""
 
 import numpy as np
 import pytest
+import sacrebleu
 
 from leaf.errors import DataError
-from leaf.evaluation.bootstrap import Scored, mean_interval, mean_of_scored, seeds_for
+from leaf.evaluation import bootstrap as bootstrap_module
+from leaf.evaluation.bootstrap import (
+    Scored,
+    _draw_weights,
+    _resample,
+    mean_interval,
+    mean_of_scored,
+    seeds_for,
+    student_quantile,
+)
+from leaf.evaluation.metrics import METRICS
+from leaf.evaluation.registry import bootstrap, metric, paired_bootstrap, score, statistics
+from tests.helpers.answers import OURS, THEIRS
 
 
+def _index(row):
+    return [i for i, count in enumerate(row.astype(int)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", list(METRICS))
+def test_a_resample_is_scored_as_the_metric_scores_it(name):
+    items = metric(name).items(OURS, THEIRS)
+    rows = np.concatenate(list(_draw_weights(len(OURS), 20, seed=1)))
+    assert rows.sum(1).tolist() == [len(OURS)] * 20
+    assert len(np.unique(rows, axis=0)) > 10
+    for row, value in zip(rows, _resample(metric(name).total, items, 20, seed=1), strict=True):
+        ours, theirs = [[side[i] for i in _index(row)] for side in (OURS, THEIRS)]
+        assert value == pytest.approx(score(ours, theirs, [name])[name].value, abs=1e-9)
+        if name == "bleu":
+            assert value == pytest.approx(sacrebleu.corpus_bleu(ours, [theirs]).score, abs=1e-9)
+
+
+def test_draws_are_uniform_and_do_not_depend_on_the_memory_allowed(monkeypatch):
+    whole = np.concatenate(list(_draw_weights(7, 4000, seed=3)))
+    np.testing.assert_allclose(whole.mean(0), 1.0, atol=0.08)  # 5 standard errors: sqrt(6/7 / 4000) = 0.0146
+    np.testing.assert_allclose(whole.var(0), 6 / 7, atol=0.12)  # binomial(7, 1/7)
+    monkeypatch.setattr(bootstrap_module, "_WEIGHTS_AT_ONCE", 50)
+    chunks = list(_draw_weights(7, 4000, seed=3))
+    assert max(len(chunk) for chunk in chunks) == 7
+    np.testing.assert_array_equal(np.concatenate(chunks), whole)
+
+
+def test_bootstrap_point_and_interval():
+    for name in METRICS:
+        value, low, high = bootstrap(OURS, THEIRS, name, groups=["x", "x", "y", "y", "y"])
+        assert value == score(OURS, THEIRS, [name])[name].value
+        assert low <= high
+    value, low, high = bootstrap(OURS, THEIRS, "bleu", seed=5)
+    assert low <= value <= high
+    assert bootstrap(OURS, THEIRS, "bleu", seed=5) == (value, low, high)
+    assert bootstrap(OURS, THEIRS, "bleu", seed=5, level=0.5)[1] > low
+
+
+def test_the_interval_of_a_share_is_the_binomial_one():
+    # 100 items, 30 right: the bootstrap draws binomial(100, 0.3), whose 2.5 and 97.5 % points are 21 and 39.
+    _, low, high = bootstrap(["a"] * 30 + ["b"] * 70, ["a"] * 100, "exact_match", samples=4000)
+    assert (low, high) == (pytest.approx(21, abs=1), pytest.approx(39, abs=1))
+
+
+def test_groups_are_drawn_as_wholes():
+    # One group holds everything: every resample is the corpus itself.
+    whole = score(OURS, THEIRS)["chrf"].value
+    assert bootstrap(OURS, THEIRS, "chrf", groups=["a"] * 5)[1:] == pytest.approx((whole, whole))
+    # Two groups of 50 equal items: only 0, 50 and 100 can come; items alone would stay near 50.
+    ours, theirs, groups = ["a"] * 50 + ["b"] * 50, ["a"] * 100, [("r", i // 50) for i in range(100)]
+    assert bootstrap(ours, theirs, "exact_match", groups=groups) == (50.0, 0.0, 100.0)
+    assert bootstrap(ours, theirs, "exact_match")[1] > 35
+    # A group key per item is no grouping.
+    assert bootstrap(OURS, THEIRS, "wer", groups=range(5)) == bootstrap(OURS, THEIRS, "wer")
+
+
+def test_paired_bootstrap_sees_a_clear_difference_and_none():
+    better = THEIRS * 8
+    difference, low, high, p = paired_bootstrap(OURS * 8, better, THEIRS * 8, "chrf")
+    assert difference == pytest.approx(100 - score(OURS * 8, better, ["chrf"])["chrf"].value)
+    assert 0 < low <= difference <= high
+    assert p == pytest.approx(2 / 1001)
+    assert paired_bootstrap(OURS, OURS, THEIRS, "bleu") == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_paired_bootstrap_turns_round_and_keeps_pairs_together():
+    references = ["a", "b", "c", "d"] * 10
+    one = ["a", "x", "c", "d"] * 10
+    other = ["x", "b", "c", "x"] * 10
+    difference, low, high, p = paired_bootstrap(one, other, references, "exact_match", samples=500)
+    assert difference == -25.0
+    assert paired_bootstrap(other, one, references, "exact_match", samples=500) == (25.0, -high, -low, p)
+    # Whole groups of four: each has the same difference, so every resample has.
+    groups = [i // 4 for i in range(40)]
+    assert paired_bootstrap(one, other, references, "exact_match", groups=groups)[:3] == (-25.0, -25.0, -25.0)
+
+
+def test_p_is_uniform_enough_where_systems_do_not_differ():
+    generator = np.random.default_rng(0)
+    references, small = ["a"] * 60, 0
+    for seed in range(60):
+        sides = [["a" if right else "b" for right in generator.random(60) < 0.5] for _ in range(2)]
+        small += paired_bootstrap(sides[0], sides[1], references, "exact_match", samples=200, seed=seed)[3] < 0.05
+    assert small <= 9  # 3 expected; 10 or more has probability 0.001
+
+
+# Two-sided points of Student's t from the usual table.
+@pytest.mark.parametrize(
+    ("level", "freedom", "point"),
+    [
+        (0.95, 1, 12.7062),
+        (0.95, 2, 4.30265),
+        (0.95, 3, 3.18245),
+        (0.95, 4, 2.77645),
+        (0.95, 9, 2.26216),
+        (0.95, 30, 2.04227),
+        (0.99, 1, 63.6567),
+        (0.99, 5, 4.03214),
+        (0.90, 7, 1.89458),
+        (0.999, 1, 636.619),
+        (0.999, 10, 4.58689),
+        (0.95, 100_000, 1.95999),
+        (0.50, 1, 1.0),
+    ],
+)
+def test_student_points_against_the_table(level, freedom, point):
+    assert student_quantile(level, freedom) == pytest.approx(point, rel=5e-6)
+
+
+def test_mean_interval():
+    mean, half = mean_interval([1.0, 2.0, 3.0])
+    assert (mean, half) == (2.0, pytest.approx(4.30265 / np.sqrt(3), rel=1e-5))
+    assert mean_interval([7.0, 7.0, 7.0]) == (7.0, 0.0)
+    for bad in ([1.0], [], [1.0, float("nan")]):
+        with pytest.raises(DataError, match="at least 2 finite"):
+            mean_interval(bad)
+
+
+# -- several passes ----------------------------------------------------------------------------------------------------
+def _scored(name, passes, references):
+    return Scored(metric(name).total, [statistics(metric(name), texts, references) for texts in passes])
+
+
+def test_passes_are_averaged_and_drawn_together():
+    references = ["a", "b", "c", "d"]
+    one, two = ["a", "b", "x", "x"], ["a", "b", "c", "x"]
+    scored = _scored("exact_match", [one, two], references)
+    assert (scored.values(), scored.value()) == ([50.0, 75.0], 62.5)
+    # Every pass right or wrong on the same items: two passes are as sure as one, not surer.
+    assert (
+        _scored("exact_match", [one, one], references).interval()
+        == _scored("exact_match", [one], references).interval()
+    )
+    assert scored.interval(groups=["x"] * 4) == (62.5, 62.5)
+    other = _scored("exact_match", [one], references)
+    difference, low, high, p = scored.against(other)
+    assert difference == 12.5
+    assert low <= difference <= high
+    assert p <= 1.0
+    assert other.against(other) == (0.0, 0.0, 0.0, 1.0)
+
+
+# -- seeds, and resamples without a score ------------------------------------------------------------------------------
 @pytest.mark.parametrize("gaps", [[-1 / 2**0.5, 1 / 2**0.5], [0.0, 2.0, 1.0, 3.0, -1.0, 1.0, 0.5, 1.5]])
 def test_the_number_of_seeds_is_the_least_that_gives_the_half_width(gaps):
     def half_width(seeds):
