@@ -1,10 +1,11 @@
-"""A real browser for the report's tests: Debian's Chromium, headless, through Playwright."""
+"""A real browser for the report's tests (Debian's Chromium, headless, through Playwright), and a run to report."""
 
 import shutil
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from tests.helpers.evaluations import AFTER, BEFORE, recordings, write
 from tests.helpers.waits import LIMIT
 
 QUIET = [
@@ -65,3 +66,14 @@ def opened(browser, tmp_path):
     for context in pages.contexts:
         context.close()
     assert pages.errors == []
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory as `leaf demo` leaves it, with its task's recordings."""
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(f"stage: rl\ntask: {recordings(tmp_path)}\n")
+    write(folder / "test_after.jsonl", [AFTER, AFTER], made_with={"split": "test"})
+    write(folder / "test_before.jsonl", [BEFORE, ["press one now please", *BEFORE[1:]]], made_with={"split": "test"})
+    return folder
