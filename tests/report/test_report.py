@@ -1,4 +1,4 @@
-"""The whole report: what the runs' numbers become, and the page in a browser."""
+"""The whole report: what the runs' numbers become, which runs it refuses, and the size of the page."""
 
 import json
 import re
@@ -6,12 +6,10 @@ import re
 import numpy as np
 import pytest
 import soundfile
-import yaml
-from playwright.sync_api import expect
 from typer.testing import CliRunner
 
 from leaf.commands.main import app
-from leaf.config import LeafConfig, RunConfig, SftConfig, to_dict
+from leaf.config import SftConfig
 from leaf.credit import Fork
 from leaf.errors import ConfigError, RunError
 from leaf.evaluation.bootstrap import mean_interval
@@ -19,161 +17,12 @@ from leaf.evaluation.predictions import Predictions
 from leaf.report import curves
 from leaf.report.curves import band, curves_section, thinned, top_score
 from leaf.report.forks import ForkCounts, forks_section, round_width
-from leaf.report.runs import colours, differences, methods, read_runs
+from leaf.report.runs import read_runs
 from leaf.report.write import write_report
-from tests.helpers.waits import until
-
-EVIL = "<img src=x onerror=\"document.title='owned'\">"
+from tests.helpers.reported import group, made, panel
 
 
-def group(step, rewards=(1.0, 0.0, 0.5, 0.5)):
-    """Four completions: `a b c` twice, `a b d`, `a e`; the ids are the letters."""
-    ids = [[1, 2, 3], [1, 2, 3], [1, 2, 4], [1, 5]]
-    letters = {1: "a", 2: "Ġb", 3: "Ġc", 4: "Ġd", 5: "Ġe"}
-    advantages = [[0.5, 0.5, 0.5], [-1.0, -1.0, -1.0], [0.1, 0.1, 0.1], [0.0, 0.0]]
-    return {
-        "step": step,
-        "id": "x",
-        "prompt": f"say it {EVIL}",
-        "audio": [],
-        "text": None,
-        "reference": EVIL,
-        "completions": ["a b c", "a b c", "a b d", "a e"],
-        "rewards": list(rewards),
-        "truncated": [True] * 4,
-        "token_ids": ids,
-        "tokens": [[letters[i] for i in row] for row in ids],
-        "surprisal": [[0.1, 0.2, 2.0], [0.1, 0.2, 2.0], [0.1, 0.2, 3.0], [0.1, 2.5]],
-        "advantages": advantages,
-        "boundaries": [2],
-        "tree": {"parent": [-1, 0, 1, 1, 0]},
-    }
-
-
-def made(
-    path,
-    *,
-    steps=6,
-    seed=0,
-    offset=0.0,
-    groups=True,
-    recipe: type[RunConfig] = LeafConfig,
-    model="tiny",
-    task="asterisk_qa",
-    **settings,
-):
-    """Write a run directory as a trainer leaves it."""
-    path.mkdir(parents=True)
-    config = recipe(model=model, task=task, seed=seed, output_dir=str(path), max_steps=steps, **settings)
-    (path / "recipe.yaml").write_text(yaml.safe_dump(to_dict(config)))
-    (path / "versions.json").write_text('{"torch": "2"}')
-    rows = [
-        {
-            "step": i,
-            "reward_mean": i / steps + offset,
-            "kl": 0.01 * i,
-            "skipped_steps": int(i > 2),
-            "reward_errors": 1,
-            "packed_tokens": 25.0,
-            "plain_tokens": 100.0,
-            "seconds/sample": 1.0,
-            "seconds/update": 2.0,
-            "seconds/step": 4.0,
-            "grad_norm": None if i == 2 else 1.0,
-        }
-        for i in range(1, steps + 1)
-    ]
-    scored = [
-        {"step": i, "bleu": 50.0 + i + offset, "bleu/low": 45.0 + i, "bleu/high": 55.0 + i, "truncated": 0.0}
-        for i in (0, steps)
-    ]
-    files = {
-        "metrics.jsonl": rows,
-        "validation.jsonl": scored,
-        "groups.jsonl": [group(1), group(steps)] if groups else [],
-    }
-    for name, lines in files.items():
-        (path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-def panel(section, title):
-    return next(one for one in section.data["panels"] if one["title"] == title)
-
-
-# -- numbers -----------------------------------------------------------------------------------------------------------
-def named(*recipes):
-    return methods(recipes, [f"run{number}" for number in range(len(recipes))])
-
-
-def test_methods_are_what_recipes_differ_in_seeds_aside():
-    def recipe(**settings):
-        return LeafConfig(model="/home/me/models/tiny", task="t", **settings)
-
-    one, two = recipe(credit="leaf", seed=1, output_dir="a"), recipe(credit="leaf", seed=2, output_dir="b")
-    assert named(one, two) == ["leaf", "leaf"]
-    assert named(one, recipe(credit="grpo")) == ["leaf", "grpo"]
-    assert named(one, recipe(credit="leaf", learning_rate=1e-3)) == ["learning_rate 5e-06", "learning_rate 0.001"]
-    assert named(one, recipe(credit="grpo", lora_r=8)) == ["leaf, lora_r 64", "grpo, lora_r 8"]
-
-
-def test_methods_that_differ_in_much_have_the_names_of_their_runs():
-    one = LeafConfig(model="/home/me/models/tiny", task="t")
-    other = {"credit_options": {"sqrt_count": False}, "learning_rate": 1e-3}
-    others = [LeafConfig(model="/home/me/models/tiny", task="t", seed=seed, **other) for seed in range(3)]
-    assert named(one, *others) == ["run0", *["run1 and 2 more"] * 3]
-    assert named(one, SftConfig(model="x/other", task="t")) == ["run0", "run1"]
-
-
-@pytest.mark.parametrize(
-    "free",
-    [
-        {"eval_every": 7, "save_every": 3, "record_every": 2, "keep_checkpoints": 9},
-        {"track_with": "tensorboard", "tolerate": "skip", "device": "cpu", "token_budget": 99, "attention": "eager"},
-        {"reward_options": {"judge": {"model": "j", "url": "http://b/v1", "concurrency": 2}}},
-    ],
-)
-def test_what_teaches_a_run_nothing_makes_no_method(free):
-    judged = {"reward_options": {"judge": {"model": "j", "url": "http://a/v1"}}}
-    one, other = LeafConfig(**judged), LeafConfig(**{**judged, **free})  # type: ignore[arg-type]
-    assert named(one, other) == ["leaf", "leaf"]
-    assert set(differences([one, other])) == set(free)
-
-
-def test_leaf_and_grpo_have_one_colour_each_on_every_page():
-    assert colours(["leaf", "grpo"]) == [0, 1]
-    assert colours(["grpo", "leaf"]) == [1, 0]
-    assert colours(["grpo"]) == [1]
-    assert colours(["tempo", "grpo", "mine"]) == [2, 1, 3]
-    assert colours(["leaf", "leaf", "sft", "grpo", "grpo"]) == [0, 2, 3, 1, 4]
-
-
-def test_methods_whose_paths_end_alike_are_not_one(tmp_path):
-    def named_by(key, *values):
-        return named(*(LeafConfig(**{"model": "m", "task": "t", key: value}) for value in values))
-
-    assert named_by("model", "/home/me/warm-a/merged", "/home/me/warm-b/merged", "/home/me/warm-a/merged") == [
-        "model warm-a/merged",
-        "model warm-b/merged",
-        "model warm-a/merged",
-    ]
-    assert named_by("task", "a/x/my.jsonl", "b/x/my.jsonl") == ["task a/x/my.jsonl", "task b/x/my.jsonl"]
-    assert named_by("rewards", ["bleu", "a/my.py:polite"], ["bleu", "b/my.py:polite"]) == [
-        "rewards bleu a/my.py:polite",
-        "rewards bleu b/my.py:polite",
-    ]
-    assert named_by("train_split", "train", "small") == ["train_split train", "train_split small"]
-    assert named_by("credit_options", {"a": "b c"}, {"a": ["b", "c"]}) == [
-        'credit_options {"a": "b c"}',
-        'credit_options {"a": ["b", "c"]}',
-    ]
-    paths = [made(tmp_path / name, model=f"runs/{name}/merged") for name in ("warm-a", "warm-b")]
-    section = curves_section(read_runs(paths))
-    assert section.data["methods"] == ["model warm-a/merged", "model warm-b/merged"]
-    assert panel(section, "Reward")["bands"] == []
-    assert ["model", "warm-b/merged"] in section.data["settings"]["warm-b"]
-
-
+# -- curves and the table ----------------------------------------------------------------------------------------------
 def test_long_curves_are_averaged_and_seeds_have_a_band(tmp_path, monkeypatch):
     assert thinned([(1, 1.0), (2, 3.0), (3, 5.0)], 2) == [(1.5, 2.0), (3.0, 5.0)]
     few = [{1: 1.0, 2: 2.0}, {1: 3.0, 2: 2.0, 3: 9.0}, {1: 2.0, 2: 2.0}]
@@ -259,6 +108,7 @@ def test_the_best_score_is_that_of_a_trained_model(tmp_path):
         assert row["scores"]["bleu"]["first"] == 60.0
 
 
+# -- forks -------------------------------------------------------------------------------------------------------------
 def test_forks_and_credit_by_position(tmp_path):
     section, _ = forks_section(read_runs([made(tmp_path / "run")]))
     assert section is not None
@@ -288,6 +138,7 @@ def test_reward_spreads_are_counted_to_the_last_group():
     assert counted["spreads"] == [[0, 4000], [3, 1], [5, 1]]
 
 
+# -- the page ----------------------------------------------------------------------------------------------------------
 def test_runs_that_cannot_be_reported(tmp_path, monkeypatch):
     run = made(tmp_path / "a/run")
     with pytest.raises(RunError, match="not a run directory"):
@@ -370,171 +221,3 @@ def test_a_thousand_steps_of_three_seeds_with_everything_stay_below_five_megabyt
     (scored,) = data["evaluation"]["sets"]
     assert len(scored["items"]) < scored["total"] == 3000
     assert scored["clips"]
-
-
-# -- in the browser ----------------------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def html(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    paths = [
-        made(folder / f"leaf{EVIL}".replace("/", "") / f"s{seed}", seed=seed, offset=seed / 10) for seed in range(2)
-    ]
-    paths += [made(folder / f"grpo-{seed}", seed=seed, credit="grpo") for seed in range(2)]
-    return write_report(paths, folder / "r.html").read_text()
-
-
-def test_plots_are_drawn_and_follow_the_theme(opened, html):
-    tab = opened(html, color_scheme="light")
-    # Bleu, reward, divergence and the stages; what does not change is told in words.
-    expect(tab.locator("#curves .plot svg.marks")).to_have_count(4)
-    expect(tab.locator("#curves figure")).to_have_count(4)
-    flat = "The same at every step of every run: validation truncated 0, gradient norm 1, tokens saved 0.75."
-    assert flat in tab.locator("#curves").text_content()
-    assert "from the lowest run to the highest" in tab.locator("#curves").text_content()
-    colour = "getComputedStyle(document.querySelector('#curves .plot svg.marks text')).fill"
-    light = tab.evaluate(colour)
-    tab.locator("#theme").click()
-    until(tab, f"{colour} !== {json.dumps(light)}")
-    tab.locator("header nav a", has_text="Forks").click()
-    tab.locator("#forks .plot svg.marks").first.wait_for()
-    assert "100 % (51 % to 100 %)" in tab.locator("#forks tbody tr").first.text_content()
-
-
-def test_plots_of_a_hidden_tab_are_drawn_when_it_is_shown_again(opened, html):
-    """Theme and window size change while it is hidden, and a hidden container has no width to draw in."""
-    tab = opened(html, color_scheme="light", viewport={"width": 1280, "height": 800})
-    count = tab.locator("#curves figure").count()
-    width = "[...document.querySelectorAll('#curves .plot svg.marks')].map(one => one.getBoundingClientRect().width)"
-    wide = f"{width}.length === {count} && {width}.every(one => one > 100)"
-    colour = "getComputedStyle(document.querySelector('#curves .plot svg.marks text')).fill"
-    until(tab, wide)
-    light = tab.evaluate(colour)
-    tab.evaluate("location.hash = '#forks'")
-    tab.locator("#forks .plot svg.marks").first.wait_for()
-    tab.locator("#theme").click()
-    tab.evaluate("location.hash = '#curves'")
-    until(tab, f"{wide} && {colour} !== {json.dumps(light)}")
-    tab.evaluate("location.hash = '#forks'")
-    until(tab, "document.querySelector('#curves').hidden")
-    tab.set_viewport_size({"width": 1000, "height": 800})
-    tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    tab.evaluate("location.hash = '#curves'")
-    until(tab, f"!document.querySelector('#curves').hidden && {wide}")
-
-
-def test_the_table_sorts_by_mouse_and_keyboard(opened, html):
-    tab = opened(html)
-    head = tab.locator("#curves thead th", has_text="reward, last tenth")
-    names = tab.locator("#curves .scroll tbody tr td:first-child")
-    head.locator("button").click()
-    assert head.get_attribute("aria-sort") == "ascending"
-    assert names.last.text_content() == "s1"
-    tab.keyboard.press("Enter")
-    assert head.get_attribute("aria-sort") == "descending"
-    assert names.first.text_content() == "s1"
-
-
-def test_curves_are_smoothed_and_single_runs_hidden(opened, html):
-    tab = opened(html)
-    lines = tab.locator("#curves figure", has_text="mean over a step's completions").locator(".mark-line path")
-    expect(lines).to_have_count(6)  # four runs and two means
-    tab.locator("#single").uncheck()
-    expect(lines).to_have_count(2)
-    bleu = tab.locator("#curves figure", has_text="Validation bleu").locator(".mark-line path")
-    expect(bleu).to_have_count(2)
-    before, scores = lines.first.get_attribute("d"), bleu.first.get_attribute("d")
-    tab.locator("#smooth").select_option("5")
-    expect(lines.first).not_to_have_attribute("d", before)
-    expect(bleu.first).to_have_attribute("d", scores)  # validations are few, and stay as they are
-
-
-def test_the_note_on_a_point_names_its_run(opened, html):
-    tab = opened(html, viewport={"width": 1280, "height": 800})
-    reward = tab.locator("#curves figure", has_text="mean over a step's completions").locator("svg.marks")
-    tip = tab.locator("#vg-tooltip-element")
-    reward.hover()
-    expect(tip).to_contain_text("mean of ")
-    assert "undefined" not in tip.text_content()
-    assert "NaN" not in tip.text_content()
-
-
-def test_settings_are_side_by_side_where_runs_differ(opened, html, tmp_path):
-    tab = opened(html)
-    tables = tab.locator("#curves .settings table")
-    found = [row.locator("th, td").all_text_contents() for row in tables.first.locator("tr").all()]
-    assert [row[1] for row in found] == ["credit", "leaf", "leaf", "grpo", "grpo"]  # a row for each run
-    tab.locator("#curves summary").click()
-    common = [row.locator("th, td").all_text_contents() for row in tables.last.locator("tr").all()]
-    assert ["lora_r", "64"] in common
-    assert not {"credit", "seed"} & {key for key, _ in common}
-    paths = [made(tmp_path / "one"), made(tmp_path / "two", lora_r=8, save_every=7, credit="grpo")]
-    tab = opened(write_report(paths, tmp_path / "r.html").read_text())
-    rows = tab.locator("#curves .settings table").first.locator("tr").all()
-    found = [row.locator("th, td").all_text_contents() for row in rows]  # fewer runs than settings: a column for each
-    assert sorted(found) == [
-        ["", "one", "two"],
-        ["credit", "leaf", "grpo"],
-        ["lora_r", "64", "8"],
-        ["save_every", "50", "7"],
-    ]
-
-
-@pytest.mark.parametrize("width", [800, 1280])
-def test_no_table_is_wider_than_the_page_however_much_the_runs_differ(opened, tmp_path, width):
-    paths = []
-    for number in range(8):
-        task = f"a/rather/long/path/of/a/manifest/number-{number}/with_a_long_name_of_its_own.jsonl"
-        many = {
-            "learning_rate": 1e-5 * (number + 1),
-            "lora_r": 8 + number,
-            "temperature": 1 - number / 10,
-            "task": task,
-        }
-        many |= {"credit_options": {"max_boundaries": number, "min_prefix": number + 1, "sqrt_count": number % 2 == 0}}
-        many |= {"max_new_tokens": 40 + number, "kl_coef": number / 10, "lora_alpha": 10 + number, "clip": number / 10}
-        paths.append(made(tmp_path / f"a-run-with-a-rather-long-name-{number}", **many))
-    for path in paths:
-        items = [{"id": f"{i}", "utterance": f"{i}", "prompt": "?", "reference": "one two three"} for i in range(3)]
-        made_with = {"decoding": {"greedy": True}}
-        meta = {"predictions": 1, "made_with": made_with, "lowercase": False, "metrics": {"bleu": {}, "wer": {}}}
-        Predictions(path.name, items, [["one two four"] * 3], [None], [[False] * 3], meta=meta).write(
-            path / "test.jsonl"
-        )
-    page = write_report(paths, tmp_path / "r.html", audio=False).read_text()
-    tab = opened(page, viewport={"width": width, "height": 900})
-    names = [path.name for path in paths]
-    assert tab.locator("#curves .key").first.text_content() == names[0]
-    assert names == [key.text_content() for key in tab.locator("#curves .key").all()[:8]]
-    for section in ("curves", "forks", "evaluation"):
-        tab.evaluate(f"location.hash = '#{section}'")
-        tab.locator(f"#{section} .scroll").first.wait_for()
-        for opened_table in tab.locator(f"#{section} summary").all():
-            opened_table.click()
-        for box in tab.locator(f"#{section} .scroll").all():
-            assert box.evaluate("box => box.scrollWidth - box.clientWidth") <= 1, box.get_attribute("aria-label")
-
-
-def test_a_rule_has_one_colour_whether_it_trained_or_not(opened, html):
-    tab = opened(html)
-    tab.evaluate("location.hash = '#forks'")
-    bars = tab.locator("#forks figure", has_text="Credit by fifths").locator(".mark-rect path")
-    figures = tab.locator("#forks figure", has_text="Credit by fifths")
-    expect(figures).to_have_count(2)
-    expect(figures.first.locator(".mark-rect path").first).to_be_visible()
-    expect(figures.last.locator(".mark-rect path").first).to_be_visible()
-    legends = [figure.locator(".role-legend-label text").all_text_contents() for figure in figures.all()]
-    assert legends == [["leaf, as trained", "grpo"], ["leaf", "grpo, as trained"]]
-    first, last = (figure.locator(".role-legend-symbol path").first.get_attribute("fill") for figure in figures.all())
-    assert first == last
-    assert bars.count() >= 4
-
-
-def test_no_section_is_wider_than_a_phone(opened, html):
-    tab = opened(html, viewport={"width": 390, "height": 844})
-    for name in ("curves", "forks"):
-        tab.evaluate(f"location.hash = '#{name}'")
-        figures = tab.locator(f"#{name} figure")
-        figures.first.wait_for()
-        expect(tab.locator(f"#{name} .plot svg.marks")).to_have_count(figures.count())
-        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
-    assert tab.title().startswith("leaf: ")
