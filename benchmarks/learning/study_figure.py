@@ -12,7 +12,7 @@ from benchmarks.learning.study_table import by_method
 from benchmarks.records import read
 from leaf.report.curves import band
 
-COLORS = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]  # Okabe and Ito
+COLORS = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]  # Okabe and Ito
 COMPLETIONS = {
     "title": "completions sampled",
     "scale": {"type": "log", "nice": False},
