@@ -43,7 +43,7 @@ METHODS = {
     "distinct_leaf": ["rollout=distinct", "credit=leaf"],
     "distinct_tempo": ["rollout=distinct", "credit=tempo"],
 }
-DEFAULT_METHODS = ("grpo", "unordered_set", "leaf", "rescaled_set", "grpo_k32")
+DEFAULT_METHODS = ("grpo", "unordered_set", "leaf", "rescaled_set", "grpo_k32", "distinct_leaf")
 RATES = (2e-4, 4e-4, 8e-4, 1.6e-3)
 PASSES = range(42, 47)  # seeds of the sampled passes, which are at temperature 1 without top-p: the expected reward
 STOPPED = 75  # how a run ends that a signal stopped
