@@ -20,6 +20,7 @@ from leaf.credit import (
     set_shares,
 )
 from leaf.credit.losses import Reduction
+from leaf.credit.registry import estimator_of
 
 UPDATES = 4  # of a rollout, where losses are compared
 LARGE = 32  # completions of a large group
@@ -138,7 +139,8 @@ def shares(arm: Arm, groups: Groups) -> Tensor:
     """Compute (S, P, K) how many completions each one stands for."""
     if groups.sets is None:
         return torch.ones(groups.reward.shape)
-    each = [set_shares(arm.credit, one).float() for one in groups.sets]
+    estimator = estimator_of(find_credit(arm.credit, **arm.options))
+    each = [set_shares(one, estimator).float() for one in groups.sets]
     return torch.stack(each).view(groups.reward.shape)
 
 

@@ -99,7 +99,7 @@ def test_distinct_translations_are_a_sample_without_replacement():
         assert float(z.abs().max()) < 4.5
         assert 0.6 < float(z.square().mean()) < 1.5
         # The weights stand for all translations.
-        weight = torch.stack([set_shares("unordered_set", one) for one in sets]) / count
+        weight = torch.stack([set_shares(one) for one in sets]) / count
         estimate = (weight * value[drawn[seed]]).sum(1)
         error = float(estimate.std()) / repeats**0.5
         assert abs(float(estimate.mean() - p @ value)) < 4 * error

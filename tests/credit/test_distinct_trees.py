@@ -202,7 +202,7 @@ def test_a_pair_worked_by_hand():
     first, second = 0.6, -0.8
     expected = [[first, (first + 4 * first) / 4.6], [second, (second + 4 * second) / 4.6]]
     torch.testing.assert_close(given, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=0)
-    shares = set_shares("leaf", draw)
+    shares = set_shares(draw)
     assert float(shares.sum()) == pytest.approx(2)
     # V̂ of `a` is that of both answers: TEMPO steps there by nothing, and then by r − V̂.
     mean = float(shares[0] / 2)

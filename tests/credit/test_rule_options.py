@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from leaf.credit import CREDIT_RULES, credit, credit_rule
+from leaf.credit import CREDIT_RULES, SetDraw, credit, credit_rule
 from leaf.errors import ConfigError
 from tests.helpers.groups import NAN, built
 
@@ -104,6 +104,20 @@ def test_bound_options_act():
     assert torch.equal(credit_rule("leaf", normalize=False)(tree, rewards, surprisal=surprisal), plain)
     assert credit_rule("grpo", std_floor=0.5)(tree, rewards).abs().max().item() == pytest.approx(0.125 / 0.500001)
     assert "group_ended" in inspect.signature(CREDIT_RULES["leaf"]).parameters
+
+
+def test_a_rule_of_ones_own_that_needs_the_draw_takes_options():
+    def needs(tree, rewards, *, draw, surprisal=None, alpha=1.0):
+        return (alpha * draw.log_prob.exp() * rewards)[:, None]
+
+    def takes(tree, rewards, *, surprisal=None, draw=None, alpha=1.0):
+        return needs(tree, rewards, draw=draw, alpha=alpha)
+
+    tree, rewards = built([[1, 2], [1, 3]], [0.5, 0.25])
+    draw = SetDraw.of(torch.tensor([0.5, 0.25]).log())
+    for rule in (needs, takes):
+        given = credit_rule(rule, alpha=2.0)(tree, rewards, draw=draw)
+        torch.testing.assert_close(given, torch.tensor([[0.5, 0.5], [0.125, 0.125]]), check_dtype=False)
 
 
 def test_a_rule_of_ones_own_is_a_function():

@@ -163,7 +163,7 @@ def test_weights_are_finite_and_a_constant_reward_changes_nothing(name, count):
     given = advantages(name, draw, rewards)
     assert given.isfinite().all()
     torch.testing.assert_close(advantages(name, draw, rewards + 5.0), given, rtol=1e-6, atol=1e-9)
-    assert float(set_shares(name, draw).sum()) == pytest.approx(count)
+    assert float(set_shares(draw, ESTIMATORS[name]).sum()) == pytest.approx(count)
 
 
 def test_importance_weights_estimate_the_mean_and_need_a_threshold():

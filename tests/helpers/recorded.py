@@ -10,6 +10,7 @@ from rich.console import Console
 
 from leaf.config import LeafConfig, to_dict
 from leaf.credit import SetDraw
+from leaf.credit.sets import unordered_set
 from leaf.model.sampling import Group
 from leaf.report import terminal
 from leaf.runs.directory import RunDirectory
@@ -50,7 +51,7 @@ def record(words, rewards, surprisal=None, *, advantages=None, truncated=None, d
     )
     row = {"id": "train-1", "prompt": "How do I leave?", "audio": ["a.opus"], "text": None, "reference": "press one"}
     earned = torch.tensor([torch.nan if r is None else r for r in rewards], dtype=torch.float64)
-    share = shares_of(group, "unordered_set")
+    share = shares_of(group, unordered_set, len(group.lengths))
     given_ = torch.zeros(shape) if advantages is None else torch.tensor(advantages)
     # What was written and read again, not what was in memory.
     return json.loads(json.dumps({"step": 1, **group_record(row | changes, group, earned, given_, share, tokenizer)}))

@@ -117,6 +117,32 @@ def test_probabilities_rest_and_threshold_are_those_of_the_model(draw):
         assert bool(group.draw.threshold.isfinite())
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("prefix", [(), (1,)])
+def test_logits_that_are_not_finite_leave_the_whole_set_unknown_and_other_prompts_alone(draw, value, prefix):
+    fine, broken = table(3, 0.1), table(4, 0.1)
+    if value == -math.inf:
+        broken[prefix] = torch.full((VOCABULARY,), value)
+    else:
+        broken[prefix][2] = value
+    (alone,) = draw([fine], 5, [7])
+    odd, beside = draw([broken, fine], 5, [6, 7])
+    assert bool(odd.surprisal.isnan().all())
+    assert len(set(completions(odd))) == 5
+    assert bool(odd.draw.log_prob.isfinite().all())
+    assert completions(beside) == completions(alone)
+    torch.testing.assert_close(beside.surprisal, alone.surprisal, rtol=0, atol=0)
+
+
+def test_a_token_may_be_excluded_by_minus_infinity(draw):
+    logits = {prefix: one.clone() for prefix, one in table(5).items()}
+    for one in logits.values():
+        one[3] = -math.inf
+    for group in draw([logits] * 4, 5, range(4)):
+        assert bool(group.surprisal.isfinite().all())
+        assert not bool((group.tokens == 3).any())
+
+
 def test_the_threshold_makes_importance_weights_unbiased(draw):
     """Σ p(s) / q(s) over the set is 1 on average if q(s) is the probability that s beats the threshold."""
     logits = table(2)

@@ -2,14 +2,17 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from leaf import LeafConfig, LeafTrainer
-from leaf.credit import BatchCredit, distinct_rules, set_shares
+from leaf.credit import CREDIT_RULES, SET_RULES, BatchCredit, SetDraw, distinct_rules, set_shares
+from leaf.credit.sets import nbest, unordered_set
 from leaf.errors import ConfigError
 from leaf.model.policy import Policy
+from leaf.train.rollout import shares_of
 from leaf.train.update import add_gradient, weights_over_all
 from tests.helpers import tiny
 
@@ -35,9 +38,10 @@ def recipe(tmp_path, **fields):
     return LeafConfig(**settings | fields)
 
 
-def trainer(config):
+def trainer(config, credit=None):
     model, processor = tiny.tiny_model()
-    return LeafTrainer(model, ["chrf"], config, tiny.rows(6), processing_class=processor, say=lambda line: None)
+    others = {"credit": credit, "processing_class": processor, "say": lambda line: None}
+    return LeafTrainer(model, ["chrf"], config, tiny.rows(6), **others)
 
 
 def lines(path):
@@ -76,6 +80,33 @@ def test_resumed_equals_uninterrupted(tmp_path):
     assert without_times(lines(cut.path / "metrics.jsonl")) == without_times(expected)
 
 
+def test_sets_that_nothing_is_known_of_are_left_unscored(tmp_path):
+    made = trainer(recipe(tmp_path, kl_coef=0.0))
+    decode = made.policy.decode
+    made.policy.decode = lambda embeddings, **arguments: decode(embeddings, **arguments) * float("nan")
+    rolled = made.rollout(1)
+    assert all(bool(one.isnan().all()) for one in rolled.rewards)
+    assert rolled.left_out == ["step 1: 8 completions came from logits that are not finite; left unscored"]
+    assert all(bool((one == 0).all()) for one in rolled.advantages)
+
+
+@pytest.mark.parametrize("named", ["leaf", "nbest"])
+def test_weights_are_those_of_the_rule_that_runs_whatever_the_recipe_names(tmp_path, named):
+    for rule, estimator in ((SET_RULES["nbest"], nbest), (CREDIT_RULES["leaf"], unordered_set)):
+        rolled = trainer(recipe(tmp_path, credit=named), credit=rule).rollout(1)
+        for group, share in zip(rolled.groups, rolled.shares, strict=True):
+            assert group.draw is not None
+            torch.testing.assert_close(share.double(), set_shares(group.draw, estimator), rtol=1e-5, atol=1e-6)
+
+
+def test_a_prompt_with_few_outcomes_counts_as_much_as_others(tmp_path):
+    """A likely prompt may have two outcomes of K = 4: the shares of each prompt add up to K all the same."""
+    draw = SetDraw.of(torch.tensor([0.7, 0.3]).log())
+    group = SimpleNamespace(draw=draw, lengths=torch.tensor([1, 1]))
+    share = shares_of(group, unordered_set, 4)  # type: ignore[arg-type]
+    torch.testing.assert_close(share, torch.tensor([2.8, 1.2]))
+
+
 def test_the_gradient_is_that_of_the_weighted_log_probabilities(tmp_path):
     """Σ_s w_s (r_s − b_s) ∇ log p(s), over the constant of the reduction, without divergence."""
     made = trainer(recipe(tmp_path, kl_coef=0.0, reduction="constant"))
@@ -96,7 +127,7 @@ def test_the_gradient_is_that_of_the_weighted_log_probabilities(tmp_path):
     assert not isinstance(made.rule, BatchCredit)
     for group, log_probs, earned in zip(rolled.groups, scores.log_probs, rolled.rewards, strict=True):
         assert group.draw is not None
-        share = set_shares("unordered_set", group.draw) / 4
+        share = set_shares(group.draw) / 4
         advantage = made.rule(group.tree, earned, surprisal=group.surprisal, draw=group.draw)[:, 0]
         objective = objective - (share * advantage * log_probs.sum(1).double()).sum()
     (objective / (2 * made.config.max_new_tokens)).backward()

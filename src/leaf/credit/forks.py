@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from leaf.credit.tree import GroupRewards, PrefixTree
-from leaf.credit.values import scored_completions
+from leaf.credit.values import ROUNDING, counted_completions, scored_completions
 from leaf.errors import DataError
 
 
@@ -32,22 +32,28 @@ class Fork:
     spreads: tuple[float, ...]
 
 
-def forks(tree: PrefixTree, rewards: GroupRewards, boundaries: Int[Tensor, " B"]) -> list[Fork]:
+def forks(
+    tree: PrefixTree, rewards: GroupRewards, boundaries: Int[Tensor, " B"], shares: Float[Tensor, " K"] | None = None
+) -> list[Fork]:
     """Describe what happened at each boundary of a group (arXiv 2606.07610, forkability).
 
     Args:
         tree: prefix tree of the group.
         rewards: (K,), NaN = unscored, left out.
         boundaries: (B,) positions from `select_boundaries`.
+        shares: (K,) how many completions each distinct one stands for; a prefix is then shared if LEAF credits it, that
+            is if its completions also stand for two or more.
     """
     found = []
-    scored = scored_completions(tree, rewards)
+    part = counted_completions(scored_completions(tree, rewards), shares).tolist()
     for t in boundaries.tolist():
-        members: dict[int, list[float]] = {}
-        for node, reward, known in zip(tree.prefix_group(t).tolist(), rewards.tolist(), scored.tolist(), strict=True):
-            if known:
-                members.setdefault(node, []).append(reward)
-        shared = [values for values in members.values() if len(values) >= 2]
+        members: dict[int, list[tuple[float, float]]] = {}
+        for node, reward, share in zip(tree.prefix_group(t).tolist(), rewards.tolist(), part, strict=True):
+            if share:
+                members.setdefault(node, []).append((reward, share))
+        # As in LEAF's spans, a sum of shares may be off in its last digits.
+        crowds = [crowd for crowd in members.values() if len(crowd) > 1 and sum(n for _, n in crowd) >= 2 - ROUNDING]
+        shared = [[reward for reward, _ in crowd] for crowd in crowds]
         spreads = tuple(max(values) - min(values) for values in shared)
         found.append(Fork(t, bool(shared), any(s > 0 for s in spreads), tuple(map(len, shared)), spreads))
     return found

@@ -11,7 +11,7 @@ import torch
 from leaf.credit.advantages import credit, rule_name
 from leaf.credit.batches import BATCH_RULES, BatchCredit, RewardedGroup
 from leaf.credit.rules import CREDIT_RULES, CreditRule
-from leaf.credit.sets import SET_RULES
+from leaf.credit.sets import ESTIMATORS, SET_RULES, Estimator, SetDraw, unordered_set
 from leaf.credit.surrogates import SURROGATES, SurrogateFunction
 from leaf.credit.tree import PrefixTree
 from leaf.errors import ConfigError, LeafError, did_you_mean, raised_at, shown
@@ -72,8 +72,24 @@ def credit_rule(rule: str | CreditRule, **options: Any) -> CreditRule:
     if options:
         _check_names_and_types(rule, options)
         tree = PrefixTree.build(torch.tensor([[0, 0], [0, 1]]), torch.tensor([2, 2]))
-        _try(rule, options, lambda: bound(tree, torch.tensor([0.0, 1.0]), surprisal=torch.ones(2, 2)))
+        own = rule not in CREDIT_RULES.values()  # may need the draw that it takes
+        draw = {"draw": SetDraw.of(torch.tensor([0.4, 0.2]).log())} if own and weighs_draws(rule) else {}
+        _try(rule, options, lambda: bound(tree, torch.tensor([0.0, 1.0]), surprisal=torch.ones(2, 2), **draw))
     return bound
+
+
+def rule_inside(bound: CreditRule | BatchCredit) -> Callable[..., Any]:
+    """Find the function that a bound rule calls."""
+    own: Any = bound.rule if isinstance(bound, BatchCredit) else bound
+    while isinstance(own, partial):  # options may be bound more than once; the rule is what `credit` is called with
+        own = own.args[0] if own.args else own.func
+    return own
+
+
+def estimator_of(bound: CreditRule | BatchCredit) -> Estimator:
+    """Find the estimator that weighs distinct completions under a rule: that of a set rule, or `unordered_set`."""
+    own = rule_inside(bound)
+    return next((ESTIMATORS[name] for name, rule in SET_RULES.items() if rule is own), unordered_set)
 
 
 def weighs_draws(rule: str | CreditRule) -> bool:

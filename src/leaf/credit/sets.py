@@ -154,17 +154,14 @@ ESTIMATORS: dict[str, Estimator] = {
 SET_RULES = {name: set_rule(estimator) for name, estimator in ESTIMATORS.items()}
 
 
-def set_shares(name: str, draw: SetDraw) -> Float[Tensor, " K"]:
-    """Compute how many of K completions each distinct one stands for, K w_s; they add up to K.
-
-    The weights are those of the estimator of that name; a rule of another name has the unbiased ones.
-    """
-    return draw.log_prob.numel() * ESTIMATORS.get(name, unordered_set)(draw)[0]
+def set_shares(draw: SetDraw, estimator: Estimator = unordered_set) -> Float[Tensor, " K"]:
+    """Compute how many of K completions each distinct one stands for, K w_s; they add up to K."""
+    return draw.log_prob.numel() * estimator(draw)[0]
 
 
 def shares_of_draw(draw: SetDraw | None) -> Float[Tensor, " K"] | None:
     """Compute the shares with which rules of the tree count distinct completions; None for independent ones."""
-    return None if draw is None else set_shares("unordered_set", draw)
+    return None if draw is None else set_shares(draw)
 
 
 def baseline_of(draw: SetDraw, scored: Bool[Tensor, " K"], estimator: Estimator = unordered_set) -> Tensor:
@@ -195,7 +192,7 @@ def _log_set_probabilities(log_prob: Tensor, log_rest: Tensor) -> tuple[Tensor, 
     have the same x and differ by factors.
     """
     count = log_prob.numel()
-    if not bool(log_rest.isfinite()):  # nothing is outside: the set is the only one of its size
+    if bool(log_rest == -math.inf):  # nothing is outside: the set is the only one of its size
         zero = log_prob.new_zeros(())
         return zero, zero.expand(count), zero.expand(count, count)
     last = math.log(count + 12 * math.sqrt(count) + 60)

@@ -12,6 +12,7 @@ from torch import Tensor
 from leaf.credit.boundaries import select_boundaries
 from leaf.credit.tree import GroupRewards, PrefixTree
 from leaf.credit.values import (
+    ROUNDING,
     counted_completions,
     group_means,
     known_rewards,
@@ -23,7 +24,6 @@ from leaf.credit.values import (
 from leaf.errors import ConfigError, NotRecorded, shown
 
 Terms = Literal["both", "global", "local"]
-_ROUNDING = 1e-9  # of shares that should add up to a whole number
 _TERM_WEIGHTS = {"both": (1.0, 1.0), "global": (1.0, 0.0), "local": (0.0, 1.0)}  # of GA and LA
 
 
@@ -182,7 +182,7 @@ def _walk(
         size, value = group_means(node, reward, there)
         end = tree.lengths.clamp_max(t)
         # A completion that ended before the last boundary already has end = start: it gets no second, empty span.
-        retained = (there > 0) & (size >= 2 - _ROUNDING)
+        retained = (there > 0) & (size >= 2 - ROUNDING)
         kept = retained & (end > start)
         columns.append((kept, start, end, node, size, value, parent, retained if phantom_spans else kept))
         start, parent = torch.where(kept, end, start), torch.where(kept, value, parent)

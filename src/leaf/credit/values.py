@@ -14,6 +14,8 @@ from torch import Tensor
 from leaf.credit.tree import GroupRewards, PrefixTree
 from leaf.errors import DataError
 
+ROUNDING = 1e-9  # of shares that should add up to a whole number
+
 
 def scored_completions(tree: PrefixTree, rewards: GroupRewards) -> Bool[Tensor, " K"]:
     """Mark (K,) the completions that have a reward and at least one token.

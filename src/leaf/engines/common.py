@@ -5,7 +5,6 @@ Letters: N completions of all groups of a step, T tokens of a row; a group is K 
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from leaf.credit.batches import BatchCredit, RewardedGroup
-from leaf.credit.registry import find_credit
+from leaf.credit.registry import find_credit, rule_inside
 from leaf.credit.rules import CreditRule
 from leaf.credit.sets import SET_RULES
 from leaf.credit.tree import PrefixTree
@@ -46,10 +45,7 @@ def reads(rule: str | CreditRule | BatchCredit, **options: Any) -> set[str]:
     A rule that leaf does not have is taken to need all that its kind may read: only its author knows.
     """
     bound = find_rule(rule, **options)
-    own: Any = bound.rule if isinstance(bound, BatchCredit) else bound
-    while isinstance(own, partial):  # options may be bound more than once; the rule is what `credit` is called with
-        own = own.args[0] if own.args else own.func
-    if not own.__module__.startswith("leaf.credit."):
+    if not rule_inside(bound).__module__.startswith("leaf.credit."):
         return {"surprisal", "entropy"} if isinstance(bound, BatchCredit) else {"surprisal"}
     given: dict[str, Tensor | None] = {"surprisal": None, "entropy": None}
     while True:

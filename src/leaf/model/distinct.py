@@ -46,6 +46,7 @@ class _Beams:
     log_rest: Tensor  # (P,) log-probability of all that has fallen out
     threshold: Tensor  # (P,) the greatest G that has fallen out
     decoded: Tensor  # (P,) tokens that beams were given, those of beams that have fallen out among them
+    broken: Tensor  # (P,) whether a beam had logits that are not finite
 
     @property
     def live(self) -> Tensor:
@@ -68,7 +69,8 @@ def sample_distinct(
     """Sample up to `num_completions` (K) distinct completions per prompt, dropout off.
 
     A completion that reaches the length limit is an outcome like others, with the probability of what was decoded. A
-    group has fewer than K completions where the policy has fewer.
+    group has fewer than K completions where the policy has fewer. Where the logits of a beam are not finite, nothing is
+    known of the probability of the set, so all of its surprisals are NaN.
 
     Args:
         policy, prompts, num_completions, max_new_tokens, temperature, token_budget, keep_prompts, keep_entries: as in
@@ -152,6 +154,7 @@ def _roots(prompts: Sequence[Prompt], generators: Sequence[torch.Generator], slo
         nothing[:, 0].clone(),
         nothing[:, 0].clone(),
         torch.zeros(count, dtype=torch.long, device=device),
+        torch.zeros(count, dtype=torch.bool, device=device),
     )
 
 
@@ -166,6 +169,9 @@ def _grow(
     """
     live, slots = beams.live, beams.key.shape[1]
     prompt, slot = live.nonzero(as_tuple=True)
+    odd = ~logits.amax(1).isfinite()  # NaN or +inf somewhere, or -inf everywhere; a token may be excluded by -inf
+    beams.broken.index_fill_(0, prompt[odd], True)
+    logits[odd] = 0.0  # so that other prompts draw as they would have
     children = Children.of(logits, beams.log_prob[live], beams.key[live], _noise(live, logits, generators), slots)
     kept = children.key.shape[1]
 
@@ -236,7 +242,7 @@ def _group(prompt: Prompt, beams: _Beams, i: int, kept: KeptPrompt | None, entry
         prompt,
         beams.tokens[i, order, :width].cpu(),
         lengths,
-        beams.surprisal[i, order, :width].cpu(),
+        beams.surprisal[i, order, :width].masked_fill(beams.broken[i], math.nan).cpu(),
         ~beams.ended[i, order].cpu(),
         draw,
         beams=int(beams.decoded[i]),

@@ -24,9 +24,9 @@ from leaf.credit import (
     distinct_rules,
     leaf_spans,
     select_boundaries,
-    set_shares,
     weighs_draws,
 )
+from leaf.credit.sets import shares_of_draw
 from leaf.credit.values import counted_completions, known_rewards, nothing_to_learn, root_mean, scored_completions
 from leaf.errors import ConfigError
 
@@ -88,10 +88,11 @@ class DrawnGroup:
         self.rewards = torch.tensor([torch.nan if r is None else r for r in record["rewards"]], dtype=torch.float64)
         self.surprisal = _padded(record["surprisal"], torch.float64)
         self.draw = _draw(record)
-        self._shares = None if self.draw is None else set_shares(recipe.credit, self.draw)
+        # As the run's rule weighed them; LEAF's own spans below count them as LEAF does.
+        self._shares = None if self.draw is None else len(lengths) * torch.tensor(record["weight"]).double()
         self._leaf_options = _leaf_options(record, recipe)
         self._own_options = {recipe.credit: recipe.credit_options}
-        cut = {"surprisal": self.surprisal, "shares": self._shares, **self._leaf_options}
+        cut = {"surprisal": self.surprisal, "shares": shares_of_draw(self.draw), **self._leaf_options}
         boundaries, spans = leaf_spans(self.tree, self.rewards, **cut)
         self.boundaries: list[int] = boundaries.tolist()
         scored = scored_completions(self.tree, self.rewards)

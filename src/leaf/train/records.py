@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from leaf.credit import credit_mass, fork_rates, forks, select_boundaries
+from leaf.credit.sets import shares_of_draw
 from leaf.model.sampling import Group
 
 
@@ -39,7 +40,7 @@ def rollout_statistics(
         **_fork_statistics(groups, rewards),
         # A token that several completions begin with is one node of the tree.
         "tokens_shared": 1 - nodes / tokens if tokens else 0.0,
-        **_credit_statistics(groups, advantages),
+        **_credit_statistics(groups, advantages, shares),
     }
 
 
@@ -58,12 +59,14 @@ def _reward_statistics(rewards: Sequence[Tensor], shares: Sequence[Tensor]) -> d
     """
     scored = [reward[~reward.isnan()].double() for reward in rewards]  # NaN = unscored
     every = torch.cat(scored)
-    counted = torch.cat([one.cpu().double()[~reward.isnan()] for one, reward in zip(shares, rewards, strict=True)])
-    spreads = [reward.std() for reward in scored if len(reward) > 1]
+    parts = [one.cpu().double()[~reward.isnan()] for one, reward in zip(shares, rewards, strict=True)]
+    counted = torch.cat(parts)
+    spreads = [_deviation(one, part) for one, part in zip(scored, parts, strict=True)]
+    spreads = [spread for spread in spreads if spread is not None]
     flat = [reward for reward in scored if len(reward) == 0 or bool((reward == reward[0]).all())]
     return {
         "reward_mean": float(counted @ every / counted.sum()) if len(every) else None,
-        "reward_std": float(torch.stack(spreads).mean()) if spreads else None,
+        "reward_std": sum(spreads) / len(spreads) if spreads else None,
         "unscored": sum(len(reward) for reward in rewards) - len(every),
         "zero_variance_groups": len(flat) / len(rewards),
     }
@@ -82,11 +85,18 @@ def _function_statistics(
         known = ~values.isnan()  # NaN = unscored
         values, share = values[known], torch.cat([one.cpu().double() for one in shares])[known]
         count = float(share.sum())
-        mean = float(share @ values) / count if count > 0 else None
-        statistics[f"rewards/{name}/mean"] = mean
-        spread = None if mean is None or count <= 1 else math.sqrt(float(share @ (values - mean) ** 2) / (count - 1))
-        statistics[f"rewards/{name}/std"] = spread
+        statistics[f"rewards/{name}/mean"] = float(share @ values) / count if count > 0 else None
+        statistics[f"rewards/{name}/std"] = _deviation(values, share)
     return statistics
+
+
+def _deviation(values: Tensor, share: Tensor) -> float | None:
+    """Compute the deviation of values (N,) that stand for `share` (N,) completions each; None of one or none."""
+    count = float(share.sum())
+    if count <= 1:
+        return None
+    mean = share @ values / count
+    return math.sqrt(float(share @ (values - mean) ** 2) / (count - 1))
 
 
 def _fork_statistics(groups: Sequence[Group], rewards: Sequence[Tensor]) -> dict[str, float | None]:
@@ -94,16 +104,23 @@ def _fork_statistics(groups: Sequence[Group], rewards: Sequence[Tensor]) -> dict
     found = [
         fork
         for group, reward in zip(groups, rewards, strict=True)
-        for fork in forks(group.tree, reward, select_boundaries(group.surprisal, group.lengths))
+        for fork in forks(
+            group.tree, reward, select_boundaries(group.surprisal, group.lengths), shares_of_draw(group.draw)
+        )
     ]
     rates: dict[str, Any] = fork_rates(found)
     return {"fork_fire_rate": rates["fire_rate"], "usable_fork_rate": rates["usable_rate"]}
 
 
-def _credit_statistics(groups: Sequence[Group], advantages: Sequence[Tensor]) -> dict[str, float]:
+def _credit_statistics(
+    groups: Sequence[Group], advantages: Sequence[Tensor], shares: Sequence[Tensor]
+) -> dict[str, float]:
     """Compute which share of all credit falls on each fifth of the completions, from the first to the last."""
-    shares = [credit_mass(one.cpu(), group.lengths) for group, one in zip(groups, advantages, strict=True)]
-    mass = torch.stack(shares).sum(0)  # a group without credit has zeros here
+    found = [
+        credit_mass(one.cpu() * share.cpu()[:, None], group.lengths)
+        for group, one, share in zip(groups, advantages, shares, strict=True)
+    ]
+    mass = torch.stack(found).sum(0)  # a group without credit has zeros here
     if float(mass.sum()) > 0:
         mass = mass / mass.sum()
     return {f"credit_mass/{i}": float(share) for i, share in enumerate(mass)}

@@ -15,8 +15,10 @@ from torch import Tensor
 from transformers.trainer_callback import TrainerState
 
 from leaf.config import LeafConfig
-from leaf.credit import BatchCredit, CreditRule, RewardedGroup, SetDraw, most_uncertain, set_shares
+from leaf.credit import BatchCredit, CreditRule, RewardedGroup, SetDraw, most_uncertain
 from leaf.credit.correction import Mismatch
+from leaf.credit.registry import estimator_of
+from leaf.credit.sets import Estimator
 from leaf.credit.words import by_words, to_tokens
 from leaf.model.policy import Policy, Prompt
 from leaf.model.sampler import Drawing, Sampler
@@ -110,7 +112,8 @@ def rollout(
     earned, result = reward(rewards, rows, groups, policy.tokenizer, trainer_state)
     groups, earned, broken = unscore_unsampled(groups, earned)
     advantages = assign_credit(rule, groups, earned, policy.device, **credit_keys(config, policy.tokenizer))
-    shares = [shares_of(group, config.credit).to(policy.device) for group in groups]
+    estimator = estimator_of(rule)
+    shares = [shares_of(group, estimator, config.num_completions).to(policy.device) for group in groups]
     old = None if compared is None else compared.log_probs
     if old is None and not on_policy:  # else the update's own forward gives them
         old = old_log_probs(policy, groups)
@@ -258,8 +261,11 @@ def _apply(
     return [rule(one.tree, one.rewards, surprisal=one.surprisal, **more) for one, more in zip(seen, drawn, strict=True)]
 
 
-def shares_of(group: Group, estimator: str) -> Tensor:
-    """Compute how many completions each one of a group stands for (K,): 1, or as the estimator weighs distinct ones."""
+def shares_of(group: Group, estimator: Estimator, completions: int) -> Tensor:
+    """Compute how many completions each one of a group stands for (K,): 1, or as the estimator weighs distinct ones.
+
+    Those of distinct ones add up to `completions`, so that a prompt counts as much if the policy has fewer outcomes.
+    """
     if group.draw is None:
         return torch.ones(len(group.lengths))
-    return set_shares(estimator, group.draw).float()
+    return (completions * estimator(group.draw)[0]).float()
