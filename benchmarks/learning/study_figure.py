@@ -1,6 +1,7 @@
 """Draw the study's curves: the reward that a method expects, against completions decoded and against seconds."""
 
 import itertools
+import math
 import statistics
 import sys
 
@@ -33,7 +34,11 @@ def study_figure(args):
     if not common:
         sys.exit(f"{args.out} has no seed of {args.task} with {args.steps} steps that every method has run yet.")
     panels = [
-        panel([one for name, mine in found.items() for one in points(name, mine, cost, common)], color, {**AXIS, **x})
+        panel(
+            [one for name, mine in found.items() for one in points(name, mine, cost, common, len(found))],
+            color,
+            AXIS | x,
+        )
         for cost, x in ((completions, COMPLETIONS), (seconds, {"title": "seconds of training"}))
     ]
     config = {"background": "white", "view": {"stroke": None}, "axis": {"titleFontWeight": "normal"}}
@@ -62,10 +67,13 @@ def shared_by_methods(found):
     """Compute how far each seed's prompts lift all methods alike: seed → step → reward above the mean of the seeds.
 
     All methods of a seed see the same prompts. So what their curves have in common says how hard those are, and a band
-    that contained it would hide the differences between methods. Only seeds that every method has are returned.
+    that contained it would hide the differences between methods. Only seeds that every method has are returned. Of one
+    method alone nothing is known to be in common.
     """
     runs = [{record["seed"]: stretches(record) for record in records} for records in found.values()]
     seeds = set.intersection(*(set(one) for one in runs))
+    if len(runs) == 1:
+        return {seed: dict.fromkeys(runs[0][seed], 0.0) for seed in seeds}
     mean = {seed: {end: statistics.fmean(one[seed][end] for one in runs) for end in runs[0][seed]} for seed in seeds}
     return {
         seed: {end: value - statistics.fmean(one[end] for one in mean.values()) for end, value in mine.items()}
@@ -73,12 +81,14 @@ def shared_by_methods(found):
     }
 
 
-def points(method, records, cost, common):
+def points(method, records, cost, common, methods):
     """Compute a method's curve: at what cost so far, the median over seeds, which mean reward, with its band.
 
-    `common` is what the prompts of each seed add to every method; runs of other seeds are left out.
+    `common` is what the prompts of each seed add to all `methods`; runs of other seeds are left out. It has a part of
+    each method's own noise in it, which the band gets back (Morey 2008).
     """
     records = [record for record in records if record["seed"] in common]
+    wider = math.sqrt(methods / (methods - 1)) if methods > 1 else 1.0
     curves = [stretches(record) for record in records]
     spent = [[*itertools.accumulate(cost(record))] for record in records]
     costs = [statistics.median(one[end - 1] for one in spent) for end in curves[0]]
@@ -86,7 +96,13 @@ def points(method, records, cost, common):
     over_seeds = band([{end: one[end] - add[end] for end in one} for one, add in zip(curves, lifted, strict=True)])
     values = (over_seeds[key] for key in ("value", "low", "high"))
     return [
-        {"method": method, "at": where, "reward": mean, "low": low, "high": high}
+        {
+            "method": method,
+            "at": where,
+            "reward": mean,
+            "low": mean - (mean - low) * wider,
+            "high": mean + (high - mean) * wider,
+        }
         for where, mean, low, high in zip(costs, *values, strict=True)
     ]
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -107,7 +109,7 @@ def test_a_curve_has_the_mean_cost_so_far_and_the_mean_reward_of_each_stretch():
     made = {"steps": 20, "sums": {"completions": 80}, "rewards": [i / 20 for i in range(20)]}
     records = [made | {"seed": 0, "seconds": [2.0] * 20}, made | {"seed": 1, "seconds": [4.0] * 20}]
     common = shared_by_methods({"leaf": records})
-    by_seconds, by_completions = (points("leaf", records, cost, common) for cost in (seconds, completions))
+    by_seconds, by_completions = (points("leaf", records, cost, common, 1) for cost in (seconds, completions))
     assert [one["at"] for one in by_seconds] == [6.0 * i for i in range(1, 11)]
     assert [one["at"] for one in by_completions] == [8.0 * i for i in range(1, 11)]
     assert [one["reward"] for one in by_seconds] == pytest.approx([(i + 0.25) / 10 for i in range(10)])
@@ -121,9 +123,26 @@ def test_a_band_leaves_out_what_a_seed_adds_to_all_methods():
     # Seed 1 is easier by 0.4 for both; the methods differ by 0.2 in each. Seed 2 has one method alone.
     found = {"grpo": [run(0, 0.1), run(1, 0.5), run(2, 0.9)], "leaf": [run(0, 0.3), run(1, 0.7)]}
     common = shared_by_methods(found)
-    grpo, leaf = (points(name, records, seconds, common)[0] for name, records in found.items())
+    grpo, leaf = (points(name, records, seconds, common, 2)[0] for name, records in found.items())
     assert (grpo["reward"], grpo["low"], grpo["high"]) == pytest.approx((0.3, 0.3, 0.3))
     assert (leaf["reward"], leaf["low"], leaf["high"]) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_a_band_is_as_wide_as_the_noise_of_its_method_whatever_it_is_drawn_beside():
+    """Independent noise of deviation 1 in each run: over many draws the squared half-width is that of one method."""
+    generator = random.Random(0)
+
+    def run(seed):
+        return {"seed": seed, "steps": 10, "rewards": [generator.gauss(0, 1)] * 10, "seconds": [1.0] * 10}
+
+    squares = {1: [], 2: [], 5: []}
+    for count, found in squares.items():
+        for _ in range(400):
+            runs = {str(name): [run(seed) for seed in range(5)] for name in range(count)}
+            (first, *_) = points("0", runs["0"], seconds, shared_by_methods(runs), count)
+            found.append(((first["high"] - first["low"]) / 2) ** 2)
+    expected = 2.776445**2 / 5  # Student's for five seeds, and a variance of 1
+    assert [statistics.fmean(one) for one in squares.values()] == pytest.approx([expected] * 3, rel=0.1)
 
 
 def test_embedded_prompts_come_from_the_file_of_an_earlier_run(tmp_path, monkeypatch):
