@@ -20,7 +20,7 @@ from leaf.yaml_text import parse_yaml, read_yaml
 STEPS = 100  # of a run whose recipe names neither max_steps nor epochs
 GROUPS = ("model and data", "sampling", "rewards and credit", "update", "adapter", "evaluation", "run")
 # Of a judge or a sampler: where servers are and how they are asked. What they say depends on the other options.
-_SERVERS = ("url", "urls", "adapter_dir", "key_env", "concurrency", "timeout_s", "retries", "wait_s")
+_SERVERS = ("url", "urls", "adapter_dir", "key_env", "concurrency", "timeout_s", "retries", "start_s", "wait_s")
 _data, _sampling, _credit, _update, _adapter, _evaluation, _run = (partial(declare, group) for group in GROUPS)
 
 

@@ -89,6 +89,11 @@ def did_you_mean(given: object, allowed: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def install_extra(name: str) -> str:
+    """Say how to install an optional extra of leaf, which is not on PyPI yet."""
+    return f"pip install '.[{name}]' in leaf's clone"
+
+
 def some_of(names: Sequence[str]) -> str:
     """List the first three of some names, as a message shows them."""
     return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")

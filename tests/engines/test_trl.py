@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-pytest.importorskip("trl", reason="TRL is not installed: pip install 'leaf-speech[trl]'")
+pytest.importorskip("trl", reason="TRL is not installed: pip install '.[trl]'")
 
 from leaf.credit import BATCH_RULES, BatchCredit, PrefixTree, RewardedGroup, batch_credit, credit_rule
 from leaf.errors import ConfigError, DataError

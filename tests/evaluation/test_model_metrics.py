@@ -82,7 +82,7 @@ def bert(tmp_path_factory):
 
 
 def test_bertscore_is_that_of_bert_score(bert):
-    bert_score = pytest.importorskip("bert_score", reason='pip install "leaf-speech[bertscore]"')
+    bert_score = pytest.importorskip("bert_score", reason='pip install ".[bertscore]"')
     paths = {"bertscore": f"{bert}:2"}
     ours, theirs = (
         ["press two now", "you have messages", ""],
@@ -106,7 +106,7 @@ def test_bertscore_is_that_of_bert_score(bert):
 
 def test_bertscore_puts_a_space_before_the_first_word_of_roberta(tmp_path):
     """As bert-score does with transformers 4; with 5 it asks in vain, and "press" is another token than " press"."""
-    bert_score = pytest.importorskip("bert_score", reason='pip install "leaf-speech[bertscore]"')
+    bert_score = pytest.importorskip("bert_score", reason='pip install ".[bertscore]"')
     made = Tokenizer(BPE())
     made.pre_tokenizer = ByteLevel(add_prefix_space=True)
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

@@ -295,7 +295,7 @@ def test_a_package_that_a_processor_lacks_is_named_with_its_extra(case, backend,
         Policy.load(tmp_path)
     found = [finding for finding in examine(LeafConfig(model=str(tmp_path))) if finding.subject == "model"]
     assert found[0].state == "fails"
-    assert f"pip install 'leaf-speech[{extra}]'" in found[0].found
+    assert f"pip install '.[{extra}]' in leaf's clone" in found[0].found
 
 
 def test_a_kernel_that_is_not_installed_is_said_in_one_sentence(tmp_path):

@@ -74,7 +74,7 @@ def test_the_minimal_loop_trains_and_saves_an_adapter(run, project):
 
 
 def test_a_model_learns_with_leafs_credit_in_trl(run, tmp_path):
-    pytest.importorskip("trl", reason="TRL is not installed: pip install 'leaf-speech[trl]'")
+    pytest.importorskip("trl", reason="TRL is not installed: pip install '.[trl]'")
     shown = run("trl_leaf.py", "--steps", "20", cwd=tmp_path)
     ((first, last),) = re.findall(r"leaf: mean reward ([\d.]+) at first, ([\d.]+) at last", shown)
     assert 0 < float(first) < float(last)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from leaf.credit import BatchCredit, CreditRule
 from leaf.engines.common import find_rule, group_advantages, reads
-from leaf.errors import ConfigError, DataError
+from leaf.errors import ConfigError, DataError, install_extra
 
 try:
     from trl.models.utils import disable_gradient_checkpointing
@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
     if error.name is None or error.name.split(".")[0] != "trl":
         raise
     raise ModuleNotFoundError(
-        "leaf.engines.trl needs TRL, which is not installed: pip install 'leaf-speech[trl]'.", name="trl"
+        f"leaf.engines.trl needs TRL, which is not installed: {install_extra('trl')}.", name="trl"
     ) from error
 
 # What `generation_kwargs` may hold where the log-probabilities are computed afterwards: it changes no probability.

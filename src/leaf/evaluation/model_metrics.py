@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from leaf.errors import ConfigError
+from leaf.errors import ConfigError, install_extra
 from leaf.evaluation.bootstrap import Metric, percentage
 from leaf.files import file_mark, file_sha256
 
@@ -143,7 +143,7 @@ def _bertscore(path: str | None, program: str | None) -> Metric:
         from bert_score.utils import model2layers
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f'BERTScore needs a package that is not installed ({error.name}): pip install "leaf-speech[bertscore]".'
+            f"BERTScore needs a package that is not installed ({error.name}): {install_extra('bertscore')}."
         ) from error
     name, colon, layer = path.rpartition(":")
     if not colon or not layer.isdigit():

@@ -79,7 +79,7 @@ class Family:
         alone: True where a prompt's embeddings depend on the others of its batch: prompts are then embedded one by one.
         forward: further arguments of the outer forward.
         lora_layers: linear layers that get an adapter by default; None for all of attention and MLP.
-        extra: the optional extra of this package that its processor needs (`pip install leaf-speech[EXTRA]`); None for
+        extra: the optional extra of this package that its processor needs (leaf.errors.install_extra); None for
             none.
         note: what a user of this family should know, shown at start-up; "" for nothing.
     """

@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor
 
-from leaf.errors import LeafError, ModelError
+from leaf.errors import LeafError, ModelError, install_extra
 from leaf.model.families import family_of
 from leaf.model.family import Family
 from leaf.model.layer_forward import replace_forward
@@ -35,7 +35,7 @@ def look_up(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Family,
     try:
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
     except ImportError as error:
-        of_ours = f"the extra {family.extra}: pip install 'leaf-speech[{family.extra}]'"
+        of_ours = f"the extra {family.extra}: {install_extra(str(family.extra))}"
         raise ModelError(
             f"The processor of {name} ({family.model_type}) needs a package that cannot be imported: "
             f"{_one_line(error)} Install {'what it names' if family.extra is None else of_ours}."

@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 from leaf.config import to_dict
-from leaf.errors import ConfigError
+from leaf.errors import ConfigError, install_extra
 from leaf.evaluation.bootstrap import mean_interval
 from leaf.evaluation.registry import is_reward, less_is_better
 from leaf.report.page import Section, assets
@@ -98,7 +98,7 @@ def plotting() -> tuple[str, ...]:
         import vl_convert  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "The report draws its curves with Vega-Lite, which is not installed: pip install 'leaf-speech[report]'."
+            f"The report draws its curves with Vega-Lite, which is not installed: {install_extra('report')}."
         ) from error
     return _vega(), *assets("plots.js")
 

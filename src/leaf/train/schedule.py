@@ -10,7 +10,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
 
 from leaf.config import LeafConfig, RunConfig, SftConfig
-from leaf.errors import ConfigError, did_you_mean
+from leaf.errors import ConfigError, did_you_mean, install_extra
 from leaf.evaluation.registry import DEFAULT_METRICS, is_plain, is_reward, metric, name_and_options
 from leaf.evaluation.reward_metrics import best_reward
 from leaf.model.draws import step_generator
@@ -73,8 +73,9 @@ def check_tracker(name: str) -> None:
     if name not in known and name not in LOGGER_TYPE_TO_CLASS:
         raise ConfigError(f"track_with is {name!r}; allowed are {', '.join(known)}.{did_you_mean(name, known)}")
     if name in known and name not in [one.value for one in get_available_trackers()]:
-        extra = "'leaf-speech[tensorboard]'" if name == "tensorboard" else name.replace("_", "-")
-        raise ConfigError(f"track_with is {name!r}, whose package is not installed: pip install {extra}")
+        package = f"pip install {name.replace('_', '-')}"
+        how = install_extra(name) if name == "tensorboard" else package
+        raise ConfigError(f"track_with is {name!r}, whose package is not installed: {how}.")
 
 
 def build_optimizer(parameters: Iterable[Any], config: RunConfig) -> torch.optim.AdamW:

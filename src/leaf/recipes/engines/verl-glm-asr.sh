@@ -6,7 +6,7 @@
 # has trained through verl with the same trainer, rewards, data set and LoRA on a CPU, with transformers in place of vLLM.
 #
 # Before, on every node (recipes/engines/verl.txt has the versions):
-#   pip install "verl[vllm]==0.9.1" -r recipes/engines/verl.txt && pip install --no-deps leaf-speech
+#   pip install "verl[vllm]==0.9.1" -r recipes/engines/verl.txt && pip install --no-deps .   # in leaf's clone
 #   ray start --head --port 6379              # on the first node
 #   ray start --address FIRST_NODE:6379       # on the second one
 # and once, where leaf has its own environment, on a disk that all nodes see:
