@@ -13,9 +13,9 @@ NORMALISERS = ("none", "basic", "whisper")
 def normaliser(name: str) -> Callable[[str], str]:
     """Find a normaliser.
 
-    `none` leaves a text as it is, `basic` lowers case and drops punctuation as exact match does, and `whisper` is
-    Whisper's for English: it also spells numbers and contractions in one way, and drops fillers and what is in
-    brackets.
+    `none` leaves a text as it is, `basic` lowers case and drops punctuation except in numbers, as exact match does, and
+    `whisper` is Whisper's for English: it also spells numbers and contractions in one way, and drops fillers and what
+    is in brackets.
 
     Raises:
         ConfigError: there is none of that name, or this transformers has no such normaliser.

@@ -4,6 +4,7 @@ Rewards and metrics both normalise and compare texts here, so that a reward is w
 rouge-score are imported where they are used: they are slow to import, and most who fold white space need neither.
 """
 
+import re
 import string
 import unicodedata
 from collections import Counter
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
 ROUGES = ("rouge1", "rouge2", "rougeL")
+NUMBERS_KEPT = "numbers:kept"  # part of the signature of every score that `normalise` makes
+
+# Full-width and Arabic forms of the signs that belong to numbers.
+_PLAIN_SIGNS = str.maketrans("－．，：／％٫٬٪", "-.,:/%.,%")
+_MINUS = re.compile(r"(?<!\S)−(?=\.?\d)")
+# A sign or point before a number, or what is between digits; a percent sign; and where these belong to no number.
+_SIGNS = re.compile(r"((?<!\S)(?:-\.?|\.)(?=\d)|(?<=\d)[.,:/](?=\d))|(?<=\d)\s*(%)|[-.,:/%]")
 
 
 def composed(text: str) -> str:
@@ -39,11 +47,17 @@ def fold_whitespace(text: str, *, lowercase: bool = False) -> str:
 def normalise(text: str) -> str:
     """Lower the case, drop punctuation (Unicode) and fold white space: what exact match and token F1 compare.
 
-    A text of nothing but punctuation keeps it: it must differ from the empty text.
+    Numbers keep what changes their value: . , : / between digits, a minus or a point in front, a percent sign behind.
+    A comma stays whatever it means, because 1,000 is one in some languages and a thousand in others. A text of nothing
+    but punctuation keeps it: it must differ from the empty text.
     """
     lower = composed(text).lower()
-    kept = (c for c in lower if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
-    return fold_whitespace("".join(kept)) or fold_whitespace(lower)
+    kept = "".join(c for c in lower.translate(_PLAIN_SIGNS) if c in "-.,:/%" or not _is_punctuation(c))
+    return fold_whitespace(_SIGNS.sub(r"\1\2", _MINUS.sub("-", kept))) or fold_whitespace(lower)
+
+
+def _is_punctuation(character: str) -> bool:
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
 
 
 def exact_match(prediction: str, reference: str) -> float:

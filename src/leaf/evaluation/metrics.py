@@ -22,7 +22,7 @@ from leaf.errors import ConfigError
 from leaf.evaluation.bootstrap import Metric, percentage
 from leaf.normalising import normaliser
 from leaf.rewards.functions import chrf_scorer
-from leaf.text import ROUGES, edits, exact_match, rouge_f, token_f1
+from leaf.text import NUMBERS_KEPT, ROUGES, edits, exact_match, rouge_f, token_f1
 
 
 def _sacrebleu(name: str, scorer: BLEU | CHRF, cased: Callable[[bool], BLEU | CHRF]) -> Metric:
@@ -92,7 +92,7 @@ def _error_rate(name: str, *, normalise: str) -> Metric:
 
     if normalise == "none":
         return _ratio(pair, f"{name}|punctuation:yes", "jiwer", keeps_case=True, less_is_better=True)
-    how = "norm:whisper-en|spelling:as-is" if normalise == "whisper" else f"norm:{normalise}"
+    how = "norm:whisper-en|spelling:as-is" if normalise == "whisper" else f"norm:{normalise}|{NUMBERS_KEPT}"
     package = f"|transformers:{metadata.version('transformers')}" if normalise == "whisper" else ""
     return _ratio(pair, f"{name}|{how}{package}", "jiwer", less_is_better=True)
 
@@ -124,7 +124,7 @@ def _exact_match(*, punctuation: str = "no") -> Metric:
     """Define exact match; with punctuation it is that of the published code, and keeps case unless it is folded."""
     if _yes_or_no("punctuation", punctuation):
         return _ratio(lambda ours, theirs: (float(ours == theirs), 1.0), *_AS_WRITTEN, keeps_case=True)
-    return _mean(exact_match, "exact_match|punctuation:no", "leaf-speech")
+    return _mean(exact_match, f"exact_match|punctuation:no|{NUMBERS_KEPT}", "leaf-speech")
 
 
 def _yes_or_no(option: str, value: str) -> bool:
@@ -147,7 +147,7 @@ MAKERS: dict[str, Callable[..., Metric]] = {
         for name in ROUGES
     },
     "exact_match": _exact_match,
-    "token_f1": lambda: _mean(token_f1, "token_f1|punctuation:no", "leaf-speech"),
+    "token_f1": lambda: _mean(token_f1, f"token_f1|punctuation:no|{NUMBERS_KEPT}", "leaf-speech"),
     "wer": lambda *, normalise="none": _error_rate("wer", normalise=normalise),
     "cer": lambda *, normalise="none": _error_rate("cer", normalise=normalise),
 }
