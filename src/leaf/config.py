@@ -20,7 +20,7 @@ from leaf.yaml_text import parse_yaml, read_yaml
 STEPS = 100  # of a run whose recipe names neither max_steps nor epochs
 GROUPS = ("model and data", "sampling", "rewards and credit", "update", "adapter", "evaluation", "run")
 # Of a judge or a sampler: where servers are and how they are asked. What they say depends on the other options.
-_SERVERS = ("url", "urls", "adapter_dir", "key_env", "concurrency", "timeout_s", "retries", "start_s", "wait_s")
+SERVER_OPTIONS = ("url", "urls", "adapter_dir", "key_env", "concurrency", "timeout_s", "retries", "start_s", "wait_s")
 _data, _sampling, _credit, _update, _adapter, _evaluation, _run = (partial(declare, group) for group in GROUPS)
 
 
@@ -165,7 +165,7 @@ class LeafConfig(LoraFields, RunConfig):
     top_p: float = _sampling(0.9, "nucleus of the sampler; 1 for distinct ones", low=1e-6, high=1.0, common=True)
     sampler: Literal["local", "vllm"] = _sampling("local", "what draws: the policy itself, or servers of vLLM")
     sampler_options: dict[str, Any] = _sampling(
-        {}, "options of the sampler, e.g. {url: http://localhost:8000}", free_options=_SERVERS
+        {}, "options of the sampler, e.g. {url: http://localhost:8000}", free_options=SERVER_OPTIONS
     )
     credit: str = _credit(
         "leaf",
@@ -191,7 +191,7 @@ class LeafConfig(LoraFields, RunConfig):
     reward_options: dict[str, dict[str, Any]] = _credit(
         {},
         "options of reward functions by name, e.g. judge: {url: http://localhost:8000/v1, model: name}",
-        free_options=_SERVERS,
+        free_options=SERVER_OPTIONS,
     )
     epochs: int | None = _update(
         None,

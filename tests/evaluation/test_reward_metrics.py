@@ -152,6 +152,47 @@ def test_two_reward_functions_of_one_name_are_not_taken_for_one(policy, own, tmp
     assert kept_name("third.py:long", kept) == "rewards/long/mean"
 
 
+def signature_of(written, rewards):
+    found = reward_metric(written, rewards)
+    assert found is not None
+    return found.signature
+
+
+def test_the_signature_of_a_sum_has_what_reproduces_its_functions(own, tmp_path):
+    ways = [
+        Rewards(["wer"], options={"wer": {"normalise": "none"}}),
+        Rewards(["wer"], options={"wer": {"normalise": "basic"}}),
+        Rewards(["wer"]),
+        Rewards([own]),
+        Rewards([own], options={own: {"words": 2}}),
+    ]
+    signatures = [signature_of("reward", one) for one in ways]
+    (tmp_path / "my_rewards.py").write_text(OWN + "# changed")
+    signatures.append(signature_of("reward", Rewards([own])))
+    assert len(set(signatures)) == len(ways) + 1
+    assert signatures[1].startswith("reward|1*wer(normalise:basic,numbers:kept)|leaf-speech:")
+    assert re.match(r"reward\|1\*brief\(words:2,file:my_rewards.py#\w{8}\)\|", signatures[4])
+    assert "|numbers:kept|" in signature_of("rewards/exact_match/mean", ways[2])
+
+
+def test_signatures_of_a_judge_have_no_path_of_the_machine(tmp_path):
+    (tmp_path / "ask.txt").write_text("{question} {answer}")
+    options = {"url": "http://localhost:1/v1", "model": "m", "template": str(tmp_path / "ask.txt")}
+    machine = {"cache": str(tmp_path / "c.sqlite"), "concurrency": 3, "retries": 1, "timeout_s": 9.0}
+
+    def signatures(**more):
+        rewards = Rewards(["judge"], options={"judge": options | more})
+        return [signature_of(name, rewards) for name in ("reward", "rewards/judge/mean")]
+
+    before = signatures(**machine)
+    assert re.match(r"rewards/judge/mean\|model:m\|template:ask.txt#\w{8}\|leaf-speech:", before[1])
+    assert signatures() == before
+    (tmp_path / "ask.txt").write_text("{question}? {answer}")
+    changed = signatures(**machine)
+    assert all(one != other for one, other in zip(before, changed, strict=True))
+    assert not any(str(tmp_path) in one for one in (*before, *changed))
+
+
 # -- the recipe of an evaluation ---------------------------------------------------------------------------------------
 def test_the_recipe_says_how_to_decode_and_the_command_line_overrules_it():
     config = LeafConfig(eval_greedy=True, eval_temperature=0.5, eval_top_p=0.8, max_new_tokens=7, eval_batch_size=3)

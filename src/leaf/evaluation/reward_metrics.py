@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 from transformers.trainer_callback import TrainerState
 
+from leaf.config import SERVER_OPTIONS
 from leaf.errors import ConfigError, DataError, did_you_mean
 from leaf.evaluation.lengths import LENGTHS
 from leaf.evaluation.metrics import METRICS
@@ -24,8 +25,10 @@ from leaf.files import file_mark
 from leaf.rewards.functions import REWARDS
 from leaf.rewards.total import Rewards
 from leaf.runs.processes import Processes
+from leaf.text import NUMBERS_KEPT
 
 Arguments = Callable[[Sequence[str]], Mapping[str, Any]]
+_OF_MACHINE = (*SERVER_OPTIONS, "cache")  # options of a judge that change no verdict
 _OF_TEXTS = (*METRICS, *BUILDERS, *LENGTHS)
 
 
@@ -68,14 +71,13 @@ def reward_metric(written: str, rewards: Rewards | None) -> RewardMetric | None:
     known = [*_OF_TEXTS, REWARD, *([] if rewards is None else rewards.functions)]
     if rewards is not None and not options:
         if name == REWARD:
-            weighed = "+".join(
-                f"{weight:g}*{one}" for one, weight in zip(rewards.functions, rewards.weights, strict=True)
-            )
-            return RewardMetric(REWARD, rewards, None, f"{REWARD}|{weighed}|leaf-speech:{_version()}")
+            return RewardMetric(REWARD, rewards, None, f"{REWARD}|{_sum(rewards)}|leaf-speech:{_version()}")
         found = short if short in rewards.functions else rewards.given_as.get(name)
         if found is not None:
             given = next((one for one, its in rewards.given_as.items() if its == found), name)
-            return RewardMetric(label_of(found), rewards, found, _signature(found, given, rewards))
+            return RewardMetric(
+                label_of(found), rewards, found, _signature(found, given, rewards.options.get(found, {}))
+            )
     if ":" not in name and short not in REWARDS:
         hint = did_you_mean(short, known)
         raise ConfigError(
@@ -88,7 +90,7 @@ def reward_metric(written: str, rewards: Rewards | None) -> RewardMetric | None:
         [given], options={given: values} if values else None, on_error="stop" if rewards is None else rewards.on_error
     )
     (function,) = own.functions
-    return RewardMetric(label_of(function), own, function, _signature(function, given, own, values))
+    return RewardMetric(label_of(function), own, function, _signature(function, given, values))
 
 
 def reward_metrics(metrics: Sequence[str], rewards: Rewards | None) -> dict[str, RewardMetric | None]:
@@ -130,13 +132,37 @@ def _is_same(one: RewardMetric, other: RewardMetric) -> bool:
     return one.signature == other.signature and len({id(each) for each in bare}) == 1
 
 
-def _signature(function: str, given: str, rewards: Rewards, bound: Mapping[str, Any] | None = None) -> str:
+def _signature(function: str, given: str, options: Mapping[str, Any]) -> str:
+    return "|".join([label_of(function), *_parts(given, options), f"leaf-speech:{_version()}"])
+
+
+def _sum(rewards: Rewards) -> str:
+    """Write the weighted sum, with what reproduces each function in brackets behind it."""
+    given_as = {name: given for given, name in rewards.given_as.items()}
+    terms = []
+    for name, weight in zip(rewards.functions, rewards.weights, strict=True):
+        parts = _parts(given_as.get(name, name), rewards.options.get(name, {}))
+        terms.append(f"{weight:g}*{name}({','.join(parts)})" if parts else f"{weight:g}*{name}")
+    return "+".join(terms)
+
+
+def _parts(given: str, options: Mapping[str, Any]) -> list[str]:
     """Write what reproduces a function's values: its options, and a checksum of the file that it is from."""
-    options = bound or rewards.options.get(function, {})
-    parts = [f"{key}:{value}" for key, value in options.items() if key not in ("url", "key_env")]
+    parts = _written(options)
+    basic = given in ("wer", "cer") and options.get("normalise") == "basic"
+    parts += [NUMBERS_KEPT] if basic or given in ("exact_match", "token_f1") else []
     file = Path(given.rpartition(":")[0]).expanduser()
-    parts += [of_file] if file.is_file() and (of_file := _checksum_of(file)) else []
-    return "|".join([label_of(function), *parts, f"leaf-speech:{_version()}"])
+    return parts + ([of_file] if file.is_file() and (of_file := _checksum_of(file)) else [])
+
+
+def _written(options: Mapping[str, Any]) -> list[str]:
+    """Write options without where a server is and how it is asked; a file is its name and checksum, not its path."""
+    written = []
+    for key, value in options.items():
+        if key not in _OF_MACHINE:
+            file = Path(value).expanduser() if isinstance(value, str | Path) else None
+            written.append(f"{key}:{file_mark(file) if file is not None and file.is_file() else value}")
+    return written
 
 
 def _checksum_of(file: Path) -> str | None:
@@ -233,7 +259,7 @@ def kept_name(written: str, kept: Mapping[str, str]) -> str:
         return label if label in kept else written
     # Of two functions of one name in a recipe, the second is called `name (2)`.
     named = {one: its for one, its in kept.items() if one == label or one.startswith(f"rewards/{function} (")}
-    wanted = [f"{key}:{yaml.safe_load(value)}" for key, value in options.items()]
+    wanted = _written({key: yaml.safe_load(value) for key, value in options.items()})
     same = {one: its for one, its in named.items() if {*wanted} <= {*its.split("|")}}
     if (of_file := _checksum_of(Path(file).expanduser())) is not None:
         same = {one: its for one, its in same.items() if f"|{of_file.partition('#')[0]}#" in its}
