@@ -14,6 +14,8 @@ LENGTHS = {
     "truncated": "truncated|% of the predictions that max_new_tokens cut",
 }
 
+NEUTRAL = ("words", "tokens")  # neither more nor less of them is better
+
 
 def scored_length(
     name: str,
@@ -41,4 +43,6 @@ def scored_length(
             f"it again, or leave {name} out."
         )
     arrays = [np.array([[float(value or 0), 1.0] for value in one]) for one in values]
-    return Scored(percentage if name == "truncated" else mean_of_scored, arrays), LENGTHS[name]
+    if name == "truncated":
+        return Scored(percentage, arrays, less_is_better=True), LENGTHS[name]
+    return Scored(mean_of_scored, arrays), LENGTHS[name]

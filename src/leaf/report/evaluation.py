@@ -15,6 +15,7 @@ import numpy as np
 from leaf.evaluation import compare
 from leaf.evaluation.bootstrap import Scored
 from leaf.evaluation.judgements import Judgement, find_judgements, judge_lines, judge_scores
+from leaf.evaluation.lengths import NEUTRAL
 from leaf.evaluation.predictions import (
     Predictions,
     in_order_of,
@@ -143,7 +144,7 @@ def as_json(
     judgements, unused = find_judgements(systems, list(members), ())
     judges, about_judges = judges_of(judgements, systems)
     verdicts, about_verdicts = verdicts_of(judgements, systems)
-    metrics += judges
+    metrics = sorted(metrics + judges, key=lambda one: one.get("neutral", False))  # the first one rates the items
     texts = [text_of(i, systems) for i in range(len(items))]
     chosen = chosen_items(metrics, texts, text_bytes)
     clips, lost = clips_of([items[i] for i in chosen], systems[0], recordings, store, say)
@@ -181,9 +182,9 @@ def metrics_of(systems: Sequence[Predictions], lowercase: bool) -> tuple[list[di
     """Compute each metric that all systems have, and say which are left out, and why.
 
     Returns:
-        Per metric its `name`, whether `less` is better, its `signature`, and three tables. `scores`: per system value,
-        interval and the values of its passes. `differences`: "a-b" → difference of system b to a, interval and p.
-        `items`: per system a score for each item. Then a sentence per metric that is left out.
+        Per metric its `name`, whether `less` is better or neither (`neutral`), its `signature`, and three tables.
+        `scores`: per system value, interval and the values of its passes. `differences`: "a-b" → difference of system b
+        to a, interval and p. `items`: per system a score for each item. Then a sentence per metric that is left out.
     """
     if not all(text.strip() for text in systems[0].references):
         return [], ["Some items have no reference, so no metric is computed."]
@@ -214,6 +215,7 @@ def _metric(name: str, signature: str, scored: Sequence[Scored], systems: Sequen
     return {
         "name": name,
         "less": scored[0].less_is_better,
+        "neutral": name in NEUTRAL,
         "digits": 4 if is_reward(name) else 1,
         "signature": signature,
         "scores": [_numbers(*one) for one in values],
