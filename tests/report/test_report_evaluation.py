@@ -6,11 +6,12 @@ import pytest
 import sacrebleu
 
 from leaf.errors import DataError, RunError
-from leaf.evaluation.compare import load_systems
+from leaf.evaluation.compare import compare_files, load_systems
 from leaf.evaluation.predictions import read_predictions
 from leaf.evaluation.registry import paired_bootstrap
 from leaf.files import write_text
 from leaf.report.evaluation import evaluation_section
+from leaf.report.items import chosen_items
 from tests.helpers.evaluations import AFTER, BEFORE, REFERENCES, drawn, of, write
 
 
@@ -48,6 +49,24 @@ def test_scores_items_and_differences_by_hand(run):
     assert item["said"] == [["", ""], ["two new messages"] * 2]
     assert (item["id"], item["kind"], item["text"]) == ("row3", "mail", "speech 3")
     json.dumps(section.data, allow_nan=False)
+
+
+def test_lengths_have_no_direction_and_rate_no_items(tmp_path):
+    metrics = ("words", "truncated", "exact_match")
+    files = [
+        write(tmp_path / f"{name}.jsonl", [texts], metrics=metrics) for name, texts in (("a", BEFORE), ("b", AFTER))
+    ]
+    (data,) = drawn(predictions=files, audio=False).data["sets"]
+    assert [(one["name"], one["less"], one["neutral"]) for one in data["metrics"]] == [
+        ("truncated", True, False),
+        ("exact_match", False, False),
+        ("words", False, True),
+    ]
+    assert ", less is better" in compare_files(files).split("truncated: ")[1].splitlines()[0]
+    for file in files:
+        write(file, [BEFORE], metrics=("words",))
+    chosen = chosen_items(drawn(predictions=files, audio=False).data["sets"][0]["metrics"], [{}] * 4, 100)
+    assert chosen == [0, 1, 2, 3]
 
 
 def test_intervals_and_p_are_those_of_compare(tmp_path):

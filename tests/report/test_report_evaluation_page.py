@@ -80,9 +80,15 @@ def test_the_two_systems_can_be_chosen_and_swapped(run, tmp_path, opened):
         ("wer", (-10.0, -18.0, -2.0), "B is better"),
         ("wer", (10.0, 2.0, 18.0), "B is worse"),
         ("wer", (-10.0, -22.0, 2.0), "could be chance"),
+        ("words", (10.0, 2.0, 18.0), "B has more"),
+        ("words", (-10.0, -18.0, -2.0), "B has fewer"),
+        ("words", (10.0, -2.0, 22.0), "could be chance"),
     ],
 )
 def test_a_verdict_needs_an_interval_without_zero_and_knows_if_less_is_better(run, opened, metric, interval, verdict):
+    for file in run.glob("test_*.meta.json"):
+        meta = json.loads(file.read_text())
+        file.write_text(json.dumps(meta | {"metrics": {metric: {}}}))
     section = drawn([run], audio=False)
     of(section.data["sets"][0], metric)["differences"]["0-1"] = [*interval, 0.01]
     row = opened(html(section)).locator(".tables table").nth(1).locator("tr", has_text=metric)

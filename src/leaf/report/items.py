@@ -29,7 +29,7 @@ def chosen_items(metrics: Sequence[Mapping[str, Any]], texts: Sequence[dict[str,
     """Choose the most telling items whose texts fit into a number of bytes, at least one.
 
     Args:
-        metrics: what was computed; the first one says which items are telling.
+        metrics: what was computed; the first one says which items are telling, unless it is neutral.
         texts: what the page shows of each item.
         text_bytes: how much room there is.
 
@@ -47,7 +47,7 @@ def chosen_items(metrics: Sequence[Mapping[str, Any]], texts: Sequence[dict[str,
 
 def _telling(metrics: Sequence[Mapping[str, Any]], count: int) -> list[int]:
     """Order all items: in turn the most improved, the most worsened, the worst and the best by the first metric."""
-    if not metrics:
+    if not metrics or metrics[0].get("neutral"):
         return list(range(count))
     sign = -1.0 if metrics[0]["less"] else 1.0
     scores = metrics[0]["items"]

@@ -4,12 +4,17 @@ const Comparison = (() => {
   const NEAR = 0.005; // scores have four decimals, and the page shows one
 
   return class Comparison {
-    // `a` and `b` are the numbers of the systems, `metric` one of the set's metrics, or null if it has none.
-    constructor(set, a = 0, b = set.systems.length - 1, metric = set.metrics[0] || null) {
+    // `a` and `b` are the numbers of the systems, `metric` one of those that rate items, or null if none does.
+    constructor(set, a = 0, b = set.systems.length - 1, metric = Comparison.rating(set)[0] || null) {
       this.set = set;
       this.a = a;
       this.b = b;
       this.metric = metric;
+    }
+
+    // The metrics of which more, or less, is better; lengths are neutral.
+    static rating(set) {
+      return set.metrics.filter((metric) => !metric.neutral);
     }
 
     get two() {

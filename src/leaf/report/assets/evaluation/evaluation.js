@@ -68,7 +68,8 @@
       const { set, metric } = this.comparison;
       const { sets } = this.data;
       const titles = sets.map((one, i) => [i, one.title]);
-      const metrics = set.metrics.map((one, i) => [i, one.name]);
+      const rating = Comparison.rating(set);
+      const metrics = rating.map((one, i) => [i, one.name]);
       const parts = [];
       if (sets.length > 1) {
         const open = (i) => this.compare(new Comparison(sets[i]));
@@ -76,8 +77,8 @@
       }
       if (set.systems.length > 1) parts.push(...this.systemChoices());
       if (metrics.length) {
-        const rate = (i) => this.change({ metric: set.metrics[i] });
-        parts.push(choice("score of an item", metrics, set.metrics.indexOf(metric), rate));
+        const rate = (i) => this.change({ metric: rating[i] });
+        parts.push(choice("score of an item", metrics, rating.indexOf(metric), rate));
       }
       const inputs = () => [...this.controls.querySelectorAll("select, button")];
       const focused = inputs().indexOf(document.activeElement);

@@ -64,7 +64,9 @@ const scoreTables = (() => {
   }
 
   // An interval that holds 0 says nothing of which is better.
-  function verdict(low, high, less) {
+  function verdict(low, high, { less, neutral }) {
+    if (neutral && low > 0) return "B has more";
+    if (neutral && high < 0) return "B has fewer";
     if (low > 0) return less ? "B is worse" : "B is better";
     if (high < 0) return less ? "B is better" : "B is worse";
     return "could be chance";
@@ -81,7 +83,7 @@ const scoreTables = (() => {
       e("td.number.dim", {}, `${signed(low, metric)} to ${signed(high, metric)}`),
       e("td.graph", {}, interval([value, low, high], [-reach, reach], zero)),
       e("td.number.dim", {}, p < 0.001 ? "< 0.001" : p.toFixed(3)),
-      e("td", {}, verdict(low, high, metric.less)),
+      e("td", {}, verdict(low, high, metric)),
     );
   }
 
