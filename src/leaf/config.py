@@ -234,7 +234,7 @@ class LeafConfig(LoraFields, RunConfig):
     tolerate: Literal["stop", "skip"] = _run(
         "stop",
         "when a reward function fails or a row has no usable audio: stop the run, or skip (the completions stay "
-        "unscored, the next row takes its place; `leaf evaluate` leaves the row out) and count it",
+        "unscored, the next row takes its place; validation and `leaf evaluate` leave the row out) and count it",
         resume="free",
     )
     record_every: int = _run(

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -241,6 +242,25 @@ def test_a_rule_of_the_users_own_is_held_to_its_shape_and_to_finite_numbers(tmp_
     wanted = rf"The credit rule <lambda> gave .*{message}.*; it must return a tensor of finite"
     with pytest.raises(ConfigError, match=wanted):
         made.train()
+
+
+def test_validation_leaves_out_rows_whose_audio_is_broken(tmp_path):
+    """No other row stands for them: it would weigh as much as all of them in the score that chooses the adapter."""
+    rows = [{**row, "id": f"v{i}"} for i, row in enumerate(tiny.rows(6))]
+    (tmp_path / "broken.wav").write_bytes(b"nothing")
+    for row in rows[1:4]:
+        row["audio"] = str(tmp_path / "broken.wav")
+    made, said = trainer(tmp_path, tolerate="skip", eval_items=5)
+    made.eval_rows = rows
+    assert [row["id"] for row in made.evaluate().rows] == ["v0", "v4"]
+    (line,) = [line for line in said if "validation" in line]
+    assert line.startswith("validation: 3 of 5 rows have no usable audio and are left out. The first: Row 'v1': The")
+    made.eval_rows = rows[1:4]
+    with pytest.raises(AudioError, match=r"No row is left to validate: 3 of 3 rows have no usable audio\. The first"):
+        made.evaluate()
+    made.config = replace(made.config, tolerate="stop")
+    with pytest.raises(AudioError, match=r"Row 'v\d': The audio file"):
+        made.evaluate()
 
 
 def test_a_run_goes_on_without_a_row_whose_audio_is_broken(tmp_path):

@@ -283,8 +283,8 @@ def _consequences(found: "dict[str, Survey]", plan: _Plan) -> Iterator[str]:
     if isinstance(config, LeafConfig) and config.tolerate == "skip":
         if audio:
             yield (
-                f"tolerate: skip: the next row takes the place of one whose audio is unusable ({audio}), and `leaf "
-                "evaluate` leaves it out"
+                f"tolerate: skip: the next row takes the place of one whose audio is unusable ({audio}); validation "
+                "and `leaf evaluate` leave it out"
             )
         if audio < len(unusable):
             yield f"{len(unusable) - audio} of them have a prompt that cannot be used: the run stops there"

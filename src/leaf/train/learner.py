@@ -29,7 +29,7 @@ from leaf.model.policy import Policy, Prompt
 from leaf.model.sampler import Sampler
 from leaf.model.sampler_check import check_sampler, random_adapter, tolerance_of
 from leaf.model.sampling import Group
-from leaf.model.usable import rows_with_audio
+from leaf.model.usable import rows_with_audio, unusable_audio
 from leaf.progress import Busy
 from leaf.rewards.total import Rewards
 from leaf.runs.alike import check_alike
@@ -284,12 +284,7 @@ class Learner:
         """Score the validation rows with the recipe's decoding; all processes share the work."""
         config = self.config
         self.sync_sampler(self.done)
-        indices = subset(len(self.eval_rows), config.eval_items, config.eval_items_seed)
-        rows = take(self.eval_rows, indices)
-        if config.tolerate == "skip":
-            rows, _ = rows_with_audio(
-                self.policy, self.eval_rows, indices, lambda line: self._say(f"validation: {line}")
-            )
+        rows = self._rows_to_validate()
         blank = {} if self.validation is None else self.validation.blank
         with Busy(self._say, "validating", len(rows), quiet=True) as busy:
             return evaluate(
@@ -302,6 +297,23 @@ class Learner:
                 trainer_state=self._trainer_state(self.done),
                 sampler=self.sampler,
             )
+
+    def _rows_to_validate(self) -> list[dict[str, Any]]:
+        """Take the validation rows; where the recipe says so, those without usable audio are left out.
+
+        Raises:
+            AudioError: none is left.
+        """
+        config = self.config
+        rows = take(self.eval_rows, subset(len(self.eval_rows), config.eval_items, config.eval_items_seed))
+        bad = unusable_audio(self.policy, rows, decode=True) if config.tolerate == "skip" else {}
+        if bad:
+            about = f"{len(bad)} of {len(rows)} rows have no usable audio"
+            first = f"The first: {next(iter(bad.values()))}"
+            if len(bad) == len(rows):
+                raise AudioError(f"No row is left to validate: {about}. {first} Check where the manifest points.")
+            self._say(f"validation: {about} and are left out. {first}")
+        return [row for number, row in enumerate(rows) if number not in bad]
 
     def _count(self, busy: Busy, count: int) -> None:
         """Count rows that were validated; between two batches the run may stop."""
