@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -179,6 +180,18 @@ def test_error_rates_with_a_normaliser():
     said, wanted = ["uh I won't pay $20"], ["I will not pay twenty dollars"]
     assert score(said, wanted, ["wer:normalise=whisper"])["wer:normalise=whisper"].value == 0.0
     assert Rewards(["wer"], options={"wer": {"normalise": "basic"}})(completions=ours, reference=theirs).totals == [1.0]
+
+
+def test_a_normaliser_that_drops_vowel_signs_is_named():
+    hindi, name = ["की को है", "yes"], "wer:normalise=whisper"
+    assert score(["का कि है", "yes"], hindi, [name])[name].value == 0.0
+    (line,) = advice([name, "wer:normalise=basic", "wer"], hindi, ["hi", "en"])
+    assert line.startswith(f"{name}: 1 of 2 references have combining marks")
+    assert line.endswith("take normalise=basic or normalise=none")
+    french = [unicodedata.normalize("NFD", "l'élève"), "où"]  # composed letters have no marks of their own
+    assert advice([name], french, ["fr", "fr"]) == []
+    (of_reward,) = reward_advice(Rewards(["cer"], options={"cer": {"normalise": "whisper"}}), hindi, ["hi", "en"])
+    assert of_reward.startswith("reward cer:normalise=whisper: 1 of 2 references have combining marks")
 
 
 def test_a_reference_of_which_a_normaliser_leaves_nothing():

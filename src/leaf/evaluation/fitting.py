@@ -1,5 +1,6 @@
-"""Say where a metric or reward does not fit the references: texts without spaces, answers of few words."""
+"""Say where a metric or reward does not fit the references: texts without spaces, answers of few words, marks."""
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ from leaf.bleu import AUTO, SHORT, bleu_scorer, common_tokenizer, is_unspaced, s
 from leaf.errors import ConfigError
 from leaf.evaluation.registry import fitted_metric, is_plain, name_and_options, validation_metrics
 from leaf.rewards.total import Rewards
-from leaf.text import ROUGES, rouge_f
+from leaf.text import ROUGES, composed, rouge_f
 
 # They take what white space separates for a word.
 _OF_WORDS = ("wer", "token_f1", "meteor")
@@ -61,8 +62,8 @@ def reward_advice(rewards: Rewards, references: Sequence[str], languages: Sequen
     lines = []
     for name, options in rewards.built_in.items():
         # A reward's options are those of the metric that it is, except for sentence BLEU's order and case.
-        tokenize = f":tokenize={options['tokenize']}" if "tokenize" in options else ""
-        written = f"{'rougeL' if name == 'rouge_l' else name}{tokenize}"
+        same = "".join(f":{key}={options[key]}" for key in ("tokenize", "normalise") if key in options)
+        written = f"{'rougeL' if name == 'rouge_l' else name}{same}"
         line = _advice(written, references[:_LOOKED_AT], languages[:_LOOKED_AT])
         lines += [f"reward {line}"] if line else []
     return lines
@@ -88,6 +89,12 @@ _READ = ("reference", "reference_language")
 def _advice(written: str, references: Sequence[str], languages: Sequence[str | None]) -> str | None:
     name, options = name_and_options(written)
     count = len(references)
+    if options.get("normalise") == "whisper" and (marked := sum(map(_has_marks, references))):
+        return (
+            f"{written}: {marked} of {count} references have combining marks, such as the vowel signs of Hindi and "
+            "Thai. Whisper's normaliser for English drops them, so that different words count as equal; take "
+            "normalise=basic or normalise=none"
+        )
     if name in _OF_WORDS:
         unspaced = sum(map(is_unspaced, references))
         if 10 * unspaced > count:
@@ -103,6 +110,11 @@ def _advice(written: str, references: Sequence[str], languages: Sequence[str | N
     if name == "bleu":
         return _bleu_advice(written, options.get("tokenize", AUTO), references, languages)
     return None
+
+
+def _has_marks(text: str) -> bool:
+    """Tell whether a text has marks of its own: composed letters such as é have none."""
+    return any(unicodedata.category(character).startswith("M") for character in composed(text))
 
 
 def _bleu_advice(written: str, tokenize: str, references: Sequence[str], languages: Sequence[str | None]) -> str | None:
