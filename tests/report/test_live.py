@@ -88,6 +88,16 @@ def test_the_live_view_draws_a_step_whose_updates_were_all_skipped(tmp_path):
     assert "none scored" in file.getvalue()
 
 
+def test_the_live_view_draws_rewards_that_not_every_validation_scored():
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=100)
+    view = live.TrainingView(3, console)
+    view.records = [metrics(1)]
+    view.validations = [{"step": 0, "bleu": 1.0}, {"step": 1, "bleu": 2.0, "reward": 0.3}, {"step": 2, "bleu": 3.0}]
+    console.print(view)
+    assert " ▄   0.300" in file.getvalue()
+
+
 @pytest.mark.parametrize("width", [30, 100])
 def test_the_live_view_shows_rewards_validation_stages_and_savings_of_the_whole_run(tmp_path, width):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(metrics(1)) + "\n")  # before it was resumed

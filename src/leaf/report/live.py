@@ -89,8 +89,9 @@ class TrainingView:
         table.add_column(no_wrap=True, style="dim")
         table.add_column(overflow="fold")
         table.add_row("reward", _trend([record["reward_mean"] for record in self.records]))
-        for name in [key for key in (self.validations or [{}])[-1] if key != "step" and "/" not in key]:
-            table.add_row(name, _trend([record[name] for record in self.validations]))
+        measured = dict.fromkeys(key for record in self.validations for key in record)  # a reward may score nothing
+        for name in [key for key in measured if key != "step" and "/" not in key]:
+            table.add_row(name, _trend([record.get(name) for record in self.validations]))
         table.add_row("time", stage_bar(self.records[-10:]))
         packed, padded = (sum(record[key] or 0 for record in self.records) for key in ("packed_tokens", "plain_tokens"))
         saved = f"{1 - packed / padded:.0%} of the tokens that padded copies would forward" if padded else "none"
