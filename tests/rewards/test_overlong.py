@@ -122,8 +122,9 @@ def test_lengths_are_metrics_that_read_no_reference():
     two = predictions([Said("one two", False, 3), Said("four", True, 8)], [Said("", False, 1), Said("a b c", False, 4)])
     rows = [{key: value for key, value in row.items() if key != "reference"} for row in ROWS]
     result = score_predictions(two, rows, Scoring(("words", "tokens", "truncated"), intervals=True))
-    assert result.scores == {"words": 1.5, "tokens": 4.0, "truncated": 25.0}
-    assert result.spreads["truncated"] == (0.0, 50.0)
+    assert result.scores == {"words": 1.5, "tokens": 4.0, "truncated": 0.25}
+    assert result.spreads["truncated"] == (0.0, 0.5)
+    assert result.values()["truncated"] == result.truncated == 0.25  # one unit, that of validation.jsonl
     assert result.length_mean == 4.0
     assert result.signatures["words"].startswith("words|mean of a prediction|split at white space|decoding:sampled")
     low, high = result.intervals["tokens"]

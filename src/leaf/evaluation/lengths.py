@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from leaf.errors import DataError
-from leaf.evaluation.bootstrap import Scored, mean_of_scored, percentage
+from leaf.evaluation.bootstrap import Scored, mean_of_scored
 
 # Metric → its signature. They say how a system answers, not how well, so none of them chooses the best adapter.
 LENGTHS = {
     "words": "words|mean of a prediction|split at white space",
     "tokens": "tokens|mean of a prediction|the model's own, end token counted",
-    "truncated": "truncated|% of the predictions that max_new_tokens cut",
+    "truncated": "truncated|share of the predictions that max_new_tokens cut",
 }
 
 NEUTRAL = ("words", "tokens")  # neither more nor less of them is better
@@ -43,6 +43,4 @@ def scored_length(
             f"it again, or leave {name} out."
         )
     arrays = [np.array([[float(value or 0), 1.0] for value in one]) for one in values]
-    if name == "truncated":
-        return Scored(percentage, arrays, less_is_better=True), LENGTHS[name]
-    return Scored(mean_of_scored, arrays), LENGTHS[name]
+    return Scored(mean_of_scored, arrays, less_is_better=name == "truncated"), LENGTHS[name]
