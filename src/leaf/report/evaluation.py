@@ -216,7 +216,7 @@ def _metric(name: str, signature: str, scored: Sequence[Scored], systems: Sequen
         "name": name,
         "less": scored[0].less_is_better,
         "neutral": name in NEUTRAL,
-        "digits": 4 if is_reward(name) else 1,
+        "digits": 4 if is_reward(name) or name == "truncated" else 1,
         "signature": signature,
         "scores": [_numbers(*one) for one in values],
         "differences": {pair: _numbers(*one) for pair, one in differences.items()},
