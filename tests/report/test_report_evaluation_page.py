@@ -95,6 +95,15 @@ def test_a_verdict_needs_an_interval_without_zero_and_knows_if_less_is_better(ru
     assert row.locator("td").last.text_content() == verdict
 
 
+def test_small_changes_of_a_reward_are_shown_and_counted(run, opened):
+    section = drawn([run], audio=False)
+    metric = section.data["sets"][0]["metrics"][0]
+    metric.update(name="reward", digits=4, items=[[0.5, 0.5, 0.5, 0.5], [0.504, 0.5, 0.4999, 0.5]])
+    tab = opened(html(section))
+    assert tab.locator(".outcomes").text_content() == "▲ 1 better= 2 same▼ 1 worse"
+    assert tab.locator(".item .by").all_text_contents() == ["▲ +0.0040", "=", "=", "▼ −0.0001"]
+
+
 def differences(opened, tmp_path, pairs, **options):
     """Read the text of each item's prediction with [missing] and {extra} words."""
     references, said = zip(*pairs, strict=True)

@@ -1,8 +1,6 @@
 "use strict";
 // Two systems of a set of items, A and B, or one system alone where both are the same; and the metric that rates items.
 const Comparison = (() => {
-  const NEAR = 0.005; // scores have four decimals, and the page shows one
-
   return class Comparison {
     // `a` and `b` are the numbers of the systems, `metric` one of those that rate items, or null if none does.
     constructor(set, a = 0, b = set.systems.length - 1, metric = Comparison.rating(set)[0] || null) {
@@ -45,8 +43,9 @@ const Comparison = (() => {
     outcome(i) {
       const gain = this.gain(i);
       if (gain === null) return "unscored";
-      if (gain > NEAR) return "better";
-      return gain < -NEAR ? "worse" : "same";
+      const near = 0.05 * 10 ** -(this.metric.digits ?? 1); // a twentieth of the last decimal that the page shows
+      if (gain > near) return "better";
+      return gain < -near ? "worse" : "same";
     }
 
     // The mean of the items' scores, null without any.

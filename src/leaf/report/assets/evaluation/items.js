@@ -25,7 +25,8 @@ const itemCard = (() => {
     const made = e("span.scored", {}, e("span.dim", {}, metric.name), " ", scoresOf(comparison, i, metric));
     if (comparison.two && comparison.gain(i) !== null) {
       const outcome = comparison.outcome(i);
-      const change = leaf.signed(comparison.score(i, comparison.b) - comparison.score(i, comparison.a), 1);
+      const by = comparison.score(i, comparison.b) - comparison.score(i, comparison.a);
+      const change = leaf.signed(by, metric.digits ?? 1);
       const text = { same: "=", better: `▲ ${change}`, worse: `▼ ${change}` }[outcome];
       made.append(" ", e(`b.by.${outcome}`, {}, text));
     }
