@@ -51,6 +51,17 @@ def test_scores_items_and_differences_by_hand(run):
     json.dumps(section.data, allow_nan=False)
 
 
+def test_cards_have_all_references_of_an_item(tmp_path):
+    references = [["at noon", "at twelve"], ["yes"]]
+    file = write(tmp_path / "a.jsonl", [["at twelve", "no"]], references=references)
+    (data,) = drawn(predictions=[file], audio=False).data["sets"]
+    assert [(one["reference"], one.get("references")) for one in data["items"]] == [
+        ("at noon", ["at noon", "at twelve"]),
+        ("yes", None),
+    ]
+    assert of(data, "exact_match")["items"] == [[100.0, 0.0]]
+
+
 def test_lengths_have_no_direction_and_rate_no_items(tmp_path):
     metrics = ("words", "truncated", "exact_match")
     files = [

@@ -141,6 +141,19 @@ def test_words_are_marked_against_the_reference(opened, tmp_path):
     ]
 
 
+def test_a_prediction_that_matches_any_reference_is_ticked(opened, tmp_path):
+    references = [["at noon", "at twelve"], ["yes"]]
+    file = write(tmp_path / "a.jsonl", [["at twelve", "at noon"]], references=references, metrics=("exact_match",))
+    tab = opened(html(drawn(predictions=[file], audio=False)))
+    tab.get_by_label("order").select_option("file")
+    first = tab.locator(".item").nth(0)
+    assert first.locator(".reference").all_text_contents() == references[0]
+    assert first.locator(".system .text").text_content() == "at twelve✓ matches the reference"
+    assert tab.locator(".tag.right").count() == 1
+    tab.get_by_label("search").fill("twelve")
+    assert ids(tab) == ["row0"]
+
+
 def test_case_counts_as_it_was_scored(opened, tmp_path):
     pairs = [("Press One", "press one")]
     assert differences(opened, tmp_path, pairs) == ["[Press One] {press one}"]

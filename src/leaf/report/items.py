@@ -19,7 +19,8 @@ from leaf.report.audio import ClipStore, Recordings
 def text_of(number: int, systems: Sequence[Predictions]) -> dict[str, Any]:
     """Collect the texts of an item, its predictions by system and pass."""
     item = systems[0].items[number]
-    shown = {key: item[key] for key in ("id", "kind", "prompt", "text", "reference") if item.get(key) is not None}
+    columns = ("id", "kind", "prompt", "text", "reference", "references")
+    shown = {key: item[key] for key in columns if item.get(key) is not None}
     shown["said"] = [[texts[number] for texts in one.passes] for one in systems]
     shown["cut"] = [[bool(cut[number]) for cut in one.truncated] for one in systems]
     return shown

@@ -14,7 +14,8 @@ const ItemChoice = (() => {
   };
 
   function textOf(item, { a, b }) {
-    const texts = [item.id, item.kind, item.prompt, item.text, item.reference, ...item.said[a], ...item.said[b]];
+    const right = item.references || [item.reference];
+    const texts = [item.id, item.kind, item.prompt, item.text, ...right, ...item.said[a], ...item.said[b]];
     return texts.filter(Boolean).join("\n").toLowerCase();
   }
 

@@ -37,10 +37,13 @@ const itemCard = (() => {
     return text ? e("div.line", {}, e("span.label", {}, label), e(kind, { dir: "auto" }, text)) : null;
   }
 
+  // All that are right; the first one is what an answer is marked against, unless it matches another.
+  const referencesOf = (item) => item.references || (item.reference ? [item.reference] : []);
+
   function answer(comparison, item, system, pass, ...label) {
     const said = item.said[system][pass];
-    const reference = item.reference || "";
-    const right = reference && folded(said) === folded(reference);
+    const right = referencesOf(item).find((text) => folded(said) === folded(text));
+    const reference = right || item.reference || "";
     const text = e(
       "span.text",
       {},
@@ -110,7 +113,7 @@ const itemCard = (() => {
       top(comparison, item, i),
       given("prompt", item.prompt),
       given("spoken", item.text === item.reference ? null : item.text),
-      given("reference", item.reference, "span.text.reference"),
+      ...referencesOf(item).map((text) => given("reference", text, "span.text.reference")),
       ...answers(comparison, item),
       recording(set, item, audio),
       otherScores(comparison, i),
