@@ -1,7 +1,11 @@
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
 from leaf.credit import (
+    Fork,
     PrefixTree,
     credit_mass,
     credit_mass_by_position,
@@ -68,6 +72,38 @@ def test_rates_overall_and_by_position():
     assert [part["boundaries"] for part in by_position.values()] == [2, 2, 0]
     assert [part["usable_rate"] for part in by_position.values()] == [0.5, 1.0, 0.0]
     assert fork_rates([])["usable_interval"] == (0.0, 1.0)
+
+
+def test_intervals_cover_the_rate_where_boundaries_of_a_prompt_are_alike():
+    """As often as they say, for boundaries that agree within a prompt, that are independent, and in between."""
+
+    def interval(hits) -> Any:
+        found = [Fork(1, bool(hit), False, (), (), prompt) for prompt, some in enumerate(hits) for hit in some]
+        return fork_rates(found)["fire_interval"], wilson(int(hits.sum()), hits.size)
+
+    draws = np.random.default_rng(0)
+    for alike in (1.0, 0.5, 0.0):
+        covered = naive = 0
+        for _ in range(400):
+            own, shared = draws.random((64, 2)) < 0.4, draws.random((64, 1)) < 0.4
+            (low, high), (lowest, highest) = interval(np.where(draws.random((64, 1)) < alike, shared, own))
+            covered += low <= 0.4 <= high
+            naive += lowest <= 0.4 <= highest
+        assert 0.92 <= covered / 400 <= 0.98, alike
+        assert alike < 1 or naive / 400 < 0.88
+
+
+def test_intervals_of_prompts_by_hand():
+    def interval(*prompts):
+        found = [Fork(1, hit, False, (), (), name) for name, some in prompts for hit in some]
+        return fork_rates(found)["fire_interval"]
+
+    yes, no = [True, True], [False, False]
+    assert interval(("a", yes), ("b", no)) == wilson(1, 2)  # two prompts, not four boundaries
+    assert interval(("a", no), ("b", no)) == wilson(0, 2)  # where all agree, so may those of a prompt
+    assert interval(("a", yes)) == wilson(1, 1)
+    assert interval(("a", [True, False]), ("b", [True, False])) == wilson(1, 2)  # nothing is known of a difference
+    assert interval((None, [True, True, True, False])) == wilson(3, 4)
 
 
 def test_credit_mass_by_hand():

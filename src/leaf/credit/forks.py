@@ -1,6 +1,6 @@
 """Forkability: at the selected boundaries, do completions share prefixes, and do those groups' rewards differ?"""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,6 +23,7 @@ class Fork:
         usable: the rewards of such completions differ too.
         sizes: how many scored completions share each such prefix.
         spreads: highest minus lowest reward of each.
+        prompt: whose completions they are; None where that is of no interest, and for a prompt of its own.
     """
 
     position: int
@@ -30,10 +31,16 @@ class Fork:
     usable: bool
     sizes: tuple[int, ...]
     spreads: tuple[float, ...]
+    prompt: Hashable = None
 
 
 def forks(
-    tree: PrefixTree, rewards: GroupRewards, boundaries: Int[Tensor, " B"], shares: Float[Tensor, " K"] | None = None
+    tree: PrefixTree,
+    rewards: GroupRewards,
+    boundaries: Int[Tensor, " B"],
+    shares: Float[Tensor, " K"] | None = None,
+    *,
+    prompt: Hashable = None,
 ) -> list[Fork]:
     """Describe what happened at each boundary of a group (arXiv 2606.07610, forkability).
 
@@ -43,6 +50,7 @@ def forks(
         boundaries: (B,) positions from `select_boundaries`.
         shares: (K,) how many completions each distinct one stands for; a prefix is then shared if LEAF credits it, that
             is if its completions also stand for two or more.
+        prompt: names the prompt in the result: `fork_rates` takes boundaries of one prompt together.
     """
     found = []
     part = counted_completions(scored_completions(tree, rewards), shares).tolist()
@@ -55,11 +63,11 @@ def forks(
         crowds = [crowd for crowd in members.values() if len(crowd) > 1 and sum(n for _, n in crowd) >= 2 - ROUNDING]
         shared = [[reward for reward, _ in crowd] for crowd in crowds]
         spreads = tuple(max(values) - min(values) for values in shared)
-        found.append(Fork(t, bool(shared), any(s > 0 for s in spreads), tuple(map(len, shared)), spreads))
+        found.append(Fork(t, bool(shared), any(s > 0 for s in spreads), tuple(map(len, shared)), spreads, prompt))
     return found
 
 
-def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(successes: int | float, trials: int | float, z: float = 1.959964) -> tuple[float, float]:
     """Compute the Wilson score interval of a rate (Wilson 1927); (0, 1) without trials."""
     if not 0 <= successes <= trials:
         raise DataError(f"A rate of {successes} out of {trials} is impossible; give 0 ≤ successes ≤ trials.")
@@ -74,6 +82,9 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
 def fork_rates(found: Iterable[Fork]) -> dict[str, float | int | tuple[float, float]]:
     """Count how often forks fire and are usable, with Wilson 95 % intervals, and describe the shared groups.
 
+    Boundaries of one prompt are alike, and tell less than as many of different prompts: the intervals count as many
+    trials as they are worth.
+
     Returns:
         boundaries (their number), fire_rate, fire_interval, usable_rate, usable_interval, groups (number of shared
         groups), group_size and reward_spread (means over the shared groups, 0 without any).
@@ -85,13 +96,37 @@ def fork_rates(found: Iterable[Fork]) -> dict[str, float | int | tuple[float, fl
     return {
         "boundaries": total,
         "fire_rate": fires / total if total else 0.0,
-        "fire_interval": wilson(fires, total),
+        "fire_interval": _interval(found, [f.fires for f in found]),
         "usable_rate": usable / total if total else 0.0,
-        "usable_interval": wilson(usable, total),
+        "usable_interval": _interval(found, [f.usable for f in found]),
         "groups": len(sizes),
         "group_size": sum(sizes) / len(sizes) if sizes else 0.0,
         "reward_spread": sum(spreads) / len(spreads) if spreads else 0.0,
     }
+
+
+def _interval(found: Sequence[Fork], hits: Sequence[bool]) -> tuple[float, float]:
+    """Compute the Wilson interval of the share of hits, with the effective number of trials.
+
+    It is rate (1 − rate) over the variance that the rate has by its spread between prompts (Kish's design effect): at
+    most the number of boundaries, and at least what is left of it where all of a prompt agree, which is also taken
+    where prompts do not differ.
+    """
+    counts: dict[Hashable, tuple[int, int]] = {}  # prompt → hits and boundaries
+    for number, (fork, hit) in enumerate(zip(found, hits, strict=True)):
+        key = ("of its own", number) if fork.prompt is None else fork.prompt
+        before = counts.get(key, (0, 0))
+        counts[key] = (before[0] + hit, before[1] + 1)
+    total, prompts = len(found), len(counts)
+    if total == 0:
+        return wilson(0, 0)
+    rate = sum(hits) / total
+    effective = fewest = total**2 / sum(size**2 for _, size in counts.values())
+    between = sum((some - rate * size) ** 2 for some, size in counts.values())
+    if between > 0 and prompts > 1:
+        effective = rate * (1 - rate) * total**2 * (prompts - 1) / (prompts * between)
+    effective = min(max(effective, fewest), total)
+    return wilson(rate * effective, effective)
 
 
 def fork_rates_by_position(

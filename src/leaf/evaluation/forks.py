@@ -50,9 +50,9 @@ def fork_statistics(
             generator=[step_generator(config.seed, at + i) for i in range(len(batch))],
         )
         earned, _ = rewards.of(batch, groups, policy.tokenizer)
-        for group, reward in zip(groups, earned, strict=True):
+        for number, (group, reward) in enumerate(zip(groups, earned, strict=True), at):
             cuts = select_boundaries(group.surprisal, group.lengths, **boundary_options(config))
-            found += forks(group.tree, reward, cuts)
+            found += forks(group.tree, reward, cuts, prompt=number)
         progress(len(batch))
     return found
 

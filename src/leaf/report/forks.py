@@ -49,7 +49,9 @@ class ForkCounts:
     def add(self, group: DrawnGroup, trained_with: str) -> None:
         """Count a group: its forks, and the credit of the rule that trained and of LEAF and GRPO beside it."""
         self.groups += 1
-        self.forks += forks(group.tree, group.rewards, torch.tensor(group.boundaries, dtype=torch.long))
+        cuts = torch.tensor(group.boundaries, dtype=torch.long)
+        prompt = group.record.get("id") or self.groups  # the same one comes again in other steps and seeds
+        self.forks += forks(group.tree, group.rewards, cuts, prompt=prompt)
         others = [(rule, rule) for rule in ("leaf", "grpo") if rule != trained_with]
         for name, rule in ((f"{trained_with}, as trained", None), *others):
             self.credit.setdefault(name, CreditMass()).add(group.advantages(rule), group.tree.lengths)

@@ -8,8 +8,8 @@
     "two completions still share the prefix before it. It is usable if the rewards of these completions differ. Only " +
     "usable cuts show which part of a completion made the difference.";
   const ABOUT_COUNTS =
-    "Counted over the recorded groups, which a run writes every few steps. The cuts of one group are not " +
-    "independent, so the intervals are somewhat too narrow.";
+    "Counted over the recorded groups, which a run writes every few steps. The cuts of one prompt are alike, so the " +
+    "intervals count them as fewer trials.";
   const ABOUT_CREDIT =
     "If completions part early, does only their beginning get credit? The plots show the share of all credit, " +
     "whatever its sign, by position. GRPO spreads credit evenly over the same completions.";
