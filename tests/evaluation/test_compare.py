@@ -9,7 +9,8 @@ from leaf.errors import ConfigError, DataError
 from leaf.evaluation.compare import chosen_metrics, compare_files
 from leaf.evaluation.predictions import Predictions, read_predictions
 from leaf.evaluation.registry import paired_bootstrap, score
-from leaf.files import write_text
+from leaf.files import read_rows, write_rows, write_text
+from tests.helpers.evaluations import with_reward
 
 REFERENCES = ["press one", "it is seven", "hello there", "two new messages"]
 WORSE = [["press two", "it is seven", "hello", "two messages"], ["press one", "it was seven", "hello", "messages"]]
@@ -70,6 +71,28 @@ def test_one_pass_is_the_paired_bootstrap(tmp_path):
     shown = compare_files(files, metrics=["bleu"], samples=500)
     difference, low, high, p = paired_bootstrap(one[0], two[0], REFERENCES, "bleu", groups=GROUPS, samples=500)
     assert cells(shown, "bleu", "two")[-3:] == [f"{difference:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{p:.3f}"]
+
+
+def test_rewards_are_compared_on_the_items_that_both_systems_have_scored(tmp_path):
+    files = [write(tmp_path / f"{name}.jsonl", name, WORSE[:1]) for name in ("all", "some")]
+    for file, values in zip(files, ((1.0, 1.0, 0.2, 0.2), (1.0, 0.8, None, None)), strict=True):
+        with_reward(file, values)
+    shown = compare_files(files)
+    assert [cells(shown, "reward", name)[2] for name in ("all", "some")] == ["0.6000", "0.9000"]
+    # Items 0 and 1: (1 - 1 + 0.8 - 1) / 2, where 0.9 - 0.6 would be an advantage.
+    assert cells(shown, "reward", "some")[4] == "-0.1000"
+    assert "reward: all is scored 4 of 4; some is scored 2 of 4; some and all are paired on 2 items scored" in shown
+
+
+def test_a_single_recording_has_no_interval_and_few_have_a_note(pair):
+    line = "The items are of 3 recordings. With fewer than 20, intervals are too narrow and p is too small"
+    assert line in compare_files(pair, metrics=["exact_match"])
+    for file in pair:
+        write_rows(file, [{**row, "utterance": "u"} for row in read_rows(file)])
+    shown = compare_files(pair, metrics=["exact_match"])
+    # Worse: 1 of 4 in both passes; better: 3 and 4 of 4.
+    assert cells(shown, "exact_match", "two")[2:] == ["87.50", "–", "75.00 to 100.00", "+62.50", "–", "–"]
+    assert "All items are of one recording, so there is no interval and no p" in shown
 
 
 def test_files_of_other_items_are_refused_by_name(pair, tmp_path):

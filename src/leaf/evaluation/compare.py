@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from leaf.errors import ConfigError, DataError, did_you_mean
-from leaf.evaluation.bootstrap import Scored
+from leaf.evaluation.bootstrap import FEW_RECORDINGS
 from leaf.evaluation.judgements import find_judgements, judge_lines
 from leaf.evaluation.predict import Decoding
 from leaf.evaluation.predictions import Predictions, in_order_of, item_difference, read_predictions
 from leaf.evaluation.registry import DEFAULT_METRICS, is_reward
 from leaf.evaluation.reward_metrics import kept_name
-from leaf.evaluation.table import FORMATS, Line, render
+from leaf.evaluation.table import FORMATS, Line, render, score_lines, scored_notes
 from leaf.text import unique_names
 
 
@@ -71,7 +71,7 @@ def compare_files(
         scored_with = [name for one in systems for name in one.meta.get("metrics", {})]
         metrics = tuple(dict.fromkeys(scored_with)) or DEFAULT_METRICS
     lines: list[Line] = []
-    notes = [what_was_compared(systems, samples)]
+    notes = what_was_compared(systems, samples)
     kept = {name: one.kept_signature(name) for one in systems for name in one.kept}
     for name in dict.fromkeys(kept_name(one, kept) for one in metrics):
         pairs = [one.scored(name, lowercase=lowercase, paths=paths) for one in systems]
@@ -81,9 +81,10 @@ def compare_files(
                 f"{name} was computed in different ways: {' and '.join(sorted(signatures))}. Score all files again in "
                 f"one way, with `--metric-path {name}=...`."
             )
-        lines += _metric_lines(name, systems, [scored for scored, _ in pairs], samples)
+        scored = [one for one, _ in pairs]
+        lines += score_lines(name, systems, scored, samples, digits=4 if is_reward(name) else 2)
         worse = ", less is better" if pairs[0][0].less_is_better else ""
-        notes.append(f"{name}: {signatures.pop()}{worse}")
+        notes += [f"{name}: {signatures.pop()}{worse}", *scored_notes(name, systems, scored)]
     judgements, unused = find_judgements(systems, files, judged)
     notes += unused
     for results in judgements:
@@ -132,8 +133,8 @@ def shared_case(systems: Sequence[Predictions], asked: bool | None) -> bool:
     return ways.pop() if ways else False
 
 
-def what_was_compared(systems: Sequence[Predictions], samples: int) -> str:
-    """Say what a comparison is made of: items, recordings, passes, decoding, intervals."""
+def what_was_compared(systems: Sequence[Predictions], samples: int) -> list[str]:
+    """Say what a comparison is made of: items, recordings, passes, decoding, intervals; and what few mean."""
     items, groups = len(systems[0].items), len(set(systems[0].groups))
     decodings = {}
     for one in systems:
@@ -147,17 +148,23 @@ def what_was_compared(systems: Sequence[Predictions], samples: int) -> str:
     left_out = systems[0].meta.get("left_out", [])
     without = f" ({len(left_out)} more left out for their audio)" if left_out else ""
     first = f"; differences are to {systems[0].system}, p two-sided, not corrected for several" if systems[1:] else ""
-    return (
+    made = (
         f"{items} items of {groups} recordings{without}; {how}. Values are means over passes; intervals: "
         f"percentile bootstrap over recordings, {samples} resamples, paired{first}."
     )
+    return [made, *_about_few(groups)]
 
 
-def _metric_lines(name: str, systems: Sequence[Predictions], scored: Sequence[Scored], samples: int) -> list[Line]:
-    how = {"groups": systems[0].groups, "samples": samples}
-    digits = 4 if is_reward(name) else 2
-    differences = [None, *(its.against(scored[0], **how) for its in scored[1:])]
+def _about_few(recordings: int) -> list[str]:
+    """Say what intervals of so few recordings are worth; nothing of many."""
+    if recordings >= FEW_RECORDINGS:
+        return []
+    if recordings == 1:
+        return [
+            "All items are of one recording, so there is no interval and no p: one recording does not say how much "
+            "others would differ."
+        ]
     return [
-        Line(name, one.system, its.value(), its.interval(**how), tuple(its.values()), difference, digits)
-        for one, its, difference in zip(systems, scored, differences, strict=True)
+        f"The items are of {recordings} recordings. With fewer than {FEW_RECORDINGS}, intervals are too narrow and p "
+        "is too small: a difference looks more certain than it is."
     ]

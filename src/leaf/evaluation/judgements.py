@@ -10,7 +10,7 @@ import numpy as np
 from leaf.errors import DataError, some_of
 from leaf.evaluation.bootstrap import Scored, mean_of_scored
 from leaf.evaluation.predictions import Predictions, read_meta
-from leaf.evaluation.table import Line
+from leaf.evaluation.table import Line, between, score_lines, scored_notes
 from leaf.files import read_rows
 
 
@@ -86,56 +86,56 @@ def judge_lines(
     notes.append(f"{title}: {about['signature']}")
     if about["kind"] == "pairwise":
         return [], notes + [note for one in results for note in _wins(one, title, systems[0], samples)]
+    scored = judge_scores(results, systems)
+    judged = {one.parties[0] for one in results}
+    notes += [
+        f"{title}: no reply of the judge on {one.system} could be read, so there is no mean"
+        for one, its in zip(systems, scored, strict=True)
+        if its is None and one.system in judged
+    ]
+    return score_lines(title, systems, scored, samples), notes + scored_notes(title, systems, scored)
+
+
+def judge_scores(results: Sequence[Judgement], systems: Sequence[Predictions]) -> list[Scored | None]:
+    """Collect the scores of each system by one judge; None where it judged none of them, or no reply could be read."""
     by_system = {one.parties[0]: one for one in results}
-    present = [one for one in systems if one.system in by_system]
-    arrays = [judge_scores(by_system[one.system], systems[0]) for one in present]
-    if any(not array[:, 1].any() for array in arrays):
-        return [], [*notes, f"{title}: no reply of the judge could be read for some system, so there is no mean"]
-    groups, lines = systems[0].groups, []
-    for one, array in zip(present, arrays, strict=True):
-        scored, difference = Scored(mean_of_scored, [array]), None
-        if one is not systems[0] and present[0] is systems[0]:
-            # Only items that both have a score for: otherwise the difference would be one of items as well.
-            both = (array[:, 1:] > 0) & (arrays[0][:, 1:] > 0)
-            ours, first = (Scored(mean_of_scored, [np.where(both, side, 0.0)]) for side in (array, arrays[0]))
-            difference = ours.against(first, groups=groups, samples=samples) if both.any() else None
-            notes.append(
-                f"{title}: {one.system} and {systems[0].system} are paired on {both.sum()} items scored in both"
-            )
-        interval = scored.interval(groups=groups, samples=samples)
-        lines.append(Line(title, one.system, scored.value(), interval, (scored.value(),), difference))
-    return lines, notes
-
-
-def judge_scores(judgement: Judgement, system: Predictions) -> np.ndarray:
-    """Add up an item's scores over the judged passes: (items, 2) of sum and number, in the system's order."""
-    return _sums_by_item(judgement, system, [row["score"] for row in judgement.rows])
+    found: list[Scored | None] = []
+    for one in systems:
+        judgement = by_system.get(one.system)
+        values = [] if judgement is None else [row["score"] for row in judgement.rows]
+        scored = None
+        if judgement is not None and any(value is not None for value in values):
+            scored = Scored(mean_of_scored, _by_pass(judgement, systems[0], values))
+        found.append(scored)
+    return found
 
 
 def _wins(judgement: Judgement, title: str, system: Predictions, samples: int) -> list[str]:
     """Say how often the first party wins, with interval and p against 50 %; nothing where no verdicts agree."""
     worth = {"win": 1.0, "tie": 0.5, "loss": 0.0}
-    items = _sums_by_item(judgement, system, [worth.get(row["verdict"]) for row in judgement.rows])
+    items = np.sum(_by_pass(judgement, system, [worth.get(row["verdict"]) for row in judgement.rows]), axis=0)
     if not items[:, 1].any():
         return []
     scored = Scored(_percentage_of_scored, [items])
     even = Scored(_percentage_of_scored, [np.stack([items[:, 1] / 2, items[:, 1]], 1)])
-    low, high = scored.interval(groups=system.groups, samples=samples)
-    p = scored.against(even, groups=system.groups, samples=samples)[3]
+    interval = scored.interval(groups=system.groups, samples=samples)
+    difference = scored.against(even, groups=system.groups, samples=samples)
+    p = None if difference is None else difference.p
+    sure = "" if p is None else f" ({between(interval, '.1f')}, p {p:.3f} against 50 %)"
     return [
         f"{title}: {judgement.parties[0]} wins {scored.value():.1f} % of agreeing verdicts against "
-        f"{judgement.parties[1]}, ties half ({low:.1f} to {high:.1f}, p {p:.3f} against 50 %)"
+        f"{judgement.parties[1]}, ties half{sure}"
     ]
 
 
-def _sums_by_item(judgement: Judgement, system: Predictions, values: Sequence[float | None]) -> np.ndarray:
-    """Add up the values of a judgement's rows, without missing ones: (items, 2) of sum and number per item."""
+def _by_pass(judgement: Judgement, system: Predictions, values: Sequence[float | None]) -> list[np.ndarray]:
+    """Put the values of a judgement's rows into the order of the items: per pass (items, 2), value and number."""
     place = {item["id"]: i for i, item in enumerate(system.items)}
-    sums = np.zeros((len(place), 2))
+    passes = [np.zeros((len(place), 2)) for _ in range(judgement.meta["passes"])]
     for row, value in zip(judgement.rows, values, strict=True):
         if value is not None:
-            sums[place[row["id"]]] += (value, 1.0)
-    return sums
+            passes[row["pass"]][place[row["id"]]] = (value, 1.0)
+    return passes
 
 
 def _percentage_of_scored(sums: np.ndarray) -> float:
