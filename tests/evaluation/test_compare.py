@@ -1,5 +1,6 @@
 import json
 import re
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -105,6 +106,65 @@ def test_files_of_other_items_are_refused_by_name(pair, tmp_path):
         compare_files([])
     with pytest.raises(DataError, match="give each file once"):
         compare_files([pair[0], pair[0]])
+
+
+def changed(file, change):
+    write_rows(file, [change(row) for row in read_rows(file)])
+    return file
+
+
+def without(row, *names):
+    return {key: value for key, value in row.items() if key not in names}
+
+
+def test_recordings_come_from_whichever_file_names_them(pair):
+    theirs = changed(pair[0], lambda row: without(row, "utterance"))
+    for files in (pair, pair[::-1]):
+        assert "4 items of 3 recordings" in compare_files(files, metrics=["exact_match"])
+    # What a recording is called says nothing, but who shares one does.
+    changed(theirs, lambda row: {**row, "utterance": f"other/{GROUPS[int(row['id'])]}"})
+    assert "4 items of 3 recordings" in compare_files(pair, metrics=["exact_match"])
+    changed(theirs, lambda row: {**row, "utterance": "abbc"[int(row["id"])]})
+    with pytest.raises(DataError, match=r"two: recordings differ for 2 items \('1', '2'\): one and two disagree"):
+        compare_files(pair)
+
+
+def test_files_of_other_prompts_are_refused(pair):
+    changed(pair[1], lambda row: {**row, "prompt": "Who?"} if row["id"] == "2" else row)
+    with pytest.raises(DataError, match=r"two: prompts differ for 1 items \('2'\)"):
+        compare_files(pair)
+    changed(pair[1], lambda row: without(row, "prompt"))  # another program's
+    assert "4 items" in compare_files(pair)
+
+
+def test_all_that_differs_in_decoding_and_rows_is_named(tmp_path):
+    made: dict[str, Any] = {
+        "task": "a.jsonl",
+        "split": "test",
+        "items": {"count": 4, "recordings_sha256": "0123456789"},
+    }
+    base = {"greedy": True, "temperature": 0.9, "max_new_tokens": 20, "batch_size": 16, "dtype": "float32"}
+
+    def shown(made_with=None, **decoding):
+        other = {**made, **(made_with or {}), "decoding": {**base, **decoding}}
+        files = [
+            write(tmp_path / f"{name}.jsonl", name, WORSE[:1], made_with=one)
+            for name, one in (("x", {**made, "decoding": base}), ("y", other))
+        ]
+        return compare_files(files, metrics=["exact_match"])
+
+    assert "DIFFERENT" not in shown(temperature=0.1)  # without use in greedy decoding
+    for key, value in (("max_new_tokens", 200), ("batch_size", 64), ("dtype", "bfloat16"), ("sampler", "vllm")):
+        was = base.get(key, "local")
+        assert (
+            f"DECODED DIFFERENTLY: x: 1 pass, greedy; y: 1 pass, greedy; they differ in {key} (x: {was}, y: {value})"
+            in (shown(**{key: value}))
+        )
+    assert "they differ in greedy (x: True, y: False)" in shown(greedy=False, top_p=0.9)
+    different = {"task": "b.jsonl", "items": {"recordings_sha256": "abcdefghij"}}
+    assert "FROM DIFFERENT ROWS: task (x: a.jsonl, y: b.jsonl), recordings (x: 01234567, y: abcdefgh)" in shown(
+        different
+    )
 
 
 def test_two_runs_of_one_name_are_told_apart(tmp_path):

@@ -136,6 +136,19 @@ def test_files_of_other_items_or_case_are_sets_of_their_own(tmp_path):
     assert [one["systems"] for one in data["sets"]] == [["a", "d"], ["b"], ["c"]]
 
 
+def test_files_that_disagree_on_recordings_or_prompts_are_sets_of_their_own(tmp_path):
+    files = [write(tmp_path / f"{name}.jsonl", [AFTER]) for name in "abcd"]
+    changes = [("utterance", None), ("utterance", "xxyz"), ("utterance", "xyyz"), ("prompt", "Who?")]
+    for file, (key, values) in zip(files, changes, strict=True):
+        rows = read_rows(file)
+        write_rows(
+            file, [{**row, key: values if key == "prompt" else values and values[i]} for i, row in enumerate(rows)]
+        )
+    data = drawn(predictions=files, audio=False).data["sets"]
+    assert [one["systems"] for one in data] == [["a", "b"], ["c"], ["d"]]
+    assert [note for note in data[0]["notes"] if "4 items of 3 recordings" in note]
+
+
 def test_what_cannot_be_scored_is_left_out_and_said(tmp_path):
     files = [
         write(tmp_path / "a.jsonl", [AFTER], metrics=["wer", "comet"]),

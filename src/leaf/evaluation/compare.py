@@ -5,12 +5,14 @@ Only systems that answered the same items are compared. Every difference is take
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from leaf.errors import ConfigError, DataError, did_you_mean
+from leaf.evaluation.alike import difference_to_any, in_order_of, share_recordings
 from leaf.evaluation.bootstrap import FEW_RECORDINGS
 from leaf.evaluation.judgements import find_judgements, judge_lines
-from leaf.evaluation.predict import Decoding
-from leaf.evaluation.predictions import Predictions, in_order_of, item_difference, read_predictions
+from leaf.evaluation.predict import SAMPLING, Decoding
+from leaf.evaluation.predictions import Predictions, read_predictions
 from leaf.evaluation.registry import DEFAULT_METRICS, is_reward
 from leaf.evaluation.reward_metrics import kept_name
 from leaf.evaluation.table import FORMATS, Line, render, score_lines, scored_notes
@@ -109,14 +111,20 @@ def load_systems(files: Sequence[str | Path]) -> list[Predictions]:
     names = unique_names([one.system for one in systems], [path.with_suffix("") for path in paths])
     for one, name in zip(systems, names, strict=True):
         one.system = name
-    differences = [(one.system, item_difference(systems[0], one)) for one in systems[1:]]
-    wrong = [f"{name}: {difference}" for name, difference in differences if difference]
+    alike, wrong = systems[:1], []
+    for one in systems[1:]:
+        if difference := difference_to_any(alike, one):
+            wrong.append(f"{one.system}: {difference}")
+        else:
+            alike.append(one)
     if wrong:
         raise DataError(
             f"Only systems that answered the same items can be compared; against {systems[0].system}, "
             f"{'; '.join(wrong)}. Evaluate them on the same split and rows."
         )
-    return [systems[0], *(in_order_of(one, systems[0]) for one in systems[1:])]
+    systems = [systems[0], *(in_order_of(one, systems[0]) for one in systems[1:])]
+    share_recordings(systems)
+    return systems
 
 
 def shared_case(systems: Sequence[Predictions], asked: bool | None) -> bool:
@@ -141,10 +149,13 @@ def what_was_compared(systems: Sequence[Predictions], samples: int) -> list[str]
         decoding = one.meta.get("made_with", {}).get("decoding")
         how = "decoding unknown" if decoding is None else Decoding.of_meta(decoding, one.seeds).in_words()
         decodings[one.system] = f"{len(one.passes)} {'pass' if len(one.passes) == 1 else 'passes'}, {how}"
-    if len(set(decodings.values())) == 1:
-        how = decodings[systems[0].system]
-    else:
+    settings = _differing({one.system: _decoding(one) for one in systems})
+    how = decodings[systems[0].system]
+    if settings or len(set(decodings.values())) > 1:
         how = "DECODED DIFFERENTLY: " + "; ".join(f"{name}: {text}" for name, text in decodings.items())
+        how += f"; they differ in {', '.join(settings)}" if settings else ""
+    rows = _differing({one.system: _rows(one) for one in systems})
+    how += f"; FROM DIFFERENT ROWS: {', '.join(rows)}" if rows else ""
     left_out = systems[0].meta.get("left_out", [])
     without = f" ({len(left_out)} more left out for their audio)" if left_out else ""
     first = f"; differences are to {systems[0].system}, p two-sided, not corrected for several" if systems[1:] else ""
@@ -153,6 +164,34 @@ def what_was_compared(systems: Sequence[Predictions], samples: int) -> list[str]
         f"percentile bootstrap over recordings, {samples} resamples, paired{first}."
     )
     return [made, *_about_few(groups)]
+
+
+def _decoding(one: Predictions) -> dict[str, Any]:
+    """Give the settings that a system was decoded with, those of sampling only where it was sampled."""
+    stated = one.meta.get("made_with", {}).get("decoding")
+    if stated is None:
+        return {}
+    settings = {"sampler": "local", **stated}
+    return {key: value for key, value in settings.items() if key not in SAMPLING or not settings.get("greedy")}
+
+
+def _rows(one: Predictions) -> dict[str, Any]:
+    """Give what a file states of the rows that it was made from."""
+    made_with = one.meta.get("made_with", {})
+    recordings = made_with.get("items", {}).get("recordings_sha256")
+    return {key: made_with[key] for key in ("task", "split") if key in made_with} | (
+        {} if recordings is None else {"recordings": recordings[:8]}
+    )
+
+
+def _differing(stated: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Name the settings that systems state differently, with each one's value."""
+    found = []
+    for key in dict.fromkeys(key for settings in stated.values() for key in settings):
+        values = {system: settings[key] for system, settings in stated.items() if key in settings}
+        if len(set(map(str, values.values()))) > 1:
+            found.append(f"{key} ({', '.join(f'{system}: {value}' for system, value in values.items())})")
+    return found
 
 
 def _about_few(recordings: int) -> list[str]:

@@ -16,13 +16,13 @@ import numpy as np
 
 from leaf.data.cells import with_references
 from leaf.data.rows import prompt_text
-from leaf.errors import DataError, shown, some_of
+from leaf.errors import DataError, shown
 from leaf.evaluation.bootstrap import Scored, mean_of_scored, percentage
 from leaf.evaluation.lengths import LENGTHS, scored_length
 from leaf.evaluation.references import all_of, signature_of
 from leaf.evaluation.registry import fitted_metric, is_reward, statistics
 from leaf.files import append_row, drop_torn_line, file_sha256, read_json, read_rows, write_json, write_rows
-from leaf.text import composed, unique_names
+from leaf.text import unique_names
 
 # What a prediction file copies from the evaluated row; audio stays where it is.
 COLUMNS = ("id", "kind", "utterance", "prompt", "text", "reference", "references", "reference_language")
@@ -310,43 +310,3 @@ def prediction_files(paths: Iterable[str | Path]) -> list[Path]:
             raise DataError(f"{path} has no prediction files; `leaf evaluate ... --out {path}` writes them.")
         files += found
     return files
-
-
-def _listed(texts: str | list[str]) -> list[str]:
-    return [texts] if isinstance(texts, str) else texts
-
-
-def item_difference(a: Predictions, b: Predictions) -> str | None:
-    """Say how the items of two systems differ, in ids or references; None where they are the same in any order."""
-    ours, theirs = (
-        {item["id"]: [composed(text) for text in _listed(all_of(item))] for item in one.items} for one in (a, b)
-    )
-    only = [
-        f"{len(ids)} only in {one.system} ({some_of(ids)})"
-        for ids, one in (
-            (sorted(ours.keys() - theirs.keys()), a),
-            (sorted(theirs.keys() - ours.keys()), b),
-        )
-        if ids
-    ]
-    if only:
-        return "items differ: " + ", ".join(only)
-    other = sorted(key for key, text in ours.items() if theirs[key] != text)
-    return f"references differ for {len(other)} items ({some_of(other)})" if other else None
-
-
-def in_order_of(b: Predictions, a: Predictions) -> Predictions:
-    """Put the items of b into the order of a's."""
-    place = {item["id"]: i for i, item in enumerate(b.items)}
-    order = [place[item["id"]] for item in a.items]
-    return Predictions(
-        system=b.system,
-        items=[b.items[i] for i in order],
-        passes=[[one[i] for i in order] for one in b.passes],
-        seeds=b.seeds,
-        truncated=[[one[i] for i in order] for one in b.truncated],
-        tokens=[[one[i] for i in order] for one in b.tokens],
-        kept={name: [array[order] for array in arrays] for name, arrays in b.kept.items()},
-        meta=b.meta,
-        digest=b.digest,
-    )

@@ -11,16 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from leaf.evaluation import compare
+from leaf.evaluation.alike import difference_to_any, in_order_of, share_recordings
 from leaf.evaluation.bootstrap import Scored
 from leaf.evaluation.judgements import Judgement, find_judgements, judge_lines, judge_scores
-from leaf.evaluation.predictions import (
-    Predictions,
-    in_order_of,
-    item_difference,
-    prediction_files,
-    read_meta,
-    read_predictions,
-)
+from leaf.evaluation.predictions import Predictions, prediction_files, read_meta, read_predictions
 from leaf.evaluation.registry import DEFAULT_METRICS, is_plain, is_reward
 from leaf.evaluation.table import scored_notes
 from leaf.report.audio import SECTION_BYTES, ClipStore, Recordings
@@ -105,7 +99,7 @@ def _sets(files: Sequence[Path]) -> list[dict[Path, Predictions]]:
         case = {one.meta["lowercase"]} if "lowercase" in one.meta else set()
         for cases, members in sets:
             first = next(iter(members.values()))
-            if item_difference(first, one) is None and len(cases | case) < 2:
+            if difference_to_any(list(members.values()), one) is None and len(cases | case) < 2:
                 cases |= case
                 members[file] = in_order_of(one, first)
                 break
@@ -115,6 +109,7 @@ def _sets(files: Sequence[Path]) -> list[dict[Path, Predictions]]:
         names = unique_names([one.system for one in members.values()], [file.with_suffix("") for file in members])
         for one, name in zip(members.values(), names, strict=True):
             one.system = name
+        share_recordings(list(members.values()))
     return [members for _, members in sets]
 
 
