@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from leaf.commands.main import app
 from leaf.errors import ConfigError, DataError
 from leaf.evaluation.compare import chosen_metrics, compare_files
-from leaf.evaluation.predictions import Predictions, read_predictions
+from leaf.evaluation.predictions import JUDGED, Predictions, read_predictions
 from leaf.evaluation.registry import paired_bootstrap, score
 from leaf.files import read_rows, write_rows, write_text
 from tests.helpers.evaluations import with_reward
@@ -307,7 +307,57 @@ def test_verdicts_outlast_further_passes_and_statistics_and_no_more(pair, tmp_pa
     write(pair[0], "one", BETTER)
     shown = compare_files(pair, metrics=["bleu"])
     assert "judge direct" not in shown
-    assert "one.judge-direct-m.jsonl is not used: the predictions have changed since." in shown
+    assert "one.judge-direct-m.jsonl is not used: the predictions have changed since, or the prompts" in shown
+
+
+def direct(file, passes, *, read=JUDGED, name="m"):
+    """Judge the first passes of a prediction file; `passes` has the score of all items in each."""
+    rows = [{"id": str(i), "pass": number, "score": score} for number, score in enumerate(passes) for i in range(4)]
+    out = file.with_suffix(f".judge-direct-{name}.jsonl")
+    judged(out, "direct", [file], rows)
+    meta = json.loads(out.with_suffix(".meta.json").read_text())
+    one = read_predictions(file)
+    party = {"system": one.system, "sha256": one.answers_digest(len(passes), read)}
+    out.with_suffix(".meta.json").write_text(json.dumps(meta | {"judged": [party], "passes": len(passes)}))
+    return out
+
+
+def test_verdicts_on_other_prompts_are_not_used(pair):
+    direct(pair[0], [80])
+    for column in ("prompt", "text"):
+        changed(pair[0], lambda row, column=column: {**row, column: "another"})
+        shown = compare_files(pair[:1], metrics=["exact_match"])
+        assert "judge direct" not in shown
+        assert "one.judge-direct-m.jsonl is not used: the predictions have changed since, or the prompts" in shown
+        direct(pair[0], [80])
+        assert cells(compare_files(pair[:1], metrics=["exact_match"]), "judge direct", "one")[2] == "80.00"
+
+
+def test_verdicts_of_a_version_that_did_not_note_prompts_say_so(pair):
+    file = direct(pair[0], [80], read=("reference",))
+    shown = compare_files(pair[:1], metrics=["exact_match"])
+    assert "judge direct" not in shown
+    assert f"{file.name} is not used: an earlier version of leaf wrote it, and did not note which prompts" in shown
+    with pytest.raises(DataError, match="cannot be used: an earlier version of leaf wrote it"):
+        compare_files(pair[:1], metrics=["exact_match"], judged=[file])
+
+
+def test_systems_are_compared_on_the_passes_that_were_judged_of_all(pair):
+    direct(pair[0], [80])
+    direct(pair[1], [80, 20])
+    shown = compare_files(pair, metrics=["exact_match"])
+    # 80 and 80 in the first pass; over both passes the second system has 50, and seemed 30 worse.
+    assert cells(shown, "judge direct", "two")[2] == "80.00"
+    assert cells(shown, "judge direct", "two")[4] == "+0.00"
+    assert "different numbers of passes (one in 1, two in 2); the first 1 count" in shown
+
+
+def test_two_files_of_one_judge_for_one_system_are_refused(pair):
+    first = direct(pair[0], [80])
+    assert "judge direct" in compare_files(pair[:1], metrics=["exact_match"], judged=[first])  # the same file twice
+    direct(pair[0], [80, 0], name="again")
+    with pytest.raises(DataError, match=r"judge-direct-again\.jsonl and .*judge-direct-m\.jsonl are both of one judge"):
+        compare_files(pair[:1], metrics=["exact_match"])
 
 
 def test_the_command(pair, tmp_path):

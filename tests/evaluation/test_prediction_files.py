@@ -45,6 +45,8 @@ def test_files_that_cannot_be_read(tmp_path):
         read(row(0, "1"), row(0, "1"))
     with pytest.raises(DataError, match="other items than its first pass, such as '2'"):
         read(row(0, "1"), row(1, "1"), row(1, "2"))
+    with pytest.raises(DataError, match=r"Pass 1 of .* another reference than its first pass for 1 items, such as '2'"):
+        read(row(0, "1"), row(0, "2"), row(1, "1"), row(1, "2", reference="other"))
     with pytest.raises(DataError, match="has no predictions"):
         read()
     with pytest.raises(DataError, match="cannot be read"):

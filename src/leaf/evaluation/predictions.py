@@ -26,6 +26,7 @@ from leaf.text import unique_names
 
 # What a prediction file copies from the evaluated row; audio stays where it is.
 COLUMNS = ("id", "kind", "utterance", "prompt", "text", "reference", "references", "reference_language")
+JUDGED = ("reference", "prompt", "text")  # what a judge reads of an item, beside the answers
 _META = {"made_with": dict, "metrics": dict, "left_out": list}  # of the meta data, what is looked into
 
 
@@ -136,13 +137,13 @@ class Predictions:
         """Read the signature of a metric whose statistics are kept; empty where the meta data are gone."""
         return str(self.meta.get("metrics", {}).get(name, {}).get("signature", ""))
 
-    def answers_digest(self, passes: int) -> str:
-        """Compute the SHA-256 of what a judge of the first passes reads: ids, predictions and references.
+    def answers_digest(self, passes: int, read: Sequence[str] = JUDGED) -> str:
+        """Compute the SHA-256 of what a judge of the first passes reads: ids, predictions and these columns.
 
         Unlike the file's checksum it stays the same when the file gets more passes or statistics, or another order.
         """
         answers = sorted(
-            (item["id"], number, texts[i], item["reference"])
+            (item["id"], number, texts[i], *(str(item.get(name) or "") for name in read))
             for number, texts in enumerate(self.passes[:passes])
             for i, item in enumerate(self.items)
         )
@@ -273,6 +274,11 @@ def read_predictions(path: str | Path) -> Predictions:
         if other.keys() != first.keys():
             odd = sorted(other.keys() ^ first.keys())
             raise DataError(f"Pass {number} of {path} has other items than its first pass, such as {odd[0]!r}.")
+        if odd := [key for key, row in first.items() if all_of(row) != all_of(other[key])]:
+            raise DataError(
+                f"Pass {number} of {path} has another reference than its first pass for {len(odd)} items, such as "
+                f"{odd[0]!r}; give each item one reference in all passes."
+            )
     meta = read_meta(path)
     ordered = [[one[key] for key in first] for one in by_pass.values()]
     names = rows[0].get("statistics", {})
