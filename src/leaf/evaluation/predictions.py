@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from leaf.data.cells import with_references
+from leaf.data.recordings import sources_of, stretch_of_source
 from leaf.data.rows import prompt_text
-from leaf.errors import DataError, shown
+from leaf.errors import AudioError, DataError, ModelError, shown
 from leaf.evaluation.bootstrap import Scored, mean_of_scored, percentage
 from leaf.evaluation.lengths import LENGTHS, scored_length
 from leaf.evaluation.references import all_of, signature_of
@@ -208,18 +209,27 @@ class Unfinished:
 def kept_items(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Reduce evaluated rows to what prediction files keep: `COLUMNS`, prompts as text, no path of this machine.
 
-    An id that comes again gets a number: `a`, `a#2`.
+    An id that comes again gets a number: `a`, `a#2`. A row without an `utterance` has its recording there, whole even
+    where a stretch of it is heard: stretches of one recording are no more independent than questions on it.
     """
     ids = unique_names([str(row.get("id") or number) for number, row in enumerate(rows)], form="{}#{}")
     items = []
     for name, row in zip(ids, rows, strict=True):
         item = {key: row[key] for key in COLUMNS if row.get(key) is not None}
         item |= {"id": name, "prompt": prompt_text(row["prompt"])}
-        utterance = str(row.get("utterance") or row.get("id") or name)
+        utterance = str(row.get("utterance") or _recording(row) or name)
         if Path(utterance).is_absolute():  # a manifest without the column: the recording's file
             utterance = f"{Path(utterance).name}#{sha256(utterance.encode()).hexdigest()[:8]}"
         items.append(item | {"utterance": utterance})
     return items
+
+
+def _recording(row: Mapping[str, Any]) -> str | None:
+    """Name the whole recording of a row, the first one where it joins several; None where it has none."""
+    try:
+        return stretch_of_source(sources_of(row)[0])[0]
+    except (AudioError, ModelError):  # whoever decodes the row says what is wrong
+        return None
 
 
 def meta_path(path: Path) -> Path:
