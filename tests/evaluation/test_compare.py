@@ -93,6 +93,7 @@ def test_a_single_recording_has_no_interval_and_few_have_a_note(pair):
     shown = compare_files(pair, metrics=["exact_match"])
     # Worse: 1 of 4 in both passes; better: 3 and 4 of 4.
     assert cells(shown, "exact_match", "two")[2:] == ["87.50", "–", "75.00 to 100.00", "+62.50", "–", "–"]
+    assert "4 items of 1 recording; " in shown
     assert "All items are of one recording, so there is no interval and no p" in shown
 
 

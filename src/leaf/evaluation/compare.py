@@ -160,8 +160,8 @@ def what_was_compared(systems: Sequence[Predictions], samples: int) -> list[str]
     without = f" ({len(left_out)} more left out for their audio)" if left_out else ""
     first = f"; differences are to {systems[0].system}, p two-sided, not corrected for several" if systems[1:] else ""
     made = (
-        f"{items} items of {groups} recordings{without}; {how}. Values are means over passes; intervals: "
-        f"percentile bootstrap over recordings, {samples} resamples, paired{first}."
+        f"{items} items of {groups} {'recording' if groups == 1 else 'recordings'}{without}; {how}. Values are means "
+        f"over passes; intervals: percentile bootstrap over recordings, {samples} resamples, paired{first}."
     )
     return [made, *_about_few(groups)]
 
