@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from leaf.data import TASKS, load
 from leaf.data.hashing import stable_fraction
+from leaf.evaluation.alike import item_difference
 from leaf.evaluation.metrics import METRICS
-from leaf.evaluation.predictions import Predictions, item_difference
+from leaf.evaluation.predictions import Predictions
 from leaf.evaluation.registry import score
 from leaf.rewards.functions import REWARDS
 from leaf.text import edits, exact_match, normalise, rouge_f, token_f1

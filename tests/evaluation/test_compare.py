@@ -1,5 +1,6 @@
 import json
 import re
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -7,9 +8,10 @@ from typer.testing import CliRunner
 from leaf.commands.main import app
 from leaf.errors import ConfigError, DataError
 from leaf.evaluation.compare import chosen_metrics, compare_files
-from leaf.evaluation.predictions import Predictions, read_predictions
+from leaf.evaluation.predictions import JUDGED, Predictions, read_predictions
 from leaf.evaluation.registry import paired_bootstrap, score
-from leaf.files import write_text
+from leaf.files import read_rows, write_rows, write_text
+from tests.helpers.evaluations import with_reward
 
 REFERENCES = ["press one", "it is seven", "hello there", "two new messages"]
 WORSE = [["press two", "it is seven", "hello", "two messages"], ["press one", "it was seven", "hello", "messages"]]
@@ -72,6 +74,29 @@ def test_one_pass_is_the_paired_bootstrap(tmp_path):
     assert cells(shown, "bleu", "two")[-3:] == [f"{difference:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{p:.3f}"]
 
 
+def test_rewards_are_compared_on_the_items_that_both_systems_have_scored(tmp_path):
+    files = [write(tmp_path / f"{name}.jsonl", name, WORSE[:1]) for name in ("all", "some")]
+    for file, values in zip(files, ((1.0, 1.0, 0.2, 0.2), (1.0, 0.8, None, None)), strict=True):
+        with_reward(file, values)
+    shown = compare_files(files)
+    assert [cells(shown, "reward", name)[2] for name in ("all", "some")] == ["0.6000", "0.9000"]
+    # Items 0 and 1: (1 - 1 + 0.8 - 1) / 2, where 0.9 - 0.6 would be an advantage.
+    assert cells(shown, "reward", "some")[4] == "-0.1000"
+    assert "reward: all is scored 4 of 4; some is scored 2 of 4; some and all are paired on 2 items scored" in shown
+
+
+def test_a_single_recording_has_no_interval_and_few_have_a_note(pair):
+    line = "The items are of 3 recordings. With fewer than 20, intervals are too narrow and p is too small"
+    assert line in compare_files(pair, metrics=["exact_match"])
+    for file in pair:
+        write_rows(file, [{**row, "utterance": "u"} for row in read_rows(file)])
+    shown = compare_files(pair, metrics=["exact_match"])
+    # Worse: 1 of 4 in both passes; better: 3 and 4 of 4.
+    assert cells(shown, "exact_match", "two")[2:] == ["87.50", "–", "75.00 to 100.00", "+62.50", "–", "–"]
+    assert "4 items of 1 recording; " in shown
+    assert "All items are of one recording, so there is no interval and no p" in shown
+
+
 def test_files_of_other_items_are_refused_by_name(pair, tmp_path):
     fewer = write(tmp_path / "fewer.jsonl", "fewer", WORSE, order=(0, 1, 2))
     other = write(tmp_path / "other.jsonl", "other", WORSE, references=["press one", "it is eight", *REFERENCES[2:]])
@@ -82,6 +107,65 @@ def test_files_of_other_items_are_refused_by_name(pair, tmp_path):
         compare_files([])
     with pytest.raises(DataError, match="give each file once"):
         compare_files([pair[0], pair[0]])
+
+
+def changed(file, change):
+    write_rows(file, [change(row) for row in read_rows(file)])
+    return file
+
+
+def without(row, *names):
+    return {key: value for key, value in row.items() if key not in names}
+
+
+def test_recordings_come_from_whichever_file_names_them(pair):
+    theirs = changed(pair[0], lambda row: without(row, "utterance"))
+    for files in (pair, pair[::-1]):
+        assert "4 items of 3 recordings" in compare_files(files, metrics=["exact_match"])
+    # What a recording is called says nothing, but who shares one does.
+    changed(theirs, lambda row: {**row, "utterance": f"other/{GROUPS[int(row['id'])]}"})
+    assert "4 items of 3 recordings" in compare_files(pair, metrics=["exact_match"])
+    changed(theirs, lambda row: {**row, "utterance": "abbc"[int(row["id"])]})
+    with pytest.raises(DataError, match=r"two: recordings differ for 2 items \('1', '2'\): one and two disagree"):
+        compare_files(pair)
+
+
+def test_files_of_other_prompts_are_refused(pair):
+    changed(pair[1], lambda row: {**row, "prompt": "Who?"} if row["id"] == "2" else row)
+    with pytest.raises(DataError, match=r"two: prompts differ for 1 items \('2'\)"):
+        compare_files(pair)
+    changed(pair[1], lambda row: without(row, "prompt"))  # another program's
+    assert "4 items" in compare_files(pair)
+
+
+def test_all_that_differs_in_decoding_and_rows_is_named(tmp_path):
+    made: dict[str, Any] = {
+        "task": "a.jsonl",
+        "split": "test",
+        "items": {"count": 4, "recordings_sha256": "0123456789"},
+    }
+    base = {"greedy": True, "temperature": 0.9, "max_new_tokens": 20, "batch_size": 16, "dtype": "float32"}
+
+    def shown(made_with=None, **decoding):
+        other = {**made, **(made_with or {}), "decoding": {**base, **decoding}}
+        files = [
+            write(tmp_path / f"{name}.jsonl", name, WORSE[:1], made_with=one)
+            for name, one in (("x", {**made, "decoding": base}), ("y", other))
+        ]
+        return compare_files(files, metrics=["exact_match"])
+
+    assert "DIFFERENT" not in shown(temperature=0.1)  # without use in greedy decoding
+    for key, value in (("max_new_tokens", 200), ("batch_size", 64), ("dtype", "bfloat16"), ("sampler", "vllm")):
+        was = base.get(key, "local")
+        assert (
+            f"DECODED DIFFERENTLY: x: 1 pass, greedy; y: 1 pass, greedy; they differ in {key} (x: {was}, y: {value})"
+            in (shown(**{key: value}))
+        )
+    assert "they differ in greedy (x: True, y: False)" in shown(greedy=False, top_p=0.9)
+    different = {"task": "b.jsonl", "items": {"recordings_sha256": "abcdefghij"}}
+    assert "FROM DIFFERENT ROWS: task (x: a.jsonl, y: b.jsonl), recordings (x: 01234567, y: abcdefgh)" in shown(
+        different
+    )
 
 
 def test_two_runs_of_one_name_are_told_apart(tmp_path):
@@ -224,7 +308,57 @@ def test_verdicts_outlast_further_passes_and_statistics_and_no_more(pair, tmp_pa
     write(pair[0], "one", BETTER)
     shown = compare_files(pair, metrics=["bleu"])
     assert "judge direct" not in shown
-    assert "one.judge-direct-m.jsonl is not used: the predictions have changed since." in shown
+    assert "one.judge-direct-m.jsonl is not used: the predictions have changed since, or the prompts" in shown
+
+
+def direct(file, passes, *, read=JUDGED, name="m"):
+    """Judge the first passes of a prediction file; `passes` has the score of all items in each."""
+    rows = [{"id": str(i), "pass": number, "score": score} for number, score in enumerate(passes) for i in range(4)]
+    out = file.with_suffix(f".judge-direct-{name}.jsonl")
+    judged(out, "direct", [file], rows)
+    meta = json.loads(out.with_suffix(".meta.json").read_text())
+    one = read_predictions(file)
+    party = {"system": one.system, "sha256": one.answers_digest(len(passes), read)}
+    out.with_suffix(".meta.json").write_text(json.dumps(meta | {"judged": [party], "passes": len(passes)}))
+    return out
+
+
+def test_verdicts_on_other_prompts_are_not_used(pair):
+    direct(pair[0], [80])
+    for column in ("prompt", "text"):
+        changed(pair[0], lambda row, column=column: {**row, column: "another"})
+        shown = compare_files(pair[:1], metrics=["exact_match"])
+        assert "judge direct" not in shown
+        assert "one.judge-direct-m.jsonl is not used: the predictions have changed since, or the prompts" in shown
+        direct(pair[0], [80])
+        assert cells(compare_files(pair[:1], metrics=["exact_match"]), "judge direct", "one")[2] == "80.00"
+
+
+def test_verdicts_of_a_version_that_did_not_note_prompts_say_so(pair):
+    file = direct(pair[0], [80], read=("reference",))
+    shown = compare_files(pair[:1], metrics=["exact_match"])
+    assert "judge direct" not in shown
+    assert f"{file.name} is not used: an earlier version of leaf wrote it, and did not note which prompts" in shown
+    with pytest.raises(DataError, match="cannot be used: an earlier version of leaf wrote it"):
+        compare_files(pair[:1], metrics=["exact_match"], judged=[file])
+
+
+def test_systems_are_compared_on_the_passes_that_were_judged_of_all(pair):
+    direct(pair[0], [80])
+    direct(pair[1], [80, 20])
+    shown = compare_files(pair, metrics=["exact_match"])
+    # 80 and 80 in the first pass; over both passes the second system has 50, and seemed 30 worse.
+    assert cells(shown, "judge direct", "two")[2] == "80.00"
+    assert cells(shown, "judge direct", "two")[4] == "+0.00"
+    assert "different numbers of passes (one in 1, two in 2); the first 1 count" in shown
+
+
+def test_two_files_of_one_judge_for_one_system_are_refused(pair):
+    first = direct(pair[0], [80])
+    assert "judge direct" in compare_files(pair[:1], metrics=["exact_match"], judged=[first])  # the same file twice
+    direct(pair[0], [80, 0], name="again")
+    with pytest.raises(DataError, match=r"judge-direct-again\.jsonl and .*judge-direct-m\.jsonl are both of one judge"):
+        compare_files(pair[:1], metrics=["exact_match"])
 
 
 def test_the_command(pair, tmp_path):

@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from leaf.errors import DataError
-from leaf.evaluation.predictions import kept_items, prediction_files, read_meta, read_predictions
+from leaf.evaluation.predictions import Predictions, kept_items, prediction_files, read_meta, read_predictions
 
 
 def test_items_keep_no_path_and_every_id_once():
@@ -22,6 +23,27 @@ def test_items_keep_no_path_and_every_id_once():
     assert "/home" not in json.dumps(items)
     assert items[0]["prompt"] == "?"
     assert items[0]["utterance"].startswith("a.wav#")
+
+
+def test_rows_of_one_recording_are_one_recording():
+    row = {"prompt": "?", "reference": "x"}
+    rows = [
+        {**row, "audio": "/home/me/long.wav"},
+        {**row, "audio": "/home/me/long.wav", "offset": 2.0, "duration": 1.5},
+        {**row, "audio": {"path": "/home/me/long.wav"}},
+        {**row, "audio": "/home/you/long.wav"},
+        {**row, "audio": "/home/me/long.wav", "utterance": "of its own"},
+        {**row, "id": "without"},
+    ]
+    groups = Predictions("", kept_items(rows)).groups
+    assert len(set(groups[:3])) == 1
+    assert len(set(groups)) == 4
+    assert groups[4:] == ["of its own", "without"]
+    assert "/home" not in json.dumps(kept_items(rows))
+    # Samples have no name, so they are known by what they are.
+    waves = [np.zeros(160), np.zeros(160), np.ones(160)]
+    heard = Predictions("", kept_items([{**row, "audio": {"array": w, "sampling_rate": 16000}} for w in waves])).groups
+    assert heard[0] == heard[1] != heard[2]
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -45,6 +67,8 @@ def test_files_that_cannot_be_read(tmp_path):
         read(row(0, "1"), row(0, "1"))
     with pytest.raises(DataError, match="other items than its first pass, such as '2'"):
         read(row(0, "1"), row(1, "1"), row(1, "2"))
+    with pytest.raises(DataError, match=r"Pass 1 of .* another reference than its first pass for 1 items, such as '2'"):
+        read(row(0, "1"), row(0, "2"), row(1, "1"), row(1, "2", reference="other"))
     with pytest.raises(DataError, match="has no predictions"):
         read()
     with pytest.raises(DataError, match="cannot be read"):

@@ -7,8 +7,9 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from leaf.errors import DataError
+from leaf.evaluation.alike import item_difference
 from leaf.evaluation.metrics import METRICS
-from leaf.evaluation.predictions import Predictions, Said, item_difference, kept_items, read_predictions
+from leaf.evaluation.predictions import Predictions, Said, kept_items, read_predictions
 from leaf.evaluation.registry import bootstrap, paired_bootstrap, score
 from leaf.rewards.functions import REWARDS
 from leaf.rewards.total import Rewards

@@ -19,6 +19,7 @@ from leaf.evaluation.predict import Decoding, predict
 from leaf.evaluation.predictions import prediction_files, read_meta, read_predictions
 from leaf.evaluation.registry import Scoring
 from leaf.evaluation.systems import evaluate_systems, name_systems
+from leaf.files import read_rows, write_rows
 from tests.helpers.wordnet import write_wordnet
 
 
@@ -269,6 +270,32 @@ def test_a_repeated_evaluation_of_other_recordings_is_refused(policy, rows, reci
     soundfile.write(tmp_path / "1.wav", 0.5 * soundfile.read(tmp_path / "1.wav")[0], 16000)
     with pytest.raises(RunError, match="made with other items"):
         evaluated(recipe, policy, rows, tmp_path / "out")
+
+
+def test_stretches_that_were_recordings_of_their_own_are_scored_anew(policy, rows, recipe, tmp_path):
+    """Earlier versions named a recording after the stretch of it, so a file of theirs has as many as it has rows."""
+    soundfile.write(tmp_path / "long.wav", np.tile(rows[0]["audio"]["array"], 4), 16000)
+    heard = [
+        {
+            **row,
+            "audio": str(tmp_path / "long.wav"),
+            "offset": 0.1 * i,
+            "duration": 0.1,
+            "utterance": None,
+            "seconds": None,
+        }
+        for i, row in enumerate(rows)
+    ]
+    first, _ = evaluated(recipe, policy, heard, tmp_path / "out", metrics=("chrf",))
+    file = tmp_path / "out/base.jsonl"
+    assert len(set(read_predictions(file).groups)) == 1
+    written = file.read_text()
+    write_rows(file, [{**row, "utterance": f"long.wav#{row['id']}"} for row in read_rows(file)])
+    assert len(set(read_predictions(file).groups)) == 4
+    again, said = evaluated(recipe, policy, heard, tmp_path / "out", metrics=("chrf",))
+    assert again.passes == first.passes
+    assert file.read_text() == written
+    assert any("references or other columns changed" in line for line in said)
 
 
 def test_metrics_that_take_data_are_kept_for_those_without_it(policy, rows, recipe, tmp_path, monkeypatch):

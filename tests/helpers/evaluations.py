@@ -5,7 +5,8 @@ import json
 import numpy as np
 import soundfile
 
-from leaf.evaluation.predictions import Predictions
+from leaf.evaluation.predictions import Predictions, meta_path
+from leaf.files import read_rows, write_json, write_rows
 from leaf.report.evaluation import evaluation_section
 from leaf.report.page import page
 
@@ -28,6 +29,15 @@ def write(path, passes, *, references=REFERENCES, metrics=("exact_match", "wer")
     made.meta["metrics"] = {name: {} for name in metrics}
     made.write(path)
     return path
+
+
+def with_reward(file, values):
+    """Give the only pass of a prediction file values of the metric `reward`; None where it is not scored."""
+    rows = zip(read_rows(file), values, strict=True)
+    kept = ((row, [0.0, 0.0] if value is None else [value, 1.0]) for row, value in rows)
+    write_rows(file, [{**row, "statistics": {"reward": value}} for row, value in kept])
+    meta = json.loads(meta_path(file).read_text())
+    write_json(meta_path(file), meta | {"metrics": {"reward": {"signature": "reward|1*half"}}})
 
 
 def recordings(folder, count=4):

@@ -9,10 +9,10 @@ from leaf.errors import DataError, RunError
 from leaf.evaluation.compare import compare_files, load_systems
 from leaf.evaluation.predictions import read_predictions
 from leaf.evaluation.registry import paired_bootstrap
-from leaf.files import write_text
+from leaf.files import read_rows, write_rows, write_text
 from leaf.report.evaluation import evaluation_section
 from leaf.report.items import chosen_items
-from tests.helpers.evaluations import AFTER, BEFORE, REFERENCES, drawn, of, write
+from tests.helpers.evaluations import AFTER, BEFORE, REFERENCES, drawn, of, with_reward, write
 
 
 def judged(path, kind, files, rows, judge="one"):
@@ -87,9 +87,9 @@ def test_intervals_and_p_are_those_of_compare(tmp_path):
     expected = paired_bootstrap(a.passes[0], b.passes[0], REFERENCES, "wer", groups=a.groups)
     assert of(data, "wer")["differences"]["0-1"] == pytest.approx(expected, abs=1e-4)
     value, low, high, only = of(data, "wer")["scores"][0]
-    assert (value, low, high) == pytest.approx(
-        (value, *a.scored("wer", lowercase=False)[0].interval(groups=a.groups)), abs=1e-4
-    )
+    interval = a.scored("wer", lowercase=False)[0].interval(groups=a.groups)
+    assert interval is not None
+    assert (low, high) == pytest.approx(interval, abs=1e-4)
     assert only == value
 
 
@@ -128,6 +128,33 @@ def test_judges_give_scores_and_verdicts(tmp_path):
     assert any("as it went" in note for note in data["notes"])
 
 
+def test_rewards_are_compared_on_the_items_that_both_systems_have_scored(tmp_path):
+    files = [write(tmp_path / f"{name}.jsonl", [AFTER], metrics=["reward"]) for name in "ab"]
+    for file, values in zip(files, ((1.0, 1.0, 0.2, 0.2), (1.0, 1.0, None, None)), strict=True):
+        with_reward(file, values)
+    (data,) = drawn(predictions=files, audio=False).data["sets"]
+    reward = of(data, "reward")
+    assert [score[0] for score in reward["scores"]] == [0.6, 1.0]
+    assert reward["differences"] == {"0-1": [0.0, 0.0, 0.0, 1.0]}
+    assert (
+        "reward: a is scored 4 of 4; b is scored 2 of 4; b and a are paired on 2 items scored in both" in data["notes"]
+    )
+
+
+def test_a_single_recording_has_no_interval_and_few_have_a_note(tmp_path):
+    files = [write(tmp_path / f"{name}.jsonl", [said]) for name, said in (("a", BEFORE), ("b", AFTER))]
+    (data,) = drawn(predictions=files, audio=False).data["sets"]
+    assert any(
+        "The items are of 4 recordings. With fewer than 20, intervals are too narrow" in n for n in data["notes"]
+    )
+    for file in files:
+        write_rows(file, [{**row, "utterance": "u"} for row in read_rows(file)])
+    (data,) = drawn(predictions=files, audio=False).data["sets"]
+    assert of(data, "exact_match")["scores"] == [[25.0, None, None, 25.0], [50.0, None, None, 50.0]]
+    assert of(data, "exact_match")["differences"] == {"0-1": [25.0, None, None, None]}
+    assert any("All items are of one recording, so there is no interval and no p" in note for note in data["notes"])
+
+
 def test_files_of_other_items_or_case_are_sets_of_their_own(tmp_path):
     files = [
         write(tmp_path / "a.jsonl", [AFTER]),
@@ -137,6 +164,19 @@ def test_files_of_other_items_or_case_are_sets_of_their_own(tmp_path):
     ]
     data = drawn(predictions=files, audio=False).data
     assert [one["systems"] for one in data["sets"]] == [["a", "d"], ["b"], ["c"]]
+
+
+def test_files_that_disagree_on_recordings_or_prompts_are_sets_of_their_own(tmp_path):
+    files = [write(tmp_path / f"{name}.jsonl", [AFTER]) for name in "abcd"]
+    changes = [("utterance", None), ("utterance", "xxyz"), ("utterance", "xyyz"), ("prompt", "Who?")]
+    for file, (key, values) in zip(files, changes, strict=True):
+        rows = read_rows(file)
+        write_rows(
+            file, [{**row, key: values if key == "prompt" else values and values[i]} for i, row in enumerate(rows)]
+        )
+    data = drawn(predictions=files, audio=False).data["sets"]
+    assert [one["systems"] for one in data] == [["a", "b"], ["c"], ["d"]]
+    assert [note for note in data[0]["notes"] if "4 items of 3 recordings" in note]
 
 
 def test_what_cannot_be_scored_is_left_out_and_said(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from leaf.files import read_rows, write_rows
 from tests.helpers.evaluations import AFTER, BEFORE, drawn, html, of, write
 from tests.helpers.waits import until
 
@@ -93,6 +94,17 @@ def test_a_verdict_needs_an_interval_without_zero_and_knows_if_less_is_better(ru
     of(section.data["sets"][0], metric)["differences"]["0-1"] = [*interval, 0.01]
     row = opened(html(section)).locator(".tables table").nth(1).locator("tr", has_text=metric)
     assert row.locator("td").last.text_content() == verdict
+
+
+def test_a_single_recording_shows_values_and_no_intervals(opened, tmp_path):
+    files = [write(tmp_path / f"{name}.jsonl", [said]) for name, said in (("a", BEFORE), ("b", AFTER))]
+    for file in files:
+        write_rows(file, [{**row, "utterance": "u"} for row in read_rows(file)])
+    tab = opened(html(drawn(predictions=files, audio=False)))
+    score = tab.locator(".tables table").nth(0).locator("tr", has_text="exact_match").first
+    assert score.locator("td").all_text_contents()[-3:-1] == ["25.0", "–"]
+    row = tab.locator(".tables table").nth(1).locator("tr", has_text="exact_match")
+    assert row.locator("td").all_text_contents() == ["+25.0", "–", "", "–", "a single recording"]
 
 
 def test_small_changes_of_a_reward_are_shown_and_counted(run, opened):

@@ -59,15 +59,13 @@ def demo(
 def _gains(before: Any, after: Any, references: list[str]) -> Table:
     """Make the table of scores before and after training, with paired differences."""
     from leaf.evaluation.registry import paired_bootstrap
+    from leaf.evaluation.table import DASH, between
 
     table = Table("metric", "before", "after", "gain (95 % interval)", "p", title="held-out test, greedy decoding")
     for name in before.scores:
         gain, low, high, p = paired_bootstrap(
             before.passes[0], after.passes[0], references, name, groups=before.predictions.groups
         )
-        cells = [
-            f"{one.scores[name]:.2f} ({one.intervals[name][0]:.1f} to {one.intervals[name][1]:.1f})"
-            for one in (before, after)
-        ]
-        table.add_row(name, *cells, f"{gain:+.2f} ({low:+.2f} to {high:+.2f})", f"{p:.3f}")
+        cells = [f"{one.scores[name]:.2f} ({between(one.intervals.get(name), '.1f')})" for one in (before, after)]
+        table.add_row(name, *cells, f"{gain:+.2f} ({between((low, high), '+.2f')})", DASH if p is None else f"{p:.3f}")
     return table

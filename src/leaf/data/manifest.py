@@ -83,7 +83,7 @@ def _rows_and_splits(path: Path, columns: dict[str, str]) -> tuple[list[dict[str
             missing[number] = str(error)
             continue
         sounds = _stretch(row, number, path)
-        row |= {"id": _text_or(number, row.get("id")), "utterance": _text_or(sounds[0], row.get("utterance"))}
+        row |= {"id": _text_or(number, row.get("id")), "utterance": _text_or(row["audio"][0], row.get("utterance"))}
         first = seen.setdefault((row["prompt"], row.get("reference", ""), *sounds), number)
         if first != number:
             raise DataError(f"Row {number} of {path.name} repeats row {first}: same prompt, audio and reference.")

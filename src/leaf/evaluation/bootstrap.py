@@ -8,6 +8,7 @@ one matrix product, and no text is scored twice.
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,16 @@ from leaf.errors import ConfigError, DataError
 
 # How many weights are in memory at once while resampling: 32 MB, however many samples and items there are.
 _WEIGHTS_AT_ONCE = 4_000_000
+FEW_RECORDINGS = 20  # below this many an interval is too narrow (docs/evaluating.md has how often it holds the truth)
+
+
+class Difference(NamedTuple):
+    """A difference of two scores, its interval and two-sided p; None where a single recording is no sample."""
+
+    value: float
+    low: float | None
+    high: float | None
+    p: float | None
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,8 @@ class Scored:
     """One system's scores by one metric or judge.
 
     The value is the mean over the passes. A resample draws items, or `groups` of items as wholes (one key per item),
-    and takes them in every pass: further passes over a recording do not make more recordings.
+    and takes them in every pass: further passes over a recording do not make more recordings. Of a single one there is
+    no interval: every resample would be the same.
 
     Attributes:
         total: sum of the statistics over the items → value.
@@ -87,9 +99,10 @@ class Scored:
         samples: int = 1000,
         seed: int = 0,
         level: float = 0.95,
-    ) -> tuple[float, float]:
-        """Compute the percentile bootstrap interval of the value."""
-        return _percentile_interval(_known(self._resampled_values(groups, samples, seed)), level)
+    ) -> tuple[float, float] | None:
+        """Compute the percentile bootstrap interval of the value; None where a single recording has a score."""
+        interval = _percentile_interval(_known(self._resampled_values(groups, samples, seed)), level)
+        return None if self._recordings(groups) == 1 else interval
 
     def against(
         self,
@@ -99,14 +112,48 @@ class Scored:
         samples: int = 1000,
         seed: int = 0,
         level: float = 0.95,
-    ) -> tuple[float, float, float, float]:
-        """Compute the difference to another system, self − other, its interval and two-sided p (`paired_bootstrap`)."""
+    ) -> Difference | None:
+        """Compute the difference to another system, self − other, its interval and two-sided p (`paired_bootstrap`).
+
+        Where predictions have no score, it is over the items that both systems have scored, each with the mean over its
+        scored passes; None if there are none.
+        """
+        how: dict[str, Any] = {"groups": groups, "samples": samples, "seed": seed, "level": level}
+        if all(known == every for known, every in (self.counts(), other.counts())):
+            return self._paired(other, **how)
+        both = self.is_scored & other.is_scored
+        return self._means_of(both)._paired(other._means_of(both), **how) if both.any() else None
+
+    def counts(self) -> tuple[int, int]:
+        """Count the predictions that have a score, and all of them."""
+        return sum(int(_has_score(self.total, items).sum()) for items in self.passes), sum(map(len, self.passes))
+
+    @property
+    def is_scored(self) -> np.ndarray:
+        """Tell (items,) which items have a score in some pass."""
+        return np.any([_has_score(self.total, items) for items in self.passes], axis=0)
+
+    def _means_of(self, chosen: np.ndarray) -> "Scored":
+        """Take the mean over its scored passes of each chosen item, as the scores of a single pass."""
+        values = np.where(chosen, self.item_values(), 0.0)
+        return Scored(self.total, [np.stack([values, chosen], 1)])
+
+    def _paired(
+        self, other: "Scored", *, groups: Sequence[Hashable] | None, samples: int, seed: int, level: float
+    ) -> Difference:
         # Paired: the same seed and the same number of units draw the same resamples for both.
         ours, theirs = (one._resampled_values(groups, samples, seed) for one in (self, other))
         differences = _known(ours - theirs)
         low, high = _percentile_interval(differences, level)
+        value = self.value() - other.value()
+        if self._recordings(groups) == 1:
+            return Difference(value, None, None, None)
         tail = min((differences <= 0).sum(), (differences >= 0).sum())
-        return self.value() - other.value(), low, high, float(min(1.0, 2 * (tail + 1) / (len(differences) + 1)))
+        return Difference(value, low, high, float(min(1.0, 2 * (tail + 1) / (len(differences) + 1))))
+
+    def _recordings(self, groups: Sequence[Hashable] | None) -> int:
+        """Count the units of a resample that have anything to be drawn: a recording without a score adds nothing."""
+        return int(np.any([_sum_by_group(items, groups).any(1) for items in self.passes], axis=0).sum())
 
     def _resampled_values(self, groups: Sequence[Hashable] | None, samples: int, seed: int) -> np.ndarray:
         of_passes = [_resample(self.total, _sum_by_group(p, groups), samples, seed) for p in self.passes]
@@ -124,6 +171,11 @@ def percentage(sums: np.ndarray) -> float:
 def mean_of_scored(sums: np.ndarray) -> float:
     """Compute the mean over the items that have a score, from sum and number; NaN where none has."""
     return float(sums[0] / sums[1]) if sums[1] else math.nan
+
+
+def _has_score(total: Callable[[np.ndarray], float], items: np.ndarray) -> np.ndarray:
+    """Tell (items,) which items have a score: all, but in a mean of what was scored those with a number."""
+    return items[:, 1] > 0 if total is mean_of_scored else np.ones(len(items), dtype=bool)
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:

@@ -5,15 +5,17 @@ Only systems that answered the same items are compared. Every difference is take
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from leaf.errors import ConfigError, DataError, did_you_mean
-from leaf.evaluation.bootstrap import Scored
+from leaf.evaluation.alike import difference_to_any, in_order_of, share_recordings
+from leaf.evaluation.bootstrap import FEW_RECORDINGS
 from leaf.evaluation.judgements import find_judgements, judge_lines
-from leaf.evaluation.predict import Decoding
-from leaf.evaluation.predictions import Predictions, in_order_of, item_difference, read_predictions
-from leaf.evaluation.registry import DEFAULT_METRICS, is_reward
+from leaf.evaluation.predict import SAMPLING, Decoding
+from leaf.evaluation.predictions import Predictions, read_predictions
+from leaf.evaluation.registry import DEFAULT_METRICS, is_share
 from leaf.evaluation.reward_metrics import kept_name
-from leaf.evaluation.table import FORMATS, Line, render
+from leaf.evaluation.table import FORMATS, Line, render, score_lines, scored_notes
 from leaf.text import unique_names
 
 
@@ -71,7 +73,7 @@ def compare_files(
         scored_with = [name for one in systems for name in one.meta.get("metrics", {})]
         metrics = tuple(dict.fromkeys(scored_with)) or DEFAULT_METRICS
     lines: list[Line] = []
-    notes = [what_was_compared(systems, samples)]
+    notes = what_was_compared(systems, samples)
     kept = {name: one.kept_signature(name) for one in systems for name in one.kept}
     for name in dict.fromkeys(kept_name(one, kept) for one in metrics):
         pairs = [one.scored(name, lowercase=lowercase, paths=paths) for one in systems]
@@ -81,9 +83,10 @@ def compare_files(
                 f"{name} was computed in different ways: {' and '.join(sorted(signatures))}. Score all files again in "
                 f"one way, with `--metric-path {name}=...`."
             )
-        lines += _metric_lines(name, systems, [scored for scored, _ in pairs], samples)
+        scored = [one for one, _ in pairs]
+        lines += score_lines(name, systems, scored, samples, digits=4 if is_share(name) else 2)
         worse = ", less is better" if pairs[0][0].less_is_better else ""
-        notes.append(f"{name}: {signatures.pop()}{worse}")
+        notes += [f"{name}: {signatures.pop()}{worse}", *scored_notes(name, systems, scored)]
     judgements, unused = find_judgements(systems, files, judged)
     notes += unused
     for results in judgements:
@@ -108,14 +111,20 @@ def load_systems(files: Sequence[str | Path]) -> list[Predictions]:
     names = unique_names([one.system for one in systems], [path.with_suffix("") for path in paths])
     for one, name in zip(systems, names, strict=True):
         one.system = name
-    differences = [(one.system, item_difference(systems[0], one)) for one in systems[1:]]
-    wrong = [f"{name}: {difference}" for name, difference in differences if difference]
+    alike, wrong = systems[:1], []
+    for one in systems[1:]:
+        if difference := difference_to_any(alike, one):
+            wrong.append(f"{one.system}: {difference}")
+        else:
+            alike.append(one)
     if wrong:
         raise DataError(
             f"Only systems that answered the same items can be compared; against {systems[0].system}, "
             f"{'; '.join(wrong)}. Evaluate them on the same split and rows."
         )
-    return [systems[0], *(in_order_of(one, systems[0]) for one in systems[1:])]
+    systems = [systems[0], *(in_order_of(one, systems[0]) for one in systems[1:])]
+    share_recordings(systems)
+    return systems
 
 
 def shared_case(systems: Sequence[Predictions], asked: bool | None) -> bool:
@@ -132,32 +141,69 @@ def shared_case(systems: Sequence[Predictions], asked: bool | None) -> bool:
     return ways.pop() if ways else False
 
 
-def what_was_compared(systems: Sequence[Predictions], samples: int) -> str:
-    """Say what a comparison is made of: items, recordings, passes, decoding, intervals."""
+def what_was_compared(systems: Sequence[Predictions], samples: int) -> list[str]:
+    """Say what a comparison is made of: items, recordings, passes, decoding, intervals; and what few mean."""
     items, groups = len(systems[0].items), len(set(systems[0].groups))
     decodings = {}
     for one in systems:
         decoding = one.meta.get("made_with", {}).get("decoding")
         how = "decoding unknown" if decoding is None else Decoding.of_meta(decoding, one.seeds).in_words()
         decodings[one.system] = f"{len(one.passes)} {'pass' if len(one.passes) == 1 else 'passes'}, {how}"
-    if len(set(decodings.values())) == 1:
-        how = decodings[systems[0].system]
-    else:
+    settings = _differing({one.system: _decoding(one) for one in systems})
+    how = decodings[systems[0].system]
+    if settings or len(set(decodings.values())) > 1:
         how = "DECODED DIFFERENTLY: " + "; ".join(f"{name}: {text}" for name, text in decodings.items())
+        how += f"; they differ in {', '.join(settings)}" if settings else ""
+    rows = _differing({one.system: _rows(one) for one in systems})
+    how += f"; FROM DIFFERENT ROWS: {', '.join(rows)}" if rows else ""
     left_out = systems[0].meta.get("left_out", [])
     without = f" ({len(left_out)} more left out for their audio)" if left_out else ""
     first = f"; differences are to {systems[0].system}, p two-sided, not corrected for several" if systems[1:] else ""
-    return (
-        f"{items} items of {groups} recordings{without}; {how}. Values are means over passes; intervals: "
-        f"percentile bootstrap over recordings, {samples} resamples, paired{first}."
+    made = (
+        f"{items} items of {groups} {'recording' if groups == 1 else 'recordings'}{without}; {how}. Values are means "
+        f"over passes; intervals: percentile bootstrap over recordings, {samples} resamples, paired{first}."
+    )
+    return [made, *_about_few(groups)]
+
+
+def _decoding(one: Predictions) -> dict[str, Any]:
+    """Give the settings that a system was decoded with, those of sampling only where it was sampled."""
+    stated = one.meta.get("made_with", {}).get("decoding")
+    if stated is None:
+        return {}
+    settings = {"sampler": "local", **stated}
+    return {key: value for key, value in settings.items() if key not in SAMPLING or not settings.get("greedy")}
+
+
+def _rows(one: Predictions) -> dict[str, Any]:
+    """Give what a file states of the rows that it was made from."""
+    made_with = one.meta.get("made_with", {})
+    recordings = made_with.get("items", {}).get("recordings_sha256")
+    return {key: made_with[key] for key in ("task", "split") if key in made_with} | (
+        {} if recordings is None else {"recordings": recordings[:8]}
     )
 
 
-def _metric_lines(name: str, systems: Sequence[Predictions], scored: Sequence[Scored], samples: int) -> list[Line]:
-    how = {"groups": systems[0].groups, "samples": samples}
-    digits = 4 if is_reward(name) else 2
-    differences = [None, *(its.against(scored[0], **how) for its in scored[1:])]
+def _differing(stated: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Name the settings that systems state differently, with each one's value."""
+    found = []
+    for key in dict.fromkeys(key for settings in stated.values() for key in settings):
+        values = {system: settings[key] for system, settings in stated.items() if key in settings}
+        if len(set(map(str, values.values()))) > 1:
+            found.append(f"{key} ({', '.join(f'{system}: {value}' for system, value in values.items())})")
+    return found
+
+
+def _about_few(recordings: int) -> list[str]:
+    """Say what intervals of so few recordings are worth; nothing of many."""
+    if recordings >= FEW_RECORDINGS:
+        return []
+    if recordings == 1:
+        return [
+            "All items are of one recording, so there is no interval and no p: one recording does not say how much "
+            "others would differ."
+        ]
     return [
-        Line(name, one.system, its.value(), its.interval(**how), tuple(its.values()), difference, digits)
-        for one, its, difference in zip(systems, scored, differences, strict=True)
+        f"The items are of {recordings} recordings. With fewer than {FEW_RECORDINGS}, intervals are too narrow and p "
+        "is too small: a difference looks more certain than it is."
     ]

@@ -35,8 +35,8 @@ class Evaluation:
         signatures: metric name → what reproduces it, decoding included.
         truncated: share of the predictions that the length limit cut.
         length_mean: tokens of a prediction, the mean; None where a file does not say it.
-        intervals: metric name → bootstrap interval of the mean over the passes, resampled by utterance; empty if not
-            asked for.
+        intervals: metric name → bootstrap interval of the mean over the passes, resampled by utterance; of a single
+            recording there is none, and nothing where they are not asked for.
         notes: a sentence for each failure of a reward function, and each reward that scored nothing.
     """
 
@@ -132,8 +132,8 @@ def score_predictions(
     for name in names:
         scored, signature = predictions.scored(name, lowercase=scoring.lowercase, paths=scoring.paths)
         results[name] = {"value": scored.value(), "passes": scored.values(), "signature": signature}
-        if scoring.intervals:
-            results[name]["interval"] = list(scored.interval(groups=predictions.groups))
+        if scoring.intervals and (interval := scored.interval(groups=predictions.groups)) is not None:
+            results[name]["interval"] = list(interval)
     cut = [flag for one in predictions.truncated for flag in one]
     truncated = sum(map(bool, cut)) / len(cut)
     tokens = [count for one in predictions.tokens for count in one if count is not None]
@@ -158,7 +158,7 @@ def score_predictions(
         signatures={name: f"{one['signature']}|{decoding.signature()}" for name, one in results.items()},
         truncated=truncated,
         length_mean=sum(tokens) / len(tokens) if len(tokens) == len(cut) else None,
-        intervals={name: tuple(one["interval"]) for name, one in results.items() if scoring.intervals},
+        intervals={name: tuple(one["interval"]) for name, one in results.items() if "interval" in one},
         notes=notes,
     )
 

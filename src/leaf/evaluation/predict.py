@@ -12,6 +12,8 @@ from leaf.model.policy import Policy
 from leaf.model.sampler import Drawing, LocalSampler, Sampler
 from leaf.runs.processes import Processes
 
+SAMPLING = ("temperature", "top_p", "top_k")  # settings without use where decoding is greedy
+
 
 @dataclass(frozen=True)
 class Decoding:

@@ -15,17 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from leaf.data.cells import with_references
+from leaf.data.recordings import sources_of, stretch_of_source
 from leaf.data.rows import prompt_text
-from leaf.errors import DataError, shown, some_of
+from leaf.errors import AudioError, DataError, ModelError, shown
 from leaf.evaluation.bootstrap import Scored, mean_of_scored, percentage
 from leaf.evaluation.lengths import LENGTHS, scored_length
 from leaf.evaluation.references import all_of, signature_of
 from leaf.evaluation.registry import fitted_metric, is_reward, statistics
 from leaf.files import append_row, drop_torn_line, file_sha256, read_json, read_rows, write_json, write_rows
-from leaf.text import composed, unique_names
+from leaf.text import unique_names
 
 # What a prediction file copies from the evaluated row; audio stays where it is.
 COLUMNS = ("id", "kind", "utterance", "prompt", "text", "reference", "references", "reference_language")
+JUDGED = ("reference", "prompt", "text")  # what a judge reads of an item, beside the answers
 _META = {"made_with": dict, "metrics": dict, "left_out": list}  # of the meta data, what is looked into
 
 
@@ -136,13 +138,13 @@ class Predictions:
         """Read the signature of a metric whose statistics are kept; empty where the meta data are gone."""
         return str(self.meta.get("metrics", {}).get(name, {}).get("signature", ""))
 
-    def answers_digest(self, passes: int) -> str:
-        """Compute the SHA-256 of what a judge of the first passes reads: ids, predictions and references.
+    def answers_digest(self, passes: int, read: Sequence[str] = JUDGED) -> str:
+        """Compute the SHA-256 of what a judge of the first passes reads: ids, predictions and these columns.
 
         Unlike the file's checksum it stays the same when the file gets more passes or statistics, or another order.
         """
         answers = sorted(
-            (item["id"], number, texts[i], item["reference"])
+            (item["id"], number, texts[i], *(str(item.get(name) or "") for name in read))
             for number, texts in enumerate(self.passes[:passes])
             for i, item in enumerate(self.items)
         )
@@ -207,18 +209,27 @@ class Unfinished:
 def kept_items(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Reduce evaluated rows to what prediction files keep: `COLUMNS`, prompts as text, no path of this machine.
 
-    An id that comes again gets a number: `a`, `a#2`.
+    An id that comes again gets a number: `a`, `a#2`. A row without an `utterance` has its recording there, whole even
+    where a stretch of it is heard: stretches of one recording are no more independent than questions on it.
     """
     ids = unique_names([str(row.get("id") or number) for number, row in enumerate(rows)], form="{}#{}")
     items = []
     for name, row in zip(ids, rows, strict=True):
         item = {key: row[key] for key in COLUMNS if row.get(key) is not None}
         item |= {"id": name, "prompt": prompt_text(row["prompt"])}
-        utterance = str(row.get("utterance") or row.get("id") or name)
+        utterance = str(row.get("utterance") or _recording(row) or name)
         if Path(utterance).is_absolute():  # a manifest without the column: the recording's file
             utterance = f"{Path(utterance).name}#{sha256(utterance.encode()).hexdigest()[:8]}"
         items.append(item | {"utterance": utterance})
     return items
+
+
+def _recording(row: Mapping[str, Any]) -> str | None:
+    """Name the whole recording of a row, the first one where it joins several; None where it has none."""
+    try:
+        return stretch_of_source(sources_of(row)[0])[0]
+    except (AudioError, ModelError):  # whoever decodes the row says what is wrong
+        return None
 
 
 def meta_path(path: Path) -> Path:
@@ -273,6 +284,11 @@ def read_predictions(path: str | Path) -> Predictions:
         if other.keys() != first.keys():
             odd = sorted(other.keys() ^ first.keys())
             raise DataError(f"Pass {number} of {path} has other items than its first pass, such as {odd[0]!r}.")
+        if odd := [key for key, row in first.items() if all_of(row) != all_of(other[key])]:
+            raise DataError(
+                f"Pass {number} of {path} has another reference than its first pass for {len(odd)} items, such as "
+                f"{odd[0]!r}; give each item one reference in all passes."
+            )
     meta = read_meta(path)
     ordered = [[one[key] for key in first] for one in by_pass.values()]
     names = rows[0].get("statistics", {})
@@ -310,43 +326,3 @@ def prediction_files(paths: Iterable[str | Path]) -> list[Path]:
             raise DataError(f"{path} has no prediction files; `leaf evaluate ... --out {path}` writes them.")
         files += found
     return files
-
-
-def _listed(texts: str | list[str]) -> list[str]:
-    return [texts] if isinstance(texts, str) else texts
-
-
-def item_difference(a: Predictions, b: Predictions) -> str | None:
-    """Say how the items of two systems differ, in ids or references; None where they are the same in any order."""
-    ours, theirs = (
-        {item["id"]: [composed(text) for text in _listed(all_of(item))] for item in one.items} for one in (a, b)
-    )
-    only = [
-        f"{len(ids)} only in {one.system} ({some_of(ids)})"
-        for ids, one in (
-            (sorted(ours.keys() - theirs.keys()), a),
-            (sorted(theirs.keys() - ours.keys()), b),
-        )
-        if ids
-    ]
-    if only:
-        return "items differ: " + ", ".join(only)
-    other = sorted(key for key, text in ours.items() if theirs[key] != text)
-    return f"references differ for {len(other)} items ({some_of(other)})" if other else None
-
-
-def in_order_of(b: Predictions, a: Predictions) -> Predictions:
-    """Put the items of b into the order of a's."""
-    place = {item["id"]: i for i, item in enumerate(b.items)}
-    order = [place[item["id"]] for item in a.items]
-    return Predictions(
-        system=b.system,
-        items=[b.items[i] for i in order],
-        passes=[[one[i] for i in order] for one in b.passes],
-        seeds=b.seeds,
-        truncated=[[one[i] for i in order] for one in b.truncated],
-        tokens=[[one[i] for i in order] for one in b.tokens],
-        kept={name: [array[order] for array in arrays] for name, arrays in b.kept.items()},
-        meta=b.meta,
-        digest=b.digest,
-    )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from leaf.errors import ConfigError, DataError, did_you_mean
-from leaf.evaluation.bootstrap import Metric, Scored
+from leaf.evaluation.bootstrap import Difference, Metric, Scored
 from leaf.evaluation.lengths import LENGTHS
 from leaf.evaluation.metrics import METRICS, made_metric
 from leaf.evaluation.model_metrics import BUILDERS, COMET_PROGRAM, build
@@ -116,6 +116,11 @@ def is_reward(name: str) -> bool:
     return name == REWARD or (name.startswith("rewards/") and name.endswith("/mean"))
 
 
+def is_share(name: str) -> bool:
+    """Tell whether a result is a small number, of which tables show four decimals: a reward, or the share cut."""
+    return is_reward(name) or name == "truncated"
+
+
 def validation_metrics(best: str | None) -> tuple[str, ...]:
     """List the metrics of validation in training: the one that chooses the best adapter, and those always shown.
 
@@ -179,14 +184,16 @@ def bootstrap(
     samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
-) -> tuple[float, float, float]:
+) -> tuple[float, float | None, float | None]:
     """Compute value, low and high of a percentile bootstrap over items, or over `groups` (one key per item) as wholes.
 
-    Where several rows come from one recording, give its name as the group: such rows are not independent.
+    Where several rows come from one recording, give its name as the group: such rows are not independent. Of a single
+    item or group there is no interval: low and high are None.
     """
     found = _fitted(name, references)
     scored = Scored(found.total, [statistics(found, predictions, references, lowercase=lowercase)])
-    return scored.value(), *scored.interval(groups=groups, samples=samples, seed=seed, level=level)
+    low, high = scored.interval(groups=groups, samples=samples, seed=seed, level=level) or (None, None)
+    return scored.value(), low, high
 
 
 def paired_bootstrap(
@@ -200,18 +207,21 @@ def paired_bootstrap(
     samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
-) -> tuple[float, float, float, float]:
+) -> Difference:
     """Compute the difference B − A, its interval and two-sided p-value, both systems on the same resamples.
 
     p is twice the smaller share of resamples on one side of 0, at most 1. The corpus itself counts as one more
-    resample, so p is at least 2/(samples + 1). Paired resampling is Koehn's (EMNLP 2004), who reports one side.
+    resample, so p is at least 2/(samples + 1). Paired resampling is Koehn's (EMNLP 2004), who reports one side. Of a
+    single item or group, interval and p are None.
     """
     found = _fitted(name, references)
     a, b = [
         Scored(found.total, [statistics(found, side, references, lowercase=lowercase)])
         for side in (predictions_a, predictions_b)
     ]
-    return b.against(a, groups=groups, samples=samples, seed=seed, level=level)
+    difference = b.against(a, groups=groups, samples=samples, seed=seed, level=level)
+    assert difference is not None  # every item has a score
+    return difference
 
 
 def _fitted(

@@ -6,7 +6,11 @@ from typing import Any
 
 from tabulate import tabulate
 
+from leaf.evaluation.bootstrap import Difference, Scored
+from leaf.evaluation.predictions import Predictions
+
 FORMATS = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
+DASH = "–"  # for what cannot be computed
 _HEADERS = ("metric", "system", "value", "95 % interval", "over passes", "difference", "95 % interval", "p")
 _ALIGNED = ("left", "left", "right", "left", "left", "right", "left", "right")
 
@@ -19,19 +23,47 @@ class Line:
         metric: metric or judge.
         system: name of the system.
         value: mean over the passes.
-        interval: its bootstrap interval.
+        interval: its bootstrap interval, None where a single recording has none.
         passes: value of each pass.
-        difference: to the first system, with interval and p; None for the first itself.
+        difference: to the first system, with interval and p; None for the first itself, and where no item has both.
         digits: decimals of its numbers.
     """
 
     metric: str
     system: str
     value: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     passes: tuple[float, ...]
-    difference: tuple[float, float, float, float] | None
+    difference: Difference | None
     digits: int = 2
+
+
+def score_lines(
+    name: str, systems: Sequence[Predictions], scored: Sequence[Scored | None], samples: int, digits: int = 2
+) -> list[Line]:
+    """Make the lines of a metric or judge: one for each system that has scores, with the difference to the first."""
+    how: dict[str, Any] = {"groups": systems[0].groups, "samples": samples}
+    first, lines = scored[0], []
+    for one, its in zip(systems, scored, strict=True):
+        if its is not None:
+            difference = None if first is None or its is first else its.against(first, **how)
+            lines.append(
+                Line(name, one.system, its.value(), its.interval(**how), tuple(its.values()), difference, digits)
+            )
+    return lines
+
+
+def scored_notes(name: str, systems: Sequence[Predictions], scored: Sequence[Scored | None]) -> list[str]:
+    """Say how many predictions have a score where some have none, and on how many items systems are paired."""
+    there = [(one.system, its) for one, its in zip(systems, scored, strict=True) if its is not None]
+    counts = {system: its.counts() for system, its in there}
+    if all(known == every for known, every in counts.values()):
+        return []
+    said = [f"{system} is scored {known} of {every}" for system, (known, every) in counts.items()]
+    if (first := scored[0]) is not None:
+        both = {system: int((its.is_scored & first.is_scored).sum()) for system, its in there[1:]}
+        said += [f"{one} and {systems[0].system} are paired on {n} items scored in both" for one, n in both.items()]
+    return [f"{name}: {'; '.join(said)}"]
 
 
 def render(lines: Sequence[Line], notes: Sequence[str], format: str, width: int | None = None) -> str:
@@ -48,14 +80,14 @@ def render(lines: Sequence[Line], notes: Sequence[str], format: str, width: int 
             line.metric if first else "",
             line.system,
             f"{line.value:.{d}f}",
-            f"{line.interval[0]:.{d}f} to {line.interval[1]:.{d}f}",
+            between(line.interval, f".{d}f"),
             f"{min(line.passes):.{d}f} to {max(line.passes):.{d}f}" if several else "",
         ]
         if line.difference is None:
             row += ["", "", ""]
         else:
             difference, low, high, p = line.difference
-            row += [f"{difference:+.{d}f}", f"{low:+.{d}f} to {high:+.{d}f}", f"{p:.3f}"]
+            row += [f"{difference:+.{d}f}", between((low, high), f"+.{d}f"), DASH if p is None else f"{p:.3f}"]
         cells.append(row)
     options: dict[str, Any] = {"headers": _HEADERS, "tablefmt": FORMATS[format], "disable_numparse": True}
     if format == "text":
@@ -65,6 +97,12 @@ def render(lines: Sequence[Line], notes: Sequence[str], format: str, width: int 
     if format == "latex":
         return "\n".join([table, *(f"% {note}" for note in notes)])
     return "\n".join([table, "", *(f"- {note}" for note in notes)])
+
+
+def between(interval: tuple[float | None, float | None] | None, form: str) -> str:
+    """Write an interval as `low to high`, and a dash where there is none."""
+    low, high = interval or (None, None)
+    return DASH if low is None or high is None else f"{low:{form}} to {high:{form}}"
 
 
 def _text(cells: Sequence[Sequence[str]], options: dict[str, Any], width: int | None) -> str:

@@ -10,21 +10,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from leaf.evaluation import compare
+from leaf.evaluation.alike import difference_to_any, in_order_of, share_recordings
 from leaf.evaluation.bootstrap import Scored
 from leaf.evaluation.judgements import Judgement, find_judgements, judge_lines, judge_scores
 from leaf.evaluation.lengths import NEUTRAL
-from leaf.evaluation.predictions import (
-    Predictions,
-    in_order_of,
-    item_difference,
-    prediction_files,
-    read_meta,
-    read_predictions,
-)
-from leaf.evaluation.registry import DEFAULT_METRICS, is_plain, is_reward
+from leaf.evaluation.predictions import Predictions, prediction_files, read_meta, read_predictions
+from leaf.evaluation.registry import DEFAULT_METRICS, is_plain, is_share
+from leaf.evaluation.table import scored_notes
 from leaf.report.audio import SECTION_BYTES, ClipStore, Recordings
 from leaf.report.items import chosen_items, clips_of, text_of
 from leaf.report.page import Section, assets
@@ -107,7 +100,7 @@ def _sets(files: Sequence[Path]) -> list[dict[Path, Predictions]]:
         case = {one.meta["lowercase"]} if "lowercase" in one.meta else set()
         for cases, members in sets:
             first = next(iter(members.values()))
-            if item_difference(first, one) is None and len(cases | case) < 2:
+            if difference_to_any(list(members.values()), one) is None and len(cases | case) < 2:
                 cases |= case
                 members[file] = in_order_of(one, first)
                 break
@@ -117,6 +110,7 @@ def _sets(files: Sequence[Path]) -> list[dict[Path, Predictions]]:
         names = unique_names([one.system for one in members.values()], [file.with_suffix("") for file in members])
         for one, name in zip(members.values(), names, strict=True):
             one.system = name
+        share_recordings(list(members.values()))
     return [members for _, members in sets]
 
 
@@ -155,7 +149,7 @@ def as_json(
         "passes": [len(one.passes) for one in systems],
         "lowercase": lowercase,
         "notes": [
-            compare.what_was_compared(systems, SAMPLES),
+            *compare.what_was_compared(systems, SAMPLES),
             *left_out,
             *unused,
             *about_judges,
@@ -202,25 +196,34 @@ def metrics_of(systems: Sequence[Predictions], lowercase: bool) -> tuple[list[di
             notes.append(f"{name} is left out, because it was computed in different ways: {ways}.")
             continue
         metrics.append(_metric(name, signatures[0], scored, systems))
+        notes += scored_notes(name, systems, scored)
     return metrics, notes
 
 
-def _metric(name: str, signature: str, scored: Sequence[Scored], systems: Sequence[Predictions]) -> dict[str, Any]:
-    groups = systems[0].groups
-    values = [(one.value(), *one.interval(groups=groups, samples=SAMPLES), *one.values()) for one in scored]
-    differences = {
-        f"{a}-{b}": scored[b].against(scored[a], groups=groups, samples=SAMPLES)
-        for a, b in combinations(range(len(systems)), 2)
-    }
+def _metric(
+    name: str, signature: str, scored: Sequence[Scored | None], systems: Sequence[Predictions]
+) -> dict[str, Any]:
+    """Collect what the page shows of a metric or judge; a system without scores has None for them, and for each item.
+
+    A pair of systems without a common item has no difference. Interval and p are None where there are none.
+    """
+    how: dict[str, Any] = {"groups": systems[0].groups, "samples": SAMPLES}
+    there = {number: one for number, one in enumerate(scored) if one is not None}
+    scores: list[list[Any] | None] = [None] * len(systems)
+    items: list[list[Any]] = [[None] * len(one.items) for one in systems]
+    for number, one in there.items():
+        scores[number] = _numbers(one.value(), *(one.interval(**how) or (None, None)), *one.values())
+        items[number] = _numbers(*one.item_values())
+    differences = {f"{a}-{b}": there[b].against(there[a], **how) for a, b in combinations(there, 2)}
     return {
         "name": name,
-        "less": scored[0].less_is_better,
+        "less": any(one.less_is_better for one in there.values()),
         "neutral": name in NEUTRAL,
-        "digits": 4 if is_reward(name) or name == "truncated" else 1,
+        "digits": 4 if is_share(name) else 1,
         "signature": signature,
-        "scores": [_numbers(*one) for one in values],
-        "differences": {pair: _numbers(*one) for pair, one in differences.items()},
-        "items": [_numbers(*one.item_values()) for one in scored],
+        "scores": scores,
+        "differences": {pair: _numbers(*one) for pair, one in differences.items() if one},
+        "items": items,
     }
 
 
@@ -249,31 +252,9 @@ def judges_of(
 
 
 def _judge(results: Sequence[Judgement], systems: Sequence[Predictions]) -> tuple[dict[str, Any], list[str]]:
-    lines, notes = judge_lines(results, systems, SAMPLES)
-    by_system = {one.parties[0]: one for one in results}
-    items: list[list[float | None]] = []
-    for one in systems:
-        if one.system in by_system:
-            sums = judge_scores(by_system[one.system], systems[0])
-            items.append(_numbers(*(total / count if count else np.nan for total, count in sums)))
-        else:
-            items.append([None] * len(one.items))
-    differences = {}
-    for a, b in combinations(range(len(systems)), 2):
-        pair = [systems[a], systems[b]]
-        if all(one.system in by_system for one in pair):
-            of_pair = judge_lines([by_system[one.system] for one in pair], pair, SAMPLES)[0]
-            differences |= {f"{a}-{b}": _numbers(*line.difference) for line in of_pair if line.difference}
-    scores = {line.system: _numbers(line.value, *line.interval, *line.passes) for line in lines}
-    judge = {
-        "name": f"judge {_kind(results)}",
-        "less": False,
-        "signature": results[0].meta["judge"]["signature"],
-        "scores": [scores.get(one.system) for one in systems],
-        "differences": differences,
-        "items": items,
-    }
-    return judge, notes
+    signature = results[0].meta["judge"]["signature"]
+    judge = _metric(f"judge {_kind(results)}", signature, judge_scores(results, systems), systems)
+    return judge, judge_lines(results, systems, SAMPLES)[1]
 
 
 def verdicts_of(
@@ -301,6 +282,6 @@ def verdicts_of(
     return verdicts, notes
 
 
-def _numbers(*values: float) -> list[Any]:
+def _numbers(*values: float | None) -> list[Any]:
     """Round numbers to four decimals for JSON, which has None for NaN."""
-    return [None if value != value else round(float(value), 4) for value in values]
+    return [None if value is None or value != value else round(float(value), 4) for value in values]

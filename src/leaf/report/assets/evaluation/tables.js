@@ -14,19 +14,23 @@ const scoreTables = (() => {
     return leaf.scrolling(label, e("table.scores", {}, head, e("tbody", {}, ...rows)));
   }
 
-  // A line from low to high with a dot at the value, on the scale [from, to].
+  // Of a single recording there is no interval and no p.
+  const DASH = "–";
+  const between = (low, high, write) => (low === null ? DASH : `${write(low)} to ${write(high)}`);
+
+  // A line from low to high, if there are such, with a dot at the value, on the scale [from, to].
   function interval([value, low, high], [from, to], ...below) {
     const at = (x) => `${(100 * (x - from)) / (to - from)}%`;
     const width = `${(100 * (high - low)) / (to - from)}%`;
-    const bar = e("i.bar", { style: `left:${at(low)};width:${width}` });
+    const bar = low === null ? null : e("i.bar", { style: `left:${at(low)};width:${width}` });
     return e("span.range", { "aria-hidden": "true" }, ...below, bar, e("i.dot", { style: `left:${at(value)}` }));
   }
 
   // The ends of a scale for all intervals of a metric.
   function scale(metric) {
     const scores = metric.scores.filter(Boolean);
-    const lowest = Math.min(...scores.map((score) => score[1]));
-    const highest = Math.max(...scores.map((score) => score[2]));
+    const lowest = Math.min(...scores.map(([value, low]) => low ?? value));
+    const highest = Math.max(...scores.map(([value, , high]) => high ?? value));
     const margin = Math.max((highest - lowest) * 0.06, 5 * smallest(metric));
     return [lowest - margin, highest + margin];
   }
@@ -47,7 +51,7 @@ const scoreTables = (() => {
         e("th", { scope: "row", title: metric.signature }, name),
         e("td.name", {}, comparison.mark(system), comparison.set.systems[system]),
         e("td.number", {}, number(value, metric)),
-        e("td.number.dim", {}, `${number(low, metric)} to ${number(high, metric)}`),
+        e("td.number.dim", {}, between(low, high, (end) => number(end, metric))),
         e("td.graph", {}, interval([value, low, high], ends)),
         overPasses ? e("td.number.dim.over", {}, range) : null,
       );
@@ -65,6 +69,7 @@ const scoreTables = (() => {
 
   // An interval that holds 0 says nothing of which is better.
   function verdict(low, high, { less, neutral }) {
+    if (low === null) return "a single recording";
     if (neutral && low > 0) return "B has more";
     if (neutral && high < 0) return "B has fewer";
     if (low > 0) return less ? "B is worse" : "B is better";
@@ -73,16 +78,16 @@ const scoreTables = (() => {
   }
 
   function differenceRow(metric, [value, low, high, p]) {
-    const reach = Math.max(Math.abs(low), Math.abs(high), smallest(metric)) * 1.08;
+    const reach = Math.max(...[value, low ?? value, high ?? value].map(Math.abs), smallest(metric)) * 1.08;
     const zero = e("i.zero", { style: "left:50%" });
     return e(
       "tr",
       {},
       e("th", { scope: "row", title: metric.signature }, titleOf(metric)),
       e("td.number", {}, signed(value, metric)),
-      e("td.number.dim", {}, `${signed(low, metric)} to ${signed(high, metric)}`),
+      e("td.number.dim", {}, between(low, high, (end) => signed(end, metric))),
       e("td.graph", {}, interval([value, low, high], [-reach, reach], zero)),
-      e("td.number.dim", {}, p < 0.001 ? "< 0.001" : p.toFixed(3)),
+      e("td.number.dim", {}, p === null ? DASH : p < 0.001 ? "< 0.001" : p.toFixed(3)),
       e("td", {}, verdict(low, high, metric)),
     );
   }
