@@ -97,7 +97,8 @@ def without_punctuation(text):
     """Normalise as before numbers kept their signs."""
     lower = unicodedata.normalize("NFC", text).lower()
     kept = (c for c in lower if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
-    return " ".join("".join(kept).split()) or " ".join(lower.split())
+    folded = " ".join("".join(kept).split()) or " ".join(lower.split())
+    return unicodedata.normalize("NFC", folded)  # a mark may now follow the letter that stood before a sign
 
 
 NO_DIGITS = st.text(st.one_of(st.characters(exclude_categories=["Nd", "Cs"]), st.sampled_from("a é.,:/%-−－．％ (")))

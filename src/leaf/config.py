@@ -152,7 +152,7 @@ class LeafConfig(LoraFields, RunConfig):
     max_new_tokens: int = _sampling(200, "longest completion in tokens", low=1, high=2**20, common=True)
     rollout: Literal["independent", "distinct"] = _sampling(
         "independent",
-        "draw completions independently, or distinct ones: without replacement, weighed by their credit rule",
+        "draw completions independently, or distinct ones: without replacement, weighed by their credit rule; top_p: 1",
         common=True,
     )
     dynamic_sampling: int = _sampling(
@@ -162,7 +162,7 @@ class LeafConfig(LoraFields, RunConfig):
         1.0, "learn only from this share of a step's groups, those whose rewards vary most", low=1e-6, high=1.0
     )
     temperature: float = _sampling(1.0, "sampling temperature, also of the log-probabilities in the loss", low=1e-3)
-    top_p: float = _sampling(0.9, "nucleus of the sampler; 1 for distinct ones", low=1e-6, high=1.0, common=True)
+    top_p: float = _sampling(0.9, "nucleus of the sampler; 1 for distinct ones", low=1e-6, high=1.0)
     sampler: Literal["local", "vllm"] = _sampling("local", "what draws: the policy itself, or servers of vLLM")
     sampler_options: dict[str, Any] = _sampling(
         {}, "options of the sampler, e.g. {url: http://localhost:8000}", free_options=SERVER_OPTIONS

@@ -301,7 +301,7 @@ def test_the_table_of_figures_is_the_log(tmp_path):
         max_new_tokens=3,
         completions_per_update=2,
         eval_every=1,
-        eval_items=1,
+        eval_items=2,
         device="cpu",
     )
     rows = tiny.rows(2)

@@ -155,7 +155,7 @@ def test_runs_that_cannot_be_reported(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="cannot be written"):
         write_report([run], tmp_path / "file/report.html")
     monkeypatch.setitem(__import__("sys").modules, "vl_convert", None)
-    with pytest.raises(ConfigError, match=r"leaf-speech\[report\]"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[report\]'"):
         curves_section(read_runs([run]))
 
 

@@ -35,7 +35,7 @@ def test_plots_are_drawn_and_follow_the_theme(opened, html):
     until(tab, f"{colour} !== {json.dumps(light)}")
     tab.locator("header nav a", has_text="Forks").click()
     tab.locator("#forks .plot svg.marks").first.wait_for()
-    assert "100 % (51 % to 100 %)" in tab.locator("#forks tbody tr").first.text_content()
+    assert "100 % (21 % to 100 %)" in tab.locator("#forks tbody tr").first.text_content()
 
 
 def test_plots_of_a_hidden_tab_are_drawn_when_it_is_shown_again(opened, html):
