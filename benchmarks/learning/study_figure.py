@@ -28,7 +28,9 @@ def study_figure(args):
     The bands leave out what the seeds' prompts add to all methods alike.
     """
     records = [record for record in read(args.out) if (record["task"], record["steps"]) == (args.task, args.steps)]
-    found = dict(sorted(by_method(records, "seeds").items(), key=lambda item: [*METHODS].index(item[1][0]["method"])))
+    found = by_method(records, "seeds")
+    # Runs at another rate or with overrides come last, so that a method has one colour in all figures.
+    found = {name: found[name] for name in sorted(found, key=lambda name: [*METHODS, name].index(name))}
     color = {"field": "method", "scale": {"domain": [*found], "range": COLORS[: len(found)]}, "title": None}
     common = shared_by_methods(found) if found else {}
     if not common:
