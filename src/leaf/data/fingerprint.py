@@ -60,11 +60,19 @@ def _texts(rows: Any) -> Iterator[list[Any]]:
         features = getattr(rows, "features", None) or {}
         names = [name for name in columns if name in _TEXTS]
         named = [_file_names(audio) for audio in rows["audio"]] if str(features.get("audio")) in _NAMES_OF_FILES else []
-        for number, values in enumerate(zip(*(rows[name] for name in names), strict=True)):
+        for number, values in enumerate(zip(*(_text_column(name, rows[name]) for name in names), strict=True)):
             yield [*values, named[number] if named else None]
     elif isinstance(rows, list | tuple):
         for row in rows:
-            yield [*(row.get(name) for name in _TEXTS), _file_names(row.get("audio"))]
+            texts = (_text_column(name, [row.get(name)])[0] for name in _TEXTS)
+            yield [*texts, _file_names(row.get("audio"))]
+
+
+def _text_column(name: str, values: Sequence[Any]) -> Sequence[Any]:
+    """Take a column of texts; an utterance may be the path of its recording, of which the folder does not count."""
+    return (
+        [_file_names(value) if isinstance(value, str) else value for value in values] if name == "utterance" else values
+    )
 
 
 def _file_names(audio: Any) -> Any:
