@@ -70,9 +70,9 @@ def _texts(rows: Any) -> Iterator[list[Any]]:
 
 def _text_column(name: str, values: Sequence[Any]) -> Sequence[Any]:
     """Take a column of texts; an utterance may be the path of its recording, of which the folder does not count."""
-    return (
-        [_file_names(value) if isinstance(value, str) else value for value in values] if name == "utterance" else values
-    )
+    if name != "utterance":
+        return values
+    return [_file_names(value) if isinstance(value, str) else value for value in values]
 
 
 def _file_names(audio: Any) -> Any:

@@ -14,8 +14,8 @@
   ];
   const SIGNS =
     "V̂ is the mean reward of the n completions that share a prefix. A token that several completions share has the " +
-    "tint of their mean advantage; ⌀ marks a mean. ┃ is a boundary, ◆ a node that LEAF retains, ◇ another fork, ■ " +
-    "the end of the sequence. The more completions a ribbon carries, the wider it is.";
+    "tint of their mean advantage; ⌀ marks a mean. ┃ is a boundary, ◆ a node that LEAF retains, ◇ another fork, " +
+    "■ the end of the sequence. The more completions a ribbon carries, the wider it is.";
 
   const WEIGHTS =
     " The completions are distinct: p is the probability of each, w its weight, which V̂ has too. The mass of a " +
