@@ -83,7 +83,7 @@
       const inputs = () => [...this.controls.querySelectorAll("select, button")];
       const focused = inputs().indexOf(document.activeElement);
       this.controls.replaceChildren(...parts);
-      if (focused >= 0) inputs()[focused].focus(); // the keyboard goes on where it was
+      if (focused >= 0) inputs()[focused].focus(); // the keyboard continues where it was
     }
 
     systemChoices() {
