@@ -6,19 +6,23 @@ import re
 import numpy as np
 import pytest
 import soundfile
+import torch
 from typer.testing import CliRunner
 
 from leaf.commands.main import app
-from leaf.config import SftConfig
-from leaf.credit import Fork
+from leaf.config import LeafConfig, SftConfig
+from leaf.credit import Fork, credit_mass, fork_rates, forks
+from leaf.credit.sets import shares_of_draw
 from leaf.errors import ConfigError, RunError
 from leaf.evaluation.bootstrap import mean_interval
 from leaf.evaluation.predictions import Predictions
 from leaf.report import curves
 from leaf.report.curves import band, curves_section, thinned, top_score
+from leaf.report.drawn_group import DrawnGroup
 from leaf.report.forks import ForkCounts, forks_section, round_width
 from leaf.report.runs import read_runs
 from leaf.report.write import write_report
+from tests.helpers.recorded import worked
 from tests.helpers.reported import group, made, panel
 
 
@@ -109,6 +113,26 @@ def test_the_best_score_is_that_of_a_trained_model(tmp_path):
 
 
 # -- forks -------------------------------------------------------------------------------------------------------------
+def test_forks_and_credit_of_distinct_completions_count_by_weight(tmp_path):
+    settings = {"rollout": "distinct", "credit": "unordered_set", "top_p": 1.0}
+    recorded = worked(distinct=True, advantages=[[1.0, 0, 0, 0, 0], [0, 0, 0, 0, 1.0], [0] * 5, [0] * 5])
+    run = made(tmp_path / "run", **settings)
+    (run / "groups.jsonl").write_text(json.dumps(recorded) + "\n")
+    section, _ = forks_section(read_runs([run]))
+    assert section is not None
+    (method,) = section.data["methods"]
+    trained, leaf = method["credit"]
+    assert (trained["rule"], leaf["rule"]) == ("unordered_set, as trained", "leaf")
+    group = DrawnGroup(recorded, LeafConfig(**settings))
+    assert group.shares is not None
+    weighed = credit_mass(group.advantages() * group.shares[:, None], group.tree.lengths)
+    assert trained["fifths"] == pytest.approx(weighed.tolist())
+    assert trained["fifths"] != pytest.approx(credit_mass(group.advantages(), group.tree.lengths).tolist())
+    found = forks(group.tree, group.rewards, torch.tensor(group.boundaries), shares_of_draw(group.draw))
+    assert method["whole"]["usable_rate"] == fork_rates(found)["usable_rate"]
+    write_report([run], tmp_path / "report.html")
+
+
 def test_forks_and_credit_by_position(tmp_path):
     section, _ = forks_section(read_runs([made(tmp_path / "run")]))
     assert section is not None

@@ -74,6 +74,7 @@ class DrawnGroup:
         rewards: (K,) float64, NaN = unscored.
         surprisal: (K, T) float64 nats as recorded, 0 at padding.
         draw: of distinct completions; None for independent ones.
+        shares: (K,) float64, how many completions each of the distinct ones stands for by its weight; else None.
         boundaries: LEAF's, ascending, by the options of the run.
         size: n of the root, the scored completions.
         value: V̂ of the root, their mean reward.
@@ -89,7 +90,7 @@ class DrawnGroup:
         self.surprisal = _padded(record["surprisal"], torch.float64)
         self.draw = _draw(record)
         # As the run's rule weighed them; LEAF's own spans below count them as LEAF does.
-        self._shares = None if self.draw is None else len(lengths) * torch.tensor(record["weight"]).double()
+        self.shares = None if self.draw is None else len(lengths) * torch.tensor(record["weight"]).double()
         self._leaf_options = _leaf_options(record, recipe)
         self._own_options = {recipe.credit: recipe.credit_options}
         cut = {"surprisal": self.surprisal, "shares": shares_of_draw(self.draw), **self._leaf_options}
@@ -97,7 +98,7 @@ class DrawnGroup:
         self.boundaries: list[int] = boundaries.tolist()
         scored = scored_completions(self.tree, self.rewards)
         self.size = int(scored.sum())
-        part = counted_completions(scored, self._shares)
+        part = counted_completions(scored, self.shares)
         self.value = float(root_mean(known_rewards(self.rewards, scored), part))
         self.idle = None
         if nothing_to_learn(self.rewards, scored):
@@ -110,7 +111,7 @@ class DrawnGroup:
     @cached_property
     def stretches(self) -> list[Stretch]:
         """Cut the tree into stretches; only whoever draws a group needs them."""
-        count, value = self.tree.node_count(self._scored), self.tree.node_mean(self.rewards, self._shares)
+        count, value = self.tree.node_count(self._scored), self.tree.node_mean(self.rewards, self.shares)
         found = _stretches(self.tree, count, value, self._retained, token_texts(self.record))
         if self.draw is None:
             return found

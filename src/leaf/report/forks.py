@@ -11,6 +11,7 @@ from torch import Tensor
 
 from leaf.config import LeafConfig
 from leaf.credit import Fork, credit_mass, credit_mass_by_position, fork_rates, fork_rates_by_position, forks
+from leaf.credit.sets import shares_of_draw
 from leaf.report.curves import plotting
 from leaf.report.drawn_group import DrawnGroup
 from leaf.report.page import Section, assets
@@ -47,14 +48,21 @@ class ForkCounts:
     credit: dict[str, CreditMass] = field(default_factory=dict)
 
     def add(self, group: DrawnGroup, trained_with: str) -> None:
-        """Count a group: its forks, and the credit of the rule that trained and of LEAF and GRPO beside it."""
+        """Count a group: its forks, and the credit of the rule that trained, with LEAF and an estimator beside it.
+
+        The estimator is GRPO, which takes plain means, or the unordered-set estimator for distinct completions.
+        """
         self.groups += 1
         cuts = torch.tensor(group.boundaries, dtype=torch.long)
         prompt = group.record.get("id") or self.groups  # the same one comes again in other steps and seeds
-        self.forks += forks(group.tree, group.rewards, cuts, prompt=prompt)
-        others = [(rule, rule) for rule in ("leaf", "grpo") if rule != trained_with]
+        self.forks += forks(group.tree, group.rewards, cuts, shares_of_draw(group.draw), prompt=prompt)
+        beside = ("leaf", "grpo" if group.draw is None else "unordered_set")
+        others = [(rule, rule) for rule in beside if rule != trained_with]
         for name, rule in ((f"{trained_with}, as trained", None), *others):
-            self.credit.setdefault(name, CreditMass()).add(group.advantages(rule), group.tree.lengths)
+            advantages = group.advantages(rule)
+            if group.shares is not None:
+                advantages = advantages * group.shares[:, None]
+            self.credit.setdefault(name, CreditMass()).add(advantages, group.tree.lengths)
 
     def as_json(self, width: float) -> dict[str, Any]:
         """Collect the counts for the page, reward spreads in stretches of a width."""
