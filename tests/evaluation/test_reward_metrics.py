@@ -175,6 +175,20 @@ def test_the_signature_of_a_sum_has_what_reproduces_its_functions(own, tmp_path)
     assert "|numbers:kept|" in signature_of("rewards/exact_match/mean", ways[2])
 
 
+def test_options_of_a_function_are_in_its_signature_whatever_they_are_called():
+    ways = [{"max_length": 200, "cache": 40}, {"max_length": 200, "cache": 160}]
+    signatures = [signature_of("reward", Rewards(["overlong"], options={"overlong": one})) for one in ways]
+    assert [one.split("|")[1] for one in signatures] == [
+        "1*overlong(max_length:200,cache:40)",
+        "1*overlong(max_length:200,cache:160)",
+    ]
+
+
+@pytest.mark.parametrize("text", ["a" * 5000, "~nobody-of-this-name/file", "two\nlines", "null \0 byte"])
+def test_a_text_among_the_options_need_not_be_the_name_of_a_file(own, text):
+    assert f"text:{text}" in signature_of("reward", Rewards([own], options={own: {"text": text}}))
+
+
 def test_signatures_of_a_judge_have_no_path_of_the_machine(tmp_path):
     (tmp_path / "ask.txt").write_text("{question} {answer}")
     options = {"url": "http://localhost:1/v1", "model": "m", "template": str(tmp_path / "ask.txt")}

@@ -28,7 +28,8 @@ from leaf.runs.processes import Processes
 from leaf.text import NUMBERS_KEPT
 
 Arguments = Callable[[Sequence[str]], Mapping[str, Any]]
-_OF_MACHINE = (*SERVER_OPTIONS, "cache")  # options of a judge that change no verdict
+_OF_JUDGE = (*SERVER_OPTIONS, "cache")  # options of the judge that change no verdict
+_OF_SERVER = ("url", "key_env")  # of any function: where a server is
 _OF_TEXTS = (*METRICS, *BUILDERS, *LENGTHS)
 
 
@@ -148,21 +149,27 @@ def _sum(rewards: Rewards) -> str:
 
 def _parts(given: str, options: Mapping[str, Any]) -> list[str]:
     """Write what reproduces a function's values: its options, and a checksum of the file that it is from."""
-    parts = _written(options)
+    parts = _written(given, options)
     basic = given in ("wer", "cer") and options.get("normalise") == "basic"
     parts += [NUMBERS_KEPT] if basic or given in ("exact_match", "token_f1") else []
     file = Path(given.rpartition(":")[0]).expanduser()
     return parts + ([of_file] if file.is_file() and (of_file := _checksum_of(file)) else [])
 
 
-def _written(options: Mapping[str, Any]) -> list[str]:
-    """Write options without where a server is and how it is asked; a file is its name and checksum, not its path."""
-    written = []
-    for key, value in options.items():
-        if key not in _OF_MACHINE:
-            file = Path(value).expanduser() if isinstance(value, str | Path) else None
-            written.append(f"{key}:{file_mark(file) if file is not None and file.is_file() else value}")
-    return written
+def _written(given: str, options: Mapping[str, Any]) -> list[str]:
+    """Write a function's options without where a server is; a file is its name and checksum, not its path."""
+    left_out = _OF_JUDGE if given == "judge" else _OF_SERVER
+    files = {key: _file_of(value) for key, value in options.items() if key not in left_out}
+    return [f"{key}:{options[key] if file is None else file_mark(file)}" for key, file in files.items()]
+
+
+def _file_of(value: Any) -> Path | None:
+    """Take an option as the file that it names; None where it names none."""
+    try:
+        file = Path(value).expanduser() if isinstance(value, str | Path) else None
+        return file if file is not None and file.is_file() else None
+    except (OSError, RuntimeError, ValueError):  # a text that is too long for a name, or begins like somebody's home
+        return None
 
 
 def _checksum_of(file: Path) -> str | None:
@@ -259,7 +266,7 @@ def kept_name(written: str, kept: Mapping[str, str]) -> str:
         return label if label in kept else written
     # Of two functions of one name in a recipe, the second is called `name (2)`.
     named = {one: its for one, its in kept.items() if one == label or one.startswith(f"rewards/{function} (")}
-    wanted = _written({key: yaml.safe_load(value) for key, value in options.items()})
+    wanted = _written(function, {key: yaml.safe_load(value) for key, value in options.items()})
     same = {one: its for one, its in named.items() if {*wanted} <= {*its.split("|")}}
     if (of_file := _checksum_of(Path(file).expanduser())) is not None:
         same = {one: its for one, its in same.items() if f"|{of_file.partition('#')[0]}#" in its}
