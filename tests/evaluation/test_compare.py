@@ -130,6 +130,22 @@ def test_recordings_come_from_whichever_file_names_them(pair):
         compare_files(pair)
 
 
+def test_recordings_of_an_older_file_may_be_stretches_of_those_of_a_newer(pair):
+    for file, groups in zip(pair, ("aabc", "aabb"), strict=True):
+        changed(file, lambda row, groups=groups: {**row, "utterance": groups[int(row["id"])]})
+    for files in (pair, pair[::-1]):
+        assert "4 items of 2 recordings" in compare_files(files, metrics=["exact_match"])
+
+
+def test_recordings_in_another_order_are_no_other_rows(tmp_path):
+    files = {}
+    for name, items, recordings in (("one", "s1", "r1"), ("sorted", "s2", "r2"), ("other", "s1", "r2")):
+        made_with = {"decoding": DECODING, "items": {"sha256": items, "recordings_sha256": recordings}}
+        files[name] = write(tmp_path / f"{name}.jsonl", name, WORSE, made_with=made_with)
+    assert "FROM DIFFERENT ROWS" not in compare_files([files["one"], files["sorted"]])
+    assert "FROM DIFFERENT ROWS: recordings (one: r1, other: r2)" in compare_files([files["one"], files["other"]])
+
+
 def test_files_of_other_prompts_are_refused(pair):
     changed(pair[1], lambda row: {**row, "prompt": "Who?"} if row["id"] == "2" else row)
     with pytest.raises(DataError, match=r"two: prompts differ for 1 items \('2'\)"):
@@ -239,6 +255,8 @@ def test_other_decoding_and_other_signatures_do_not_pass_unseen(tmp_path, pair):
         file.with_suffix(".meta.json").write_text(json.dumps(meta))
     with pytest.raises(ConfigError, match=r"meteor was computed in different ways: .*3.0 and .*3.1"):
         compare_files(pair)
+    with pytest.raises(ConfigError, match=r"in one way, with `--metric-path meteor"):
+        compare_files(pair, metrics=["bleu", "meteor"])
     assert cells(compare_files(pair[:1]), "meteor", "one")[2] == "50.00"
     with pytest.raises(ConfigError, match="BERTScore needs a model"):
         compare_files(pair, metrics=["bertscore"])
@@ -351,6 +369,16 @@ def test_systems_are_compared_on_the_passes_that_were_judged_of_all(pair):
     assert cells(shown, "judge direct", "two")[2] == "80.00"
     assert cells(shown, "judge direct", "two")[4] == "+0.00"
     assert "different numbers of passes (one in 1, two in 2); the first 1 count" in shown
+
+
+def test_copies_of_one_baseline_in_two_folders_have_each_its_own_judge(tmp_path):
+    files = []
+    for number, run in enumerate(("x", "y")):
+        (tmp_path / run).mkdir()
+        files.append(write(tmp_path / run / "base.jsonl", "base", WORSE))
+        direct(files[-1], [80 - 20 * number])
+    shown = compare_files(files, metrics=["exact_match"])
+    assert [cells(shown, "judge direct", f"{run}/base")[2] for run in ("x", "y")] == ["80.00", "60.00"]
 
 
 def test_two_files_of_one_judge_for_one_system_are_refused(pair):

@@ -34,11 +34,13 @@ def item_difference(a: Predictions, b: Predictions) -> str | None:
         sides = ((key, texts_of(item), texts_of(theirs[key])) for key, item in ours.items())
         if other := sorted(key for key, one, another in sides if one and another and one != another):
             return f"{what} differ for {len(other)} items ({some_of(other)})"
-    recordings = _first_of_recording(a), _first_of_recording(b)
-    if other := sorted(key for key in ours if all(recordings) and recordings[0][key] != recordings[1][key]):
+    sides = _recordings(a), _recordings(b)
+    split = [_split_up(*sides), _split_up(*reversed(sides))]
+    if all(split):  # else each recording of one file is within one of the other's, which `share_recordings` takes
+        other = sorted({*split[0], *split[1]})
         return (
             f"recordings differ for {len(other)} items ({some_of(other)}): {a.system} and {b.system} disagree on which "
-            "items share one; correct the column utterance in one of the files"
+            "items share one; correct the column utterance in one of the files, or repeat `leaf evaluate` on the older"
         )
     return None
 
@@ -52,18 +54,19 @@ def _prompt(item: Mapping[str, Any]) -> str:
     return composed(str(item.get("prompt") or ""))
 
 
-def _first_of_recording(one: Predictions) -> dict[str, str]:
-    """Map each id to the first one of its recording; {} where no items share one, as in a file that names none."""
-    firsts: dict[str, str] = {}
-    for item, group in zip(one.items, one.groups, strict=True):
-        firsts[group] = min(firsts.get(group, item["id"]), item["id"])
-    if len(firsts) == len(one.items):
-        return {}
-    return {item["id"]: firsts[group] for item, group in zip(one.items, one.groups, strict=True)}
+def _recordings(one: Predictions) -> dict[str, str]:
+    """Map each id to the name of its recording, which may be another one in another file."""
+    return {item["id"]: group for item, group in zip(one.items, one.groups, strict=True)}
+
+
+def _split_up(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """List the items whose recording of one file is several in the other: those outside the part of its first item."""
+    part = {one[key]: other[key] for key in sorted(one, reverse=True)}
+    return sorted(key for key in one if other[key] != part[one[key]])
 
 
 def share_recordings(systems: Sequence[Predictions]) -> None:
-    """Give all systems of the same items, in one order, the recordings that one of them names."""
+    """Give all systems of the same items, in one order, the recordings of the one that has the fewest."""
     known = min(systems, key=lambda one: len(set(one.groups)))
     for one in systems:
         one.items = [{**item, "utterance": group} for item, group in zip(one.items, known.groups, strict=True)]

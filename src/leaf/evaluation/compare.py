@@ -3,7 +3,7 @@
 Only systems that answered the same items are compared. Every difference is taken on the same resamples of recordings.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from leaf.evaluation.bootstrap import FEW_RECORDINGS
 from leaf.evaluation.judgements import find_judgements, judge_lines
 from leaf.evaluation.predict import SAMPLING, Decoding
 from leaf.evaluation.predictions import Predictions, read_predictions
-from leaf.evaluation.registry import DEFAULT_METRICS, is_share
+from leaf.evaluation.registry import DEFAULT_METRICS, is_reward, is_share
 from leaf.evaluation.reward_metrics import kept_name
 from leaf.evaluation.table import FORMATS, Line, render, score_lines, scored_notes
 from leaf.text import unique_names
@@ -63,26 +63,29 @@ def compare_files(
 
     Raises:
         DataError: files whose items differ, or that cannot be read.
-        ConfigError: an unknown format or metric, a metric without its data, files scored in different ways.
+        ConfigError: an unknown format or metric, a metric without its data, files scored in different ways by one that
+            is named; one that is not is left out, with a note.
     """
     if format not in FORMATS:
         raise ConfigError(f"The format is {format!r}; allowed are {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}")
     systems = load_systems(files)
     lowercase = shared_case(systems, lowercase)
+    asked = metrics is not None
     if metrics is None:
         scored_with = [name for one in systems for name in one.meta.get("metrics", {})]
         metrics = tuple(dict.fromkeys(scored_with)) or DEFAULT_METRICS
     lines: list[Line] = []
     notes = what_was_compared(systems, samples)
     kept = {name: one.kept_signature(name) for one in systems for name in one.kept}
-    for name in dict.fromkeys(kept_name(one, kept) for one in metrics):
+    names = dict.fromkeys(kept_name(one, kept) for one in metrics)
+    for name in names:
         pairs = [one.scored(name, lowercase=lowercase, paths=paths) for one in systems]
         signatures = {signature for _, signature in pairs}
         if len(signatures) > 1:
-            raise ConfigError(
-                f"{name} was computed in different ways: {' and '.join(sorted(signatures))}. Score all files again in "
-                f"one way, with `--metric-path {name}=...`."
-            )
+            if asked or len(names) == 1:
+                raise ConfigError(f"{in_different_ways(name, signatures)} {_in_one_way(name)}")
+            notes.append(f"{in_different_ways(name, signatures)} So it is left out. {_in_one_way(name)}")
+            continue
         scored = [one for one, _ in pairs]
         lines += score_lines(name, systems, scored, samples, digits=4 if is_share(name) else 2)
         worse = ", less is better" if pairs[0][0].less_is_better else ""
@@ -94,6 +97,17 @@ def compare_files(
         lines += more
         notes += about
     return render(lines, notes, format, width)
+
+
+def in_different_ways(name: str, signatures: Iterable[str]) -> str:
+    """Say that systems were scored by a metric in different ways."""
+    return f"{name} was computed in different ways: {' and '.join(sorted({*signatures}))}."
+
+
+def _in_one_way(name: str) -> str:
+    if is_reward(name):
+        return "Repeat `leaf evaluate` for the older files; it scores them again, and decodes nothing."
+    return f"Score all files again in one way, with `--metric-path {name}=...`."
 
 
 def load_systems(files: Sequence[str | Path]) -> list[Predictions]:
@@ -154,7 +168,8 @@ def what_was_compared(systems: Sequence[Predictions], samples: int) -> list[str]
     if settings or len(set(decodings.values())) > 1:
         how = "DECODED DIFFERENTLY: " + "; ".join(f"{name}: {text}" for name, text in decodings.items())
         how += f"; they differ in {', '.join(settings)}" if settings else ""
-    rows = _differing({one.system: _rows(one) for one in systems})
+    in_one_order = len({_items(one).get("sha256") for one in systems}) == 1
+    rows = _differing({one.system: _rows(one, in_one_order) for one in systems})
     how += f"; FROM DIFFERENT ROWS: {', '.join(rows)}" if rows else ""
     left_out = systems[0].meta.get("left_out", [])
     without = f" ({len(left_out)} more left out for their audio)" if left_out else ""
@@ -175,10 +190,15 @@ def _decoding(one: Predictions) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in SAMPLING or not settings.get("greedy")}
 
 
-def _rows(one: Predictions) -> dict[str, Any]:
-    """Give what a file states of the rows that it was made from."""
+def _items(one: Predictions) -> dict[str, Any]:
+    """Give the checksums that a file states of its items."""
+    return one.meta.get("made_with", {}).get("items", {})
+
+
+def _rows(one: Predictions, in_one_order: bool) -> dict[str, Any]:
+    """Give what a file states of the rows that it was made from; the recordings' checksum is of their order, too."""
     made_with = one.meta.get("made_with", {})
-    recordings = made_with.get("items", {}).get("recordings_sha256")
+    recordings = _items(one).get("recordings_sha256") if in_one_order else None
     return {key: made_with[key] for key in ("task", "split") if key in made_with} | (
         {} if recordings is None else {"recordings": recordings[:8]}
     )

@@ -30,7 +30,7 @@ def find_judgements(
 
     Args:
         systems: the systems compared.
-        files: their prediction files; files of `leaf judge` beside them are found.
+        files: their prediction files, in the same order; files of `leaf judge` beside them are found.
         judged: further files of `leaf judge`.
 
     Returns:
@@ -41,6 +41,7 @@ def find_judgements(
             or two files of one judge are of the same systems.
     """
     folders = {Path(file).parent for file in files}
+    beside_of = {one.system: Path(file).resolve().parent for one, file in zip(systems, files, strict=True)}
     beside = [file for folder in folders for file in sorted(folder.glob("*.judge-*.jsonl"))]
     asked = [Path(file).resolve() for file in judged]
     found: dict[tuple[str, tuple[str, ...]], tuple[Path, Judgement]] = {}  # by judge and systems
@@ -51,7 +52,8 @@ def find_judgements(
             raise DataError(
                 f"{file} was not written by `leaf judge`: {file.stem}.meta.json does not say how it judged."
             )
-        parties = _parties(meta, systems, JUDGED)
+        near = [one for one in systems if beside_of[one.system] == file.resolve().parent]
+        parties = _parties(meta, [*near, *systems], JUDGED)
         if parties is not None:
             key = (meta["judge"]["sha256"], parties)
             other, _ = found.setdefault(key, (file, Judgement(meta, read_rows(file), parties)))
@@ -78,8 +80,8 @@ def find_judgements(
 def _parties(meta: Mapping[str, Any], systems: Sequence[Predictions], read: Sequence[str]) -> tuple[str, ...] | None:
     """Find the systems that a file of `leaf judge` judges, by what the judge read; None where one is not compared.
 
-    Of several systems with the same predictions it is the one of that name. Before it had a checksum of what was read,
-    a file had that of the whole prediction file.
+    Of several systems with the same predictions it is the one of that name, or else the first. Before it had a checksum
+    of what was read, a file had that of the whole prediction file.
     """
     parties = []
     for party in meta["judged"]:

@@ -192,8 +192,7 @@ def metrics_of(systems: Sequence[Predictions], lowercase: bool) -> tuple[list[di
             continue
         scored, signatures = zip(*(one.scored(name, lowercase=lowercase) for one in systems), strict=True)
         if len(set(signatures)) > 1:
-            ways = " and ".join(sorted(set(signatures)))
-            notes.append(f"{name} is left out, because it was computed in different ways: {ways}.")
+            notes.append(f"{compare.in_different_ways(name, signatures)} So it is left out.")
             continue
         metrics.append(_metric(name, signatures[0], scored, systems))
         notes += scored_notes(name, systems, scored)
