@@ -66,12 +66,18 @@ def test_spaces_of_every_kind_are_white_space():
         ("10", "10%"),
         ("35", "3,5"),
         ("−.5", ".5"),
+        ("x=-5", "x=5"),
+        ("(3,-5)", "(3,5)"),
+        ("-€5", "€5"),
+        ("$-5", "$5"),
+        ("–5", "5"),
+        ("x=.5", "x=5"),
     ],
 )
 def test_numbers_of_different_value_do_not_match(one, other):
     assert exact_match(one, other) == token_f1(other, one) == 0.0
     assert REWARDS["exact_match"]([one], reference=[other]) == [0.0]
-    assert score([one], [other], ["wer:normalise=basic"])["wer:normalise=basic"].value == 100.0
+    assert score([one], [other], ["wer:normalise=basic"])["wer:normalise=basic"].value >= 100.0
 
 
 @pytest.mark.parametrize(
@@ -87,6 +93,11 @@ def test_numbers_of_different_value_do_not_match(one, other):
         ("10-15", "1015"),  # hyphens inside words go, as before
         ("B-2, p.5", "b2 p5"),
         ("1. one", "1 one"),
+        ("x=-5", "x = −5"),
+        ("-$5", "$-5"),
+        ("–5 degrees", "-5 degrees"),
+        ("10–15", "10-15"),
+        ("wait...5", "wait5"),
     ],
 )
 def test_numbers_of_one_value_match_however_they_are_written(one, other):

@@ -21,9 +21,11 @@ NUMBERS_KEPT = "numbers:kept"  # part of the signature of every score that `norm
 
 # Full-width and Arabic forms of the signs that belong to numbers.
 _PLAIN_SIGNS = str.maketrans("－．，：／％٫٬٪", "-.,:/%.,%")
-_MINUS = re.compile(r"(?<!\S)−(?=\.?\d)")
-# A sign or point before a number, or what is between digits; a percent sign; and where these belong to no number.
-_SIGNS = re.compile(r"((?<!\S)(?:-\.?|\.)(?=\d)|(?<=\d)[.,:/](?=\d))|(?<=\d)\s*(%)|[-.,:/%]")
+# A minus or point before a number, but no hyphen of a word or a range; a currency may be between minus and number.
+_MINUS = re.compile(r"(?<![^\W_])[-−–]([$€£¥]?)(?=\.?\d)")
+_POINT = re.compile(r"(?<![^\W_])(?<![.-])\.(?=\d)")
+_PERCENT = re.compile(r"(?<=\d)\s+%")
+_KEPT = re.compile(r"(?<!\S)(?:-\.?|\.)(?=\d)|(?<=\d)[.,:/](?=\d)|(?<=\d)%")
 
 
 def composed(text: str) -> str:
@@ -52,8 +54,12 @@ def normalise(text: str) -> str:
     but punctuation keeps it: it must differ from the empty text.
     """
     lower = composed(text).lower()
-    kept = "".join(c for c in lower.translate(_PLAIN_SIGNS) if c in "-.,:/%" or not _is_punctuation(c))
-    return fold_whitespace(_SIGNS.sub(r"\1\2", _MINUS.sub("-", kept))) or fold_whitespace(lower)
+    plain = _PERCENT.sub("%", lower.translate(_PLAIN_SIGNS))
+    # A space keeps the sign off the word or number before it: x=-5 is "x -5", as x = -5 is.
+    plain = _POINT.sub(" .", _MINUS.sub(r"\1 -", plain))
+    kept = {i for found in _KEPT.finditer(plain) for i in range(*found.span())}
+    left = "".join(c for i, c in enumerate(plain) if i in kept or not _is_punctuation(c))
+    return fold_whitespace(left) or fold_whitespace(lower)
 
 
 def _is_punctuation(character: str) -> bool:
