@@ -105,6 +105,8 @@ def test_a_single_recording_shows_values_and_no_intervals(opened, tmp_path):
     assert score.locator("td").all_text_contents()[-3:-1] == ["25.0", "–"]
     row = tab.locator(".tables table").nth(1).locator("tr", has_text="exact_match")
     assert row.locator("td").all_text_contents() == ["+25.0", "–", "", "–", "a single recording"]
+    tab.get_by_role("button", name="swap").click()
+    assert row.locator("td").all_text_contents() == ["−25.0", "–", "", "–", "a single recording"]
 
 
 def test_small_changes_of_a_reward_are_shown_and_counted(run, opened):

@@ -59,7 +59,9 @@ const Comparison = (() => {
       const forward = metric.differences[`${this.a}-${this.b}`];
       if (forward) return forward;
       const back = metric.differences[`${this.b}-${this.a}`];
-      return back ? [-back[0], -back[2], -back[1], back[3]] : null;
+      if (!back) return null;
+      const [difference, low, high, p] = back;
+      return low === null ? [-difference, null, null, p] : [-difference, -high, -low, p];
     }
 
     // The sign A or B of a system, or an empty one of the same width.
