@@ -63,6 +63,16 @@ def test_without_a_split_column_rows_go_by_recording(folder):
     assert check_leakage(splits) == []
 
 
+def test_without_a_split_column_rows_of_one_utterance_stay_together(folder):
+    rows = [{"prompt": "Say", "audio": f"{i}.wav", "reference": "x", "utterance": f"call {i % 20}"} for i in range(40)]
+    path = manifest(folder, rows)
+    splits = {split: load(path, split).to_list() for split in ("train", "validation", "test")}
+    calls = [{row["utterance"] for row in its} for its in splits.values()]
+    assert sum(map(len, splits.values())) == 40
+    assert sum(map(len, calls)) == 20
+    assert check_leakage(splits) == []
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

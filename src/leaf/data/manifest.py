@@ -187,9 +187,9 @@ def _named_split(row: dict[str, Any], number: int, path: Path) -> str:
 def _hashed_splits(rows: list[dict[str, Any]], path: Path) -> list[str]:
     """Decide the split of each row by the hash of the first, by name, of all files that its recordings are tied to.
 
-    Files of one row are tied, and so are those tied to a common file: whoever hears one of them in training may hear
-    none of them elsewhere. This is union-find. Each file points to a smaller name it is tied to, or to itself, and the
-    end of the chain stands for all of them.
+    Files of one row or of one utterance are tied, and so are those tied to a common file: whoever hears one of them in
+    training may hear none of them elsewhere. This is union-find. Each file points to a smaller name it is tied to, or
+    to itself, and the end of the chain stands for all of them.
     """
     tied: dict[str, str] = {}
 
@@ -199,8 +199,9 @@ def _hashed_splits(rows: list[dict[str, Any]], path: Path) -> list[str]:
             file = tied[file]
         return file
 
+    of_utterance: dict[str, str] = {}
     for row in rows:
-        for file in row["audio"][1:]:
+        for file in (*row["audio"][1:], of_utterance.setdefault(row["utterance"], row["audio"][0])):
             a, b = sorted((first(row["audio"][0]), first(file)))
             tied[b] = a
     splits = []
