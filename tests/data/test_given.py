@@ -144,6 +144,24 @@ def test_a_stream_becomes_a_list_without_the_decoder_of_another_library():
     np.testing.assert_allclose(load_audio(audio_of(rows[0])), WAVE, atol=1e-6)
 
 
+def test_a_data_set_with_several_references_has_the_column_of_the_first():
+    given = Dataset.from_list([{"prompt": "p", "audio": "a.wav", "references": ["x", "y"]}])
+    rows = rows_from(given, "Training row")
+    assert "reference" in rows.column_names
+    assert rows["reference"] == ["x"]
+
+
+def test_lists_in_a_frame_from_parquet_are_lists(tmp_path):
+    content = [{"type": "audio"}, {"type": "text", "text": "Who?"}]
+    given = {"prompt": [{"role": "user", "content": content}], "audio": ["a.wav", "b.wav"], "reference": "x"}
+    Dataset.from_list([given]).to_parquet(str(tmp_path / "rows.parquet"))
+    (row,) = rows_from(pd.read_parquet(tmp_path / "rows.parquet"), "Training row")
+    assert audio_of(row) == ["a.wav", "b.wav"]
+    assert row["prompt"][0]["content"][1]["text"] == "Who?"
+    (wave,) = rows_from(pd.DataFrame([{**given, "audio": {"array": WAVE, "sampling_rate": 16000}}]), "Training row")
+    assert wave["audio"]["array"] is WAVE
+
+
 def test_gaps_of_a_frame_are_empty_cells():
     frame = pd.DataFrame(
         {"prompt": ["p", "q"], "audio": ["a.wav", "b.wav"], "reference": ["NA", None], "level": [1, None]}

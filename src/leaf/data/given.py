@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
+import numpy as np
+
 from leaf.data.audio import load_audio
 from leaf.data.cells import our_names, text_cell, with_language, with_references
 from leaf.data.features import label_columns, with_label_names
@@ -41,10 +43,19 @@ def rows_from(given: Any, what: str) -> Any:
     if hasattr(given, "iloc") and hasattr(given, "to_dict"):
         our_names(given.columns, f"The DataFrame of the {_plural(what)}")
         # A gap in a table of pandas is NaN, or NA.
-        given = given.astype(object).where(given.notna(), None).to_dict("records")
+        given = _as_lists(given.astype(object).where(given.notna(), None).to_dict("records"))
     if isinstance(given, list | tuple):
         return Listed(_checked(row, i, what) for i, row in enumerate(given))
     return Rows(given, what)
+
+
+def _as_lists(value: Any) -> Any:
+    """Turn arrays of objects into lists, however deep: what pandas reads of a parquet file's lists. Samples stay."""
+    if isinstance(value, Mapping):
+        return {key: _as_lists(one) for key, one in value.items()}
+    if isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object):
+        return [_as_lists(one) for one in value]
+    return value
 
 
 def training_and_validation(train: Any, validation: Any) -> tuple[Any, Any]:
@@ -84,6 +95,8 @@ class Rows(Sequence[dict[str, Any]]):
             source = self._undecoded(source)
         self.source = source
         self.column_names = None if self.names is None else list(self.names.values())
+        if self.column_names is not None and "references" in self.column_names:  # its first is in `reference`
+            self.column_names = list(dict.fromkeys([*self.column_names, "reference"]))
         if self.names is not None and source.format["type"] != "custom":
             for number, row in enumerate(self._read(_TEXTS)):
                 _with_texts(row, _place(what, number))
