@@ -273,6 +273,19 @@ def judged(path, kind, files, rows, judge="1", **summary):
     write_text(path.with_suffix(".meta.json"), json.dumps(meta))
 
 
+def test_what_only_some_files_have_is_left_out_unless_it_is_named(tmp_path):
+    files = [write(tmp_path / f"{name}.jsonl", name, WORSE[:1]) for name in ("one", "two")]
+    with_reward(files[0], (1.0, 1.0, 0.2, 0.2))
+    meta = json.loads(files[0].with_suffix(".meta.json").read_text())
+    meta["metrics"] |= {"bleu": {}}
+    files[0].with_suffix(".meta.json").write_text(json.dumps(meta))
+    shown = compare_files(files)
+    assert cells(shown, "bleu", "two")[2] == cells(shown, "bleu", "one")[2]
+    assert "reward is left out: two has no values of the reward reward" in shown
+    with pytest.raises(DataError, match="two has no values of the reward reward"):
+        compare_files(files, metrics=["bleu", "reward"])
+
+
 def test_judges_stand_in_the_table(pair, tmp_path):
     for name, scores in (("one", (10, 20, None, 60)), ("two", (30, 20, 100, None))):
         rows = [{"id": str(i), "pass": 0, "score": score} for i, score in enumerate(scores)]

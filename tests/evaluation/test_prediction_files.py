@@ -25,6 +25,24 @@ def test_items_keep_no_path_and_every_id_once():
     assert items[0]["utterance"].startswith("a.wav#")
 
 
+def test_rows_without_references_are_read_again(tmp_path):
+    rows = [
+        {"id": "a", "prompt": "?", "audio": "a.wav"},
+        {"id": "b", "prompt": "?", "audio": "b.wav", "reference": None},
+    ]
+    made = Predictions("s", kept_items(rows), [["x", "y"]], [None], meta={"predictions": 1})
+    made.write(tmp_path / "s.jsonl")
+    assert read_predictions(tmp_path / "s.jsonl").references == ["", ""]
+    # As earlier versions wrote them.
+    lines = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    without = [{key: value for key, value in line.items() if key != "reference"} for line in lines]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(line) + "\n" for line in without))
+    assert read_predictions(tmp_path / "s.jsonl").references == ["", ""]
+    (tmp_path / "s.meta.json").unlink()  # another program's
+    with pytest.raises(DataError, match=r"Line 1 of .* has reference None"):
+        read_predictions(tmp_path / "s.jsonl")
+
+
 def test_rows_of_one_recording_are_one_recording():
     row = {"prompt": "?", "reference": "x"}
     rows = [

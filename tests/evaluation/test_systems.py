@@ -298,6 +298,22 @@ def test_stretches_that_were_recordings_of_their_own_are_scored_anew(policy, row
     assert any("references or other columns changed" in line for line in said)
 
 
+def test_values_of_rewards_outlast_other_calls_and_stop_those_that_would_drop_them(policy, rows, recipe, tmp_path):
+    out = tmp_path / "out"
+    evaluated(recipe, policy, rows, out, metrics=("rouge_l",))
+    decoding = Decoding.of_recipe(recipe, greedy=False, seeds=(42, 43))
+    how = {"split": "test", "say": lambda line: None, "decoding": decoding}
+    scoring = Scoring(("wer",), lowercase=True)
+    evaluate_systems(recipe, {"base": None}, lambda adapter: policy, rows, out, scoring=scoring, **how)
+    assert list(read_predictions(out / "base.jsonl").kept) == ["rewards/rouge_l/mean"]
+    before = (out / "base.jsonl").read_text()
+    with pytest.raises(RunError, match=r"has values of rewards/rouge_l/mean .* --metrics chrf,rewards/rouge_l/mean, or"):
+        evaluated(recipe, policy, rows, out, seeds=(42, 43, 44))
+    assert (out / "base.jsonl").read_text() == before
+    result, _ = evaluated(recipe, policy, rows, out, seeds=(42, 43, 44), metrics=("chrf", "rewards/rouge_l/mean"))
+    assert len(result.passes) == len(result.predictions.kept["rewards/rouge_l/mean"]) == 3
+
+
 def test_metrics_that_take_data_are_kept_for_those_without_it(policy, rows, recipe, tmp_path, monkeypatch):
     from leaf.evaluation import model_metrics
 

@@ -179,6 +179,14 @@ def test_files_that_disagree_on_recordings_or_prompts_are_sets_of_their_own(tmp_
     assert [note for note in data[0]["notes"] if "4 items of 3 recordings" in note]
 
 
+def test_lengths_that_a_file_does_not_say_are_left_out(tmp_path):
+    files = [write(tmp_path / f"{name}.jsonl", [AFTER], metrics=["wer", "tokens"]) for name in ("a", "b")]
+    write_rows(files[1], [{**row, "tokens": None} for row in read_rows(files[1])])
+    (shown,) = drawn(predictions=files, audio=False).data["sets"]
+    assert "tokens" not in [metric["name"] for metric in shown["metrics"]]
+    assert any("tokens is left out: a does not say tokens" in note for note in shown["notes"])
+
+
 def test_what_cannot_be_scored_is_left_out_and_said(tmp_path):
     files = [
         write(tmp_path / "a.jsonl", [AFTER], metrics=["wer", "comet"]),

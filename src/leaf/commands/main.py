@@ -170,7 +170,8 @@ def evaluate(
     how: dict[str, Any] = {"split": split, "decoding": decoding, "scoring": scoring, "say": say}
     results = evaluate_systems(config, systems, lambda path: load_policy(config, path), rows, folder, **how)
     files = [folder / f"{name}.jsonl" for name in systems]
-    scored = list(dict.fromkeys(name for result in results.values() for name in result.scores))
+    every = [set(result.scores) for result in results.values()]
+    scored = [name for name in next(iter(results.values())).scores if all(name in one for one in every)]
     say(compare_files(files, metrics=scored, paths=paths, lowercase=lowercase, width=width()))
 
 

@@ -51,6 +51,8 @@ def compare_files(
 ) -> str:
     """Draw the table of several prediction files, and below it what reproduces it.
 
+    A metric that nobody names is left out, with a note, where files lack it or were scored in different ways.
+
     Args:
         files: prediction files; differences are to the first.
         metrics: default those that the files were scored with, or else `DEFAULT_METRICS`.
@@ -62,9 +64,9 @@ def compare_files(
         width: columns of the terminal that a text has to fit; None for a file or pipe.
 
     Raises:
-        DataError: files whose items differ, or that cannot be read.
+        DataError: files whose items differ, or that cannot be read, or that lack a metric which is named.
         ConfigError: an unknown format or metric, a metric without its data, files scored in different ways by one that
-            is named; one that is not is left out, with a note.
+            is named.
     """
     if format not in FORMATS:
         raise ConfigError(f"The format is {format!r}; allowed are {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}")
@@ -79,7 +81,13 @@ def compare_files(
     kept = {name: one.kept_signature(name) for one in systems for name in one.kept}
     names = dict.fromkeys(kept_name(one, kept) for one in metrics)
     for name in names:
-        pairs = [one.scored(name, lowercase=lowercase, paths=paths) for one in systems]
+        try:
+            pairs = [one.scored(name, lowercase=lowercase, paths=paths) for one in systems]
+        except DataError as error:
+            if asked or len(names) == 1:
+                raise
+            notes.append(f"{name} is left out: {error}")
+            continue
         signatures = {signature for _, signature in pairs}
         if len(signatures) > 1:
             if asked or len(names) == 1:

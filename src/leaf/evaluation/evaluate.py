@@ -14,7 +14,7 @@ from leaf.evaluation.fitting import texts_and_languages
 from leaf.evaluation.lengths import LENGTHS
 from leaf.evaluation.predict import Decoding, predict
 from leaf.evaluation.predictions import Predictions, kept_items
-from leaf.evaluation.registry import Scoring, metric
+from leaf.evaluation.registry import Scoring, is_reward, metric
 from leaf.evaluation.reward_metrics import Arguments, reward_metrics, reward_statistics
 from leaf.model.policy import Policy
 from leaf.model.sampler import Sampler
@@ -139,7 +139,8 @@ def score_predictions(
     tokens = [count for one in predictions.tokens for count in one if count is not None]
     # Statistics that took data or a model to make are kept, even where their metric was not asked for this time.
     same_case = predictions.meta.get("lowercase") == scoring.lowercase
-    before = predictions.meta.get("metrics", {}) if same_case else {}
+    recorded = predictions.meta.get("metrics", {})
+    before = {name: one for name, one in recorded.items() if same_case or is_reward(name)}  # which see the case anyway
     predictions.kept = {name: arrays for name, arrays in predictions.kept.items() if name in before or name in results}
     predictions.meta |= {
         "predictions": 1,

@@ -209,14 +209,15 @@ class Unfinished:
 def kept_items(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Reduce evaluated rows to what prediction files keep: `COLUMNS`, prompts as text, no path of this machine.
 
-    An id that comes again gets a number: `a`, `a#2`. A row without an `utterance` has its recording there, whole even
-    where a stretch of it is heard: stretches of one recording are no more independent than questions on it.
+    An id that comes again gets a number: `a`, `a#2`. A reference that is not there is empty. A row without an
+    `utterance` has its recording there, whole even where a stretch of it is heard: stretches of one recording are no
+    more independent than questions on it.
     """
     ids = unique_names([str(row.get("id") or number) for number, row in enumerate(rows)], form="{}#{}")
     items = []
     for name, row in zip(ids, rows, strict=True):
         item = {key: row[key] for key in COLUMNS if row.get(key) is not None}
-        item |= {"id": name, "prompt": prompt_text(row["prompt"])}
+        item |= {"id": name, "prompt": prompt_text(row["prompt"]), "reference": item.get("reference", "")}
         utterance = str(row.get("utterance") or _recording(row) or name)
         if Path(utterance).is_absolute():  # a manifest without the column: the recording's file
             utterance = f"{Path(utterance).name}#{sha256(utterance.encode()).hexdigest()[:8]}"
@@ -256,6 +257,8 @@ def read_meta(path: Path) -> dict[str, Any]:
 def read_predictions(path: str | Path) -> Predictions:
     """Read a prediction file, ours or another program's with `id`, `prediction` and `reference` per line.
 
+    Ours of rows without references may lack them; they are empty then.
+
     Raises:
         DataError: the file cannot be read, a row lacks something, or passes differ in their items.
     """
@@ -263,8 +266,11 @@ def read_predictions(path: str | Path) -> Predictions:
     rows = read_rows(path)
     if not rows:
         raise DataError(f"{path} has no predictions.")
+    meta = read_meta(path)
     by_pass: dict[Any, dict[str, dict[str, Any]]] = {}
     for number, row in enumerate(rows, 1):
+        if "predictions" in meta and row.get("reference") is None and "references" not in row:
+            row = {**row, "reference": ""}
         if isinstance(row.get("reference"), list) or "references" in row:
             row = with_references(row, f"Line {number} of {path}")
         for key in ("id", "prediction", "reference"):
@@ -289,7 +295,6 @@ def read_predictions(path: str | Path) -> Predictions:
                 f"Pass {number} of {path} has another reference than its first pass for {len(odd)} items, such as "
                 f"{odd[0]!r}; give each item one reference in all passes."
             )
-    meta = read_meta(path)
     ordered = [[one[key] for key in first] for one in by_pass.values()]
     names = rows[0].get("statistics", {})
     return Predictions(

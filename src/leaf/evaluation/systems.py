@@ -24,6 +24,7 @@ from leaf.evaluation.fitting import advice, texts_and_languages
 from leaf.evaluation.predict import Decoding, predict
 from leaf.evaluation.predictions import Predictions, Unfinished, kept_items, meta_path, read_predictions
 from leaf.evaluation.registry import Scoring
+from leaf.evaluation.reward_metrics import reward_metrics
 from leaf.files import file_sha256
 from leaf.model.demo import resolve_model
 from leaf.model.device import pick_device, pick_dtype
@@ -136,6 +137,7 @@ def evaluate_systems(
                 say(f"{name}: references or other columns changed since {file} was scored; its scores are made anew")
             by_id = {item["id"]: row for item, row in zip(items, rows, strict=True)}
             if missing := tuple(seed for seed in decoding.passes if seed not in known.seeds):
+                _refuse_losses(known, file, scoring)
                 # The policy has no name here, so that it is gone before the next one is loaded.
                 seeds = replace(decoding, seeds=missing)
                 _add_passes(known, file, ready(load(adapter), number), by_id, seeds, config, sampler, say)
@@ -144,6 +146,21 @@ def evaluate_systems(
             _say_all(say, results[name].notes, f"{name}: ")
             results[name].write(file)
     return results
+
+
+def _refuse_losses(known: Predictions, file: Path, scoring: Scoring) -> None:
+    """Refuse to add passes to values that took a model, data or a function, and that would have to go.
+
+    Raises:
+        RunError: there are such values, and they are not asked for this time.
+    """
+    asked = reward_metrics(scoring.metrics, scoring.rewards)
+    labels = [name if one is None else one.label for name, one in asked.items()]
+    if lost := [name for name in known.kept if name not in labels]:
+        raise RunError(
+            f"{file} has values of {', '.join(lost)} for the passes that it has, and further passes would have none. "
+            f"Ask for all of them, with --metrics {','.join([*scoring.metrics, *lost])}, or give another --out."
+        )
 
 
 def _say_decoded(

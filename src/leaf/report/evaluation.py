@@ -10,6 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from leaf.errors import DataError
 from leaf.evaluation import compare
 from leaf.evaluation.alike import difference_to_any, in_order_of, share_recordings
 from leaf.evaluation.bootstrap import Scored
@@ -190,7 +191,11 @@ def metrics_of(systems: Sequence[Predictions], lowercase: bool) -> tuple[list[di
         if without:
             notes.append(f"{name} is left out, because {', '.join(without)} was not scored with it.")
             continue
-        scored, signatures = zip(*(one.scored(name, lowercase=lowercase) for one in systems), strict=True)
+        try:
+            scored, signatures = zip(*(one.scored(name, lowercase=lowercase) for one in systems), strict=True)
+        except DataError as error:
+            notes.append(f"{name} is left out: {error}")
+            continue
         if len(set(signatures)) > 1:
             notes.append(f"{compare.in_different_ways(name, signatures)} So it is left out.")
             continue
