@@ -134,6 +134,11 @@ def test_doctor_finds_the_same(project, monkeypatch, override, message):
 
 def test_what_belongs_to_one_command(project, monkeypatch):
     refused("Did you mean 'asterisk_fr'", "sft", "sft.yaml", "extra_tasks=[asterisk_f]")
+    rows = [{**json.loads(line), "level": 1} for line in (project / "data.jsonl").read_text().splitlines()]
+    (project / "numbers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (project / "words.jsonl").write_text("".join(json.dumps({**row, "level": "easy"}) + "\n" for row in rows))
+    kinds = r"different kinds in the column level: Value\('int64'\) and Value\('string'\)"
+    refused(kinds, "sft", "sft.yaml", "task=numbers.jsonl", "extra_tasks=[words.jsonl]")
     refused("only stage rl has trackers|trackers go with stage rl", "sft", "sft.yaml", "track_with=tensorboard")
     refused("tset", "evaluate", "rl.yaml", "--with-base", "--split", "tset")
     refused("blue", "evaluate", "rl.yaml", "--with-base", "--metrics", "blue")

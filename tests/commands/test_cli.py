@@ -255,6 +255,9 @@ def test_doctor_looks_at_the_lengths_that_all_rows_state_and_at_the_test_split(p
     assert wrong.state == "fails"
     assert "the row states 700 (seconds)" in wrong.found
     assert wrong.found.startswith("Row '4': The audio lasts 0.")
+    skipped = found("tolerate=skip")[f"data, {rows[3].get('split')}"]
+    assert skipped.state == "unsure"
+    assert "cannot be used: 1, such as: Row '4': The audio lasts 0." in skipped.found
     rows[3]["seconds"] = None
     (project / "data.jsonl").write_text("\n".join(json.dumps(row) for row in rows if row["split"] != "test"))
     assert found()["data, test"].state == "unsure"

@@ -150,6 +150,8 @@ def test_the_judge_is_a_reward(url, template, tmp_path):
     result = rewards(completions=["says=40;", "says=100;", "says=hm;"], **columns)
     assert result.parts["judge"].tolist()[:2] == [0.4, 1.0]
     assert result.parts["judge"].tolist()[2] != result.parts["judge"].tolist()[2]  # NaN: it could not be read
+    messages = [[{"role": "assistant", "content": text}] for text in ("says=40;", "says=100;", "says=hm;")]
+    assert rewards(completions=messages, **columns).parts["judge"].tolist()[:2] == [0.4, 1.0]
     rubric = Rewards(["judge"], options={"judge": {**options, "kind": "rubric"}})
     said = rubric(completions=["says=5; nologprobs", "says=1; nologprobs", "says=2; nologprobs"], **columns)
     assert said.totals.tolist() == [1.0, 0.0, 0.25]

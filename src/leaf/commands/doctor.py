@@ -13,7 +13,7 @@ from leaf.config import LeafConfig, LoraFields, RunConfig
 from leaf.data.recordings import row_seconds
 from leaf.data.rows import stated_seconds
 from leaf.engines.vllm.look import look_at_servers
-from leaf.errors import CodeRefused, ConfigError, DataError, LeafError
+from leaf.errors import AudioError, CodeRefused, ConfigError, DataError, LeafError
 from leaf.memory import available_bytes
 from leaf.model.budget import SHARE
 from leaf.model.demo import ASSEMBLED, GIGABYTES, describe_model, model_cache, resolve_model
@@ -231,26 +231,28 @@ def _data(config: RunConfig, family: Family | None, processor: Any) -> Iterator[
     limit = float("inf") if family is None else family.max_seconds(processor)
     read = [config.train_split, config.eval_split] if config.eval_every else [config.train_split]
     later = ["test"] if isinstance(config, LeafConfig) else []
+    skip = isinstance(config, LeafConfig) and config.tolerate == "skip"
     loaded: dict[str, Any] = {}
     for split in dict.fromkeys([*read, *later]):
         bad: State = "fails" if split in read else "unsure"
         try:
             rows = loaded[split] = load(config.task, split, columns=config.columns)
-            first, too_long = _lengths(rows, limit)
+            first, too_long, broken = _lengths(rows, limit, skip)
         except LeafError as error:
             advice = "" if split in read else "Only `leaf evaluate` reads it; its --split names another."
             yield Finding(f"data, {split}", bad, str(error), advice)
             continue
-        found = f"{len(rows)} rows of {config.task}; the first {len(first)} last {min(first):.1f} to {max(first):.1f} s"
+        found = f"{len(rows)} rows of {config.task}"
+        found += f"; the first {len(first)} last {min(first):.1f} to {max(first):.1f} s" if first else ""
+        found += f"; cannot be used: {len(broken)}, such as: {broken[0]}" if broken else ""
         if not too_long:
-            yield Finding(f"data, {split}", "ok", found)
+            yield Finding(f"data, {split}", "unsure" if broken else "ok", found)
             continue
         found += f"; too long: {len(too_long)}, up to {max(too_long):.1f} s"
         advice = f"This model takes {limit:g} s. Prepare the data with --max-seconds {limit:g}, or leave rows out"
         if isinstance(config, LeafConfig):
-            skipped = config.tolerate == "skip"
-            bad = "unsure" if skipped else bad
-            advice += "; tolerate: skip passes over them" + (" already" if skipped else "")
+            bad = "unsure" if skip else bad
+            advice += "; tolerate: skip passes over them" + (" already" if skip else "")
         yield Finding(f"data, {split}", bad, found, f"{advice}.")
     if all(split in loaded for split in read):
         yield from _use_of_rows(config, loaded[config.train_split], loaded.get(config.eval_split))
@@ -272,13 +274,27 @@ def _use_of_rows(config: RunConfig, training: Any, validation: Any) -> Iterator[
         yield Finding("validation", "unsure", note)
 
 
-def _lengths(rows: Any, limit: float) -> tuple[list[float], list[float]]:
-    """Read the seconds of the first rows; and those of all rows that are too long, as far as rows state `seconds`."""
+def _lengths(rows: Any, limit: float, skip: bool) -> tuple[list[float], list[float], list[str]]:
+    """Read the seconds of the first rows, and of all that are too long, as far as rows state `seconds`.
+
+    With `skip`, recordings whose header does not say it are left out, and why is returned as well.
+    """
     first = range(min(len(rows), _LOOKED_AT))
     stated = rows.select_columns("seconds") if "seconds" in rows.column_names else []
     more = [i for i, row in enumerate(stated) if i >= len(first) and stated_seconds(row) > limit]
-    looked = [row_seconds(row) for row in rows.select([*first, *more])]
-    return looked[: len(first)], [seconds for seconds in looked if seconds > limit]
+    looked, broken = {}, []
+    for i, row in zip([*first, *more], rows.select([*first, *more]), strict=True):
+        try:
+            looked[i] = row_seconds(row)
+        except AudioError as error:
+            if not skip:
+                raise
+            broken.append(str(error))
+    return (
+        [looked[i] for i in first if i in looked],
+        [seconds for seconds in looked.values() if seconds > limit],
+        broken,
+    )
 
 
 def _disk(config: RunConfig, shape: Estimate | None) -> Finding:

@@ -140,7 +140,8 @@ def judge_reward(
         items = []
         for i, (answer, prompt) in enumerate(zip(completions, prompts, strict=True)):
             row = {ours: str(columns[name][i] or "") for name, ours in names.items() if name in columns}
-            items.append({"passage": "", "reference": "", **row, "question": prompt_text(prompt), "answer": answer})
+            row |= {"question": prompt_text(prompt), "answer": prompt_text(answer)}
+            items.append({"passage": "", "reference": "", **row})
         with Client(endpoint, cache) as client:
             scores = [result["score"] for result in score_items(client, how, items, Tally())]
         scaled = (lambda s: s / 100) if kind == "direct" else (lambda s: (s - 1) / 4)

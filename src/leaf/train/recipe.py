@@ -123,9 +123,14 @@ def load_rows(config: RunConfig) -> tuple[Any, Any]:
     from datasets import concatenate_datasets
 
     tasks = [config.task, *(config.extra_tasks if isinstance(config, SftConfig) else [])]
-    training = concatenate_datasets(
-        [load(task, config.train_split, limit=config.train_items, columns=config.columns) for task in tasks]
-    )
+    parts = [load(task, config.train_split, limit=config.train_items, columns=config.columns) for task in tasks]
+    for name in parts[0].column_names:
+        if len(kinds := {str(part.features[name]) for part in parts if name in part.column_names}) > 1:
+            raise DataError(
+                f"The tasks {', '.join(map(str, tasks))} have values of different kinds in the column {name}: "
+                f"{' and '.join(sorted(kinds))}. Write them in one way, or rename the column in one of the files."
+            )
+    training = concatenate_datasets(parts)
     if len(training) == 0:
         raise DataError(f"{config.task} has no rows in its split {config.train_split}. Choose another train_split.")
     validation = load(config.task, config.eval_split, columns=config.columns) if config.eval_every else []

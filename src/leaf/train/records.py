@@ -157,7 +157,7 @@ def group_record(
     audio = row.get("audio")
     audio = audio if isinstance(audio, list) else [audio.get("path") if isinstance(audio, Mapping) else audio]
     return {
-        "id": row.get("id"),
+        "id": None if row.get("id") is None else str(row["id"]),
         "prompt": _without_audio(row["prompt"]),
         "audio": [Path(name).name for name in audio if isinstance(name, str)],  # records do not tell where files are
         "text": row.get("text"),
