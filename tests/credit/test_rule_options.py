@@ -56,6 +56,16 @@ def test_option_values_out_of_range_are_refused_when_bound(rule, options, messag
         credit_rule(rule, **options)
 
 
+def test_a_registered_rule_of_ones_own_is_tried_with_the_draw_that_it_takes(monkeypatch):
+    def mine(tree, rewards, *, surprisal=None, draw=None, scale=1.0):
+        return scale * draw.log_prob.exp()[:, None] * rewards[:, None]
+
+    monkeypatch.setitem(CREDIT_RULES, "mine", mine)
+    credit_rule("mine", scale=2.0)
+    with pytest.raises(ConfigError, match=r"Allowed are scale"):
+        credit_rule("mine", scales=2.0)
+
+
 def test_a_rule_is_tried_on_a_group_of_two_when_options_are_bound():
     called = []
 

@@ -125,7 +125,7 @@ def test_a_hand_worked_pair():
     torch.testing.assert_close(baseline, expected, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("exponent", [-30.0, -80.0, -500.0])
+@pytest.mark.parametrize("exponent", [-30.0, -80.0, -500.0, -800.0, -5000.0])
 def test_improbable_completions_give_rloo_exactly(exponent):
     log_prob = exponent + torch.linspace(-1, 1, 8, dtype=torch.float64)
     weight, _ = unordered_set(SetDraw.of(log_prob))
@@ -134,6 +134,17 @@ def test_improbable_completions_give_rloo_exactly(exponent):
     rloo = (rewards - rewards.mean()) * 8 / 7
     given = advantages("unordered_set", SetDraw.of(log_prob), rewards)
     torch.testing.assert_close(given, rloo, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_completion_that_ran_away_has_next_to_no_weight(name):
+    """200 tokens of 4 nats each, beside answers of a few."""
+    log_prob = torch.tensor([-1.0, -2.0, -3.0, -800.0, -900.0], dtype=torch.float64)
+    draw = SetDraw(log_prob, SetDraw.of(log_prob).log_rest, torch.tensor(-799.0).double())
+    weight, baseline = ESTIMATORS[name](draw)
+    assert weight.isfinite().all()
+    assert baseline.isfinite().all()
+    assert float(weight.sum()) == pytest.approx(1.0)
 
 
 def test_a_set_of_nearly_all_mass_gives_the_exact_gradient():

@@ -72,7 +72,8 @@ def credit_rule(rule: str | CreditRule, **options: Any) -> CreditRule:
     if options:
         _check_names_and_types(rule, options)
         tree = PrefixTree.build(torch.tensor([[0, 0], [0, 1]]), torch.tensor([2, 2]))
-        own = rule not in CREDIT_RULES.values()  # may need the draw that it takes
+        # A rule of the user's own, registered or not, may need the draw that it takes.
+        own = rule in SET_RULES.values() or not rule_inside(rule).__module__.startswith("leaf.")
         draw = {"draw": SetDraw.of(torch.tensor([0.4, 0.2]).log())} if own and weighs_draws(rule) else {}
         _try(rule, options, lambda: bound(tree, torch.tensor([0.0, 1.0]), surprisal=torch.ones(2, 2), **draw))
     return bound

@@ -108,8 +108,7 @@ def importance(draw: SetDraw) -> tuple[Float[Tensor, " K"], Float[Tensor, "K K"]
     log_prob = draw.log_prob.double()
     if not bool(draw.threshold.isfinite()) and bool(draw.log_rest.isfinite()):
         raise DataError("Importance weights need the threshold of the draw; take the groups from leaf.model.distinct.")
-    # exp overflows far above the threshold, where q is 1 anyway.
-    beaten = _log1mexp(-(log_prob - draw.threshold.double()).clamp_max(100.0).exp())
+    beaten = _log_chance(log_prob - draw.threshold.double())
     weight = (log_prob - beaten).softmax(0)
     return weight, weight.expand(log_prob.numel(), -1)
 
@@ -198,13 +197,21 @@ def _log_set_probabilities(log_prob: Tensor, log_rest: Tensor) -> tuple[Tensor, 
     last = math.log(count + 12 * math.sqrt(count) + 60)
     tau = torch.arange(_FIRST, last, _STEP, dtype=torch.float64, device=log_prob.device)
     density = tau - tau.exp()  # of e^{−t} dt in τ = log t
-    factor = _log1mexp(-(log_prob[:, None] - log_rest + tau).clamp_max(100.0).exp())  # (K, Q)
+    factor = _log_chance(log_prob[:, None] - log_rest + tau)  # (K, Q)
     total = density + factor.sum(0)
     step = math.log(_STEP)
     whole = total.logsumexp(-1) + step
     without = (total - factor).logsumexp(-1) + step
     without_two = (total - factor[:, None] - factor[None, :]).logsumexp(-1) + step
     return whole, without, without_two
+
+
+def _log_chance(x: Tensor) -> Tensor:
+    """Compute log(1 − exp(−e^x)), the log-probability that something of rate e^x happens by the time 1; any x.
+
+    e^x vanishes below −745, where the result is x; and it overflows where the result is 0.
+    """
+    return torch.where(x < -30, x, _log1mexp(-x.clamp_max(100.0).exp()))
 
 
 def _log1mexp(x: Tensor) -> Tensor:
