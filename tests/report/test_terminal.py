@@ -102,6 +102,18 @@ def test_a_tree_says_where_the_run_credited_by_words_and_refuses_a_rule_without_
         terminal.group_view(one, LeafConfig(), "importance")
 
 
+def test_built_in_rules_need_no_code_of_the_recipe(tmp_path):
+    settings = {"rollout": "distinct", "credit": "unordered_set", "top_p": 1.0, "plugins": ["gone.py"]}
+    write_run(tmp_path / "run", [record(WORDS, REWARDS, SURPRISAL, distinct=True)], **settings)
+    for rule in ("nbest", "unordered_set", "shrunken"):
+        assert f"credit      {rule}" in command(tmp_path / "run", "--credit", rule)
+
+
+def test_boundaries_of_the_runs_own_are_shown():
+    one = record(WORDS, REWARDS, SURPRISAL)
+    assert "boundaries  2\n" in shown(terminal.group_view(one, LeafConfig(credit_options={"boundaries": [2]})))
+
+
 def test_boundaries_follow_the_options_of_the_run():
     one = record(WORDS, REWARDS, SURPRISAL)
     assert "boundaries  1\n" in shown(terminal.group_view(one, LeafConfig(credit_options={"max_boundaries": 1})))

@@ -31,6 +31,13 @@ def statistics(group, rewards, advantages=None):
     return rollout_statistics([group], [torch.tensor(rewards)], [given], [share], [{"f": torch.tensor(rewards)}])
 
 
+def test_all_completions_that_were_cut_are_exactly_all_of_them():
+    """Shares of 6 groups of 8 add up to 0.9999999999999999."""
+    group = replace(distinct(0.3, [0.1] * 7), draw=None, truncated=torch.ones(8, dtype=torch.bool))
+    share, reward, given = torch.ones(8), torch.zeros(8), torch.zeros(group.tokens.shape)
+    assert rollout_statistics([group] * 6, [reward] * 6, [given] * 6, [share] * 6)["truncated"] == 1.0
+
+
 def test_the_deviation_is_that_of_what_the_policy_says():
     """p = 0.99 with reward 1 and seven others with 0: the policy deviates by 0.1, the set by 0.35."""
     found = statistics(distinct(0.99, [0.001] * 7), [1.0] + [0.0] * 7)

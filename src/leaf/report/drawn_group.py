@@ -181,7 +181,8 @@ def _leaf_options(record: dict[str, Any], recipe: LeafConfig) -> dict[str, Any]:
     """
     options = dict(recipe.credit_options) if recipe.credit == "leaf" else {}
     defaults = {p.name: p.default for p in inspect.signature(select_boundaries).parameters.values()}
-    if all(options[name] == default for name, default in defaults.items() if name in options):
+    placed = all(options[name] == default for name, default in defaults.items() if name in options)
+    if placed and "boundaries" not in options:
         options["boundaries"] = torch.tensor(record["boundaries"], dtype=torch.long)
     return options
 

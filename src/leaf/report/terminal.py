@@ -13,7 +13,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from leaf.config import LeafConfig
-from leaf.credit import CREDIT_RULES
+from leaf.credit import BATCH_RULES, CREDIT_RULES, SET_RULES
 from leaf.errors import RunError
 from leaf.plugins import load_plugins
 from leaf.report.drawn_group import END, DrawnGroup, Stretch, in_short
@@ -48,7 +48,7 @@ def show_group(
     recipe = run.what_ran()
     if not isinstance(recipe, LeafConfig):
         raise RunError(f"{path} is a run of stage {recipe.stage}. Only runs of stage rl sample and record groups.")
-    if credit is not None and credit not in CREDIT_RULES:
+    if credit is not None and credit not in CREDIT_RULES | SET_RULES | BATCH_RULES:
         load_plugins(recipe.plugins)  # the run's own rules
     print_group(console, group_view(recorded_group(run, step, group), recipe, credit))
 

@@ -27,13 +27,15 @@ def rollout_statistics(
     """
     share = torch.cat([one.cpu().double() for one in shares])
     share = share / share.sum()
+    cut = torch.cat([group.truncated for group in groups])
     tokens = sum(int(group.lengths.sum()) for group in groups)
     nodes = sum(group.tree.num_nodes for group in groups)
     return {
         **_reward_statistics(rewards, shares),
         **_function_statistics(by_function, shares),
         "length_mean": float(share @ torch.cat([group.lengths for group in groups]).double()),
-        "truncated": float(share @ torch.cat([group.truncated for group in groups]).double()),
+        # Shares add up to 1 but for rounding, and `Streaks` asks whether all were cut.
+        "truncated": 1.0 if bool(cut.all()) else float(share @ cut.double()),
         "completions": len(share),
         "tokens_decoded": sum(group.tokens_decoded for group in groups),
         **_draw_statistics(groups),
@@ -152,7 +154,7 @@ def group_record(
     extra: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, Any]:
     """Describe one group in JSON: prompt, reference, completions, tokens, surprisal, advantages, tree, boundaries."""
-    tree = group.tree
+    tree, share = group.tree, share.cpu()  # where tree and rewards are
     spans = list(enumerate(group.lengths.tolist()))
     audio = row.get("audio")
     audio = audio if isinstance(audio, list) else [audio.get("path") if isinstance(audio, Mapping) else audio]
