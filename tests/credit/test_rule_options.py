@@ -58,6 +58,7 @@ def test_option_values_out_of_range_are_refused_when_bound(rule, options, messag
 
 def test_a_registered_rule_of_ones_own_is_tried_with_the_draw_that_it_takes(monkeypatch):
     def mine(tree, rewards, *, surprisal=None, draw=None, scale=1.0):
+        assert draw is not None
         return scale * draw.log_prob.exp()[:, None] * rewards[:, None]
 
     monkeypatch.setitem(CREDIT_RULES, "mine", mine)
