@@ -4,12 +4,13 @@ What can be known to be wrong without the model is refused before the model is l
 """
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from leaf.config import LeafConfig
 from leaf.credit import CreditRule
@@ -27,6 +28,10 @@ from leaf.runs.directory import run_path
 from leaf.runs.processes import Processes
 from leaf.runs.provenance import recorded_arguments
 from leaf.train.recipe import RewardFunctions, check_processes, check_recipe, check_targets, find_rule, load_rows
+
+# How long processes wait for one that judges, saves or samples. NCCL would give up after 10 minutes and end the run; a
+# process that died is noticed by the launcher, not by this.
+PATIENCE = timedelta(hours=2)
 
 
 def parts_from_recipe(
@@ -114,6 +119,7 @@ def make_accelerator(config: LeafConfig) -> Accelerator:
         mixed_precision="no",  # the precision is the recipe's, not the launcher's
         log_with=config.track_with,
         project_dir=run_path(config),  # until the run has its directory
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     check_processes(config, accelerator.num_processes)
     return accelerator
