@@ -292,6 +292,11 @@ def test_the_python_of_the_quick_start_trains(tmp_path, monkeypatch):
 def test_the_table_of_figures_is_the_log(tmp_path):
     """Every field that a run logs has a row, and every row is logged, in the order of the page within reason."""
     told = [row[0].strip("`") for row in tables("metrics.md") if re.fullmatch(r"`\w+(/\w+)*`", row[0])]
+    supervised = told[told.index("step", 1) :]  # the table of sft and align comes behind that of rl
+    assert supervised == list(
+        json.loads((ROOT / "tests/runs/version_0_1/sft/metrics.jsonl").read_text().split("\n")[0])
+    )
+    told = told[: -len(supervised)]
     model, processor = tiny.tiny_model()
     config = LeafConfig(
         output_dir=str(tmp_path / "run"),

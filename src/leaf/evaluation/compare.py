@@ -82,22 +82,13 @@ def compare_files(
     names = dict.fromkeys(kept_name(one, kept) for one in metrics)
     for name in names:
         try:
-            pairs = [one.scored(name, lowercase=lowercase, paths=paths) for one in systems]
-        except DataError as error:
+            more, about = _metric_lines(name, systems, samples, lowercase=lowercase, paths=paths)
+        except (ConfigError, DataError) as error:
             if asked or len(names) == 1:
                 raise
-            notes.append(f"{name} is left out: {error}")
-            continue
-        signatures = {signature for _, signature in pairs}
-        if len(signatures) > 1:
-            if asked or len(names) == 1:
-                raise ConfigError(f"{in_different_ways(name, signatures)} {_in_one_way(name)}")
-            notes.append(f"{in_different_ways(name, signatures)} So it is left out. {_in_one_way(name)}")
-            continue
-        scored = [one for one, _ in pairs]
-        lines += score_lines(name, systems, scored, samples, digits=4 if is_share(name) else 2)
-        worse = ", less is better" if pairs[0][0].less_is_better else ""
-        notes += [f"{name}: {signatures.pop()}{worse}", *scored_notes(name, systems, scored)]
+            more, about = [], [f"{name} is left out: {error}"]
+        lines += more
+        notes += about
     judgements, unused = find_judgements(systems, files, judged)
     notes += unused
     for results in judgements:
@@ -105,6 +96,22 @@ def compare_files(
         lines += more
         notes += about
     return render(lines, notes, format, width)
+
+
+def _metric_lines(name: str, systems: Sequence[Predictions], samples: int, **how: Any) -> tuple[list[Line], list[str]]:
+    """Score systems by a metric: lines of the table, and what reproduces them.
+
+    Raises:
+        ConfigError, DataError: a system cannot be scored, or they were scored in different ways.
+    """
+    pairs = [one.scored(name, **how) for one in systems]
+    signatures = {signature for _, signature in pairs}
+    if len(signatures) > 1:
+        raise ConfigError(f"{in_different_ways(name, signatures)} {_in_one_way(name)}")
+    scored = [one for one, _ in pairs]
+    worse = ", less is better" if scored[0].less_is_better else ""
+    lines = score_lines(name, systems, scored, samples, digits=4 if is_share(name) else 2)
+    return lines, [f"{name}: {signatures.pop()}{worse}", *scored_notes(name, systems, scored)]
 
 
 def in_different_ways(name: str, signatures: Iterable[str]) -> str:

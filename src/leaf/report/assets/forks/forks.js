@@ -12,7 +12,8 @@
     "intervals count them as fewer trials.";
   const ABOUT_CREDIT =
     "If completions part early, does only their beginning get credit? The plots show the share of all credit, " +
-    "whatever its sign, by position. A rule without a tree, such as GRPO, spreads credit evenly over the same completions.";
+    "whatever its sign, by position. A rule without a tree, such as GRPO, spreads credit evenly over the same " +
+    "completions.";
 
   const namesOf = (data) => data.methods.map(({ method }) => method);
   const coloursOf = (data) => data.methods.map(({ colour }) => colour);
