@@ -170,8 +170,8 @@ def evaluate(
     how: dict[str, Any] = {"split": split, "decoding": decoding, "scoring": scoring, "say": say}
     results = evaluate_systems(config, systems, lambda path: load_policy(config, path), rows, folder, **how)
     files = [folder / f"{name}.jsonl" for name in systems]
-    every = [set(result.scores) for result in results.values()]
-    scored = [name for name in next(iter(results.values())).scores if all(name in one for one in every)]
+    first, *others = (result.scores for result in results.values())
+    scored = [name for name in first if all(name in other for other in others)]  # what one lacks was said above
     say(compare_files(files, metrics=scored, paths=paths, lowercase=lowercase, width=width()))
 
 

@@ -82,8 +82,7 @@ def wilson(successes: int | float, trials: int | float, z: float = 1.959964) -> 
 def fork_rates(found: Iterable[Fork]) -> dict[str, float | int | tuple[float, float]]:
     """Count how often forks fire and are usable, with Wilson 95 % intervals, and describe the shared groups.
 
-    Boundaries of one prompt are alike, and tell less than as many of different prompts: the intervals count as many
-    trials as they are worth.
+    Boundaries of one prompt are correlated, so the intervals use a smaller, effective number of trials.
 
     Returns:
         boundaries (their number), fire_rate, fire_interval, usable_rate, usable_interval, groups (number of shared
